@@ -1,0 +1,112 @@
+r"""Episodes: small tasks drawn from many classes, with disjoint support and query items and fresh simulated annotators.
+
+An episode has K classes ("ways"), `shots` support items and `queries` query items of each, and R annotators who label the support
+items. Everything is drawn from one `torch.Generator`, as indices into the images; images are gathered when they are asked for, so a
+part of a batch costs only its own share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probcrowd.datasets import ImageClasses
+from probcrowd.simulate import Mixture, annotate, draw_confusion
+
+
+@dataclass(frozen=True)
+class EpisodeShape:
+    """The size of every episode of a batch. `observed` is the probability that an annotator is asked about a support item."""
+
+    ways: int
+    shots: int
+    queries: int
+    annotators: int
+    observed: float = 1.0
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """A batch of episodes, b of them. `labels` (b, i, j) are the annotators' (-1: not asked); the truths are coded 0..K-1."""
+
+    support: Int[Tensor, "b i"]
+    support_truth: Int[Tensor, "b i"]
+    labels: Int[Tensor, "b i j"]
+    query: Int[Tensor, "b q"]
+    query_truth: Int[Tensor, "b q"]
+    confusion: Float[Tensor, "b j k l"]
+
+    @property
+    def ways(self) -> int:
+        """Classes per episode."""
+        return self.confusion.shape[2]
+
+    def part(self, index: int, of: int) -> Episodes:
+        """Every `of`-th episode from the `index`-th on."""
+        return Episodes(*(getattr(self, field.name)[index::of] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class EpisodeSource:
+    """Tables that make drawing episodes a few tensor operations: `items[g, slot]` lists the images of class g, `families` its kin."""
+
+    images: Tensor
+    items: Int[Tensor, "g slots"]
+    sizes: Int[Tensor, " g"]
+    families: Int[Tensor, "f members"]
+    family_sizes: Int[Tensor, " f"]
+
+    @staticmethod
+    def of(classes: ImageClasses, device: torch.device | str = "cpu") -> EpisodeSource:
+        """The source of episodes over these classes."""
+        items, sizes = _members(classes.label, len(classes.names))
+        families, family_sizes = _members(classes.family, int(classes.family.max()) + 1)
+        return EpisodeSource(*(table.to(device) for table in (classes.images, items, sizes, families, family_sizes)))
+
+    def inputs(self, index: Int[Tensor, "b i"]) -> Float[Tensor, "b i c h w"]:
+        """Images by index, as float32 in 0..1."""
+        return self.images[index].float() / 255
+
+
+def draw_episodes(source: EpisodeSource, shape: EpisodeShape, mixture: Mixture, num_tasks: int, generator: torch.Generator) -> Episodes:
+    """A batch of episodes. The order of classes and of items within an episode carries no information.
+
+    Raises:
+        ValueError: fewer families than ways, or a class with fewer images than shots + queries.
+    """
+    per_class = shape.shots + shape.queries
+    if shape.ways > len(source.families):
+        raise ValueError(f"episodes of {shape.ways} classes need as many kinds of classes, the source has {len(source.families)}")
+    if per_class > int(source.sizes.min()):
+        raise ValueError(f"{shape.shots} shots + {shape.queries} queries need {per_class} images a class, one has {int(source.sizes.min())}")
+    device = source.items.device
+
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(*size, generator=generator, device=device)
+
+    family = uniform(num_tasks, len(source.families)).topk(shape.ways).indices  # (b, k)
+    member = (uniform(num_tasks, shape.ways) * source.family_sizes[family]).long()
+    chosen = source.families[family, member]  # (b, k)
+    room: Bool[Tensor, "b k slots"] = torch.arange(source.items.shape[1], device=device) < source.sizes[chosen][..., None]
+    slots = uniform(*room.shape).masked_fill(~room, -1.0).topk(per_class).indices
+    index = source.items[chosen].gather(2, slots)  # (b, k, shots + queries)
+    truth = torch.arange(shape.ways, device=device)[:, None].expand(num_tasks, shape.ways, per_class)
+
+    support, query = index[..., : shape.shots].flatten(1), index[..., shape.shots :].flatten(1)
+    support_truth, query_truth = truth[..., : shape.shots].flatten(1), truth[..., shape.shots :].flatten(1)
+    confusion = draw_confusion(mixture, num_tasks, shape.annotators, shape.ways, generator)
+    labels = annotate(support_truth, confusion, generator, observed=shape.observed)
+    return Episodes(support, support_truth, labels, query, query_truth, confusion)
+
+
+def _members(group: Int[Tensor, " n"], num_groups: int) -> tuple[Int[Tensor, "g slots"], Int[Tensor, " g"]]:
+    """Which rows belong to each group, padded with row 0, and how many."""
+    sizes = torch.bincount(group, minlength=num_groups)
+    order = torch.argsort(group, stable=True)
+    slot = torch.arange(len(group)) - (torch.cumsum(sizes, 0) - sizes)[group[order]]
+    table = torch.zeros(num_groups, int(sizes.max()), dtype=torch.long)
+    table[group[order], slot] = order
+    return table, sizes

@@ -1,0 +1,176 @@
+r"""Closed-form EM for the prototype crowd, batched over tasks and differentiable (Kumagai et al. 2025, equations 5-8).
+
+    start   r[i, k]  = share of item i's annotations that say k                                      soft majority vote
+    M step  prototype[k]       = sum_i r[i, k] u[i] / (tau + sum_i r[i, k])
+            class_prior[k]     = (sum_i r[i, k] + b) / (K b + N)
+            confusion[j, k, l] = (sum over items i that j called l of r[i, k] + c[k, l]) / (the same, summed over l)
+    E step  r[i, :]  = softmax_k( u[i].prototype[k] - |prototype[k]|^2 / 2 + log class_prior[k] + sum_{j,l} V[i, jl] log confusion[j, k, l] )
+
+r are the responsibilities, u the embeddings (b i d), V the votes (`probcrowd.votes`). J steps are J M steps with J - 1 E steps between
+them, so one step never uses the confusion matrices. Sizes may differ between the tasks of a batch: `items` and `classes` mark the real
+ones, an annotator without votes changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from probcrowd.inference import curvature
+from probcrowd.inference.fixed_point import FixedPoint, implicit_step, one_step, run_to_fixed_point
+from probcrowd.models.prototype import LOG_ZERO, Prior, confusion_counts
+from probcrowd.votes import Support
+
+Gradient = Literal["unrolled", "implicit", "implicit-neumann", "one-step"]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What EM fits in each task. `confusion[b, j, k, l]` = P(annotator j says l | truth k), 0 for classes that are not in the task."""
+
+    prototypes: Float[Tensor, "b k d"]
+    log_class_prior: Float[Tensor, "b k"]
+    log_confusion: Float[Tensor, "b j k l"]
+
+    @property
+    def class_prior(self) -> Float[Tensor, "b k"]:
+        """p(truth = k)."""
+        return self.log_class_prior.exp()
+
+    @property
+    def confusion(self) -> Float[Tensor, "b j k l"]:
+        """P(label l | annotator j, truth k); rows sum to 1."""
+        return self.log_confusion.exp()
+
+
+def fit(support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = "unrolled", tolerance: float = 1e-8) -> Parameters:
+    """MAP parameters after `steps` EM steps from the soft majority vote, differentiable in the embeddings and in the prior's tensors.
+
+    gradient: "unrolled" differentiates through every step (the paper). "one-step" differentiates the last E and M step only, at constant
+    memory. "implicit" and "implicit-neumann" iterate until no responsibility moves more than `tolerance`, at most `steps` steps, and
+    differentiate the fixed point, by a dense solve of (items x classes) unknowns per task or matrix-free by a Neumann series.
+    A task without a fixed point that this is valid for falls back with a warning: see `fixed_point.implicit_step`.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    responsibilities = start(support)
+    if gradient == "unrolled":
+        for _ in range(steps - 1):
+            responsibilities = em_step(responsibilities, support, prior)
+    elif gradient == "one-step":
+        if steps > 1:
+            with torch.no_grad():
+                for _ in range(steps - 2):
+                    responsibilities = em_step(responsibilities, support, prior)
+            responsibilities = one_step(partial(em_step, support=support, prior=prior), responsibilities)
+    else:
+        reached = converge(support, prior, steps=steps, tolerance=tolerance)
+        bends = curvature.at(reached.value, support, prior)
+        step = partial(em_step, support=support, prior=prior)
+        responsibilities = implicit_step(step, reached, bends, dense=gradient == "implicit")
+    return m_step(responsibilities, support, prior)
+
+
+def converge(support: Support, prior: Prior, *, steps: int = 1000, tolerance: float = 1e-8) -> FixedPoint:
+    """Responsibilities at the fixed point of EM, with each task's steps and last change; no gradient."""
+    with torch.no_grad():
+        return run_to_fixed_point(partial(em_step, support=support, prior=prior), start(support), steps=steps, tolerance=tolerance)
+
+
+def start(support: Support) -> Float[Tensor, "b i k"]:
+    """Soft majority vote: each label's share of the item's annotations (1/|I_n| in the paper's letters), 0 for padding items."""
+    totals = support.votes.totals().detach()
+    return totals / totals.sum(-1, keepdim=True).clamp(min=torch.finfo(totals.dtype).tiny)
+
+
+def em_step(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Float[Tensor, "b i k"]:
+    """Responsibilities after one M and one E step."""
+    return e_step(m_step(responsibilities, support, prior), support)
+
+
+def m_step(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Parameters:
+    """The parameters that maximise the expected complete log posterior, equation (7)."""
+    class_sizes = responsibilities.sum(1)  # (b, k)
+    prototypes = torch.bmm(responsibilities.transpose(1, 2), support.embeddings) / (class_sizes + prior.precision)[..., None]
+
+    class_counts = class_sizes + prior.class_count
+    if support.classes is None:
+        real_classes, log_class_prior = class_counts.shape[-1], class_counts.log()
+    else:
+        real_classes, log_class_prior = support.classes.sum(-1)[:, None], class_counts.log().masked_fill(~support.classes, LOG_ZERO)
+    real_items = responsibilities.shape[1] if support.items is None else support.items.sum(-1)[:, None]
+    # The number of items stands for the sum of responsibilities, as in (7): equal on the simplex, constant off it
+    total = real_classes * prior.class_count + torch.as_tensor(real_items, dtype=class_counts.dtype, device=class_counts.device)
+    return Parameters(prototypes, log_class_prior - total.log(), _log_confusion(responsibilities, support, prior))
+
+
+def e_step(parameters: Parameters, support: Support) -> Float[Tensor, "b i k"]:
+    """p(truth | embedding, annotations; parameters) of every support item, equation (6); rows sum to 1, 0 for padding items."""
+    responsibilities = torch.softmax(log_joint(parameters, support), -1)
+    return responsibilities if support.items is None else responsibilities * support.items[..., None]
+
+
+def log_joint(parameters: Parameters, support: Support) -> Float[Tensor, "b i k"]:
+    """ln p(embedding, annotations, truth = k) of every item, up to the same constant for every k: -|u|^2/2 - (d/2) ln 2 pi."""
+    table = parameters.log_confusion.transpose(2, 3).flatten(1, 2)  # (b, j l, k)
+    offset = parameters.log_class_prior - 0.5 * parameters.prototypes.square().sum(-1)
+    return torch.baddbmm(offset[:, None], support.embeddings, parameters.prototypes.transpose(1, 2)) + support.votes.evidence(table)
+
+
+def log_posterior(parameters: Parameters, support: Support, prior: Prior) -> Float[Tensor, " b"]:
+    """ln p(embeddings, annotations, parameters) of each task, with every constant: what EM never lowers."""
+    dimension = support.embeddings.shape[-1]
+    items = torch.logsumexp(log_joint(parameters, support), -1) - 0.5 * support.embeddings.square().sum(-1)
+    items = items - 0.5 * dimension * math.log(2 * math.pi)
+    items = items if support.items is None else items * support.items
+    return items.sum(-1) + log_prior(parameters, support, prior)
+
+
+def evidence_bound(
+    responsibilities: Float[Tensor, "b i k"], parameters: Parameters, support: Support, prior: Prior
+) -> Float[Tensor, " b"]:
+    """Equation (5), with every constant: the lower bound on `log_posterior` that any responsibilities give; tight after an E step."""
+    dimension = support.embeddings.shape[-1]
+    constant = 0.5 * support.embeddings.square().sum(-1, keepdim=True) + 0.5 * dimension * math.log(2 * math.pi)
+    expected = responsibilities * (log_joint(parameters, support) - constant) - torch.xlogy(responsibilities, responsibilities)
+    return expected.sum((1, 2)) + log_prior(parameters, support, prior)
+
+
+def log_prior(parameters: Parameters, support: Support, prior: Prior) -> Float[Tensor, " b"]:
+    """ln p(parameters) of each task, over the classes that it has and over all annotators, voting or not."""
+    tasks, num_classes, dimension = parameters.prototypes.shape
+    real = parameters.prototypes.new_ones(tasks, num_classes, dtype=torch.bool) if support.classes is None else support.classes
+    precision = torch.as_tensor(prior.precision, dtype=parameters.prototypes.dtype, device=parameters.prototypes.device)
+    normals = 0.5 * dimension * (precision / (2 * math.pi)).log() - 0.5 * precision * parameters.prototypes.square().sum(-1)
+    class_counts = (precision.new_zeros(()) + prior.class_count).expand(tasks, num_classes)
+    label_counts = confusion_counts(prior, num_classes, support.classes, parameters.prototypes).expand(tasks, num_classes, num_classes)
+    rows = _log_dirichlet(parameters.log_confusion, label_counts[:, None], real[:, None, None, :])  # (b, j, k)
+    return (
+        (normals * real).sum(-1) + _log_dirichlet(parameters.log_class_prior, class_counts, real) + (rows * real[:, None]).sum((1, 2))
+    )
+
+
+def _log_confusion(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Float[Tensor, "b j k l"]:
+    votes, num_classes = support.votes, responsibilities.shape[-1]
+    counts = votes.counts(responsibilities).unflatten(1, (votes.num_annotators, votes.num_labels))  # (b, j, l, k)
+    pseudo = confusion_counts(prior, num_classes, support.classes, responsibilities)
+    counts = counts + (pseudo if pseudo.dim() < 3 else pseudo[:, None])  # symmetric in k and l, so the transposed layout is the same
+    totals = counts.sum(2, keepdim=True)
+    if support.classes is None:
+        return (counts.log() - totals.log()).transpose(2, 3)
+    present = support.classes[:, None, :, None] & support.classes[:, None, None, :]
+    logs = counts.masked_fill(~present, 1.0).log() - totals.masked_fill(~support.classes[:, None, None, :], 1.0).log()
+    return logs.masked_fill(~present, LOG_ZERO).transpose(2, 3)
+
+
+def _log_dirichlet(logs: Float[Tensor, "*b k"], counts: Float[Tensor, "*#b k"], real: Bool[Tensor, "*#b k"]) -> Float[Tensor, "*b"]:
+    """ln Dirichlet(counts + 1) at exp(logs), over the real entries of the last axis."""
+    concentration = (counts + 1) * real
+    normaliser = torch.lgamma(concentration.sum(-1)) - torch.lgamma(torch.where(real, concentration, 1.0)).sum(-1)
+    return normaliser + (counts * torch.where(real, logs, 0.0)).sum(-1)

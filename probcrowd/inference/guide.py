@@ -1,0 +1,65 @@
+r"""Closed-form EM as a Pyro guide, and the meta-training objective that it gives.
+
+The guide puts a point mass on class prior, prototypes and confusion matrices, at the values that EM reaches from the support set, and
+the responsibilities on the latent true labels. Under it
+
+* `TraceEnum_ELBO` of `models.prototype.prototype_crowd` is the closed-form bound (`em.evidence_bound`): the guide's parameters are
+  the maximiser of the bound given its responsibilities, and any other distribution over the true labels gives less;
+* `Trace_ELBO` of `query_labels`, where only clean query labels are scored, is minus the meta-training loss (equation 10).
+
+Everything the guide returns is differentiable in the embeddings and in the prior's tensors, so either objective trains a network through EM.
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Int
+from pyro import poutine
+from torch import Tensor
+
+from probcrowd.inference import em
+from probcrowd.models.prototype import Prior, log_predictive
+from probcrowd.votes import Support
+
+
+def em_guide(support: Support, prior: Prior, *, steps: int = 2, gradient: em.Gradient = "unrolled") -> em.Parameters:
+    """Guide of `prototype_crowd`: point masses at the EM estimate, responsibilities on the true labels; returns the estimate."""
+    parameters = em.fit(support, prior, steps=steps, gradient=gradient)
+    num_classes = parameters.prototypes.shape[1]
+    with pyro.plate("task", len(support.embeddings), dim=-3):
+        pyro.sample("class_prior", dist.Delta(parameters.class_prior[:, None, None], event_dim=1))
+        with pyro.plate("true_class", num_classes, dim=-1):
+            pyro.sample("prototype", dist.Delta(parameters.prototypes[:, None], event_dim=1))
+            with pyro.plate("annotator", support.votes.num_annotators, dim=-2):
+                pyro.sample("confusion", dist.Delta(parameters.confusion, event_dim=1))
+        shown = torch.ones_like(support.embeddings[..., 0], dtype=torch.bool) if support.items is None else support.items
+        with pyro.plate("item", support.embeddings.shape[1], dim=-1), poutine.mask(mask=shown[:, None, :]):
+            logits = em.log_joint(parameters, support)[:, None]
+            pyro.sample("truth", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+    return parameters
+
+
+def point_guide(parameters: em.Parameters) -> None:
+    """Guide of `query_labels`: point masses at fitted parameters."""
+    pyro.sample("class_prior", dist.Delta(parameters.class_prior, event_dim=2))
+    pyro.sample("prototype", dist.Delta(parameters.prototypes, event_dim=3))
+
+
+def query_labels(queries: Float[Tensor, "b q d"], truth: Int[Tensor, "b q"], num_classes: int) -> None:
+    """The part of the model that meta-training scores: clean labels of query items, given class prior and prototypes.
+
+    Class prior and prototypes are declared flat here, as their prior density belongs to adaptation, not to the score. All batch
+    dimensions are declared as event dimensions: nothing is subsampled, and plates would cost more than the arithmetic.
+    """
+    tasks, _, dimension = queries.shape
+    class_prior = pyro.sample("class_prior", _flat(tasks, num_classes))
+    prototypes = pyro.sample("prototype", _flat(tasks, num_classes, dimension))
+    scores = dist.Categorical(logits=log_predictive(queries, prototypes, class_prior.log()), validate_args=False)
+    pyro.sample("query_truth", scores.to_event(2), obs=truth)
+
+
+def _flat(*shape: int) -> dist.ImproperUniform:
+    """An improper flat density over tensors of this shape: log density 0 everywhere."""
+    return dist.ImproperUniform(dist.constraints.real, (), shape)
