@@ -21,11 +21,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ImageClasses:
-    """Images with their classes. Classes of one family never meet in an episode (such as one digit and the same digit rotated)."""
+    """Images with their classes, numbered 0..g-1.
+
+    Classes of one family never meet in an episode (one digit and the same digit rotated). Classes of one kin are never parted by a split.
+    """
 
     images: UInt8[Tensor, "n c h w"]
     label: Int[Tensor, " n"]
     family: Int[Tensor, " g"]
+    kin: Int[Tensor, " g"]
     names: tuple[str, ...]
 
     @property
@@ -50,29 +54,27 @@ def select(source: ImageClasses, classes: Sequence[int]) -> ImageClasses:
     position = torch.full((len(source.names),), -1)
     position[torch.tensor(classes)] = torch.arange(len(classes))
     kept = position[source.label] >= 0
-    family = torch.unique(source.family[torch.tensor(classes)], return_inverse=True)[1]
-    return ImageClasses(source.images[kept], position[source.label[kept]], family, tuple(source.names[index] for index in classes))
+    family, kin = (torch.unique(groups[torch.tensor(classes)], return_inverse=True)[1] for groups in (source.family, source.kin))
+    return ImageClasses(source.images[kept], position[source.label[kept]], family, kin, tuple(source.names[index] for index in classes))
 
 
 def split(source: ImageClasses, sizes: Sequence[int], generator: torch.Generator) -> list[ImageClasses]:
-    """Disjoint random sets of classes of the given sizes; classes of one family stay together.
+    """Disjoint random sets of classes of the given sizes; classes of one kin stay together.
 
     Raises:
-        ValueError: the families cannot be dealt out to these sizes.
+        ValueError: the kins cannot be dealt out to these sizes.
     """
-    members = [torch.nonzero(source.family == family).flatten().tolist() for family in range(int(source.family.max()) + 1)]
-    order = torch.randperm(len(members), generator=generator).tolist()
-    order.sort(key=lambda index: -len(members[index]))  # large families first; the random order stands within a size
+    kins = [torch.nonzero(source.kin == kin).flatten().tolist() for kin in range(int(source.kin.max()) + 1)]
+    order = torch.randperm(len(kins), generator=generator).tolist()
+    order.sort(key=lambda index: -len(kins[index]))  # large kins first, while there is room; the random order stands within a size
     parts: list[list[int]] = [[] for _ in sizes]
-    # Chance decides where a family goes, in proportion to the room that is left
     for index in order:
-        room = [size - len(part) if size - len(part) >= len(members[index]) else 0 for size, part in zip(sizes, parts, strict=True)]
-        if sum(room) == 0:
-            continue
-        chosen = int(torch.multinomial(torch.tensor(room, dtype=torch.float64), 1, generator=generator))
-        parts[chosen] += members[index]
+        room = torch.tensor([size - len(part) for size, part in zip(sizes, parts, strict=True)])
+        room = torch.where(room >= len(kins[index]), room, 0)
+        if int(room.sum()) > 0:  # chance decides, in proportion to the room that is left
+            parts[int(torch.multinomial(room.double(), 1, generator=generator))] += kins[index]
     if [len(part) for part in parts] != list(sizes):
-        raise ValueError(f"{len(source.names)} classes in {len(members)} families cannot be split into {list(sizes)} classes")
+        raise ValueError(f"{len(source.names)} classes in {len(kins)} inseparable groups cannot be split into {list(sizes)} classes")
     return [select(source, part) for part in parts]
 
 
@@ -83,7 +85,8 @@ def with_symmetries(source: ImageClasses) -> ImageClasses:
     return ImageClasses(
         torch.cat(images),
         torch.cat([source.label + size * index for index in range(8)]),
-        source.family.repeat(8),
+        source.kin.repeat(8),
+        source.kin.repeat(8),
         tuple(f"{name}/{index}" for index in range(8) for name in source.names),
     )
 
@@ -92,17 +95,21 @@ def _by_class(images: np.ndarray, labels: Sequence[object] | np.ndarray) -> Imag
     codes, names = pd.factorize(np.asarray(labels), sort=True)
     tensor = torch.from_numpy(np.ascontiguousarray(images, dtype=np.uint8))
     return ImageClasses(
-        tensor if tensor.dim() == 4 else tensor[:, None], torch.from_numpy(codes), torch.arange(len(names)), tuple(map(str, names))
+        tensor if tensor.dim() == 4 else tensor[:, None],
+        torch.from_numpy(codes),
+        torch.arange(len(names)),
+        torch.arange(len(names)),
+        tuple(map(str, names)),
     )
 
 
 def _digits() -> ImageClasses:
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    digits = _by_class(bunch.images * (255 / 16), bunch.target)
-    # 6 and 9 are one shape turned round, so they are kept on the same side of every split
-    return replace(digits, family=torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 6]))
+    pixels, truth = (np.asarray(array) for array in load_digits(return_X_y=True))
+    digits = _by_class(pixels.reshape(-1, 8, 8) * (255 / 16), truth)
+    # 6 and 9 are one shape turned round
+    return replace(digits, kin=torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 6]))
 
 
 def _folder(name: str) -> Path:

@@ -35,7 +35,9 @@ class DenseVotes:
         """Votes from coded labels; a negative code means that the annotator did not label the item."""
         tasks, items, annotators = labels.shape
         votes = one_hot(labels.clamp(min=-1) + 1, num_labels + 1)[..., 1:]  # (b, i, j, l), all zero where the label is missing
-        return DenseVotes(votes.reshape(tasks, items, annotators * num_labels).to(dtype or torch.get_default_dtype()), annotators, num_labels)
+        return DenseVotes(
+            votes.reshape(tasks, items, annotators * num_labels).to(dtype or torch.get_default_dtype()), annotators, num_labels
+        )
 
     def evidence(self, table: Float[Tensor, "b jl k"]) -> Float[Tensor, "b i k"]:
         """V @ table."""
@@ -166,7 +168,9 @@ class Support:
         empty = totals.sum(-1) == 0 if self.items is None else (totals.sum(-1) == 0) & self.items
         if bool(empty.any()):
             named = [tuple(pair) for pair in empty.nonzero()[:5].tolist()]
-            raise ValueError(f"{int(empty.sum())} support items have no annotation, at (task, item) {named}: remove them or pad with items=False")
+            raise ValueError(
+                f"{int(empty.sum())} support items have no annotation, at (task, item) {named}: remove them or pad with items=False"
+            )
         if self.classes is not None and bool((totals.sum(1) * ~self.classes).any()):
             raise ValueError("some annotations give a label that `classes` excludes from their task")
 

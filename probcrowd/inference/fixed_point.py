@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,7 @@ Responsibilities = Float[Tensor, "b i k"]
 Step = Callable[[Tensor], Tensor]
 
 
+@runtime_checkable
 class Bend(Protocol):
     """How the step bends at a point: products with J', the dense matrix J', and the largest eigenvalue of J, task by task."""
 

@@ -12,6 +12,8 @@ Everything the guide returns is differentiable in the embeddings and in the prio
 
 from __future__ import annotations
 
+from typing import cast
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -35,7 +37,7 @@ def em_guide(support: Support, prior: Prior, *, steps: int = 2, gradient: em.Gra
             with pyro.plate("annotator", support.votes.num_annotators, dim=-2):
                 pyro.sample("confusion", dist.Delta(parameters.confusion, event_dim=1))
         shown = torch.ones_like(support.embeddings[..., 0], dtype=torch.bool) if support.items is None else support.items
-        with pyro.plate("item", support.embeddings.shape[1], dim=-1), poutine.mask(mask=shown[:, None, :]):
+        with pyro.plate("item", support.embeddings.shape[1], dim=-1), poutine.mask(mask=cast(torch.BoolTensor, shown[:, None])):
             logits = em.log_joint(parameters, support)[:, None]
             pyro.sample("truth", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
     return parameters

@@ -20,6 +20,7 @@ density. Their log likelihood is gathered by item first (`votes.evidence`) and e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -79,13 +80,13 @@ def prototype_crowd(
         class_prior = pyro.sample("class_prior", dist.Dirichlet((one * (prior.class_count + 1)).expand(num_classes)))  # (b, 1, 1, k)
         with pyro.plate("true_class", num_classes, dim=-1):
             spread = (one * prior.precision).rsqrt()
-            prototype = pyro.sample("prototype", dist.Normal(0.0, spread).expand([dimension]).to_event(1))  # (b, 1, k, d)
+            prototype = pyro.sample("prototype", dist.Normal(embeddings.new_zeros(dimension), spread).to_event(1))  # (b, 1, k, d)
             with pyro.plate("annotator", votes.num_annotators, dim=-2):
                 rows = (count + 1).expand(num_classes, num_classes)
                 confusion = pyro.sample("confusion", dist.Dirichlet(rows))  # (b, j, k, l)
         evidence = votes.evidence(confusion.log().transpose(2, 3).flatten(1, 2))  # (b, i, k)
-        shown = torch.ones(tasks, num_items, dtype=torch.bool, device=embeddings.device) if items is None else items
-        with pyro.plate("item", num_items, dim=-1), pyro.poutine.mask(mask=shown[:, None, :]):
+        shown = torch.ones_like(embeddings[..., 0], dtype=torch.bool) if items is None else items
+        with pyro.plate("item", num_items, dim=-1), pyro.poutine.mask(mask=cast(torch.BoolTensor, shown[:, None])):
             truth = pyro.sample("truth", dist.Categorical(class_prior), infer={"enumerate": "parallel"})
             task = torch.arange(tasks, device=embeddings.device)[:, None, None]
             item = torch.arange(num_items, device=embeddings.device)

@@ -1,0 +1,20 @@
+"""Every test starts alike: one torch thread (two on shared cores can be slower than one) and no leftover Pyro state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib
+import pyro
+import pytest
+import torch
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def clean_slate() -> Iterator[None]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    yield
