@@ -1,12 +1,14 @@
-"""Images by class, for episodes: scikit-learn's digits, which are always there, or a folder of few-shot data sets.
+"""Items by class, for episodes: scikit-learn's digits, which are always there, a folder of few-shot image sets, or the user's file.
 
 The folder is named by the environment variable PROBCROWD_DATA; it holds `omniglot28`, `olivetti_faces` and `tiny_imagenet_fewshot`,
-each with the files that the readers below open. Images stay uint8 until an episode draws them.
+each with the files that the readers below open. A file is .npz with the arrays `inputs` (n, ...) and `labels` (n,). Images are uint8 (n,
+channels, height, width) and stay so until an episode draws them; anything else is float32, used as it is.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,50 +17,58 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 
 @dataclass(frozen=True)
-class ImageClasses:
-    """Images with their classes, numbered 0..g-1.
+class ClassItems:
+    """Items with their classes, numbered 0..g-1. Inputs of dtype uint8 are pixel values 0..255; others are floats.
 
     Classes of one family never meet in an episode (one digit and the same digit rotated). Classes of one kin are never parted by a split.
     """
 
-    images: UInt8[Tensor, "n c h w"]
+    inputs: UInt8[Tensor, "n *shape"] | Float[Tensor, "n *shape"]
     label: Int[Tensor, " n"]
     family: Int[Tensor, " g"]
     kin: Int[Tensor, " g"]
     names: tuple[str, ...]
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        return self.images.shape[1], self.images.shape[2], self.images.shape[3]
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one item: channels, height, width for images."""
+        return tuple(self.inputs.shape[1:])
+
+    @property
+    def scale(self) -> float:
+        """What inputs are divided by before a network sees them: 255 for pixels."""
+        return 255.0 if self.inputs.dtype == torch.uint8 else 1.0
 
 
-def load(name: str) -> ImageClasses:
-    """The named data set.
+def load(name: str) -> ClassItems:
+    """The named data set, or that in a .npz file.
 
     Raises:
-        ValueError: an unknown name, or a set that needs PROBCROWD_DATA while that is not set or lacks the files.
+        ValueError: an unknown name, a set that needs PROBCROWD_DATA while that is not set or lacks the files, or an unsuitable file.
     """
+    if name.endswith(".npz"):
+        return _file(Path(name))
     if name not in READERS:
-        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(sorted(READERS))}")
+        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(sorted(READERS))}, or give the path of a .npz file")
     return READERS[name]()
 
 
-def select(source: ImageClasses, classes: Sequence[int]) -> ImageClasses:
+def select(source: ClassItems, classes: Sequence[int]) -> ClassItems:
     """The given classes only, renumbered in the given order."""
     position = torch.full((len(source.names),), -1)
     position[torch.tensor(classes)] = torch.arange(len(classes))
     kept = position[source.label] >= 0
     family, kin = (torch.unique(groups[torch.tensor(classes)], return_inverse=True)[1] for groups in (source.family, source.kin))
-    return ImageClasses(source.images[kept], position[source.label[kept]], family, kin, tuple(source.names[index] for index in classes))
+    return ClassItems(source.inputs[kept], position[source.label[kept]], family, kin, tuple(source.names[index] for index in classes))
 
 
-def split(source: ImageClasses, sizes: Sequence[int], generator: torch.Generator) -> list[ImageClasses]:
+def split(source: ClassItems, sizes: Sequence[int], generator: torch.Generator) -> list[ClassItems]:
     """Disjoint random sets of classes of the given sizes; classes of one kin stay together.
 
     Raises:
@@ -78,24 +88,61 @@ def split(source: ImageClasses, sizes: Sequence[int], generator: torch.Generator
     return [select(source, part) for part in parts]
 
 
-def with_symmetries(source: ImageClasses) -> ImageClasses:
-    """Each class in its eight rotations and reflections, as classes of one family: more variety where classes are few."""
-    images = [torch.rot90(flipped, turns, (2, 3)) for flipped in (source.images, source.images.flip(3)) for turns in range(4)]
-    size = len(source.names)
-    return ImageClasses(
+def augmented(source: ClassItems, warps: int, generator: torch.Generator) -> ClassItems:
+    """The classes of images, and each of them `warps` times more under a warp that is drawn once per class: more variety where
+    classes are few. A warp turns by any angle, may mirror, shears, and bends smoothly.
+
+    Raises:
+        ValueError: the inputs are not images.
+    """
+    if len(source.input_shape) != 3 or source.inputs.dtype != torch.uint8:
+        raise ValueError(f"only images (channels, height, width) can be warped, the inputs have shape {source.input_shape}: set augment = 0")
+    pixels = source.inputs.float()
+    images = [source.inputs, *(_warp(pixels, generator) for _ in range(warps))]
+    copies, size = warps + 1, len(source.names)
+    return ClassItems(
         torch.cat(images),
-        torch.cat([source.label + size * index for index in range(8)]),
-        source.kin.repeat(8),
-        source.kin.repeat(8),
-        tuple(f"{name}/{index}" for index in range(8) for name in source.names),
+        torch.cat([source.label + size * copy for copy in range(copies)]),
+        torch.arange(size * copies),
+        source.kin.repeat(copies),
+        tuple(f"{name}~{copy}" if copy else name for copy in range(copies) for name in source.names),
     )
 
 
-def _by_class(images: np.ndarray, labels: Sequence[object] | np.ndarray) -> ImageClasses:
+def _warp(pixels: Float[Tensor, "n c h w"], generator: torch.Generator) -> UInt8[Tensor, "n c h w"]:
+    angle = 2 * math.pi * float(torch.rand((), generator=generator))
+    mirror = 1.0 if float(torch.rand((), generator=generator)) < 0.5 else -1.0
+    turn = torch.tensor([[math.cos(angle), -mirror * math.sin(angle)], [math.sin(angle), mirror * math.cos(angle)]])
+    matrix = turn @ (torch.eye(2) + 0.25 * torch.randn(2, 2, generator=generator))
+    shift = 0.1 * torch.randn(2, 1, generator=generator)
+    size = [1, 1, *pixels.shape[2:]]
+    grid = affine_grid(torch.cat([matrix, shift], 1)[None], size, align_corners=False)
+    bend = 0.15 * torch.randn(1, 2, 3, 3, generator=generator)
+    grid = grid + interpolate(bend, size=size[2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    warped = grid_sample(pixels, grid.expand(len(pixels), -1, -1, -1), mode="bicubic", align_corners=False)
+    return warped.clamp(0, 255).round().to(torch.uint8)
+
+
+def _file(path: Path) -> ClassItems:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    with np.load(path) as arrays:  # NumPy refuses pickled objects here
+        if {"inputs", "labels"} - set(arrays.files):
+            raise ValueError(f"{path} holds the arrays {sorted(arrays.files)}, needs 'inputs' (n, ...) and 'labels' (n,)")
+        inputs, labels = arrays["inputs"], arrays["labels"]
+    if len(inputs) != len(labels) or labels.ndim != 1 or inputs.ndim < 2:
+        raise ValueError(f"{path}: inputs have shape {inputs.shape} and labels {labels.shape}; needs (n, ...) and (n,)")
+    if inputs.dtype != np.uint8:
+        inputs = inputs.astype(np.float32)
+        if not np.isfinite(inputs).all():
+            raise ValueError(f"{path}: inputs hold NaN or infinite values, in rows {np.unique(np.nonzero(~np.isfinite(inputs))[0])[:5].tolist()}")
+    return _by_class(inputs, labels)
+
+
+def _by_class(inputs: np.ndarray, labels: Sequence[object] | np.ndarray) -> ClassItems:
     codes, names = pd.factorize(np.asarray(labels), sort=True)
-    tensor = torch.from_numpy(np.ascontiguousarray(images, dtype=np.uint8))
-    return ImageClasses(
-        tensor if tensor.dim() == 4 else tensor[:, None],
+    return ClassItems(
+        torch.from_numpy(np.ascontiguousarray(inputs)),
         torch.from_numpy(codes),
         torch.arange(len(names)),
         torch.arange(len(names)),
@@ -103,11 +150,11 @@ def _by_class(images: np.ndarray, labels: Sequence[object] | np.ndarray) -> Imag
     )
 
 
-def _digits() -> ImageClasses:
+def _digits() -> ClassItems:
     from sklearn.datasets import load_digits
 
     pixels, truth = (np.asarray(array) for array in load_digits(return_X_y=True))
-    digits = _by_class(pixels.reshape(-1, 8, 8) * (255 / 16), truth)
+    digits = _by_class((pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8), truth)
     # 6 and 9 are one shape turned round
     return replace(digits, kin=torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 6]))
 
@@ -121,21 +168,21 @@ def _folder(name: str) -> Path:
     return Path(root) / name
 
 
-def _omniglot() -> ImageClasses:
+def _omniglot() -> ClassItems:
     """The 964 background characters."""
     folder = _folder("omniglot28")
     labels = pd.read_parquet(folder / "labels.parquet")
     background = (labels["set"] == "background").to_numpy()
     with np.load(folder / "images.npz") as arrays:
-        return _by_class(arrays["X"][background], labels["class_id"].to_numpy()[background])
+        return _by_class(arrays["X"][background][:, None], labels["class_id"].to_numpy()[background])
 
 
-def _olivetti() -> ImageClasses:
+def _olivetti() -> ClassItems:
     with np.load(_folder("olivetti_faces") / "images.npz") as arrays:
-        return _by_class(arrays["X"], arrays["subject"])
+        return _by_class(arrays["X"][:, None], arrays["subject"])
 
 
-def _tiny_imagenet() -> ImageClasses:
+def _tiny_imagenet() -> ClassItems:
     from PIL import Image
 
     frame = pd.read_parquet(_folder("tiny_imagenet_fewshot") / "images.parquet")
@@ -143,7 +190,7 @@ def _tiny_imagenet() -> ImageClasses:
     return _by_class(images.transpose(0, 3, 1, 2), frame["wnid"].to_numpy())
 
 
-READERS: dict[str, Callable[[], ImageClasses]] = {
+READERS: dict[str, Callable[[], ClassItems]] = {
     "digits": _digits,
     "omniglot": _omniglot,
     "olivetti": _olivetti,

@@ -1,7 +1,7 @@
 r"""Episodes: small tasks drawn from many classes, with disjoint support and query items and fresh simulated annotators.
 
 An episode has K classes ("ways"), `shots` support items and `queries` query items of each, and R annotators who label the support
-items. Everything is drawn from one `torch.Generator`, as indices into the images; images are gathered when they are asked for, so a
+items. Everything is drawn from one `torch.Generator`, as indices into the inputs, which are gathered when they are asked for, so a
 part of a batch costs only its own share.
 """
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probcrowd.datasets import ImageClasses
+from probcrowd.datasets import ClassItems
 from probcrowd.simulate import Mixture, annotate, draw_confusion
 
 
@@ -51,38 +51,40 @@ class Episodes:
 
 @dataclass(frozen=True)
 class EpisodeSource:
-    """Tables that make drawing episodes a few tensor operations: `items[g, slot]` lists the images of class g, `families` its kin."""
+    """Tables that make drawing episodes a few tensor operations: `items[g, slot]` lists the items of class g, `families` its kin."""
 
-    images: Tensor
+    pool: Tensor
+    scale: float
     items: Int[Tensor, "g slots"]
     sizes: Int[Tensor, " g"]
     families: Int[Tensor, "f members"]
     family_sizes: Int[Tensor, " f"]
 
     @staticmethod
-    def of(classes: ImageClasses, device: torch.device | str = "cpu") -> EpisodeSource:
+    def of(classes: ClassItems, device: torch.device | str = "cpu") -> EpisodeSource:
         """The source of episodes over these classes."""
         items, sizes = _members(classes.label, len(classes.names))
         families, family_sizes = _members(classes.family, int(classes.family.max()) + 1)
-        return EpisodeSource(*(table.to(device) for table in (classes.images, items, sizes, families, family_sizes)))
+        tables = (table.to(device) for table in (items, sizes, families, family_sizes))
+        return EpisodeSource(classes.inputs.to(device), classes.scale, *tables)
 
-    def inputs(self, index: Int[Tensor, "b i"]) -> Float[Tensor, "b i c h w"]:
-        """Images by index, as float32 in 0..1."""
-        return self.images[index].float() / 255
+    def inputs(self, index: Int[Tensor, "b i"]) -> Float[Tensor, "b i *shape"]:
+        """Inputs by index, as float32; pixels in 0..1."""
+        return self.pool[index].float() / self.scale
 
 
 def draw_episodes(source: EpisodeSource, shape: EpisodeShape, mixture: Mixture, num_tasks: int, generator: torch.Generator) -> Episodes:
     """A batch of episodes. The order of classes and of items within an episode carries no information.
 
     Raises:
-        ValueError: fewer families than ways, or a class with fewer images than shots + queries.
+        ValueError: fewer families than ways, or a class with fewer items than shots + queries.
     """
     per_class = shape.shots + shape.queries
     if shape.ways > len(source.families):
         raise ValueError(f"episodes of {shape.ways} classes need as many kinds of classes, the source has {len(source.families)}")
     if per_class > int(source.sizes.min()):
         raise ValueError(
-            f"{shape.shots} shots + {shape.queries} queries need {per_class} images a class, one has {int(source.sizes.min())}"
+            f"{shape.shots} shots + {shape.queries} queries need {per_class} items a class, one has {int(source.sizes.min())}"
         )
     device = source.items.device
 

@@ -1,0 +1,227 @@
+"""Checkpoints: tensors and a JSON state in one safetensors file, checked by a SHA-256 sum, replaced only by a whole successor.
+
+    write a temporary file -> flush, fsync -> checkpoint becomes checkpoint.previous -> temporary becomes checkpoint -> fsync the folder
+
+A kill or a full disk at any of these moments leaves a whole checkpoint behind. Reading parses two data formats and executes nothing; the
+sum detects damage, not malice. The state may hold what JSON returns unchanged: None, bool, int, float, str, list and dict with string
+keys. Infinite and missing numbers count as floats, in Python's dialect of JSON (`Infinity`, `NaN`).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+FORMAT, VERSION = "probcrowd checkpoint", "1"
+CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+PARTIAL = ".probcrowd-partial"  # ending of temporary files; one that outlives its process may be deleted
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors on the CPU by name, and the state that was saved with them."""
+
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Writes one file, whole or not at all.
+
+    Raises:
+        ValueError: JSON would refuse `state`, or return it changed.
+    """
+    write_atomically(path, _packed(tensors, state))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The tensors and the state in `path`.
+
+    Raises:
+        ValueError: there is no such file, it is damaged, or it has another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no checkpoint {path}; give the path of one, or train first") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no checkpoint ({error}); delete it and use another copy or train again") from error
+    if (kind := (header.get("format"), header.get("version"))) != (FORMAT, VERSION):
+        raise ValueError(f"{path} holds {kind}, not {(FORMAT, VERSION)}; give a checkpoint, and read it with the probcrowd that wrote it")
+    if header.get("sha256") != _sum(tensors, header.get("state", "")):
+        raise ValueError(f"{path} is damaged (its SHA-256 sum differs); delete it and use another copy or train again")
+    return Checkpoint(tensors, json.loads(header["state"]))
+
+
+def save_latest(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Makes this the folder's current checkpoint and the current one, if undamaged, the previous.
+
+    Raises:
+        ValueError: see `save_checkpoint`.
+    """
+    # What is absent or damaged must not displace a good previous one: load first.
+    with _successor(folder / CURRENT, _packed(tensors, state)), contextlib.suppress(ValueError):
+        load_checkpoint(folder / CURRENT)
+        os.replace(folder / CURRENT, folder / PREVIOUS)
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest undamaged checkpoint of the folder, with a warning where that is not the current one; None without any.
+
+    Raises:
+        ValueError: there are checkpoints, and none is usable.
+    """
+    faults = []
+    for path in filter(Path.exists, (folder / CURRENT, folder / PREVIOUS)):
+        try:
+            checkpoint = load_checkpoint(path)
+        except ValueError as error:
+            faults.append(str(error))
+        else:
+            if faults:
+                warnings.warn(f"going back to the previous checkpoint {path}: {faults[0]}", stacklevel=2)
+            return checkpoint
+    if faults:
+        raise ValueError("no usable checkpoint: " + "; ".join(faults))
+    return None
+
+
+def module_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers of `module`, by names "prefix/..."."""
+    return {_name(prefix, key): value.detach().cpu().clone() for key, value in module.state_dict().items()}
+
+
+def load_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Fills `module` with what `module_tensors` took; leaves it alone where anything does not fit.
+
+    Raises:
+        ValueError: names that are missing or left over, other shapes or other dtypes.
+    """
+    found = _under(prefix, tensors)
+    saved, here = ({key: _layout(value) for key, value in values.items()} for values in (found, module.state_dict()))
+    _require_equal("module", saved, here)
+    module.load_state_dict(found)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Copies of the optimizer's tensors by names "prefix/parameter/key", and all else it holds as JSON (tuples as lists)."""
+    full = optimizer.state_dict()
+    entries = {f"{index}/{key}": value for index, inner in full["state"].items() for key, value in inner.items()}
+    tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
+    groups = [{key: list(value) if isinstance(value, tuple) else value for key, value in group.items()} for group in full["param_groups"]]
+    numbers = {key: value for key, value in entries.items() if key not in tensors}
+    state = {**_outline(optimizer, tensors), "groups": groups, "numbers": numbers}
+    return {_name(prefix, key): value.detach().cpu().clone() for key, value in tensors.items()}, state
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any], prefix: str) -> None:
+    """Puts `optimizer` where `optimizer_tensors` found it, bit for bit; leaves it alone where anything does not fit.
+
+    Raises:
+        ValueError: another kind of optimizer, other parameters, or tensors that are missing or left over.
+    """
+    found = {key: value.clone() for key, value in _under(prefix, tensors).items()}  # or training on would change `tensors`
+    here = _outline(optimizer, found)
+    _require_equal("optimizer", {key: state.get(key) for key in here}, here)
+    nested: dict[int, dict[str, Any]] = {}
+    for name, value in {**found, **state["numbers"]}.items():
+        index, _, key = name.partition("/")
+        nested.setdefault(int(index), {})[key] = value
+    groups = [
+        {**fresh, **{key: tuple(value) if isinstance(fresh.get(key), tuple) else value for key, value in group.items()}}
+        for fresh, group in zip(optimizer.state_dict()["param_groups"], state["groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": nested, "param_groups": groups})
+    # torch has chosen the device of each tensor but may have rounded it to the dtype of its parameter: put the saved bits back.
+    flat = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, value in found.items():
+        index, _, key = name.partition("/")
+        entry = optimizer.state[flat[int(index)]]
+        entry[key] = value.to(entry[key].device)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces the file at `path` by `data`; after any failure the old file is there, untouched, and nothing else."""
+    with _successor(path, data):
+        pass
+
+
+@contextlib.contextmanager
+def _successor(path: Path, data: bytes) -> Iterator[None]:
+    """Has `data` whole on the disk while the body runs, and under the name `path` after it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield
+        os.replace(temporary, path)
+    except BaseException:  # a keyboard interrupt too
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere folders cannot be opened; without this a power cut may undo the rename
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _packed(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> bytes:
+    """The bytes of a checkpoint file."""
+    try:
+        text = json.dumps(dict(state))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the state of a checkpoint must be plain JSON: {error}") from error
+    if repr(json.loads(text)) != repr(dict(state)):  # repr, because nan differs from itself and True equals 1
+        raise ValueError(f"JSON would change the state {state!r}: use lists, string keys and plain numbers, not tuples or NumPy numbers")
+    plain = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    return save(plain, {"format": FORMAT, "version": VERSION, "state": text, "sha256": _sum(plain, text)})
+
+
+def _sum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 over the state and the name, layout and bytes of every tensor, in an order that the file does not choose."""
+    digest = hashlib.sha256(json.dumps(text).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, _layout(value)]).encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _name(prefix: str, key: str) -> str:
+    return f"{prefix}/{key}" if prefix else key
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = _name(prefix, "")
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def _require_equal(whom: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    lines = [f"{key}: saved {saved.get(key)}, here {here.get(key)}" for key in {**here, **saved} if saved.get(key) != here.get(key)]
+    if lines:
+        raise ValueError(f"the checkpoint does not fit the {whom}:\n  " + "\n  ".join(lines))
+
+
+def _layout(value: Tensor) -> str:
+    return f"{value.dtype} {list(value.shape)}"
+
+
+def _outline(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint and an optimizer must have in common; parameters group by group."""
+    parameters = [[_layout(parameter) for parameter in group["params"]] for group in optimizer.param_groups]
+    return {"kind": type(optimizer).__name__, "parameters": parameters, "tensors": sorted(tensors)}

@@ -1,0 +1,143 @@
+"""The settings of a meta-training run: one typed record, `MetaTraining`, and what is built from it.
+
+Every default here is the demo's or the paper's; `probcrowd meta-train` reads the record from TOML.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from probcrowd.inference.meta import Method
+from probcrowd.models.encoders import MLP, Conv4
+from probcrowd.models.prototype import Prior
+from probcrowd.runs.settings import Settings
+from probcrowd.simulate import Mixture
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Classes(Settings):
+    """How many classes are for training, validation and as targets; `augment` warps of each source class train as further classes."""
+
+    train: Positive = 4
+    validation: Positive = 3
+    target: Positive = 3
+    augment: Annotated[int, Field(ge=0)] = 0
+
+
+class Encoder(Settings):
+    """The network; "own" is one that is passed from Python. `hidden` and `dimension` are the MLP's, `channels` the convolutional network's."""
+
+    kind: Literal["mlp", "conv4", "own"] = "mlp"
+    hidden: tuple[Positive, ...] = (256, 256)
+    dimension: Positive = 64
+    channels: Positive = 64
+
+
+class Annotators(Settings):
+    """Shares of the kinds of simulated annotators, and the probability that one is asked about an item."""
+
+    expert: Share = 0.1
+    hammer: Share = 0.7
+    spammer: Share = 0.2
+    flipper: Share = 0.0
+    class_spammer: Share = 0.0
+    observed: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @property
+    def mixture(self) -> Mixture:
+        """The shares as a record of `probcrowd.simulate`."""
+        return Mixture(self.expert, self.hammer, self.spammer, self.flipper, self.class_spammer)
+
+
+class Episode(Settings):
+    """The size of episodes; of `shots` and of `annotators` each training step draws one value for all of its episodes."""
+
+    ways: Annotated[int, Field(gt=1)] = 3
+    shots: tuple[Positive, ...] = Field(default=(1, 3, 5), min_length=1)
+    annotators: tuple[Positive, ...] = Field(default=(3, 5, 7), min_length=1)
+    queries: Positive = 10
+    tasks: Positive = 16
+
+
+class Adaptation(Settings):
+    """How a task is adapted to: see `probcrowd.inference.meta.Method` and `probcrowd.models.prototype.Prior`."""
+
+    labels: Literal["joint", "dawid-skene", "majority-vote"] = "joint"
+    steps: Positive = 2
+    gradient: Literal["unrolled", "implicit", "implicit-neumann", "one-step"] = "unrolled"
+    pseudo_annotators: bool = True
+    precision: Number = 0.1
+    class_count: Number = 10.0
+    label_count: Number = 0.5
+    accuracy: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @property
+    def method(self) -> Method:
+        """The same as a record of `probcrowd.inference.meta`."""
+        prior = Prior(self.precision, self.class_count, self.label_count, self.accuracy)
+        return Method(self.labels, self.steps, self.gradient, self.pseudo_annotators, prior)
+
+
+class Training(Settings):
+    """Adam on equation (10); every `validate_every` steps `validation_tasks` tasks of each size are scored, and training stops when
+    `patience` validations in a row brought nothing better. The best network is kept."""
+
+    steps: Positive = 2000
+    learning_rate: Number = 1e-3
+    validate_every: Positive = 100
+    validation_tasks: Positive = 50
+    patience: Positive = 10
+    checkpoint_every: Positive = 100
+
+
+class Target(Settings):
+    """The target tasks that `probcrowd evaluate` draws: `tasks` for each number of shots, of annotators and each share of spammers."""
+
+    tasks: Positive = 50
+    shots: tuple[Positive, ...] = Field(default=(1, 3, 5), min_length=1)
+    annotators: tuple[Positive, ...] = Field(default=(3, 5, 7), min_length=1)
+    spammers: tuple[Share, ...] = Field(default=(0.1, 0.2, 0.3, 0.4), min_length=1)
+
+    @property
+    def mixtures(self) -> list[Mixture]:
+        """One tenth experts, the given share of spammers, hammers otherwise, as in the paper."""
+        return [Mixture(0.1, max(0.9 - share, 0.0), share) for share in self.spammers]
+
+
+class MetaTraining(Settings):
+    """Everything that a run depends on, its folder `out` included."""
+
+    out: Path = Path("outputs/digits")
+    data: str = "digits"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    classes: Classes = Classes()
+    encoder: Encoder = Encoder()
+    episode: Episode = Episode()
+    annotators: Annotators = Annotators()
+    adaptation: Adaptation = Adaptation()
+    training: Training = Training()
+    target: Target = Target()
+
+
+def build_encoder(settings: Encoder, input_shape: tuple[int, ...]) -> nn.Module:
+    """The network for inputs of this shape; its weights come from torch's global generator, which the caller seeds.
+
+    Raises:
+        ValueError: a convolutional network for inputs that are not images of a sufficient size, or `kind` is "own".
+    """
+    if settings.kind == "own":
+        raise ValueError("encoder.kind is 'own': such a run needs its network passed as `encoder`, from Python")
+    if settings.kind == "mlp":
+        return MLP(math.prod(input_shape), settings.hidden, settings.dimension)
+    if len(input_shape) != 3:
+        raise ValueError(f"encoder.kind is 'conv4', but inputs have shape {input_shape}, not (channels, height, width): use 'mlp'")
+    return Conv4(input_shape[0], min(input_shape[1:]), settings.channels)

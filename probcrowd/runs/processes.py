@@ -1,0 +1,55 @@
+"""One process, or several that `torchrun` started: who leads, how gradients are shared, how all stop together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as distributed
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among `size`; only the leader writes files and shows progress."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def share_gradients(self, encoder: nn.Module) -> nn.Module:
+        """The network, wrapped so that backward averages gradients over all processes."""
+        return nn.parallel.DistributedDataParallel(encoder) if self.size > 1 else encoder
+
+    def agree(self, value: bool) -> bool:
+        """The leader's value, in every process; waits for all."""
+        if self.size == 1:
+            return value
+        flag = torch.tensor([int(value)], device=self.device)
+        distributed.broadcast(flag, src=0)
+        return bool(flag.item())
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """The group that torchrun's environment variables describe, or this process alone."""
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    chosen = torch.device(device, int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device(device)
+    if size == 1:
+        yield Processes(0, 1, chosen)
+        return
+    if device == "cuda":
+        torch.cuda.set_device(chosen)
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield Processes(rank, size, chosen)
+    finally:
+        distributed.destroy_process_group()
