@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
@@ -29,7 +29,7 @@ class ClassItems:
     Classes of one family never meet in an episode (one digit and the same digit rotated). Classes of one kin are never parted by a split.
     """
 
-    inputs: UInt8[Tensor, "n *shape"] | Float[Tensor, "n *shape"]
+    inputs: Shaped[Tensor, "n *shape"]
     label: Int[Tensor, " n"]
     family: Int[Tensor, " g"]
     kin: Int[Tensor, " g"]
@@ -96,7 +96,9 @@ def augmented(source: ClassItems, warps: int, generator: torch.Generator) -> Cla
         ValueError: the inputs are not images.
     """
     if len(source.input_shape) != 3 or source.inputs.dtype != torch.uint8:
-        raise ValueError(f"only images (channels, height, width) can be warped, the inputs have shape {source.input_shape}: set augment = 0")
+        raise ValueError(
+            f"only images (channels, height, width) can be warped, the inputs have shape {source.input_shape}: set augment = 0"
+        )
     pixels = source.inputs.float()
     images = [source.inputs, *(_warp(pixels, generator) for _ in range(warps))]
     copies, size = warps + 1, len(source.names)
@@ -109,7 +111,7 @@ def augmented(source: ClassItems, warps: int, generator: torch.Generator) -> Cla
     )
 
 
-def _warp(pixels: Float[Tensor, "n c h w"], generator: torch.Generator) -> UInt8[Tensor, "n c h w"]:
+def _warp(pixels: Float[Tensor, "n c h w"], generator: torch.Generator) -> Shaped[Tensor, "n c h w"]:
     angle = 2 * math.pi * float(torch.rand((), generator=generator))
     mirror = 1.0 if float(torch.rand((), generator=generator)) < 0.5 else -1.0
     turn = torch.tensor([[math.cos(angle), -mirror * math.sin(angle)], [math.sin(angle), mirror * math.cos(angle)]])
@@ -135,7 +137,9 @@ def _file(path: Path) -> ClassItems:
     if inputs.dtype != np.uint8:
         inputs = inputs.astype(np.float32)
         if not np.isfinite(inputs).all():
-            raise ValueError(f"{path}: inputs hold NaN or infinite values, in rows {np.unique(np.nonzero(~np.isfinite(inputs))[0])[:5].tolist()}")
+            raise ValueError(
+                f"{path}: inputs hold NaN or infinite values, in rows {np.unique(np.nonzero(~np.isfinite(inputs))[0])[:5].tolist()}"
+            )
     return _by_class(inputs, labels)
 
 

@@ -83,9 +83,7 @@ def draw_episodes(source: EpisodeSource, shape: EpisodeShape, mixture: Mixture, 
     if shape.ways > len(source.families):
         raise ValueError(f"episodes of {shape.ways} classes need as many kinds of classes, the source has {len(source.families)}")
     if per_class > int(source.sizes.min()):
-        raise ValueError(
-            f"{shape.shots} shots + {shape.queries} queries need {per_class} items a class, one has {int(source.sizes.min())}"
-        )
+        raise ValueError(f"{shape.shots} shots + {shape.queries} queries need {per_class} items a class, one has {int(source.sizes.min())}")
     device = source.items.device
 
     def uniform(*size: int) -> Tensor:

@@ -82,7 +82,7 @@ def annotate(
 def oracle_scores(labels: Int[Tensor, "b i j"], confusion: Float[Tensor, "b j k l"]) -> Float[Tensor, "b i k"]:
     """Log likelihood of each class given an item's labels, by Bayes' rule with known confusion matrices and a uniform class prior."""
     logs = confusion.clamp(min=1e-12).log()  # a perfect expert has zeros
-    tasks, items, annotators = labels.shape
+    tasks, _, annotators = labels.shape
     picked = logs.transpose(2, 3)[
         torch.arange(tasks, device=labels.device)[:, None, None], torch.arange(annotators, device=labels.device), labels.clamp(min=0)
     ]  # (b, i, j, k)

@@ -23,7 +23,15 @@ from probcrowd.datasets import ClassItems, augmented, load, split
 from probcrowd.episodes import Episodes, EpisodeShape, EpisodeSource, draw_episodes
 from probcrowd.inference.meta import Method, meta_loss, predict
 from probcrowd.metrics import accuracy
-from probcrowd.runs.checkpoint import load_latest, load_module, load_optimizer, module_tensors, optimizer_tensors, save_checkpoint, save_latest
+from probcrowd.runs.checkpoint import (
+    load_latest,
+    load_module,
+    load_optimizer,
+    module_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+    save_latest,
+)
 from probcrowd.runs.configuration import MetaTraining, build_encoder
 from probcrowd.runs.folder import RunFolder
 from probcrowd.runs.processes import Processes, processes
@@ -62,7 +70,13 @@ def meta_train(settings: MetaTraining, *, resume: bool = False, encoder: nn.Modu
         if folder is not None:
             folder.truncate_metrics(state.step)
         bar = stack.enter_context(
-            tqdm(total=settings.training.steps, initial=state.step, desc=settings.out.name, disable=not (progress and crew.leads), unit="step")
+            tqdm(
+                total=settings.training.steps,
+                initial=state.step,
+                desc=settings.out.name,
+                disable=not (progress and crew.leads),
+                unit="step",
+            )
         )
         with deterministic():
             state, best = _train(settings, sources, network, optimizer, state, best, folder, crew, bar)

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as distributed
-from torch import nn
+from torch import distributed, nn
 
 
 @dataclass(frozen=True)

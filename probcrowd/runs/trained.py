@@ -1,0 +1,229 @@
+"""A trained run, and what a user does with it: adapt to a new task that several annotators labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from probcrowd.annotations import Annotations
+from probcrowd.inference import em
+from probcrowd.inference.meta import Method, adapt
+from probcrowd.models.encoders import embed
+from probcrowd.models.prototype import log_predictive
+from probcrowd.runs.checkpoint import load_checkpoint, load_module, write_atomically
+from probcrowd.runs.configuration import MetaTraining
+from probcrowd.runs.folder import RunFolder
+from probcrowd.runs.meta_train import evaluating, new_encoder
+from probcrowd.runs.settings import read_written
+from probcrowd.votes import SparseVotes, Support
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What was learned of one task, under the user's ids.
+
+    probabilities:    query item x class, p(class | query); rows sum to 1
+    responsibilities: support item x class, p(class | the item and what was said of it); rows sum to 1
+    confusion:        (annotator, true class) x label, P(annotator says the label | true class); rows sum to 1
+    annotators:       annotator x (accuracy, labels): the probability of a right label on an item drawn from the class prior, and how
+                      many labels there were; with few labels it is mostly the prior
+    class_prior:      p(class)
+    """
+
+    probabilities: pd.DataFrame
+    responsibilities: pd.DataFrame
+    confusion: pd.DataFrame
+    annotators: pd.DataFrame
+    class_prior: pd.Series
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write every table as CSV and as Parquet, ids as columns, each replaced whole; returns the files.
+
+        Parquet keeps the types of ids; in CSV, text that a spreadsheet would run as a formula is prefixed with an apostrophe.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for name, table in vars(self).items():
+            frame = table.reset_index()
+            frame.columns = frame.columns.map(str)  # class ids may be numbers; Parquet wants names
+            path = folder / f"{name}.csv"
+            write_atomically(path, _without_formulas(frame).to_csv(index=False).encode())
+            write_atomically(path.with_suffix(".parquet"), frame.to_parquet(index=False))
+            written += [path, path.with_suffix(".parquet")]
+        return written
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run. `scale` is what inputs are divided by: 255 where the network was trained on pixels."""
+
+    settings: MetaTraining
+    encoder: nn.Module
+    input_shape: tuple[int, ...]
+    scale: float
+
+    def adapt(
+        self,
+        support: pd.DataFrame | np.ndarray,
+        annotations: Annotations,
+        query: pd.DataFrame | np.ndarray,
+        *,
+        method: Method | None = None,
+    ) -> Adapted:
+        """Fit the task that `annotations` describe and classify the query items.
+
+        support, query: one row per item with the inputs that the network was trained on (pixels as 0..255), ids in the index of a frame;
+        an array's rows are items 0, 1, ..., and it may have the shape of images.
+        method: how to adapt, if not as in training.
+
+        Raises:
+            ValueError: inputs of another size, missing, infinite or out of range; repeated ids; annotated items without inputs; support
+                items without annotations.
+        """
+        support, query = _frame(support, "support"), _frame(query, "query")
+        _match(support.index, annotations)
+        aligned = support.loc[annotations.items]
+        with torch.no_grad(), evaluating(self.encoder):
+            (known,) = embed(self.encoder, self._inputs(aligned, "support"))
+            (asked,) = embed(self.encoder, self._inputs(query, "query"))
+            task = Support(known, SparseVotes.from_annotations(annotations, known.dtype))
+            parameters = adapt(task, method or self.settings.adaptation.method)
+            responsibilities = em.e_step(parameters, task)[0].double()
+            log_probabilities = log_predictive(asked.double(), parameters.prototypes.double(), parameters.log_class_prior.double())[0]
+        classes, annotators = annotations.classes.rename("class"), annotations.annotators.rename("annotator")
+        columns = classes.rename(None)
+        confusion, prior = parameters.confusion[0].double(), parameters.class_prior[0].double()
+        accuracy = (confusion.diagonal(dim1=1, dim2=2) * prior).sum(-1)
+        return Adapted(
+            pd.DataFrame(log_probabilities.exp().numpy(), index=query.index.rename("item"), columns=columns),
+            pd.DataFrame(responsibilities.numpy(), index=annotations.items.rename("item"), columns=columns)
+            .loc[support.index]
+            .rename_axis("item"),
+            pd.DataFrame(
+                confusion.flatten(0, 1).numpy(),
+                index=pd.MultiIndex.from_product([annotators, classes.rename("true_class")]),
+                columns=columns,
+            ),
+            pd.DataFrame({"accuracy": accuracy.numpy(), "labels": annotations.counts_per_annotator().to_numpy()}, index=annotators),
+            pd.Series(prior.numpy(), index=classes, name="probability"),
+        )
+
+    def _inputs(self, frame: pd.DataFrame, name: str) -> Tensor:
+        """Network inputs (1, n, *input_shape), checked."""
+        size = int(np.prod(self.input_shape))
+        if frame.shape[1] != size:
+            raise ValueError(f"{name}: {frame.shape[1]} columns, the network was trained on {size} (shape {self.input_shape})")
+        text = [column for column in frame.columns if not pd.api.types.is_numeric_dtype(frame[column])]
+        if text:
+            raise ValueError(f"{name}: columns {_some(text)} are not numbers; is one of them the item ids? Name the id column 'item'")
+        values = frame.to_numpy(dtype=np.float32, na_value=np.nan)
+        faulty = np.flatnonzero(~np.isfinite(values).all(1))
+        if len(faulty):
+            raise ValueError(
+                f"{name}: missing or infinite values in items {_some(frame.index[faulty])}: fill them or leave these items out"
+            )
+        if self.scale == 255.0:
+            outside = np.flatnonzero(((values < 0) | (values > 255)).any(1))
+            if len(outside):
+                raise ValueError(f"{name}: pixels outside 0..255 in items {_some(frame.index[outside])}")
+            if len(values) and 0 < values.max() <= 1:
+                raise ValueError(f"{name}: all pixels lie in 0..1; the network was trained on 0..255, so multiply them by 255")
+        return torch.from_numpy(values / np.float32(self.scale)).unflatten(1, self.input_shape)[None]
+
+
+def load_run(path: Path | str, *, encoder: nn.Module | None = None) -> TrainedRun:
+    """The run in a folder; `encoder` is the network (of any weights) where the run trained one of the user's own.
+
+    Raises:
+        ValueError: no run there, or an unfinished one.
+    """
+    folder = RunFolder(Path(path))
+    if not folder.config.is_file():
+        raise ValueError(f"{folder.path} holds no run: it has no {folder.config.name}")
+    settings = read_written(MetaTraining, folder.config)
+    if not folder.model.is_file():
+        raise ValueError(f"the run in {folder.path} has not finished: resume it with `probcrowd meta-train CONFIG.toml --resume`")
+    saved = load_checkpoint(folder.model)
+    input_shape = tuple(saved.state["input_shape"])
+    network = new_encoder(settings, input_shape, encoder)
+    load_module(network, saved.tensors, "best")
+    network.eval()
+    return TrainedRun(settings, network, input_shape, saved.state["scale"])
+
+
+def read_features(path: Path) -> pd.DataFrame:
+    """Inputs by item from .csv, .parquet (ids in the column `item`, or `task`; else rows are items 0, 1, ...) or .npy (n, ...).
+
+    Raises:
+        ValueError: no such file, another ending, or pickled objects in the file.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if path.suffix == ".npy":
+        return _frame(np.load(path, allow_pickle=False), str(path))
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{path}: features are read from .csv, .parquet or .npy")
+    frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    named = [name for name in ("item", "task") if name in frame.columns]
+    return frame.set_index(named[0]) if named else frame
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Annotations from .csv or .parquet with columns item, annotator, label (or task, worker, label).
+
+    Raises:
+        ValueError: no such file, another ending, or any fault of the table.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{path}: annotations are read from .csv or .parquet")
+    return Annotations.from_frame(pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path))
+
+
+def _frame(rows: pd.DataFrame | np.ndarray, name: str) -> pd.DataFrame:
+    if isinstance(rows, pd.DataFrame):
+        frame = rows
+    elif rows.ndim >= 2 and rows.dtype.kind in "buif":
+        frame = pd.DataFrame(rows.reshape(len(rows), -1))
+    else:
+        raise ValueError(f"{name}: an array of numbers with one row per item is needed, got shape {rows.shape} of {rows.dtype}")
+    repeated = frame.index[frame.index.duplicated()]
+    if len(repeated):
+        raise ValueError(f"{name}: the item ids {_some(repeated)} occur more than once")
+    return frame
+
+
+def _match(items: pd.Index, annotations: Annotations) -> None:
+    unknown = annotations.items.difference(items, sort=False)
+    if len(unknown):
+        hint = (
+            f"; ids are {annotations.items.dtype} in the annotations and {items.dtype} in the features"
+            if annotations.items.dtype != items.dtype
+            else ""
+        )
+        raise ValueError(f"annotated items without features: {_some(unknown)} ({len(unknown)} in all){hint}")
+    silent = items.difference(annotations.items[annotations.counts_per_item().to_numpy() > 0], sort=False)
+    if len(silent):
+        raise ValueError(f"support items without any annotation: {_some(silent)} ({len(silent)} in all): give them as query items instead")
+
+
+def _some(values: Sequence[object] | pd.Index) -> str:
+    shown = ", ".join(repr(value) for value in list(values)[:5])
+    return shown + (", ..." if len(values) > 5 else "")
+
+
+def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    # Ids come from strangers; a spreadsheet would run those that begin like a formula
+    text = [column for column in frame.columns if not pd.api.types.is_numeric_dtype(frame[column])]
+    return frame.assign(**{column: frame[column].map(_defused) for column in text}).rename(columns=_defused)
+
+
+def _defused(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
