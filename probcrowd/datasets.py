@@ -29,7 +29,7 @@ class ClassItems:
     Classes of one family never meet in an episode (one digit and the same digit rotated). Classes of one kin are never parted by a split.
     """
 
-    inputs: Shaped[Tensor, "n *shape"]
+    inputs: Shaped[Tensor, "n ..."]
     label: Int[Tensor, " n"]
     family: Int[Tensor, " g"]
     kin: Int[Tensor, " g"]

@@ -12,6 +12,7 @@ Everything the guide returns is differentiable in the embeddings and in the prio
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import pyro
@@ -56,12 +57,8 @@ def query_labels(queries: Float[Tensor, "b q d"], truth: Int[Tensor, "b q"], num
     dimensions are declared as event dimensions: nothing is subsampled, and plates would cost more than the arithmetic.
     """
     tasks, _, dimension = queries.shape
-    class_prior = pyro.sample("class_prior", _flat(tasks, num_classes))
-    prototypes = pyro.sample("prototype", _flat(tasks, num_classes, dimension))
+    flat = partial(dist.ImproperUniform, dist.constraints.real, ())  # log density 0 everywhere
+    class_prior = pyro.sample("class_prior", flat((tasks, num_classes)))
+    prototypes = pyro.sample("prototype", flat((tasks, num_classes, dimension)))
     scores = dist.Categorical(logits=log_predictive(queries, prototypes, class_prior.log()), validate_args=False)
     pyro.sample("query_truth", scores.to_event(2), obs=truth)
-
-
-def _flat(*shape: int) -> dist.ImproperUniform:
-    """An improper flat density over tensors of this shape: log density 0 everywhere."""
-    return dist.ImproperUniform(dist.constraints.real, (), shape)

@@ -32,7 +32,8 @@ from probcrowd.models.encoders import embed
 from probcrowd.models.prototype import Prior, log_predictive
 from probcrowd.votes import DenseVotes, Support
 
-PROTOTYPICAL = Prior(precision=1e-6, class_count=1e6, label_count=0.5)
+FLAT_PRECISION, FLAT_COUNT = 1e-6, 1e6  # no shrinkage of prototypes, equal class probabilities
+PROTOTYPICAL = Prior(FLAT_PRECISION, FLAT_COUNT)
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from probcrowd.episodes import EpisodeShape, EpisodeSource, draw_episodes
+from probcrowd.figures import accuracy_figure
 from probcrowd.inference.meta import Method, predict
 from probcrowd.metrics import accuracy, confusion_error, interval, log_loss
+from probcrowd.runs.checkpoint import write_atomically
 from probcrowd.runs.configuration import MetaTraining
-from probcrowd.runs.meta_train import evaluating, generator_of
+from probcrowd.runs.meta_train import class_sources, evaluating, generator_of
+from probcrowd.runs.trained import load_run
 
 SETTING = ["shots", "annotators", "spammers"]
 
@@ -43,6 +49,22 @@ def target_scores(settings: MetaTraining, source: EpisodeSource, methods: Mappin
     return pd.concat(rows, ignore_index=True)
 
 
+def evaluate_run(path: Path) -> pd.DataFrame:
+    """The table of a run's own method, and of its network with labels aggregated first; written to the folder `evaluation` in the run."""
+    run = load_run(path)
+    own = run.settings.adaptation.method
+    methods = {"as trained": own} | {f"{labels} labels": replace(own, labels=labels) for labels in ("majority-vote", "dawid-skene")}
+    source = class_sources(run.settings).target
+    scores = target_scores(run.settings, source, {name: (run.encoder, method) for name, method in methods.items()})
+    table = summary(scores, ["method", "shots", "annotators"])
+    folder = path / "evaluation"
+    folder.mkdir(exist_ok=True)
+    for name, frame in {"scores": scores, "table": table}.items():
+        write_atomically(folder / f"{name}.csv", frame.to_csv(index=False).encode())
+    accuracy_figure(table).savefig(folder / "accuracy.png", dpi=150)
+    return table
+
+
 def summary(scores: pd.DataFrame, by: list[str], value: str = "accuracy") -> pd.DataFrame:
     """Mean and half width of its 95 % interval over tasks, for each combination of the columns in `by`."""
     rows = []
@@ -53,8 +75,27 @@ def summary(scores: pd.DataFrame, by: list[str], value: str = "accuracy") -> pd.
 
 
 def paired_difference(scores: pd.DataFrame, first: str, second: str, value: str = "accuracy") -> pd.Series:
-    """Mean difference first - second over the tasks that both met, with the half width of its 95 % interval."""
+    """Mean difference first - second over the tasks that both met, with the half width of its 95 % interval over tasks.
+
+    Where the scores come from several splits, that is from networks trained on different classes, `ahead` counts those with a positive
+    mean difference: tasks of one split share their networks, so the interval says nothing of other splits.
+    """
     keys = [column for column in scores.columns if column in ("split", *SETTING, "task")]
     wide = scores.pivot(index=keys, columns="method", values=value)
-    found = interval(torch.from_numpy((wide[first] - wide[second]).to_numpy(dtype=float, copy=True)))
-    return pd.Series({"difference": found.mean, "half_width": found.half_width, "tasks": found.count})
+    differences = pd.Series(wide[first] - wide[second])
+    found = interval(torch.from_numpy(differences.to_numpy(dtype=float, copy=True)))
+    row = pd.Series({"difference": found.mean, "half_width": found.half_width, "tasks": str(found.count)}, dtype=object)
+    if "split" in keys:
+        means = np.asarray(differences.groupby(level="split").mean())
+        row["ahead"] = f"{int((means > 0).sum())} of {len(means)} splits"
+    return row
+
+
+def grid(table: pd.DataFrame) -> str:
+    """The table as text: a row per method, a column per (shots, annotators), and the mean over all of them."""
+    means = table.pivot(index="method", columns=["shots", "annotators"], values="accuracy")
+    widths = table.pivot(index="method", columns=["shots", "annotators"], values="half_width")
+    text = means.map("{:.3f}".format) + widths.map(" ±{:.3f}".format)
+    text.columns = [f"{shots}x{annotators}" for shots, annotators in text.columns]
+    order = table["method"].unique()
+    return text.assign(mean=means.mean(axis=1).map("{:.3f}".format)).loc[order].rename_axis("shots x annotators").to_string()

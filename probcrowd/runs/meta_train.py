@@ -67,8 +67,9 @@ def meta_train(settings: MetaTraining, *, resume: bool = False, encoder: nn.Modu
         continues = crew.agree(folder is not None and folder.start(settings, resume))
         best = module_tensors(network, "best")
         state, best = _resume(settings, network, optimizer, best) if continues else (Progress(), best)
+        begun = state.step
         if folder is not None:
-            folder.truncate_metrics(state.step)
+            folder.truncate_metrics(begun)
         bar = stack.enter_context(
             tqdm(
                 total=settings.training.steps,
@@ -80,7 +81,7 @@ def meta_train(settings: MetaTraining, *, resume: bool = False, encoder: nn.Modu
         )
         with deterministic():
             state, best = _train(settings, sources, network, optimizer, state, best, folder, crew, bar)
-        if folder is not None:
+        if folder is not None and (state.step > begun or not folder.model.exists()):
             summary = {"step": state.best_step, "validation_accuracy": state.best_accuracy}
             shape = {"input_shape": list(sources.input_shape), "scale": sources.training.scale}
             save_checkpoint(folder.model, best, {**summary, **shape})

@@ -1,0 +1,106 @@
+"""The `probcrowd` command: a thin layer over functions that do the same from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+import probcrowd
+
+
+def _told(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with faults of the user's input told in one line instead of a traceback."""
+
+    @wraps(command)
+    def told(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except (ValueError, FloatingPointError) as error:
+            raise click.ClickException(str(error)) from error
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'file'}: {error.strerror}") from error
+        except KeyboardInterrupt as error:
+            raise click.ClickException("interrupted; what has been saved is whole") from error
+
+    return told
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(probcrowd.__version__)
+def main() -> None:
+    """Learn from several imperfect annotators."""
+
+
+@main.command("meta-train")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--resume", is_flag=True, help="Continue the run in the folder `out`, or begin it.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. training.steps=500. Repeatable.")
+@_told
+def meta_train_command(config: Path, resume: bool, overrides: tuple[str, ...]) -> None:
+    """Meta-train an embedding network as CONFIG (a TOML file) says, into the folder that its key `out` names.
+
+    Several processes: torchrun --nproc-per-node 2 -m probcrowd meta-train CONFIG
+    """
+    from probcrowd.runs.configuration import MetaTraining
+    from probcrowd.runs.meta_train import meta_train
+    from probcrowd.runs.settings import read_settings
+
+    settings = read_settings(MetaTraining, config, overrides)
+    meta_train(settings, resume=resume)
+    click.echo(f"the run is in {settings.out}", err=True)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@_told
+def evaluate(run: Path) -> None:
+    """Accuracy of RUN on its target tasks, beside label aggregation followed by prototypes with the same network.
+
+    Writes scores.csv (one row per task), table.csv and accuracy.png into RUN/evaluation.
+    """
+    from probcrowd.runs.evaluate import evaluate_run, grid
+
+    click.echo(grid(evaluate_run(run)))
+    click.echo(f"query accuracy, mean and 95 % interval over tasks; written to {run / 'evaluation'}", err=True)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--support", required=True, type=click.Path(path_type=Path), help="Features of the labelled items: .csv, .parquet or .npy.")
+@click.option("--annotations", required=True, type=click.Path(path_type=Path), help="Columns item, annotator, label: .csv or .parquet.")
+@click.option("--query", required=True, type=click.Path(path_type=Path), help="Features of the items to classify.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@_told
+def adapt(run: Path, support: Path, annotations: Path, query: Path, out: Path) -> None:
+    """Adapt RUN to a task that several annotators labelled; classify its query items.
+
+    Features have one row per item, with ids in a column `item`; without that column, and in .npy files, items are 0, 1, ...
+    Writes probabilities, responsibilities, confusion, annotators and class_prior as .csv and .parquet, and confusion.png.
+    """
+    from probcrowd.figures import confusion_figure
+    from probcrowd.runs.trained import load_run, read_annotations, read_features
+
+    adapted = load_run(run).adapt(read_features(support), read_annotations(annotations), read_features(query))
+    files = adapted.write(out)
+    confusion_figure(adapted.confusion).savefig(out / "confusion.png", dpi=150)
+    for path in [*files, out / "confusion.png"]:
+        click.echo(str(path))
+
+
+@main.command()
+@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--splits", default=5, show_default=True, type=click.IntRange(min=1), help="Random splits of the classes to average over.")
+@_told
+def demo(out: Path, splits: int) -> None:
+    """Show on handwritten digits that meta-training through EM helps: a table, two figures, some minutes on two cores."""
+    from probcrowd.runs.demo import demo_settings, demonstrate
+    from probcrowd.runs.evaluate import grid
+
+    result = demonstrate(demo_settings(out), splits=splits, say=click.echo)
+    click.echo("\nquery accuracy, mean and 95 % interval over target tasks\n" + grid(result.table))
+    click.echo("\nmean differences on the same tasks, with 95 % intervals\n" + result.differences.to_string(float_format="{:.4f}".format))
+    click.echo(f"\nfigures and every number: {out}")

@@ -1,0 +1,74 @@
+"""Figures, returned as matplotlib figures for the caller to show, change or save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+SHOWN = 10  # annotators in a figure of confusion matrices
+
+
+def accuracy_figure(table: pd.DataFrame) -> Figure:
+    """Accuracy against the number of annotators, a panel per number of shots, a line per method, bars for 95 % intervals.
+
+    table: columns method, shots, annotators, accuracy, half_width, as `runs.evaluate.summary` gives them.
+    """
+    shots, methods = table["shots"].unique(), list(table["method"].unique())
+    figure = Figure(figsize=(3.6 * len(shots) + 2.6, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(shots), sharey=True, squeeze=False)[0]
+    offsets = np.linspace(-0.18, 0.18, len(methods)) if len(methods) > 1 else [0.0]  # so that bars do not hide one another
+    for axis, shot in zip(axes, shots, strict=True):
+        for number, (method, offset) in enumerate(zip(methods, offsets, strict=True)):
+            rows = table[(table["shots"] == shot) & (table["method"] == method)]
+            style = {"marker": "osD^vPX"[number % 7], "ms": 4, "lw": 1.2, "capsize": 2, "color": f"C{number}"}
+            axis.errorbar(rows["annotators"] + offset, rows["accuracy"], rows["half_width"], label=method, **style)
+        axis.set(title=f"{shot} item{'s' if shot > 1 else ''} per class", xlabel="annotators", xticks=sorted(table["annotators"].unique()))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("query accuracy")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    return figure
+
+
+def confusion_figure(estimated: pd.DataFrame, true: pd.DataFrame | None = None) -> Figure:
+    """Confusion matrices of the annotators, estimated and, where given, true ones below; at most the first `SHOWN` annotators.
+
+    Both tables: index (annotator, true class), columns labels, as in `runs.trained.Adapted.confusion`.
+    """
+    tables = {"estimated": estimated} if true is None else {"estimated": estimated, "true": true}
+    annotators = list(estimated.index.get_level_values(0).unique())[:SHOWN]
+    size = 0.35 * max(len(estimated.columns), 3) + 0.7
+    figure = Figure(figsize=(size * len(annotators) + 1.2, size * len(tables) + 0.6), layout="constrained")
+    grid = figure.subplots(len(tables), len(annotators), squeeze=False, sharex=True, sharey=True)
+    image = None
+    for row, (kind, table) in zip(grid, tables.items(), strict=True):
+        for axis, annotator in zip(row, annotators, strict=True):
+            matrix = table.loc[annotator]
+            image = axis.imshow(matrix.to_numpy(), vmin=0, vmax=1, cmap="Blues")
+            _cells(axis, matrix.to_numpy(), list(matrix.columns))
+        row[0].set_ylabel(f"{kind}\ntrue class")
+    for axis, annotator in zip(grid[0], annotators, strict=True):
+        axis.set_title(_short(annotator), fontsize=9)
+    for axis in grid[-1]:
+        axis.set_xlabel("label", fontsize=8)
+    if image is not None:
+        figure.colorbar(image, ax=grid, shrink=0.7, label="probability")
+    return figure
+
+
+def _cells(axis: Axes, matrix: np.ndarray, names: Sequence[object]) -> None:
+    positions = range(len(names))
+    axis.set_xticks(positions, [_short(name) for name in names], fontsize=7)
+    axis.set_yticks(positions, [_short(name) for name in names], fontsize=7)
+    if len(names) <= 6:
+        for (row, column), value in np.ndenumerate(matrix):
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color="white" if value > 0.6 else "black")
+
+
+def _short(name: object) -> str:
+    # a dollar sign would start mathematics, and ids can be long
+    text = str(name).replace("$", r"\$")
+    return text if len(text) <= 12 else text[:11] + "…"

@@ -1,0 +1,94 @@
+"""The package as a whole: light import, one import name per module, root links, imports that run one way, the README's code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "probcrowd").rglob("*.py"))
+LAYERS = [
+    "simulate",
+    "metrics",
+    "annotations",
+    "votes",
+    "datasets",
+    "episodes",
+    "models",
+    "inference",
+    "figures",
+    "runs",
+    "app",
+    "__main__",
+]
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of the project that a file imports anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if name.split(".")[0] == "probcrowd"}
+
+
+@pytest.mark.parametrize("link", ["models", "inference"])
+def test_root_links_show_the_packages_folders(link: str) -> None:
+    path = ROOT / link
+    if not path.is_symlink():
+        pytest.skip("this checkout has no symbolic links")
+    assert path.resolve() == ROOT / "probcrowd" / link
+
+
+def test_no_module_is_loaded_under_a_second_name() -> None:
+    assert not {name for name in sys.modules if name.split(".")[0] in ("models", "inference")}
+
+
+def test_importing_probcrowd_is_light_and_its_names_exist() -> None:
+    code = (
+        "import sys, probcrowd; heavy = {'torch', 'pyro', 'pandas', 'matplotlib', 'sklearn', 'jax', 'numpyro'} & set(sys.modules); "
+        "assert not heavy, heavy; assert all(getattr(probcrowd, name) for name in probcrowd.__all__); assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT / "probcrowd")))
+def test_imports_run_one_way(path: Path) -> None:
+    own = path.relative_to(ROOT / "probcrowd").parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    for name in imported(path):
+        layer = [*name.split("."), ""][1]
+        if layer in LAYERS and layer != own:
+            assert LAYERS.index(layer) < LAYERS.index(own), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT / "probcrowd")))
+def test_no_pickle_and_no_library_we_must_not_import(path: Path) -> None:
+    assert not re.search(
+        r"pickle\.|torch\.load\(|joblib\.load|yaml\.load\(|^\s*(import|from) arviz( |$|\.)|__import__", path.read_text(), re.MULTILINE
+    )
+
+
+def test_the_readmes_python_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    script = "import torch; torch.set_num_threads(1)\n" + "\n".join(blocks)
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.strip()
+
+
+def test_the_benchmark_runs() -> None:
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "meta_step.py"), "--quick"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert len(re.findall(r"ratio \d+\.\d+", ran.stdout)) == 2
