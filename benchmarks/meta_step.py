@@ -3,7 +3,7 @@
 Three comparisons, each interleaved in one run, so that the ratios hold on a machine whose speed drifts; medians, one thread on a CPU:
 
 1. Conv-4-64 on 28 x 28 images and 2. the demonstration's MLP on 8 x 8 images: one whole step (draw episodes, network, loss, backward, Adam)
-   of the method at J = 2 against a prototypical network written in plain torch on the same episodes, 4-way 5-shot, R = 5, 10 queries per
+   of the method at J = 2 against a prototypical network written in plain torch on the same kind of episodes, 4-way 5-shot, R = 5, 10 queries per
    class. For the method, drawing annotators and Pyro's bookkeeping are inside.
 3. Adapting 1,000 such tasks from given embeddings, J = 3, d = 64, float32: forward, and forward with the gradient, against prototypes by
    one bare bmm. The three gradients at more steps, beside it.
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from probcrowd.datasets import ClassItems
-from probcrowd.episodes import Episodes, EpisodeShape, EpisodeSource, draw_episodes
+from probcrowd.episodes import EpisodeShape, EpisodeSource, draw_episodes, draw_items
 from probcrowd.inference import em
 from probcrowd.inference.meta import Method, meta_loss
 from probcrowd.models.encoders import MLP, Conv4, embed
@@ -47,13 +47,16 @@ def interleaved(functions: dict[str, Callable[[], object]], repeats: int, device
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def prototypical_loss(encoder: nn.Module, source: EpisodeSource, episodes: Episodes) -> torch.Tensor:
-    """A prototypical network's loss in plain torch, on clean support labels."""
-    support, queries = embed(encoder, source.inputs(episodes.support), source.inputs(episodes.query))
+def prototypical_loss(encoder: nn.Module, source: EpisodeSource, tasks: int, chance: torch.Generator) -> torch.Tensor:
+    """A prototypical network's loss in plain torch, on clean support labels; no annotators are drawn."""
+    index = draw_items(source, SHAPE, tasks, chance)
+    truth = torch.arange(SHAPE.ways, device=index.device).repeat_interleave(SHAPE.queries).expand(tasks, -1)
+    support, queries = embed(
+        encoder, source.inputs(index[..., : SHAPE.shots].flatten(1)), source.inputs(index[..., SHAPE.shots :].flatten(1))
+    )
     prototypes = support.unflatten(1, (SHAPE.ways, SHAPE.shots)).mean(2)
-    distances = torch.baddbmm(0.5 * prototypes.square().sum(-1)[:, None], queries, prototypes.transpose(1, 2), alpha=-1)
-    log_probabilities = torch.log_softmax(-distances, -1)
-    return -log_probabilities.gather(-1, episodes.query_truth[..., None]).sum() / len(queries)
+    scores = torch.baddbmm(-0.5 * prototypes.square().sum(-1)[:, None], queries, prototypes.transpose(1, 2))
+    return -torch.log_softmax(scores, -1).gather(-1, truth[..., None]).sum() / tasks
 
 
 def training_steps(encoder: Callable[[], nn.Module], side: int, tasks: int, repeats: int, device: str) -> dict[str, float]:
@@ -72,9 +75,10 @@ def training_steps(encoder: Callable[[], nn.Module], side: int, tasks: int, repe
         def step(
             name: str = name, network: nn.Module = network, optimizer: torch.optim.Adam = optimizer, chance: torch.Generator = chance
         ) -> None:
-            episodes = draw_episodes(source, SHAPE, Mixture(), tasks, chance)
-            ours = name != "prototypical"
-            loss = meta_loss(network, source, episodes, Method()) if ours else prototypical_loss(network, source, episodes)
+            if name == "prototypical":
+                loss = prototypical_loss(network, source, tasks, chance)
+            else:
+                loss = meta_loss(network, source, draw_episodes(source, SHAPE, Mixture(), tasks, chance), Method())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -132,6 +136,7 @@ def main() -> None:
     cases = {
         "Conv-4-64, 16 tasks": (lambda: Conv4(1, 28), 28, 16, 3 if arguments.quick else 9, 1.03),
         "MLP 64-256-64, 32 tasks": (lambda: MLP(64, [256], 64), 8, 32, repeats * 5, 1.2),
+        "MLP 64-256-64, 64 tasks": (lambda: MLP(64, [256], 64), 8, 64, repeats * 5, 1.2),
     }
     print("one meta-training step, 4-way 5-shot, R = 5, 10 queries per class: milliseconds (median)")
     for name, (encoder, side, tasks, rounds, goal) in cases.items():

@@ -79,6 +79,21 @@ def draw_episodes(source: EpisodeSource, shape: EpisodeShape, mixture: Mixture, 
     Raises:
         ValueError: fewer families than ways, or a class with fewer items than shots + queries.
     """
+    index = draw_items(source, shape, num_tasks, generator)
+    truth = torch.arange(shape.ways, device=index.device)[:, None].expand_as(index)
+    support, query = index[..., : shape.shots].flatten(1), index[..., shape.shots :].flatten(1)
+    support_truth, query_truth = truth[..., : shape.shots].flatten(1), truth[..., shape.shots :].flatten(1)
+    confusion = draw_confusion(mixture, num_tasks, shape.annotators, shape.ways, generator)
+    labels = annotate(support_truth, confusion, generator, observed=shape.observed)
+    return Episodes(support, support_truth, labels, query, query_truth, confusion)
+
+
+def draw_items(source: EpisodeSource, shape: EpisodeShape, num_tasks: int, generator: torch.Generator) -> Int[Tensor, "b k n"]:
+    """Which items each class of each episode shows, without annotators: first its `shots` support items, then its queries.
+
+    Raises:
+        ValueError: see `draw_episodes`.
+    """
     per_class = shape.shots + shape.queries
     if shape.ways > len(source.families):
         raise ValueError(f"episodes of {shape.ways} classes need as many kinds of classes, the source has {len(source.families)}")
@@ -94,14 +109,7 @@ def draw_episodes(source: EpisodeSource, shape: EpisodeShape, mixture: Mixture, 
     chosen = source.families[family, member]  # (b, k)
     room: Bool[Tensor, "b k slots"] = torch.arange(source.items.shape[1], device=device) < source.sizes[chosen][..., None]
     slots = uniform(*room.shape).masked_fill(~room, -1.0).topk(per_class).indices
-    index = source.items[chosen].gather(2, slots)  # (b, k, shots + queries)
-    truth = torch.arange(shape.ways, device=device)[:, None].expand(num_tasks, shape.ways, per_class)
-
-    support, query = index[..., : shape.shots].flatten(1), index[..., shape.shots :].flatten(1)
-    support_truth, query_truth = truth[..., : shape.shots].flatten(1), truth[..., shape.shots :].flatten(1)
-    confusion = draw_confusion(mixture, num_tasks, shape.annotators, shape.ways, generator)
-    labels = annotate(support_truth, confusion, generator, observed=shape.observed)
-    return Episodes(support, support_truth, labels, query, query_truth, confusion)
+    return source.items[chosen].gather(2, slots)
 
 
 def _members(group: Int[Tensor, " n"], num_groups: int) -> tuple[Int[Tensor, "g slots"], Int[Tensor, " g"]]:

@@ -41,20 +41,24 @@ def draw_confusion(
     """Confusion matrices of fresh annotators; rows sum to 1."""
     shape, device = (num_tasks, num_annotators), generator.device
     shares = torch.tensor([float(share) for share in astuple(mixture)], device=device)
-    kind = torch.multinomial(shares, num_tasks * num_annotators, replacement=True, generator=generator).view(shape)[..., None]  # (b, j, 1)
-    uniform = 1 - torch.rand(*shape, num_classes, 2, generator=generator, device=device)  # in (0, 1]
-
-    skill = uniform[..., :1, 0]  # one per annotator
-    expert, hammer = 0.8 + 0.2 * skill, 0.5 + 0.3 * skill
-    class_expert = torch.where(uniform[..., 1] <= 0.5, 1 / num_classes, 0.8 + 0.2 * uniform[..., 0])  # (b, j, k)
-    correct = torch.where(kind == 0, expert, torch.where(kind == 1, hammer, torch.where(kind == 4, class_expert, 1 / num_classes)))
+    kind = torch.multinomial(shares, num_tasks * num_annotators, replacement=True, generator=generator).view(*shape, 1)  # (b, j, 1)
+    skill = 1 - torch.rand(*shape, 1, generator=generator, device=device)  # in (0, 1], one per annotator
+    # Accuracy is lowest + width * skill; a spammer has no width
+    lowest = torch.tensor([0.8, 0.5, 1 / num_classes, 0.0, 0.0], device=device)[kind]
+    width = torch.tensor([0.2, 0.3, 0.0, 0.0, 0.0], device=device)[kind]
+    correct = (lowest + width * skill).expand(*shape, num_classes)
+    if mixture.class_spammer:
+        spams, class_skill = torch.rand(2, *shape, num_classes, generator=generator, device=device)
+        correct = torch.where(kind == 4, torch.where(spams < 0.5, 1 / num_classes, 1 - 0.2 * class_skill), correct)
 
     identity = torch.eye(num_classes, device=device)
-    elsewhere = (1 - correct) / max(num_classes - 1, 1)
-    confusion = elsewhere[..., None] + (correct - elsewhere)[..., None] * identity
-    flip = (0.1 + 0.4 * skill)[..., None]
-    flipper = (1 - flip) * identity + flip * identity.roll(1, dims=1)
-    return torch.where(kind[..., None] == 3, flipper, confusion)
+    elsewhere = ((1 - correct) / max(num_classes - 1, 1))[..., None]
+    confusion = elsewhere + (correct[..., None] - elsewhere) * identity
+    if mixture.flipper:
+        flip = (0.1 + 0.4 * skill)[..., None]
+        flipper = (1 - flip) * identity + flip * identity.roll(1, dims=1)
+        confusion = torch.where(kind[..., None] == 3, flipper, confusion)
+    return confusion
 
 
 def annotate(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding_bag, one_hot
+from torch.nn.functional import embedding_bag
 
 from probcrowd.annotations import Annotations
 
@@ -34,7 +34,7 @@ class DenseVotes:
     def from_labels(labels: Int[Tensor, "b i j"], num_labels: int, dtype: torch.dtype | None = None) -> DenseVotes:
         """Votes from coded labels; a negative code means that the annotator did not label the item."""
         tasks, items, annotators = labels.shape
-        votes = one_hot(labels.clamp(min=-1) + 1, num_labels + 1)[..., 1:]  # (b, i, j, l), all zero where the label is missing
+        votes = labels[..., None] == torch.arange(num_labels, device=labels.device)  # (b, i, j, l), false where the label is missing
         return DenseVotes(
             votes.reshape(tasks, items, annotators * num_labels).to(dtype or torch.get_default_dtype()), annotators, num_labels
         )

@@ -72,13 +72,13 @@ def test_adapt_answers_under_the_users_ids_and_its_files_load_again(run: Path, t
     probabilities = pd.read_csv(tmp_path / "answer" / "probabilities.csv", index_col="item")
     assert list(probabilities.index) == list(query.index) and list(probabilities.columns) == ["eight", "five", "three"]
     pd.testing.assert_frame_equal(probabilities, expected.probabilities, check_names=False)
-    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-9)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-9)
     responsibilities = pd.read_parquet(tmp_path / "answer" / "responsibilities.parquet").set_index("item")
     assert list(responsibilities.index) == list(support.index)
     pd.testing.assert_frame_equal(responsibilities, expected.responsibilities, check_names=False, check_column_type=False)
     confusion = pd.read_csv(tmp_path / "answer" / "confusion.csv")
     assert list(confusion.columns) == ["annotator", "true_class", "eight", "five", "three"] and len(confusion) == 4 * 3
-    np.testing.assert_allclose(confusion[["eight", "five", "three"]].sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(confusion[["eight", "five", "three"]].sum(axis=1), 1, atol=1e-6)
     annotators = pd.read_csv(tmp_path / "answer" / "annotators.csv", index_col="annotator")
     assert annotators["labels"].to_dict() == labels["worker"].value_counts().to_dict()
     assert (tmp_path / "answer" / "confusion.png").stat().st_size > 5000

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from probcrowd.inference import curvature
 from probcrowd.inference.fixed_point import FixedPoint, implicit_step, one_step, run_to_fixed_point
-from probcrowd.models.prototype import LOG_ZERO, Prior, confusion_counts
+from probcrowd.models.prototype import LOG_ZERO, Prior, confusion_counts, predictive_scores
 from probcrowd.votes import Support
 
 Gradient = Literal["unrolled", "implicit", "implicit-neumann", "one-step"]
@@ -100,14 +100,13 @@ def m_step(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Pr
     prototypes = torch.bmm(responsibilities.transpose(1, 2), support.embeddings) / (class_sizes + prior.precision)[..., None]
 
     class_counts = class_sizes + prior.class_count
-    if support.classes is None:
-        real_classes, log_class_prior = class_counts.shape[-1], class_counts.log()
-    else:
-        real_classes, log_class_prior = support.classes.sum(-1)[:, None], class_counts.log().masked_fill(~support.classes, LOG_ZERO)
-    real_items = responsibilities.shape[1] if support.items is None else support.items.sum(-1)[:, None]
     # The number of items stands for the sum of responsibilities, as in (7): equal on the simplex, constant off it
-    total = real_classes * prior.class_count + torch.as_tensor(real_items, dtype=class_counts.dtype, device=class_counts.device)
-    return Parameters(prototypes, log_class_prior - total.log(), _log_confusion(responsibilities, support, prior))
+    real_items = responsibilities.shape[1] if support.items is None else support.items.sum(-1)[:, None]
+    real_classes = class_counts.shape[-1] if support.classes is None else support.classes.sum(-1)[:, None]
+    log_class_prior = (class_counts / (real_classes * prior.class_count + real_items)).log()
+    if support.classes is not None:
+        log_class_prior = log_class_prior.masked_fill(~support.classes, LOG_ZERO)
+    return Parameters(prototypes, log_class_prior, _log_confusion(responsibilities, support, prior))
 
 
 def e_step(parameters: Parameters, support: Support) -> Float[Tensor, "b i k"]:
@@ -119,8 +118,7 @@ def e_step(parameters: Parameters, support: Support) -> Float[Tensor, "b i k"]:
 def log_joint(parameters: Parameters, support: Support) -> Float[Tensor, "b i k"]:
     """ln p(embedding, annotations, truth = k) of every item, up to the same constant for every k: -|u|^2/2 - (d/2) ln 2 pi."""
     table = parameters.log_confusion.transpose(2, 3).flatten(1, 2)  # (b, j l, k)
-    offset = parameters.log_class_prior - 0.5 * parameters.prototypes.square().sum(-1)
-    return torch.baddbmm(offset[:, None], support.embeddings, parameters.prototypes.transpose(1, 2)) + support.votes.evidence(table)
+    return predictive_scores(support.embeddings, parameters.prototypes, parameters.log_class_prior) + support.votes.evidence(table)
 
 
 def log_posterior(parameters: Parameters, support: Support, prior: Prior) -> Float[Tensor, " b"]:
@@ -163,10 +161,10 @@ def _log_confusion(responsibilities: Float[Tensor, "b i k"], support: Support, p
     counts = counts + (pseudo if pseudo.dim() < 3 else pseudo[:, None])  # symmetric in k and l, so the transposed layout is the same
     totals = counts.sum(2, keepdim=True)
     if support.classes is None:
-        return (counts.log() - totals.log()).transpose(2, 3)
+        return (counts / totals).log().transpose(2, 3)
     present = support.classes[:, None, :, None] & support.classes[:, None, None, :]
-    logs = counts.masked_fill(~present, 1.0).log() - totals.masked_fill(~support.classes[:, None, None, :], 1.0).log()
-    return logs.masked_fill(~present, LOG_ZERO).transpose(2, 3)
+    shares = counts.masked_fill(~present, 1.0) / totals.masked_fill(~support.classes[:, None, None, :], 1.0)
+    return shares.log().masked_fill(~present, LOG_ZERO).transpose(2, 3)
 
 
 def _log_dirichlet(logs: Float[Tensor, "*b k"], counts: Float[Tensor, "*#b k"], real: Bool[Tensor, "*#b k"]) -> Float[Tensor, "*b"]:

@@ -5,7 +5,7 @@ the responsibilities on the latent true labels. Under it
 
 * `TraceEnum_ELBO` of `models.prototype.prototype_crowd` is the closed-form bound (`em.evidence_bound`): the guide's parameters are
   the maximiser of the bound given its responsibilities, and any other distribution over the true labels gives less;
-* `Trace_ELBO` of `query_labels`, where only clean query labels are scored, is minus the meta-training loss (equation 10).
+* the ELBO of `query_labels`, where only clean query labels are scored, is minus the meta-training loss (equation 10): `query_elbo`.
 
 Everything the guide returns is differentiable in the embeddings and in the prior's tensors, so either objective trains a network through EM.
 """
@@ -23,7 +23,7 @@ from pyro import poutine
 from torch import Tensor
 
 from probcrowd.inference import em
-from probcrowd.models.prototype import Prior, log_predictive
+from probcrowd.models.prototype import Prior, predictive_scores
 from probcrowd.votes import Support
 
 
@@ -60,5 +60,16 @@ def query_labels(queries: Float[Tensor, "b q d"], truth: Int[Tensor, "b q"], num
     flat = partial(dist.ImproperUniform, dist.constraints.real, ())  # log density 0 everywhere
     class_prior = pyro.sample("class_prior", flat((tasks, num_classes)))
     prototypes = pyro.sample("prototype", flat((tasks, num_classes, dimension)))
-    scores = dist.Categorical(logits=log_predictive(queries, prototypes, class_prior.log()), validate_args=False)
-    pyro.sample("query_truth", scores.to_event(2), obs=truth)
+    scores = predictive_scores(queries, prototypes, class_prior.log())
+    pyro.sample("query_truth", dist.Categorical(logits=scores, validate_args=False).to_event(2), obs=truth)
+
+
+def query_elbo(queries: Float[Tensor, "b q d"], truth: Int[Tensor, "b q"], parameters: em.Parameters) -> Float[Tensor, ""]:
+    """The ELBO of `query_labels` under `point_guide`: minus equation (10), summed over tasks.
+
+    `Trace_ELBO` gives the same number; point masses have log density 0, so replaying the model at their values is all there is to it.
+    """
+    with pyro.validation_enabled(False):  # the checks cost as much as the model
+        guided = poutine.trace(partial(point_guide, parameters)).get_trace()
+        model = poutine.replay(partial(query_labels, queries, truth, parameters.prototypes.shape[1]), trace=guided)
+        return cast(Tensor, poutine.trace(model).get_trace().log_prob_sum())

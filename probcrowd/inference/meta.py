@@ -15,19 +15,15 @@ Without pseudo-annotators the network is trained on clean support labels: with t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
-import pyro
 import torch
 from jaxtyping import Float, Int
-from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from probcrowd.episodes import Episodes, EpisodeSource
 from probcrowd.inference import em
-from probcrowd.inference.guide import point_guide, query_labels
+from probcrowd.inference.guide import query_elbo
 from probcrowd.models.encoders import embed
 from probcrowd.models.prototype import Prior, log_predictive
 from probcrowd.votes import DenseVotes, Support
@@ -78,10 +74,7 @@ def meta_loss(encoder: nn.Module, source: EpisodeSource, episodes: Episodes, met
         parameters = adapt(noisy_support(support, episodes), method)
     else:
         parameters = clean_fit(support, episodes.support_truth, episodes.ways, method.prior)
-    with pyro.validation_enabled(False):  # the checks cost as much as the model
-        model = partial(query_labels, queries, episodes.query_truth, episodes.ways)
-        loss = Trace_ELBO().differentiable_loss(model, partial(point_guide, parameters))
-    return loss / len(queries)
+    return -query_elbo(queries, episodes.query_truth, parameters) / len(queries)
 
 
 def noisy_support(embeddings: Float[Tensor, "b i d"], episodes: Episodes) -> Support:

@@ -94,9 +94,16 @@ def prototype_crowd(
             pyro.factor("label", evidence[task, item, truth])
 
 
+def predictive_scores(
+    queries: Float[Tensor, "b q d"], prototypes: Float[Tensor, "b k d"], log_class_prior: Float[Tensor, "b k"]
+) -> Float[Tensor, "b q k"]:
+    """ln p(query embedding, truth = k; fitted parameters), up to what is the same for every k: class prior times Gaussian."""
+    offset = log_class_prior - 0.5 * prototypes.square().sum(-1)
+    return torch.baddbmm(offset[:, None], queries, prototypes.transpose(1, 2))
+
+
 def log_predictive(
     queries: Float[Tensor, "b q d"], prototypes: Float[Tensor, "b k d"], log_class_prior: Float[Tensor, "b k"]
 ) -> Float[Tensor, "b q k"]:
-    """log p(truth = k | query embedding; fitted parameters), equation (8): class prior times Gaussian, normalised over k."""
-    scores = torch.baddbmm(log_class_prior[:, None], queries, prototypes.transpose(1, 2))
-    return torch.log_softmax(scores - 0.5 * prototypes.square().sum(-1)[:, None], -1)
+    """log p(truth = k | query embedding; fitted parameters), equation (8)."""
+    return torch.log_softmax(predictive_scores(queries, prototypes, log_class_prior), -1)
