@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -61,31 +62,31 @@ def load(name: str) -> ClassItems:
 
 def select(source: ClassItems, classes: Sequence[int]) -> ClassItems:
     """The given classes only, renumbered in the given order."""
+    chosen = torch.tensor(classes, dtype=torch.long)
     position = torch.full((len(source.names),), -1)
-    position[torch.tensor(classes)] = torch.arange(len(classes))
+    position[chosen] = torch.arange(len(classes))
     kept = position[source.label] >= 0
-    family, kin = (torch.unique(groups[torch.tensor(classes)], return_inverse=True)[1] for groups in (source.family, source.kin))
+    family, kin = (torch.unique(groups[chosen], return_inverse=True)[1] for groups in (source.family, source.kin))
     return ClassItems(source.inputs[kept], position[source.label[kept]], family, kin, tuple(source.names[index] for index in classes))
 
 
 def split(source: ClassItems, sizes: Sequence[int], generator: torch.Generator) -> list[ClassItems]:
-    """Disjoint random sets of classes of the given sizes; classes of one kin stay together.
+    """Disjoint random sets of classes of the given sizes, which may leave some out; classes of one kin stay together.
+
+    Every way to deal the kins out is as likely as its order of drawing: one that does not fit is drawn anew.
 
     Raises:
-        ValueError: the kins cannot be dealt out to these sizes.
+        ValueError: more classes are asked for than there are, or a thousand draws did not fit.
     """
-    kins = [torch.nonzero(source.kin == kin).flatten().tolist() for kin in range(int(source.kin.max()) + 1)]
-    order = torch.randperm(len(kins), generator=generator).tolist()
-    order.sort(key=lambda index: -len(kins[index]))  # large kins first, while there is room; the random order stands within a size
-    parts: list[list[int]] = [[] for _ in sizes]
-    for index in order:
-        room = torch.tensor([size - len(part) for size, part in zip(sizes, parts, strict=True)])
-        room = torch.where(room >= len(kins[index]), room, 0)
-        if int(room.sum()) > 0:  # chance decides, in proportion to the room that is left
-            parts[int(torch.multinomial(room.double(), 1, generator=generator))] += kins[index]
-    if [len(part) for part in parts] != list(sizes):
-        raise ValueError(f"{len(source.names)} classes in {len(kins)} inseparable groups cannot be split into {list(sizes)} classes")
-    return [select(source, part) for part in parts]
+    total, kins = len(source.names), [torch.nonzero(source.kin == kin).flatten().tolist() for kin in range(int(source.kin.max()) + 1)]
+    bounds = torch.tensor([0, *sizes, total - sum(sizes)]).cumsum(0).tolist()
+    for _ in range(1000 if sum(sizes) <= total else 0):
+        order = [member for kin in torch.randperm(len(kins), generator=generator).tolist() for member in kins[kin]]
+        parts = [order[low:high] for low, high in pairwise(bounds)]
+        held = [set(source.kin[torch.tensor(part, dtype=torch.long)].tolist()) for part in parts]
+        if sum(len(kin) for kin in held) == len(kins):  # no kin is cut by a bound
+            return [select(source, part) for part in parts[:-1]]
+    raise ValueError(f"{total} classes in {len(kins)} inseparable groups cannot be split into {list(sizes)} classes")
 
 
 def augmented(source: ClassItems, warps: int, generator: torch.Generator) -> ClassItems:
@@ -132,10 +133,13 @@ def _file(path: Path) -> ClassItems:
         if {"inputs", "labels"} - set(arrays.files):
             raise ValueError(f"{path} holds the arrays {sorted(arrays.files)}, needs 'inputs' (n, ...) and 'labels' (n,)")
         inputs, labels = arrays["inputs"], arrays["labels"]
-    if len(inputs) != len(labels) or labels.ndim != 1 or inputs.ndim < 2:
-        raise ValueError(f"{path}: inputs have shape {inputs.shape} and labels {labels.shape}; needs (n, ...) and (n,)")
+    if labels.ndim != 1 or inputs.ndim < 2 or len(inputs) != len(labels) or not len(labels):
+        raise ValueError(f"{path}: inputs have shape {inputs.shape} and labels {labels.shape}; needs (n, ...) and (n,), n > 0")
     if inputs.dtype != np.uint8:
-        inputs = inputs.astype(np.float32)
+        if inputs.dtype.kind not in "biuf":
+            raise ValueError(f"{path}: inputs are {inputs.dtype}, needs uint8 pixels or real numbers")
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is named below
+            inputs = inputs.astype(np.float32)
         if not np.isfinite(inputs).all():
             raise ValueError(
                 f"{path}: inputs hold NaN or infinite values, in rows {np.unique(np.nonzero(~np.isfinite(inputs))[0])[:5].tolist()}"
@@ -145,6 +149,8 @@ def _file(path: Path) -> ClassItems:
 
 def _by_class(inputs: np.ndarray, labels: Sequence[object] | np.ndarray) -> ClassItems:
     codes, names = pd.factorize(np.asarray(labels), sort=True)
+    if (codes < 0).any():
+        raise ValueError(f"{int((codes < 0).sum())} items have no label, in rows {np.flatnonzero(codes < 0)[:5].tolist()}: leave them out")
     return ClassItems(
         torch.from_numpy(np.ascontiguousarray(inputs)),
         torch.from_numpy(codes),
@@ -166,7 +172,7 @@ def _digits() -> ClassItems:
 def _folder(name: str) -> Path:
     root = os.environ.get("PROBCROWD_DATA")
     if not root:
-        raise ValueError(f"the data set {name!r} is read from a folder: set PROBCROWD_DATA to it")
+        raise ValueError(f"this data set is read from a folder {name!r}: set PROBCROWD_DATA to the folder above it")
     if not (Path(root) / name).is_dir():
         raise ValueError(f"PROBCROWD_DATA has no folder {name!r}: the data set is not there")
     return Path(root) / name

@@ -247,7 +247,7 @@ def test_an_unknown_name_is_refused_with_the_choice() -> None:
 )
 def test_image_sets_say_which_variable_or_folder_they_miss(name: str, folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("PROBCROWD_DATA", raising=False)
-    with pytest.raises(ValueError, match=f"{folder}.*: set PROBCROWD_DATA to it"):
+    with pytest.raises(ValueError, match=f"{folder}.*: set PROBCROWD_DATA to the folder above it"):
         load(name)
     monkeypatch.setenv("PROBCROWD_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=f"PROBCROWD_DATA has no folder '{folder}'"):

@@ -53,8 +53,8 @@ def fit(support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = 
     """MAP parameters after `steps` EM steps from the soft majority vote, differentiable in the embeddings and in the prior's tensors.
 
     gradient: "unrolled" differentiates through every step (the paper). "one-step" differentiates the last E and M step only, at constant
-    memory. "implicit" and "implicit-neumann" iterate until no responsibility moves more than `tolerance`, at most `steps` steps, and
-    differentiate the fixed point, by a dense solve of (items x classes) unknowns per task or matrix-free by a Neumann series.
+    memory. "implicit" and "implicit-neumann" iterate until no responsibility moves more than `tolerance` (or rounding allows), at most
+    `steps` steps, and differentiate the fixed point, by a dense solve of (items x classes) unknowns per task or matrix-free by a Neumann series.
     A task without a fixed point that this is valid for falls back with a warning: see `fixed_point.implicit_step`.
     """
     if steps < 1:
@@ -78,7 +78,11 @@ def fit(support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = 
 
 
 def converge(support: Support, prior: Prior, *, steps: int = 1000, tolerance: float = 1e-8) -> FixedPoint:
-    """Responsibilities at the fixed point of EM, with each task's steps and last change; no gradient."""
+    """Responsibilities at the fixed point of EM, with each task's steps and last change; no gradient.
+
+    A tolerance below what rounding allows, 16 units in the last place of 1, is raised to that.
+    """
+    tolerance = max(tolerance, 16 * torch.finfo(support.embeddings.dtype).eps)
     with torch.no_grad():
         return run_to_fixed_point(partial(em_step, support=support, prior=prior), start(support), steps=steps, tolerance=tolerance)
 

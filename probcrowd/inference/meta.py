@@ -64,7 +64,7 @@ def dawid_skene(support: Support, prior: Prior, *, steps: int) -> Float[Tensor, 
 def majority(totals: Float[Tensor, "b i k"]) -> Float[Tensor, "b i k"]:
     """All weight on the most frequent label; labels in a tie share it; 0 for items without labels."""
     best = (totals == totals.amax(-1, keepdim=True)) & (totals > 0)
-    return best / best.sum(-1, keepdim=True).clamp(min=1)
+    return best.to(totals.dtype) / best.sum(-1, keepdim=True).clamp(min=1)
 
 
 def meta_loss(encoder: nn.Module, source: EpisodeSource, episodes: Episodes, method: Method) -> Float[Tensor, ""]:

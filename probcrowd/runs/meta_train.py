@@ -187,12 +187,12 @@ def _train(
         torch.manual_seed(_seed(settings, "network", step))  # for layers that draw, such as dropout
         loss = meta_loss(shared, sources.training, _training_episodes(settings, sources.training, step).part(crew.rank, crew.size), method)
         if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"the loss is {float(loss)} at step {step}: lower training.learning_rate or check the inputs")
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower training.learning_rate or check the inputs")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         state = replace(state, step=step)
-        row: dict[str, Any] = {"step": step, "loss": float(loss.detach())}
+        row: dict[str, Any] = {"step": step, "loss": loss.item()}
         validates = step % training.validate_every == 0 or step == training.steps
         if validates and crew.leads:
             row["validation_accuracy"] = validate(settings, sources.validation, network, method)
