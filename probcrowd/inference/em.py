@@ -57,6 +57,13 @@ def fit(support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = 
     `steps` steps, and differentiate the fixed point, by a dense solve of (items x classes) unknowns per task or matrix-free by a Neumann series.
     A task without a fixed point that this is valid for falls back with a warning: see `fixed_point.implicit_step`.
     """
+    return m_step(iterate(support, prior, steps=steps, gradient=gradient, tolerance=tolerance), support, prior)
+
+
+def iterate(
+    support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = "unrolled", tolerance: float = 1e-8
+) -> Float[Tensor, "b i k"]:
+    """The responsibilities that the last M step of `fit` takes: those after `steps` - 1 EM steps, with their gradient."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     responsibilities = start(support)
@@ -74,7 +81,7 @@ def fit(support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = 
         bends = curvature.at(reached.value, support, prior)
         step = partial(em_step, support=support, prior=prior)
         responsibilities = implicit_step(step, reached, bends, dense=gradient == "implicit")
-    return m_step(responsibilities, support, prior)
+    return responsibilities
 
 
 def converge(support: Support, prior: Prior, *, steps: int = 1000, tolerance: float = 1e-8) -> FixedPoint:
@@ -100,6 +107,13 @@ def em_step(responsibilities: Float[Tensor, "b i k"], support: Support, prior: P
 
 def m_step(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Parameters:
     """The parameters that maximise the expected complete log posterior, equation (7)."""
+    return Parameters(*class_parameters(responsibilities, support, prior), _log_confusion(responsibilities, support, prior))
+
+
+def class_parameters(
+    responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior
+) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k"]]:
+    """Prototypes and log class prior of the M step: all that classifying query items needs."""
     class_sizes = responsibilities.sum(1)  # (b, k)
     prototypes = torch.bmm(responsibilities.transpose(1, 2), support.embeddings) / (class_sizes + prior.precision)[..., None]
 
@@ -110,7 +124,7 @@ def m_step(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Pr
     log_class_prior = (class_counts / (real_classes * prior.class_count + real_items)).log()
     if support.classes is not None:
         log_class_prior = log_class_prior.masked_fill(~support.classes, LOG_ZERO)
-    return Parameters(prototypes, log_class_prior, _log_confusion(responsibilities, support, prior))
+    return prototypes, log_class_prior
 
 
 def e_step(parameters: Parameters, support: Support) -> Float[Tensor, "b i k"]:

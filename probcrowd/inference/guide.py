@@ -44,10 +44,10 @@ def em_guide(support: Support, prior: Prior, *, steps: int = 2, gradient: em.Gra
     return parameters
 
 
-def point_guide(parameters: em.Parameters) -> None:
+def point_guide(prototypes: Float[Tensor, "b k d"], log_class_prior: Float[Tensor, "b k"]) -> None:
     """Guide of `query_labels`: point masses at fitted parameters."""
-    pyro.sample("class_prior", dist.Delta(parameters.class_prior, event_dim=2))
-    pyro.sample("prototype", dist.Delta(parameters.prototypes, event_dim=3))
+    pyro.sample("class_prior", dist.Delta(log_class_prior.exp(), event_dim=2))
+    pyro.sample("prototype", dist.Delta(prototypes, event_dim=3))
 
 
 def query_labels(queries: Float[Tensor, "b q d"], truth: Int[Tensor, "b q"], num_classes: int) -> None:
@@ -64,12 +64,14 @@ def query_labels(queries: Float[Tensor, "b q d"], truth: Int[Tensor, "b q"], num
     pyro.sample("query_truth", dist.Categorical(logits=scores, validate_args=False).to_event(2), obs=truth)
 
 
-def query_elbo(queries: Float[Tensor, "b q d"], truth: Int[Tensor, "b q"], parameters: em.Parameters) -> Float[Tensor, ""]:
+def query_elbo(
+    queries: Float[Tensor, "b q d"], truth: Int[Tensor, "b q"], prototypes: Float[Tensor, "b k d"], log_class_prior: Float[Tensor, "b k"]
+) -> Float[Tensor, ""]:
     """The ELBO of `query_labels` under `point_guide`: minus equation (10), summed over tasks.
 
     `Trace_ELBO` gives the same number; point masses have log density 0, so replaying the model at their values is all there is to it.
     """
     with pyro.validation_enabled(False):  # the checks cost as much as the model
-        guided = poutine.trace(partial(point_guide, parameters)).get_trace()
-        model = poutine.replay(partial(query_labels, queries, truth, parameters.prototypes.shape[1]), trace=guided)
+        guided = poutine.trace(partial(point_guide, prototypes, log_class_prior)).get_trace()
+        model = poutine.replay(partial(query_labels, queries, truth, prototypes.shape[1]), trace=guided)
         return cast(Tensor, poutine.trace(model).get_trace().log_prob_sum())

@@ -45,11 +45,16 @@ class Method:
 
 def adapt(support: Support, method: Method) -> em.Parameters:
     """The parameters that a method fits to the noisily labelled support sets of a batch of tasks."""
+    return em.m_step(responsibilities(support, method), support, method.prior)
+
+
+def responsibilities(support: Support, method: Method) -> Float[Tensor, "b i k"]:
+    """What a method's last M step takes for the true labels of the support items."""
     if method.labels == "joint":
-        return em.fit(support, method.prior, steps=method.steps, gradient=method.gradient)
+        return em.iterate(support, method.prior, steps=method.steps, gradient=method.gradient)
     if method.labels == "majority-vote":
-        return em.m_step(majority(support.votes.totals()), support, method.prior)
-    return em.m_step(dawid_skene(support, method.prior, steps=method.steps), support, method.prior)
+        return majority(support.votes.totals())
+    return dawid_skene(support, method.prior, steps=method.steps)
 
 
 def dawid_skene(support: Support, prior: Prior, *, steps: int) -> Float[Tensor, "b i k"]:
@@ -70,11 +75,9 @@ def majority(totals: Float[Tensor, "b i k"]) -> Float[Tensor, "b i k"]:
 def meta_loss(encoder: nn.Module, source: EpisodeSource, episodes: Episodes, method: Method) -> Float[Tensor, ""]:
     """Equation (10): summed over the queries of a task, averaged over tasks; as an ELBO under the guide that adaptation gives."""
     support, queries = embed(encoder, source.inputs(episodes.support), source.inputs(episodes.query))
-    if method.pseudo_annotators:
-        parameters = adapt(noisy_support(support, episodes), method)
-    else:
-        parameters = clean_fit(support, episodes.support_truth, episodes.ways, method.prior)
-    return -query_elbo(queries, episodes.query_truth, parameters) / len(queries)
+    task = noisy_support(support, episodes) if method.pseudo_annotators else clean_support(support, episodes)
+    known = responsibilities(task, method) if method.pseudo_annotators else em.start(task)
+    return -query_elbo(queries, episodes.query_truth, *em.class_parameters(known, task, method.prior)) / len(queries)
 
 
 def noisy_support(embeddings: Float[Tensor, "b i d"], episodes: Episodes) -> Support:
@@ -82,11 +85,9 @@ def noisy_support(embeddings: Float[Tensor, "b i d"], episodes: Episodes) -> Sup
     return Support(embeddings, DenseVotes.from_labels(episodes.labels, episodes.ways, embeddings.dtype))
 
 
-def clean_fit(embeddings: Float[Tensor, "b i d"], truth: Int[Tensor, "b i"], ways: int, prior: Prior) -> em.Parameters:
-    """One M step on the true labels: prototypes with shrinkage and a class prior."""
-    known = DenseVotes.from_labels(truth[..., None], ways, embeddings.dtype)  # one annotator, who is right
-    support = Support(embeddings, known)
-    return em.m_step(em.start(support), support, prior)
+def clean_support(embeddings: Float[Tensor, "b i d"], episodes: Episodes) -> Support:
+    """The support sets as one annotator labels them who is always right; its soft majority vote is the truth."""
+    return Support(embeddings, DenseVotes.from_labels(episodes.support_truth[..., None], episodes.ways, embeddings.dtype))
 
 
 def predict(encoder: nn.Module, source: EpisodeSource, episodes: Episodes, method: Method) -> tuple[Float[Tensor, "b q k"], em.Parameters]:
