@@ -94,13 +94,14 @@ def adapt(run: Path, support: Path, annotations: Path, query: Path, out: Path) -
 @main.command()
 @click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--splits", default=5, show_default=True, type=click.IntRange(min=1), help="Random splits of the classes to average over.")
+@click.option("--config", type=click.Path(path_type=Path), help="Other settings than those for the digits, a TOML file.")
 @_told
-def demo(out: Path, splits: int) -> None:
-    """Show on handwritten digits that meta-training through EM helps: a table, two figures, some minutes on two cores."""
+def demo(out: Path, splits: int, config: Path | None) -> None:
+    """Compare meta-training through EM with its alternatives, on handwritten digits: a table, two figures, minutes on two cores."""
     from probcrowd.runs.demo import demo_settings, demonstrate
     from probcrowd.runs.evaluate import grid
 
-    result = demonstrate(demo_settings(out), splits=splits, say=click.echo)
+    result = demonstrate(demo_settings(out, config), splits=splits, say=click.echo)
     click.echo("\nquery accuracy, mean and 95 % interval over target tasks\n" + grid(result.table))
     click.echo("\nmean differences on the same tasks, with 95 % intervals\n" + result.differences.to_string(float_format="{:.4f}".format))
     click.echo(f"\nfigures and every number: {out}")

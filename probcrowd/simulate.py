@@ -71,10 +71,11 @@ def annotate(
     """
     tasks, items = truth.shape
     num_annotators, num_classes = confusion.shape[1:3]
-    rows = confusion.gather(2, truth[:, None, :, None].expand(tasks, num_annotators, items, num_classes))  # (b, j, i, l)
-    # Inverse CDF: the label is the number of cumulative probabilities below a uniform draw
+    # Inverse CDF: the label is the number of cumulative probabilities, the last one (1) aside, that a uniform draw reaches
+    cumulative = confusion.cumsum(-1)[..., :-1]
+    bounds = cumulative.gather(2, truth[:, None, :, None].expand(tasks, num_annotators, items, num_classes - 1))  # (b, j, i, l)
     draw = torch.rand(tasks, num_annotators, items, 1, generator=generator, device=generator.device)
-    labels = (draw >= rows.cumsum(-1)[..., :-1]).sum(-1).transpose(1, 2)  # (b, i, j)
+    labels = (draw >= bounds).sum(-1).transpose(1, 2)  # (b, i, j)
     if observed < 1:
         asked = torch.rand(labels.shape, generator=generator, device=generator.device) < observed
         always = torch.randint(num_annotators, (tasks, items, 1), generator=generator, device=generator.device)

@@ -91,10 +91,9 @@ def demonstrate(settings: MetaTraining, *, splits: int = 5, jobs: int | None = N
     return result
 
 
-def demo_settings(out: Path, data: str | None = None) -> MetaTraining:
-    """The settings of the demonstration, from the file beside this module."""
-    overrides = [f"out={out}"] + ([f"data={data}"] if data else [])
-    return read_settings(MetaTraining, Path(__file__).with_name("demo.toml"), overrides)
+def demo_settings(out: Path, config: Path | None = None) -> MetaTraining:
+    """The settings of the demonstration, from a file or from the one beside this module."""
+    return read_settings(MetaTraining, config or Path(__file__).with_name("demo.toml"), [f'out="{out.as_posix()}"'])
 
 
 def _train(settings: MetaTraining) -> None:
