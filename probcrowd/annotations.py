@@ -6,7 +6,7 @@ The first three are codes (positions) into `items`, `annotators` and `classes`, 
 never made is an absent row. The three sizes belong to the table and are not read off its rows, so an item nobody has seen, an annotator
 who has not started and a class nobody used all keep their place.
 
-User data is validated in this module and nowhere else: whatever holds an `Annotations` may rely on it.
+User data is validated here, column by column in `probcrowd.columns`, and nowhere else: whatever holds an `Annotations` may rely on it.
 """
 
 from collections.abc import Hashable
@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64, Int64
-from pandas.api.types import infer_dtype, is_bool_dtype, is_extension_array_dtype, is_float_dtype, is_numeric_dtype
+from jaxtyping import Float64, Int64
+from pandas.api.types import infer_dtype
 
-_IDS = {"item": "items", "annotator": "annotators", "label": "classes"}  # a code and the ids that it points into
+from probcrowd.columns import PLURALS, declare, encode, factorize, plain, read_weights, reject, sort_ids, undo_float
+
 _COLUMNS = {"item": ("item", "task"), "annotator": ("annotator", "worker", "rater", "user"), "label": ("label",), "weight": ()}
-_KINDS = {"string": "text", "integer": "number", "floating": "number", "mixed-integer-float": "number", "decimal": "number"}
 _MAX_CELLS = 10**8
-_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,17 +46,15 @@ class Annotations:
     weight: Float64[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
-        for role, plural in _IDS.items():
-            ids = _declare(getattr(self, plural), plural)
+        for role, plural in PLURALS.items():
+            ids = declare(getattr(self, plural), plural)
             codes = _frozen(getattr(self, role), np.int64, role, len(self.item))
-            _reject(
-                (codes < 0) | (codes >= len(ids)), codes, f"{role} codes outside 0 .. {len(ids) - 1}: codes are positions in `{plural}`"
-            )
+            reject((codes < 0) | (codes >= len(ids)), codes, f"{role} codes outside 0 .. {len(ids) - 1}: codes are positions in `{plural}`")
             object.__setattr__(self, role, codes)
             object.__setattr__(self, plural, ids)
         if self.weight is not None:
             weight = _frozen(self.weight, np.float64, "weight", len(self.item))
-            _reject(~(np.isfinite(weight) & (weight > 0)), weight, "weights must be finite and > 0")
+            reject(~(np.isfinite(weight) & (weight > 0)), weight, "weights must be finite and > 0")
             object.__setattr__(self, "weight", weight)
 
     def __len__(self) -> int:
@@ -120,28 +117,28 @@ class Annotations:
         _check_option("duplicates", duplicates, ("error", "first", "last", "count", "share"))
         _check_option("missing", missing, ("error", "skip"))
         columns = _find_columns(frame, {"item": item, "annotator": annotator, "label": label, "weight": weight})
-        item_code, items = _encode(columns["item"], "item", items)
-        annotator_code, annotators = _encode(columns["annotator"], "annotator", annotators)
-        labels = _plain(columns["label"])
+        item_code, items = encode(columns["item"], "item", items)
+        annotator_code, annotators = encode(columns["annotator"], "annotator", annotators)
+        labels = plain(columns["label"])
         kept = labels.notna().to_numpy(bool)
         if missing == "error":
-            _reject(~kept, labels, "missing labels; say missing='skip' to leave these rows out")
+            reject(~kept, labels, "missing labels; say missing='skip' to leave these rows out")
         if not kept.any():
             raise ValueError(f"the table holds no annotation: {len(frame)} rows, none with a label")
         if not kept.all():
-            labels = _undo_float(labels.loc[kept])
+            labels = undo_float(labels.loc[kept])
         if classes is None and isinstance(labels.dtype, pd.CategoricalDtype):
             classes = labels.cat.categories
-        label_code, ids = _encode(labels, "label", classes)
+        label_code, ids = encode(labels, "label", classes)
         if classes is None:
-            label_code, ids = _sort(label_code, ids)
-        weights = None if weight is None else _read_weights(columns["weight"].loc[kept])
+            label_code, ids = sort_ids(label_code, ids)
+        weights = None if weight is None else read_weights(columns["weight"].loc[kept])
         item_code, annotator_code = item_code[kept], annotator_code[kept]
         pair = item_code * len(annotators) + annotator_code
         repeated = pd.Series(pair).duplicated(keep=duplicates if duplicates in ("first", "last") else False).to_numpy()
         if duplicates == "error" and repeated.any():
             pairs = pd.Series(list(zip(items[item_code], annotators[annotator_code], strict=True)), index=labels.index)
-            _reject(repeated, pairs, "repeated (item, annotator) pairs; say duplicates='first', 'last', 'count' or 'share', or remove rows")
+            reject(repeated, pairs, "repeated (item, annotator) pairs; say duplicates='first', 'last', 'count' or 'share', or remove rows")
         if duplicates == "share":
             _, inverse, count = np.unique(pair, return_inverse=True, return_counts=True)
             weights = (1.0 if weights is None else weights) / count[inverse]
@@ -177,10 +174,10 @@ class Annotations:
                 if ids is not None:
                     if len(ids) != values.shape[axis]:
                         raise ValueError(f"{len(ids)} {plural} declared for a matrix of shape {values.shape}, items x annotators")
-                    matrix = matrix.set_axis(_declare(ids, plural), axis=axis)
-        rows, columns = _declare(matrix.index, "items"), _declare(matrix.columns, "annotators")
-        cells = _plain(pd.Series(matrix.set_axis(range(len(columns)), axis=1).melt()["value"]))  # one column after the other
-        codes, values = _factorize(cells)
+                    matrix = matrix.set_axis(declare(ids, plural), axis=axis)
+        rows, columns = declare(matrix.index, "items"), declare(matrix.columns, "annotators")
+        cells = plain(pd.Series(matrix.set_axis(range(len(columns)), axis=1).melt()["value"]))  # one column after the other
+        codes, values = factorize(cells)
         given = codes >= 0
         if missing_label is not None and len(values):
             given &= ~np.asarray(values.astype(object) == missing_label, dtype=bool)[codes]
@@ -189,14 +186,14 @@ class Annotations:
         item, annotator = place % len(rows), place // len(rows)
         labels = cells.iloc[place]
         if len(labels) < len(cells):
-            labels = _undo_float(labels)
+            labels = undo_float(labels)
         if isinstance(labels.dtype, pd.CategoricalDtype) and missing_label in labels.cat.categories:
             labels = labels.cat.set_categories(labels.cat.categories.drop(missing_label))  # the mark is no class
         labels.index = pd.MultiIndex(levels=[rows.astype(object), columns.astype(object)], codes=[item, annotator])
         if missing_label is None and classes is None:
-            distinct = _undo_float(pd.Series(_factorize(labels)[1])).astype(object)
+            distinct = undo_float(pd.Series(factorize(labels)[1])).astype(object)
             marked = (labels == -1).to_numpy(bool) if infer_dtype(distinct) == "integer" else np.zeros(len(labels), dtype=bool)
-            _reject(marked, labels, "-1 is the usual mark for 'not labelled': say missing_label=-1, or declare classes")
+            reject(marked, labels, "-1 is the usual mark for 'not labelled': say missing_label=-1, or declare classes")
         frame = pd.DataFrame({"item": rows[item], "annotator": columns[annotator], "label": labels.array}, index=labels.index)
         items, annotators = rows if items is None else items, columns if annotators is None else annotators
         return cls.from_frame(frame, items=items, annotators=annotators, classes=classes)
@@ -225,7 +222,7 @@ class Annotations:
         repeated = frame.duplicated(["item", "annotator"], keep=False).to_numpy()
         if repeated.any():
             pairs = pd.Series(list(zip(frame["item"], frame["annotator"], strict=True)))
-            _reject(repeated, pairs, "a wide table has one cell per (item, annotator) pair and these have several; use to_frame()")
+            reject(repeated, pairs, "a wide table has one cell per (item, annotator) pair and these have several; use to_frame()")
         index = pd.MultiIndex.from_arrays([self.item, self.annotator])
         wide = pd.Series(self.classes[self.label].array, index=index).unstack()
         wide = wide.reindex(index=range(self.num_items), columns=range(self.num_annotators))
@@ -233,8 +230,8 @@ class Annotations:
 
     def equals(self, other: "Annotations") -> bool:
         """Whether both tables have the same rows in the same order, the same ids in the same order and the same weights."""
-        same = all(np.array_equal(getattr(self, role), getattr(other, role)) for role in _IDS)
-        same = same and all(getattr(self, plural).equals(getattr(other, plural)) for plural in _IDS.values())
+        same = all(np.array_equal(getattr(self, role), getattr(other, role)) for role in PLURALS)
+        same = same and all(getattr(self, plural).equals(getattr(other, plural)) for plural in PLURALS.values())
         if self.weight is None or other.weight is None:
             return same and self.weight is other.weight
         return same and np.array_equal(self.weight, other.weight)
@@ -253,18 +250,6 @@ def _check_option(name: str, value: str, options: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, options))}")
 
 
-def _reject(bad: Bool[np.ndarray, " n"], values: pd.Series | np.ndarray, message: str, unit: str = "rows") -> None:
-    """Raises ValueError if any row is bad; the message shows the first few row labels and the first few distinct values."""
-    if not bad.any():
-        return
-    offending = pd.Series(values).loc[bad]
-    distinct = offending.astype(object).map(repr).drop_duplicates().tolist()
-    rows, seen = (
-        ", ".join(part[:_SHOWN]) + ", ..." * (len(part) > _SHOWN) for part in (list(map(repr, offending.index.tolist())), distinct)
-    )
-    raise ValueError(f"{message} ({len(offending)} of {len(bad)} {unit}: {rows}; values: {seen})")
-
-
 def _find_columns(frame: pd.DataFrame, named: dict[str, Hashable | None]) -> dict[str, pd.Series]:
     """The column of each role; all roles that cannot be decided are reported together."""
     found, problems = {}, []
@@ -281,113 +266,6 @@ def _find_columns(frame: pd.DataFrame, named: dict[str, Hashable | None]) -> dic
     if problems:
         raise ValueError(f"{'; '.join(problems)}: name one column for each. The columns are {frame.columns.tolist()}")
     return {role: pd.Series(frame[column]) for role, column in chosen.items()}
-
-
-def _plain(column: pd.Series) -> pd.Series:
-    """The column without the two encodings that would hide what it holds."""
-    if isinstance(column.dtype, pd.ArrowDtype) and str(column.dtype).startswith("dictionary"):
-        return column.astype(pd.ArrowDtype(column.dtype.pyarrow_dtype.value_type))
-    if is_extension_array_dtype(column.dtype) and is_float_dtype(column.dtype):  # NaN is not NA there: it would become an id
-        return pd.Series(column.to_numpy(np.float64, na_value=np.nan), index=column.index)
-    return column
-
-
-def _undo_float(column: pd.Series) -> pd.Series:
-    """Whole numbers in a float column as int64; for columns where pandas made them floats to make room for NaN."""
-    if column.dtype.kind == "f" and ((column % 1 == 0) & (column.abs() < 2**53)).all():
-        return column.astype(np.int64)
-    return column
-
-
-def _factorize(column: pd.Series) -> tuple[Int64[np.ndarray, " n"], pd.Index]:
-    """Codes in order of first appearance, -1 where missing, and the ids that they point into."""
-    try:
-        codes, values = pd.factorize(column.array)
-    except TypeError:  # a list, a set or a dict among them
-        hashable = np.array([isinstance(value, Hashable) for value in column], dtype=bool)
-        _reject(~hashable, column, "ids and labels must be single values such as text or numbers; convert these")
-        raise
-    if isinstance(values, pd.Categorical):
-        values = values.categories.take(values.codes)
-    return codes.astype(np.int64), pd.Index(values).infer_objects()
-
-
-def _kind(ids: pd.Index) -> str:
-    if is_bool_dtype(ids.dtype):
-        return "boolean"
-    if is_numeric_dtype(ids.dtype):
-        return "number"
-    name = infer_dtype(ids.astype(object))
-    return _KINDS.get(name, name)
-
-
-def _value_kind(value: Any) -> str:
-    name = infer_dtype([value], skipna=False)
-    return type(value).__name__ if name == "mixed" else _KINDS.get(name, name)
-
-
-def _check_kinds(column: pd.Series, what: str) -> None:
-    """Raises ValueError if present values are of several kinds, which hashing would merge (True, 1) or keep apart (1, "1")."""
-    values = column.dtype.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
-    name = infer_dtype(values, skipna=True)
-    if values.dtype != object or not name.startswith("mixed") or name in _KINDS:
-        return
-    present = column.astype(object).loc[column.notna()]
-    kinds = pd.Series([_value_kind(value) for value in present])  # row by row: columns of one kind have left above
-    first = np.flatnonzero(~kinds.duplicated())
-    if len(first) > 1:
-        found = (f"{kinds.iloc[place]} {present.iloc[place]!r} (row {present.index[place]!r})" for place in first)
-        raise ValueError(f"{what} of several kinds: {', '.join(found)}; convert them to one kind")
-
-
-def _declare(ids: Any, plural: str) -> pd.Index:
-    """The ids as an Index of our own: one kind, none missing, none repeated."""
-    index = pd.Index(ids)
-    column = _plain(pd.Series(index.to_flat_index() if isinstance(index, pd.MultiIndex) else index))
-    _reject(column.isna().to_numpy(bool), column, f"missing ids in `{plural}`; name or remove these", "positions")
-    _check_kinds(column, f"ids in `{plural}`")
-    values = _factorize(column)[1]
-    if len(values) < len(column):
-        _reject(column.duplicated(keep=False).to_numpy(bool), column, f"repeated ids in `{plural}`; each must be there once", "positions")
-    return values.rename(plural)  # factorize has copied them
-
-
-def _encode(column: pd.Series, role: str, declared: Any) -> tuple[Int64[np.ndarray, " n"], pd.Index]:
-    """Codes of a column into the declared ids or, without these, into its own values in order of first appearance."""
-    column, plural = _plain(column), _IDS[role]
-    _reject(column.isna().to_numpy(bool), column, f"missing {role} ids; remove these rows or name their {role}")
-    _check_kinds(column, f"{role} values")
-    codes, values = _factorize(column)
-    if is_float_dtype(values.dtype):
-        _reject(np.isinf(values.to_numpy())[codes], column, f"infinite {role} values; correct or remove these rows")
-    if declared is None:
-        return codes, values
-    ids = _declare(declared, plural)
-    lookup, kinds = ids.get_indexer(values), (_kind(values), _kind(ids))
-    hint = "" if kinds[0] == kinds[1] else f" The types differ: the column is {kinds[0]}, `{plural}` is {kinds[1]}; convert one of them."
-    message = f"{role} values outside the declared `{plural}`: correct the rows, or declare these values too.{hint}"
-    _reject(lookup[codes] < 0, column, message)
-    return lookup[codes].astype(np.int64), ids
-
-
-def _sort(codes: Int64[np.ndarray, " n"], ids: pd.Index) -> tuple[Int64[np.ndarray, " n"], pd.Index]:
-    """The same labels as codes into the sorted ids."""
-    try:
-        order = np.asarray(ids.argsort(), dtype=np.int64)
-    except TypeError as error:
-        raise ValueError(f"labels such as {ids[0]!r} have no order: declare classes") from error
-    return np.argsort(order)[codes], ids[order]
-
-
-def _read_weights(column: pd.Series) -> Float64[np.ndarray, " n"]:
-    values = column.infer_objects()
-    numeric = is_numeric_dtype(values.dtype) and not is_bool_dtype(values.dtype)
-    if not numeric:
-        number = np.array([_value_kind(value) == "number" for value in values], dtype=bool)
-        _reject(~number, column, "weights must be numbers; convert these rows")
-    weights = values.to_numpy(np.float64, na_value=np.nan)
-    _reject(~(np.isfinite(weights) & (weights > 0)), column, "weights must be finite and > 0; correct or remove these rows")
-    return weights
 
 
 def _frozen(values: np.ndarray, dtype: type, name: str, length: int) -> np.ndarray:

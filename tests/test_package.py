@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -92,3 +93,13 @@ def test_the_benchmark_runs() -> None:
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert len(re.findall(r"ratio \d+\.\d+", ran.stdout)) == 3
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flit_core import buildapi
+
+    monkeypatch.chdir(ROOT)
+    names = ZipFile(tmp_path / buildapi.build_wheel(str(tmp_path))).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"probcrowd"}
+    inside = {name for name in names if name.startswith("probcrowd/")}
+    assert inside == {path.relative_to(ROOT).as_posix() for path in MODULES} | {"probcrowd/runs/demo.toml"}
