@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from probcrowd.annotations import Annotations
 from probcrowd.inference import em
 from probcrowd.inference.meta import Method, adapt
-from probcrowd.models.encoders import embed
 from probcrowd.models.prototype import log_predictive
 from probcrowd.runs.checkpoint import load_checkpoint, load_module, write_atomically
 from probcrowd.runs.configuration import MetaTraining
@@ -22,6 +21,8 @@ from probcrowd.runs.folder import RunFolder
 from probcrowd.runs.meta_train import evaluating, new_encoder
 from probcrowd.runs.settings import read_written
 from probcrowd.votes import SparseVotes, Support
+
+CHUNK = 1024  # items that pass the network at a time
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,7 @@ class TrainedRun:
         _match(support.index, annotations)
         aligned = support.loc[annotations.items]
         with torch.no_grad(), evaluating(self.encoder):
-            (known,) = embed(self.encoder, self._inputs(aligned, "support"))
-            (asked,) = embed(self.encoder, self._inputs(query, "query"))
+            known, asked = self._embedded(aligned, "support"), self._embedded(query, "query")
             task = Support(known, SparseVotes.from_annotations(annotations, known.dtype))
             parameters = adapt(task, method or self.settings.adaptation.method)
             responsibilities = em.e_step(parameters, task)[0].double()
@@ -114,8 +114,12 @@ class TrainedRun:
             pd.Series(prior.numpy(), index=classes, name="probability"),
         )
 
+    def _embedded(self, frame: pd.DataFrame, name: str) -> Tensor:
+        """Embeddings (1, n, d) of checked inputs; a limited number of items passes the network at a time."""
+        return torch.cat([self.encoder(part) for part in self._inputs(frame, name).split(CHUNK)])[None]
+
     def _inputs(self, frame: pd.DataFrame, name: str) -> Tensor:
-        """Network inputs (1, n, *input_shape), checked."""
+        """Network inputs (n, *input_shape), checked."""
         size = int(np.prod(self.input_shape))
         if frame.shape[1] != size:
             raise ValueError(f"{name}: {frame.shape[1]} columns, the network was trained on {size} (shape {self.input_shape})")
@@ -134,7 +138,7 @@ class TrainedRun:
                 raise ValueError(f"{name}: pixels outside 0..255 in items {_some(frame.index[outside])}")
             if len(values) and 0 < values.max() <= 1:
                 raise ValueError(f"{name}: all pixels lie in 0..1; the network was trained on 0..255, so multiply them by 255")
-        return torch.from_numpy(values / np.float32(self.scale)).unflatten(1, self.input_shape)[None]
+        return torch.from_numpy(values / np.float32(self.scale)).unflatten(1, self.input_shape)
 
 
 def load_run(path: Path | str, *, encoder: nn.Module | None = None) -> TrainedRun:
