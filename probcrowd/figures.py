@@ -49,7 +49,7 @@ def confusion_figure(estimated: pd.DataFrame, true: pd.DataFrame | None = None) 
             matrix = table.loc[annotator]
             image = axis.imshow(matrix.to_numpy(), vmin=0, vmax=1, cmap="Blues")
             _cells(axis, matrix.to_numpy(), list(matrix.columns))
-        row[0].set_ylabel(f"{kind}\ntrue class")
+        row[0].set_ylabel(f"{kind}\n(true class)")
     for axis, annotator in zip(grid[0], annotators, strict=True):
         axis.set_title(_short(annotator), fontsize=9)
     for axis in grid[-1]:

@@ -68,7 +68,10 @@ class Episode(Settings):
 
 
 class Adaptation(Settings):
-    """How a task is adapted to: see `probcrowd.inference.meta.Method` and `probcrowd.models.prototype.Prior`."""
+    """How a task is adapted to: see `probcrowd.inference.meta.Method` and `probcrowd.models.prototype.Prior`.
+
+    With an implicit gradient `steps` is the most EM steps that a task may take to its fixed point: allow 100 or more.
+    """
 
     labels: Literal["joint", "dawid-skene", "majority-vote"] = "joint"
     steps: Positive = 2
