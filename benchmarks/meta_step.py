@@ -133,8 +133,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     repeats = 3 if arguments.quick else 31
+    images = 1 if arguments.quick else 16
     cases = {
-        "Conv-4-64, 16 tasks": (lambda: Conv4(1, 28), 28, 16, 3 if arguments.quick else 9, 1.03),
+        f"Conv-4-64, {images} tasks": (lambda: Conv4(1, 28), 28, images, 1 if arguments.quick else 9, 1.03),
         "MLP 64-256-64, 32 tasks": (lambda: MLP(64, [256], 64), 8, 32, repeats * 5, 1.2),
         "MLP 64-256-64, 64 tasks": (lambda: MLP(64, [256], 64), 8, 64, repeats * 5, 1.2),
     }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import click
 
@@ -21,6 +22,8 @@ def _told(command: Callable[..., None]) -> Callable[..., None]:
             command(*arguments, **options)
         except (ValueError, FloatingPointError) as error:
             raise click.ClickException(str(error)) from error
+        except (EOFError, BadZipFile) as error:
+            raise click.ClickException(f"a file is empty or damaged: {error}") from error
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'file'}: {error.strerror}") from error
         except KeyboardInterrupt as error:
@@ -74,8 +77,13 @@ def evaluate(run: Path) -> None:
 @click.option("--annotations", required=True, type=click.Path(path_type=Path), help="Columns item, annotator, label: .csv or .parquet.")
 @click.option("--query", required=True, type=click.Path(path_type=Path), help="Features of the items to classify.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--weight", help="The annotations' column of weights, if there is one.")
+@click.option(
+    "--duplicates", default="error", type=click.Choice(["error", "first", "last", "count", "share"]), help="Repeated (item, annotator)."
+)
+@click.option("--missing", default="error", type=click.Choice(["error", "skip"]), help="Rows without a label.")
 @_told
-def adapt(run: Path, support: Path, annotations: Path, query: Path, out: Path) -> None:
+def adapt(run: Path, support: Path, annotations: Path, query: Path, out: Path, weight: str | None, duplicates: str, missing: str) -> None:
     """Adapt RUN to a task that several annotators labelled; classify its query items.
 
     Features have one row per item, with ids in a column `item`; without that column, and in .npy files, items are 0, 1, ...
@@ -84,7 +92,8 @@ def adapt(run: Path, support: Path, annotations: Path, query: Path, out: Path) -
     from probcrowd.figures import confusion_figure
     from probcrowd.runs.trained import load_run, read_annotations, read_features
 
-    adapted = load_run(run).adapt(read_features(support), read_annotations(annotations), read_features(query))
+    said = read_annotations(annotations, weight=weight, duplicates=duplicates, missing=missing)
+    adapted = load_run(run).adapt(read_features(support), said, read_features(query))
     files = adapted.write(out)
     confusion_figure(adapted.confusion).savefig(out / "confusion.png", dpi=150)
     for path in [*files, out / "confusion.png"]:

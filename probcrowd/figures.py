@@ -40,7 +40,7 @@ def confusion_figure(estimated: pd.DataFrame, true: pd.DataFrame | None = None) 
     """
     tables = {"estimated": estimated} if true is None else {"estimated": estimated, "true": true}
     annotators = list(estimated.index.get_level_values(0).unique())[:SHOWN]
-    size = 0.35 * max(len(estimated.columns), 3) + 0.7
+    size = min(0.35 * max(len(estimated.columns), 3) + 0.7, 3.5)
     figure = Figure(figsize=(size * len(annotators) + 1.2, size * len(tables) + 0.6), layout="constrained")
     grid = figure.subplots(len(tables), len(annotators), squeeze=False, sharex=True, sharey=True)
     image = None
@@ -60,9 +60,9 @@ def confusion_figure(estimated: pd.DataFrame, true: pd.DataFrame | None = None) 
 
 
 def _cells(axis: Axes, matrix: np.ndarray, names: Sequence[object]) -> None:
-    positions = range(len(names))
-    axis.set_xticks(positions, [_short(name) for name in names], fontsize=7)
-    axis.set_yticks(positions, [_short(name) for name in names], fontsize=7)
+    shown = list(range(0, len(names), 1 + (len(names) - 1) // 8))  # at most eight names fit
+    axis.set_xticks(shown, [_short(names[position]) for position in shown], fontsize=7)
+    axis.set_yticks(shown, [_short(names[position]) for position in shown], fontsize=7)
     if len(names) <= 6:
         for (row, column), value in np.ndenumerate(matrix):
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color="white" if value > 0.6 else "black")

@@ -93,6 +93,59 @@ def test_responsibilities_use_what_annotators_said(run: Path) -> None:
     assert (adapted.responsibilities.loc[unanimous.index].idxmax(axis=1) == unanimous.idxmax(axis=1)).mean() > 0.8
 
 
+def test_columns_are_matched_by_name(run: Path) -> None:
+    support, labels, query = a_task()
+    trained, annotations = load_run(run), Annotations.from_frame(labels)
+    plain = trained.adapt(support, annotations, query).probabilities
+    pd.testing.assert_frame_equal(trained.adapt(support, annotations, query[query.columns[::-1]]).probabilities, plain)
+
+
+def test_items_that_nobody_labelled_are_left_out_and_an_empty_query_is_answered(run: Path) -> None:
+    support, labels, query = a_task()
+    trained = load_run(run)
+    plain = trained.adapt(support, Annotations.from_frame(labels), query)
+    more = Annotations.from_frame(labels, items=[*support.index, "nobody saw this"])
+    pd.testing.assert_frame_equal(trained.adapt(support, more, query).probabilities, plain.probabilities, atol=1e-6)
+    assert trained.adapt(support, more, query.iloc[:0]).probabilities.shape == (0, 3)
+    assert trained.adapt(support, more, np.zeros((0, 1, 8, 8), dtype=np.uint8)).probabilities.shape == (0, 3)
+
+
+def test_ids_in_files_are_text_and_a_weight_column_is_never_overlooked(run: Path, tmp_path: Path) -> None:
+    support, labels, query = a_task()
+    names = {name: f"{number:04d}" for number, name in enumerate([*support.index, *query.index])}
+    support.rename(index=names).to_csv(tmp_path / "support.csv")
+    query.rename(index=names).to_csv(tmp_path / "query.csv")
+    numbered = labels.assign(
+        task=labels["task"].map(names), worker=labels["worker"].map({"w0": "01", "w1": "1", "w2": "NA", "w3": "x"}), weight=1
+    )
+    numbered.to_csv(tmp_path / "labels.csv", index=False)
+    paths = [
+        "--support",
+        tmp_path / "support.csv",
+        "--annotations",
+        tmp_path / "labels.csv",
+        "--query",
+        tmp_path / "query.csv",
+        "--out",
+        tmp_path,
+    ]
+    assert "has a column 'weight': name it with --weight weight" in invoke("adapt", run, *paths).output
+    result = invoke("adapt", run, *paths, "--weight", "weight")
+    assert result.exit_code == 0, result.output
+    annotators = pd.read_csv(tmp_path / "annotators.csv", dtype={"annotator": str}, keep_default_na=False)
+    assert set(annotators["annotator"]) == {"01", "1", "NA", "x"}
+    assert pd.read_csv(tmp_path / "probabilities.csv", dtype=str)["item"].iloc[0] == "0024"
+    plain = load_run(run).adapt(support, Annotations.from_frame(labels), query)
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "probabilities.csv").iloc[:, 1:], plain.probabilities, atol=1e-6)
+
+
+def test_classes_may_be_called_like_the_tables_own_columns(run: Path, tmp_path: Path) -> None:
+    support, labels, query = a_task()
+    awkward = labels.assign(label=labels["label"].map({"three": "item", "five": "annotator", "eight": "true_class"}))
+    load_run(run).adapt(support, Annotations.from_frame(awkward), query).write(tmp_path)
+    assert list(pd.read_csv(tmp_path / "probabilities.csv").columns) == ["item", "annotator", "class item", "true_class"]
+
+
 def test_the_order_of_rows_and_the_kind_of_ids_do_not_matter(run: Path) -> None:
     support, labels, query = a_task()
     trained = load_run(run)
@@ -126,6 +179,12 @@ def test_input_that_cannot_be_right_is_refused_and_named(run: Path) -> None:
         trained.adapt(support.astype(float).mask(support.index.to_series() == first), annotations, query)
     with pytest.raises(ValueError, match=rf"ids '{query.index[0]}' occur more than once"):
         trained.adapt(support, annotations, pd.concat([query, query.iloc[:1]]))
+    with pytest.raises(ValueError, match=r"query: columns 'other' are not among the support's, which begin with 'pixel 0'"):
+        trained.adapt(support, annotations, query.rename(columns={"pixel 5": "other"}))
+    with pytest.raises(ValueError, match=r"65 columns, the network was trained on 64 .* ids belong in a column 'item'"):
+        trained.adapt(support.assign(extra=1), annotations, query)
+    with pytest.raises(ValueError, match=r"support: columns 'note' are not numbers"):
+        trained.adapt(support.assign(note="x"), annotations, query)
     with pytest.raises(ValueError, match=r"ids are int64 in the annotations and str in the features"):
         trained.adapt(support, Annotations.from_frame(labels.assign(task=range(len(labels)))), query)
 
@@ -153,7 +212,7 @@ def test_evaluate_writes_what_it_prints(run: Path) -> None:
     result = invoke("evaluate", run)
     assert result.exit_code == 0, result.output
     scores = pd.read_csv(run / "evaluation" / "scores.csv")
-    assert len(scores) == 3 * 2 * 2 * 5  # methods x shots x annotators x tasks
+    assert len(scores) == 4 * 2 * 2 * 5  # methods x shots x annotators x tasks
     assert f"{scores[scores['method'] == 'as trained'].groupby(['shots', 'annotators'])['accuracy'].mean().loc[3, 5]:.3f}" in result.output
     assert (run / "evaluation" / "accuracy.png").exists()
     load_run(run)  # still a run
@@ -182,7 +241,7 @@ def test_demo_in_small(tmp_path: Path) -> None:
     said: list[str] = []
     result = demonstrate(settings, splits=2, jobs=1, say=said.append)
     assert set(result.table["method"]) >= {"EM, J = 1", "EM, J = 2", "EM, J = 3", "ProtoNet + majority vote", "ProtoNet + Dawid-Skene"}
-    assert len(result.scores) == 7 * 2 * 2 * 5 * 2  # methods x shots x annotators x tasks x splits
+    assert len(result.scores) == 8 * 2 * 2 * 5 * 2  # methods x shots x annotators x tasks x splits
     for name in ("scores.csv", "table.csv", "differences.csv", "accuracy.png", "confusion.png"):
         assert (tmp_path / "demo" / name).stat().st_size > 100
     again = demonstrate(settings, splits=2, jobs=1, say=said.append)  # finished trainings are taken as they are

@@ -314,3 +314,10 @@ def test_single_precision_survives_many_annotators_and_long_embeddings() -> None
 def test_steps_must_be_positive() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         em.fit(ref.task_a().support, Prior(), steps=0)
+
+
+def test_a_prior_accuracy_worse_than_guessing_is_refused() -> None:
+    with pytest.raises(ValueError, match="prior accuracy 0.1 is worse than guessing among 3 classes"):
+        em.fit(ref.task_a().support, Prior(accuracy=0.1))
+    single = Support(torch.zeros(1, 2, 2), DenseVotes.from_labels(torch.zeros(1, 2, 2, dtype=torch.long), 1))
+    close(em.fit(single, Prior(accuracy=0.7)).confusion, np.ones((1, 2, 1, 1)), 1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -275,3 +276,23 @@ def test_conv4_sizes_are_the_papers() -> None:
         from probcrowd.runs.configuration import Encoder, build_encoder
 
         build_encoder(Encoder(kind="conv4"), (64,))
+
+
+def test_what_cannot_work_is_refused_before_a_folder_is_written(tmp_path: Path) -> None:
+    episode = {"shots": (1,), "annotators": (3,), "tasks": 4, "ways": 4}
+    with pytest.raises(ValueError, match="episodes of 4 classes need as many kinds of classes, the source has 3"):
+        meta_train(small(tmp_path / "run", episode=episode), progress=False)
+    with pytest.raises(ValueError, match=r"the network turns 13 items into a tensor of shape \(13, 1, 8, 5\)"):
+        meta_train(small(tmp_path / "run", encoder={"kind": "own"}), encoder=nn.Linear(8, 5), progress=False)
+    with pytest.raises(ValueError, match="finds no GPU") if not torch.cuda.is_available() else pytest.raises(ValueError, match="already"):
+        meta_train(small(tmp_path / "run", device="cuda"), progress=False)
+    with pytest.raises(ValueError, match="needs steps = 100 or more, got 2"):
+        small(tmp_path / "run", adaptation={"gradient": "implicit"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_may_be_moved_and_names_its_classes(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "moved")
+    meta_train(small(tmp_path / "moved"), resume=True, progress=False)
+    classes = load_checkpoint(tmp_path / "moved" / "model.safetensors").state["classes"]
+    assert sorted(name for names in classes.values() for name in names) == list("0123456789")

@@ -102,7 +102,7 @@ def at(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior)
     """The curvature of EM at these responsibilities."""
     responsibilities, embeddings = responsibilities.detach(), support.embeddings.detach()
     sizes = responsibilities.sum(1)
-    inverse_precision = 1 / (sizes + torch.as_tensor(prior.precision).detach())
+    inverse_precision = 1 / (sizes + torch.as_tensor(prior.precision, dtype=sizes.dtype, device=sizes.device).detach())
     counts = support.votes.counts(responsibilities).unflatten(1, (support.votes.num_annotators, support.votes.num_labels))  # (b, j, l, k)
     pseudo = confusion_counts(prior, sizes.shape[-1], support.classes, embeddings).detach()
     counts = counts + (pseudo if pseudo.dim() < 3 else pseudo[:, None])
@@ -113,7 +113,7 @@ def at(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior)
         support.votes,
         torch.bmm(responsibilities.transpose(1, 2), embeddings) * inverse_precision[..., None],
         inverse_precision,
-        1 / (sizes + torch.as_tensor(prior.class_count).detach()),
+        1 / (sizes + torch.as_tensor(prior.class_count, dtype=sizes.dtype, device=sizes.device).detach()),
         torch.where(counts > 0, 1 / counts, 0.0).flatten(1, 2),
         torch.where(totals > 0, 1 / totals, 0.0),
     )

@@ -63,7 +63,8 @@ def fit(support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = 
 def iterate(
     support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = "unrolled", tolerance: float = 1e-8
 ) -> Float[Tensor, "b i k"]:
-    """The responsibilities that the last M step of `fit` takes: those after `steps` - 1 EM steps, with their gradient."""
+    """The responsibilities that the last M step of `fit` takes, with their gradient: those after `steps` - 1 EM steps, or one step after the
+    fixed point where the gradient is implicit."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     responsibilities = start(support)

@@ -45,7 +45,8 @@ class Prior:
 
     Without `accuracy` the confusion prior is the paper's, Dirichlet(c + 1) on each row whatever its class. It says accuracy 1/K. With `accuracy`
     = a it favours the diagonal: off-diagonal concentrations stay c + 1, the diagonal one is (K - 1)(c + 1) a / (1 - a), so that the
-    prior mean of an annotator's accuracy is a for every number of classes K. It needs a >= 1 / K, else the diagonal is not favoured.
+    prior mean of an annotator's accuracy is a for every number of classes K. Its weight grows with K: a row counts as (K - 1)(c + 1) / (1 - a)
+    labels. It needs a >= 1 / K.
     """
 
     precision: Scalar = 0.1
@@ -58,12 +59,17 @@ def confusion_counts(prior: Prior, num_classes: int, classes: Bool[Tensor, "b k"
     """Pseudo-counts of the confusion rows, of shape (), (k, l) or (b, k, l); symmetric in k and l; the same for every annotator.
 
     0 where `classes` says that a class or label is not part of the task.
+
+    Raises:
+        ValueError: `prior.accuracy` is worse than guessing, below 1 / K.
     """
     count = torch.as_tensor(prior.label_count, dtype=like.dtype, device=like.device)
     if prior.accuracy is not None:
         accuracy = torch.as_tensor(prior.accuracy, dtype=like.dtype, device=like.device)
-        sizes = num_classes if classes is None else classes.sum(-1)[:, None, None].to(like.dtype)
-        diagonal = (sizes - 1) * (count + 1) * accuracy / (1 - accuracy) - 1
+        sizes = torch.tensor(num_classes, dtype=like.dtype, device=like.device) if classes is None else classes.sum(-1)[:, None, None].to(like.dtype)
+        if bool((accuracy * sizes < 1 - 1e-6).logical_and(sizes > 1).any()):
+            raise ValueError(f"prior accuracy {float(accuracy.detach()):g} is worse than guessing among {int(sizes.min())} classes: give at least 1 / classes")
+        diagonal = torch.where(sizes > 1, (sizes - 1) * (count + 1) * accuracy / (1 - accuracy) - 1, count)
         count = count + torch.eye(num_classes, dtype=like.dtype, device=like.device) * (diagonal - count)
     if classes is not None:
         count = count * (classes[:, :, None] & classes[:, None, :])

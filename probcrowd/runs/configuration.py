@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from probcrowd.inference.meta import Method
@@ -82,6 +82,12 @@ class Adaptation(Settings):
     label_count: Number = 0.5
     accuracy: Annotated[float, Field(gt=0, lt=1)] | None = None
 
+    @model_validator(mode="after")
+    def _enough_steps(self) -> "Adaptation":  # noqa: UP037  (the tests' shape checks take neither Self nor a bare name here)
+        if self.gradient.startswith("implicit") and self.steps < 20:
+            raise ValueError(f"gradient = {self.gradient!r} iterates to a fixed point and needs steps = 100 or more, got {self.steps}")
+        return self
+
     @property
     def method(self) -> Method:
         """The same as a record of `probcrowd.inference.meta`."""
@@ -107,12 +113,12 @@ class Target(Settings):
     tasks: Positive = 50
     shots: tuple[Positive, ...] = Field(default=(1, 3, 5), min_length=1)
     annotators: tuple[Positive, ...] = Field(default=(3, 5, 7), min_length=1)
-    spammers: tuple[Share, ...] = Field(default=(0.1, 0.2, 0.3, 0.4), min_length=1)
+    spammers: tuple[Annotated[float, Field(ge=0, le=0.9)], ...] = Field(default=(0.1, 0.2, 0.3, 0.4), min_length=1)
 
     @property
     def mixtures(self) -> list[Mixture]:
         """One tenth experts, the given share of spammers, hammers otherwise, as in the paper."""
-        return [Mixture(0.1, max(0.9 - share, 0.0), share) for share in self.spammers]
+        return [Mixture(0.1, 0.9 - share, share) for share in self.spammers]
 
 
 class MetaTraining(Settings):

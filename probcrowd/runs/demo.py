@@ -1,9 +1,10 @@
 """The demonstration: meta-train on some handwritten digits, adapt to others that noisy annotators labelled, compare.
 
 For each of several splits of the digits into source, validation and target classes, the method is trained with J = 1, 2, 3 EM steps,
-without pseudo-annotators, and a prototypical network beside it; all meet the same target tasks. EM on the pixels themselves, without
-any network, is the control: where it wins, the classes at hand were too few to learn a better space from. Nothing is chosen on target
-tasks: networks are the best on validation tasks, and so is the number of Dawid-Skene steps. Finished trainings are not repeated.
+without pseudo-annotators, and a prototypical network beside it; all meet the same target tasks. Two controls tell what helps: training
+with pseudo-annotators but through Dawid-Skene labels, which do not see the items, and EM on the pixels themselves without any network,
+which wins where the classes at hand were too few to learn a better space from. Nothing is chosen on target tasks: networks are the best on
+validation tasks, and so are the number of Dawid-Skene steps and the scale of the pixels. Finished trainings are not repeated.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from probcrowd.episodes import EpisodeShape, draw_episodes
@@ -31,7 +32,9 @@ from probcrowd.runs.settings import read_settings
 from probcrowd.runs.trained import TrainedRun, load_run
 
 OURS, ABLATION, VOTE, DAWID_SKENE = "EM, J = {}", "EM, no pseudo-annotators", "ProtoNet + majority vote", "ProtoNet + Dawid-Skene"
+AGGREGATED = "Dawid-Skene, pseudo-annotators"
 PIXELS = "pixels, no network, EM, J = 2"
+PIXEL_SCALES = (0.5, 1.0, 2.0, 4.0)
 DAWID_SKENE_STEPS = (1, 2, 3, 10)
 
 
@@ -46,10 +49,22 @@ class Demonstration:
     confusion: Figure
 
 
+class Pixels(nn.Module):
+    """The inputs themselves as embeddings, times a constant: with unit covariance the scale decides how much they say."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.scale * inputs.flatten(1)
+
+
 def trainings(settings: MetaTraining) -> dict[str, MetaTraining]:
     """The trainings of one split by name: each method in a folder of its own."""
     methods = {f"em-{steps}": settings.adaptation.model_copy(update={"steps": steps}) for steps in (1, 2, 3)}
     methods["em-clean"] = settings.adaptation.model_copy(update={"steps": 2, "pseudo_annotators": False})
+    methods["labels"] = settings.adaptation.model_copy(update={"steps": 2, "labels": "dawid-skene"})
     methods["prototypes"] = Adaptation(
         labels="dawid-skene",
         pseudo_annotators=False,
@@ -112,7 +127,9 @@ def _scores(settings: MetaTraining) -> pd.DataFrame:
     candidates = [replace(method, steps=steps) for steps in DAWID_SKENE_STEPS]
     best = max(candidates, key=lambda candidate: validate(settings, sources.validation, encoder, candidate))
     methods[VOTE], methods[DAWID_SKENE] = (encoder, replace(method, labels="majority-vote")), (encoder, best)
-    methods[PIXELS] = nn.Flatten(), _own(runs["em-2"])[1]
+    methods[AGGREGATED] = _own(runs["labels"])
+    own = _own(runs["em-2"])[1]
+    methods[PIXELS] = max(map(Pixels, PIXEL_SCALES), key=lambda pixels: validate(settings, sources.validation, pixels, own)), own
     return target_scores(settings, sources.target, methods)
 
 

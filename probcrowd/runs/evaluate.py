@@ -49,13 +49,17 @@ def target_scores(settings: MetaTraining, source: EpisodeSource, methods: Mappin
     return pd.concat(rows, ignore_index=True)
 
 
-def evaluate_run(path: Path) -> pd.DataFrame:
-    """The table of a run's own method, and of its network with labels aggregated first; written to the folder `evaluation` in the run."""
-    run = load_run(path)
+def evaluate_run(path: Path, *, encoder: nn.Module | None = None) -> pd.DataFrame:
+    """The table of a run's own method, of its network with labels aggregated first, and of its method on the inputs without a network.
+
+    It is written to the folder `evaluation` in the run. `encoder` is needed where the run trained a network of the user's own.
+    """
+    run = load_run(path, encoder=encoder)
     own = run.settings.adaptation.method
     methods = {"as trained": own} | {f"{labels} labels": replace(own, labels=labels) for labels in ("majority-vote", "dawid-skene")}
     source = class_sources(run.settings).target
-    scores = target_scores(run.settings, source, {name: (run.encoder, method) for name, method in methods.items()})
+    pairs: dict[str, tuple[nn.Module, Method]] = {name: (run.encoder, method) for name, method in methods.items()}
+    scores = target_scores(run.settings, source, {**pairs, "inputs, no network": (nn.Flatten(), own)})
     table = summary(scores, ["method", "shots", "annotators"])
     folder = path / "evaluation"
     folder.mkdir(exist_ok=True)

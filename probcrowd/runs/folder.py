@@ -68,7 +68,7 @@ class RunFolder:
         continues = self.config.exists()
         if continues and not resume:
             raise ValueError(f"{self.path} already holds a run; use --resume to continue it, or give another folder")
-        if continues and (lines := differences(read_written(type(settings), self.config), settings)):
+        if continues and (lines := differences(read_written(type(settings), self.config), settings, ignore=["out"])):
             raise ValueError(f"{self.path} holds a run with other settings (old -> new):\n  " + "\n  ".join(lines))
         for name in filter(_is_leftover, set(os.listdir(self.path)) - {LOCK}):
             (self.path / name).unlink()

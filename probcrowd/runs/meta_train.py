@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from probcrowd.datasets import ClassItems, augmented, load, split
-from probcrowd.episodes import Episodes, EpisodeShape, EpisodeSource, draw_episodes
+from probcrowd.episodes import Episodes, EpisodeShape, EpisodeSource, draw_episodes, draw_items
 from probcrowd.inference.meta import Method, meta_loss, predict
 from probcrowd.metrics import accuracy
 from probcrowd.runs.checkpoint import (
@@ -62,6 +62,7 @@ def meta_train(settings: MetaTraining, *, resume: bool = False, encoder: nn.Modu
             raise ValueError(f"episode.tasks = {settings.episode.tasks} cannot be shared evenly by {crew.size} processes")
         sources = class_sources(settings, crew.device)
         network = new_encoder(settings, sources.input_shape, encoder).to(crew.device)
+        _rehearse(settings, sources, network)
         optimizer = torch.optim.Adam(network.parameters(), settings.training.learning_rate)
         folder = stack.enter_context(RunFolder(settings.out)) if crew.leads else None
         continues = crew.agree(folder is not None and folder.start(settings, resume))
@@ -83,7 +84,8 @@ def meta_train(settings: MetaTraining, *, resume: bool = False, encoder: nn.Modu
             state, best = _train(settings, sources, network, optimizer, state, best, folder, crew, bar)
         if folder is not None and (state.step > begun or not folder.model.exists()):
             summary = {"step": state.best_step, "validation_accuracy": state.best_accuracy}
-            shape = {"input_shape": list(sources.input_shape), "scale": sources.training.scale}
+            classes = dict(zip(("train", "validation", "target"), map(list, sources.names), strict=True))
+            shape = {"input_shape": list(sources.input_shape), "scale": sources.training.scale, "classes": classes}
             save_checkpoint(folder.model, best, {**summary, **shape})
         crew.agree(True)
 
@@ -209,6 +211,23 @@ def _train(
         bar.update()
         bar.set_postfix(loss=f"{row['loss']:.3f}", validation=f"{state.best_accuracy:.3f}" if state.best_step else "-", refresh=False)
     return state, best
+
+
+def _rehearse(settings: MetaTraining, sources: Sources, network: nn.Module) -> None:
+    """Nothing, where episodes of every size can be drawn and embedded; called before anything is written.
+
+    Raises:
+        ValueError: too few classes or items for an episode, or a network whose output is not (n, d).
+    """
+    sizes = settings.episode.shots
+    for source, shots in ((sources.training, sizes), (sources.validation, sizes), (sources.target, settings.target.shots)):
+        index = draw_items(source, _shape(settings, max(shots), 1), 1, generator_of(settings, "rehearsal", 0, source.items.device))
+        with torch.no_grad(), evaluating(network):
+            output = network(source.inputs(index[0])[0])
+        if output.dim() != 2 or len(output) != index.shape[2]:
+            raise ValueError(
+                f"the network turns {index.shape[2]} items into a tensor of shape {tuple(output.shape)}; needs (items, dimension)"
+            )
 
 
 def _training_episodes(settings: MetaTraining, source: EpisodeSource, step: int) -> Episodes:

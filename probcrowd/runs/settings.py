@@ -65,10 +65,14 @@ def read_written(kind: type[S], path: Path) -> S:
     return _validated(kind, path.read_text(encoding="utf-8"), path)
 
 
-def differences(a: S, b: S) -> list[str]:
-    """One line "section.key: old -> new" for each value of `a` (old) that `b` (new) does not share; [] when they agree."""
+def differences(a: S, b: S, ignore: Sequence[str] = ()) -> list[str]:
+    """One line "section.key: old -> new" for each value of `a` (old) that `b` (new) does not share, those in `ignore` aside."""
     old, new = (dict(_leaves(settings.model_dump(mode="json"))) for settings in (a, b))
-    return [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in {**old, **new}
+        if key not in ignore and old.get(key) != new.get(key)
+    ]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,9 @@ class Adapted:
         folder.mkdir(parents=True, exist_ok=True)
         written = []
         for name, table in vars(self).items():
-            frame = table.reset_index()
-            frame.columns = frame.columns.map(str)  # class ids may be numbers; Parquet wants names
+            # Class ids may be numbers, where Parquet wants names, and may be called like an index
+            names = [f"class {name}" if str(name) in table.index.names else str(name) for name in getattr(table, "columns", ())]
+            frame = (table.set_axis(names, axis=1) if names else table).reset_index()
             path = folder / f"{name}.csv"
             write_atomically(path, _without_formulas(frame).to_csv(index=False).encode())
             write_atomically(path.with_suffix(".parquet"), frame.to_parquet(index=False))
@@ -80,7 +82,8 @@ class TrainedRun:
         """Fit the task that `annotations` describe and classify the query items.
 
         support, query: one row per item with the inputs that the network was trained on (pixels as 0..255), ids in the index of a frame;
-        an array's rows are items 0, 1, ..., and it may have the shape of images.
+        an array's rows are items 0, 1, ..., and it may have the shape of images. Columns are taken in the order of support's, which must be
+        that of training; a run does not know their names.
         method: how to adapt, if not as in training.
 
         Raises:
@@ -88,6 +91,8 @@ class TrainedRun:
                 items without annotations.
         """
         support, query = _frame(support, "support"), _frame(query, "query")
+        query = _same_columns(support, query)
+        annotations = _labelled(annotations)
         _match(support.index, annotations)
         aligned = support.loc[annotations.items]
         with torch.no_grad(), evaluating(self.encoder):
@@ -121,11 +126,12 @@ class TrainedRun:
     def _inputs(self, frame: pd.DataFrame, name: str) -> Tensor:
         """Network inputs (n, *input_shape), checked."""
         size = int(np.prod(self.input_shape))
-        if frame.shape[1] != size:
-            raise ValueError(f"{name}: {frame.shape[1]} columns, the network was trained on {size} (shape {self.input_shape})")
-        text = [column for column in frame.columns if not pd.api.types.is_numeric_dtype(frame[column])]
+        text = [column for column in frame.columns if len(frame) and not pd.api.types.is_numeric_dtype(frame[column])]
         if text:
             raise ValueError(f"{name}: columns {_some(text)} are not numbers; is one of them the item ids? Name the id column 'item'")
+        if frame.shape[1] != size:
+            first = f"the first are {_some(frame.columns)}; ids belong in a column 'item'"
+            raise ValueError(f"{name}: {frame.shape[1]} columns, the network was trained on {size} (shape {self.input_shape}); {first}")
         values = frame.to_numpy(dtype=np.float32, na_value=np.nan)
         faulty = np.flatnonzero(~np.isfinite(values).all(1))
         if len(faulty):
@@ -155,7 +161,7 @@ def load_run(path: Path | str, *, encoder: nn.Module | None = None) -> TrainedRu
         raise ValueError(f"the run in {folder.path} has not finished: resume it with `probcrowd meta-train CONFIG.toml --resume`")
     saved = load_checkpoint(folder.model)
     input_shape = tuple(saved.state["input_shape"])
-    network = new_encoder(settings, input_shape, encoder)
+    network = new_encoder(settings, input_shape, encoder).to("cpu")
     load_module(network, saved.tensors, "best")
     network.eval()
     return TrainedRun(settings, network, input_shape, saved.state["scale"])
@@ -164,22 +170,28 @@ def load_run(path: Path | str, *, encoder: nn.Module | None = None) -> TrainedRu
 def read_features(path: Path) -> pd.DataFrame:
     """Inputs by item from .csv, .parquet (ids in the column `item`, or `task`; else rows are items 0, 1, ...) or .npy (n, ...).
 
+    Item ids of files are text, so that 007 is not 7 and files of different formats agree.
+
     Raises:
         ValueError: no such file, another ending, or pickled objects in the file.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     if path.suffix == ".npy":
-        return _frame(np.load(path, allow_pickle=False), str(path))
+        frame = _frame(np.load(path, allow_pickle=False), str(path))
+        return frame.set_axis(frame.index.astype(str), axis=0)
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path}: features are read from .csv, .parquet or .npy")
-    frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    frame = pd.read_csv(path, dtype={"item": str, "task": str}) if path.suffix == ".csv" else pd.read_parquet(path)
     named = [name for name in ("item", "task") if name in frame.columns]
-    return frame.set_index(named[0]) if named else frame
+    frame = frame.set_index(named[0]) if named else frame
+    return frame.set_axis(frame.index.astype(str), axis=0)
 
 
-def read_annotations(path: Path) -> Annotations:
+def read_annotations(path: Path, *, weight: str | None = None, duplicates: str = "error", missing: str = "error") -> Annotations:
     """Annotations from .csv or .parquet with columns item, annotator, label (or task, worker, label).
+
+    Item ids are text, and so is all of a .csv file but the weights: 007 is not 7, "NA" is a label like any other, an empty cell is missing.
 
     Raises:
         ValueError: no such file, another ending, or any fault of the table.
@@ -188,20 +200,55 @@ def read_annotations(path: Path) -> Annotations:
         raise ValueError(f"there is no file {path}")
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path}: annotations are read from .csv or .parquet")
-    return Annotations.from_frame(pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path))
+    if path.suffix == ".csv":
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+        frame = frame.assign(**{weight: pd.to_numeric(frame[weight])}) if weight in frame.columns else frame
+    else:
+        frame = pd.read_parquet(path)
+        ids = [name for name in ("item", "task") if name in frame.columns and not frame[name].hasnans]
+        frame = frame.astype(dict.fromkeys(ids, str))
+    if weight is None and "weight" in frame.columns:
+        raise ValueError(f"{path} has a column 'weight': name it with --weight weight, or remove it if each row counts once")
+    return Annotations.from_frame(frame, weight=weight, duplicates=duplicates, missing=missing)
 
 
 def _frame(rows: pd.DataFrame | np.ndarray, name: str) -> pd.DataFrame:
     if isinstance(rows, pd.DataFrame):
         frame = rows
     elif rows.ndim >= 2 and rows.dtype.kind in "buif":
-        frame = pd.DataFrame(rows.reshape(len(rows), -1))
+        frame = pd.DataFrame(rows.reshape(len(rows), math.prod(rows.shape[1:])))
     else:
         raise ValueError(f"{name}: an array of numbers with one row per item is needed, got shape {rows.shape} of {rows.dtype}")
     repeated = frame.index[frame.index.duplicated()]
     if len(repeated):
         raise ValueError(f"{name}: the item ids {_some(repeated)} occur more than once")
     return frame
+
+
+def _same_columns(support: pd.DataFrame, query: pd.DataFrame) -> pd.DataFrame:
+    """The query with its columns in the order of the support's, where both name them."""
+    named = [all(isinstance(column, str) for column in frame.columns) and len(frame.columns) for frame in (support, query)]
+    if not all(named) or list(support.columns) == list(query.columns) or len(support.columns) != len(query.columns):
+        return query
+    other = query.columns.difference(support.columns)
+    if len(other):
+        raise ValueError(
+            f"query: columns {_some(other)} are not among the support's, which begin with {_some(support.columns)}: name them alike"
+        )
+    return query.reindex(columns=support.columns)
+
+
+def _labelled(annotations: Annotations) -> Annotations:
+    """The table without the items that nobody labelled."""
+    if (annotations.counts_per_item() > 0).all():
+        return annotations
+    return Annotations.from_frame(
+        annotations.to_frame(),
+        weight=None if annotations.weight is None else "weight",
+        annotators=annotations.annotators,
+        classes=annotations.classes,
+        duplicates="count",
+    )
 
 
 def _match(items: pd.Index, annotations: Annotations) -> None:
@@ -213,7 +260,7 @@ def _match(items: pd.Index, annotations: Annotations) -> None:
             else ""
         )
         raise ValueError(f"annotated items without features: {_some(unknown)} ({len(unknown)} in all){hint}")
-    silent = items.difference(annotations.items[annotations.counts_per_item().to_numpy() > 0], sort=False)
+    silent = items.difference(annotations.items, sort=False)
     if len(silent):
         raise ValueError(f"support items without any annotation: {_some(silent)} ({len(silent)} in all): give them as query items instead")
 
