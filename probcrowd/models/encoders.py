@@ -38,11 +38,6 @@ class Conv4(nn.Sequential):
         super().__init__(*blocks, nn.Flatten())
 
 
-def parameter_count(encoder: nn.Module) -> int:
-    """How many numbers are trained."""
-    return sum(parameter.numel() for parameter in encoder.parameters())
-
-
 def embed(encoder: nn.Module, *groups: Tensor) -> list[Tensor]:
     """Embeddings (b, i, d) of groups of inputs (b, i, *input), all in one pass of the network."""
     together = torch.cat([group.flatten(0, 1) for group in groups])
