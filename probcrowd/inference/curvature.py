@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcrowd.models.prototype import Prior, confusion_counts
+from probcrowd.models.prototype import Prior, label_counts
 from probcrowd.votes import Support, Votes
 
 DENSE_LIMIT = 4096  # unknowns per task; the dense matrix of one task then takes 134 MB in float64
@@ -103,9 +103,7 @@ def at(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior)
     responsibilities, embeddings = responsibilities.detach(), support.embeddings.detach()
     sizes = responsibilities.sum(1)
     inverse_precision = 1 / (sizes + torch.as_tensor(prior.precision, dtype=sizes.dtype, device=sizes.device).detach())
-    counts = support.votes.counts(responsibilities).unflatten(1, (support.votes.num_annotators, support.votes.num_labels))  # (b, j, l, k)
-    pseudo = confusion_counts(prior, sizes.shape[-1], support.classes, embeddings).detach()
-    counts = counts + (pseudo if pseudo.dim() < 3 else pseudo[:, None])
+    counts = label_counts(responsibilities, support, prior).detach()  # (b, j, l, k)
     totals = counts.sum(2)
     return Curvature(
         responsibilities,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from probcrowd.inference import curvature
 from probcrowd.inference.fixed_point import FixedPoint, implicit_step, one_step, run_to_fixed_point
-from probcrowd.models.prototype import LOG_ZERO, Prior, confusion_counts, predictive_scores
+from probcrowd.models.prototype import LOG_ZERO, Prior, confusion_counts, label_counts, predictive_scores
 from probcrowd.votes import Support
 
 Gradient = Literal["unrolled", "implicit", "implicit-neumann", "one-step"]
@@ -67,21 +67,19 @@ def iterate(
     fixed point where the gradient is implicit."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    step = partial(em_step, support=support, prior=prior)
+    if gradient in ("implicit", "implicit-neumann"):
+        reached = converge(support, prior, steps=steps, tolerance=tolerance)
+        return implicit_step(step, reached, curvature.at(reached.value, support, prior), dense=gradient == "implicit")
     responsibilities = start(support)
     if gradient == "unrolled":
         for _ in range(steps - 1):
-            responsibilities = em_step(responsibilities, support, prior)
-    elif gradient == "one-step":
-        if steps > 1:
-            with torch.no_grad():
-                for _ in range(steps - 2):
-                    responsibilities = em_step(responsibilities, support, prior)
-            responsibilities = one_step(partial(em_step, support=support, prior=prior), responsibilities)
-    else:
-        reached = converge(support, prior, steps=steps, tolerance=tolerance)
-        bends = curvature.at(reached.value, support, prior)
-        step = partial(em_step, support=support, prior=prior)
-        responsibilities = implicit_step(step, reached, bends, dense=gradient == "implicit")
+            responsibilities = step(responsibilities)
+    elif steps > 1:
+        with torch.no_grad():
+            for _ in range(steps - 2):
+                responsibilities = step(responsibilities)
+        responsibilities = one_step(step, responsibilities)
     return responsibilities
 
 
@@ -175,10 +173,7 @@ def log_prior(parameters: Parameters, support: Support, prior: Prior) -> Float[T
 
 
 def _log_confusion(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Float[Tensor, "b j k l"]:
-    votes, num_classes = support.votes, responsibilities.shape[-1]
-    counts = votes.counts(responsibilities).unflatten(1, (votes.num_annotators, votes.num_labels))  # (b, j, l, k)
-    pseudo = confusion_counts(prior, num_classes, support.classes, responsibilities)
-    counts = counts + (pseudo if pseudo.dim() < 3 else pseudo[:, None])  # symmetric in k and l, so the transposed layout is the same
+    counts = label_counts(responsibilities, support, prior)  # (b, j, l, k)
     totals = counts.sum(2, keepdim=True)
     if support.classes is None:
         return (counts / totals).log().transpose(2, 3)

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probcrowd.votes import Votes
+from probcrowd.votes import Support, Votes
 
 Scalar = Float[Tensor, ""] | float
 
@@ -74,6 +74,14 @@ def confusion_counts(prior: Prior, num_classes: int, classes: Bool[Tensor, "b k"
     if classes is not None:
         count = count * (classes[:, :, None] & classes[:, None, :])
     return count
+
+
+def label_counts(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Float[Tensor, "b j l k"]:
+    """How often each annotator is expected to have said l of class k, with the prior's pseudo-counts; label before class, as votes count."""
+    votes = support.votes
+    counts = votes.counts(responsibilities).unflatten(1, (votes.num_annotators, votes.num_labels))
+    pseudo = confusion_counts(prior, responsibilities.shape[-1], support.classes, responsibilities)
+    return counts + (pseudo if pseudo.dim() < 3 else pseudo[:, None])  # symmetric in k and l, so the transposed layout is the same
 
 
 def prototype_crowd(

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
+from probcrowd.episodes import EpisodeShape
 from probcrowd.inference.meta import Method
 from probcrowd.models.encoders import MLP, Conv4
 from probcrowd.models.prototype import Prior
@@ -135,6 +136,10 @@ class MetaTraining(Settings):
     adaptation: Adaptation = Adaptation()
     training: Training = Training()
     target: Target = Target()
+
+    def shape(self, shots: int, annotators: int) -> EpisodeShape:
+        """The shape of this run's episodes with so many shots and annotators."""
+        return EpisodeShape(self.episode.ways, shots, self.episode.queries, annotators, self.annotators.observed)
 
 
 def build_encoder(settings: Encoder, input_shape: tuple[int, ...]) -> nn.Module:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from probcrowd.episodes import EpisodeShape, draw_episodes
+from probcrowd.episodes import draw_episodes
 from probcrowd.figures import accuracy_figure, confusion_figure
 from probcrowd.inference.meta import FLAT_COUNT, FLAT_PRECISION, Method, predict
 from probcrowd.runs.checkpoint import write_atomically
@@ -80,24 +80,20 @@ def demonstrate(settings: MetaTraining, *, splits: int = 5, jobs: int | None = N
 
     jobs: processes at a time, each with one thread; by default one per core.
     """
-    every = [
-        training
-        for seed in range(settings.seed, settings.seed + splits)
-        for training in trainings(settings.model_copy(update={"seed": seed, "out": settings.out / f"split-{seed}"})).values()
-    ]
+    seeds = range(settings.seed, settings.seed + splits)
+    each = [settings.model_copy(update={"seed": seed, "out": settings.out / f"split-{seed}"}) for seed in seeds]
+    every = [training for split in each for training in trainings(split).values()]
     say(f"training {len(every)} networks: {splits} splits of the classes, {len(every) // splits} methods")
     workers = Parallel(n_jobs=jobs or os.cpu_count() or 1, return_as="generator_unordered")
     for _ in tqdm(workers(delayed(_train)(training) for training in every), total=len(every), unit="network"):
         pass
     say("adapting to the target tasks")
-    seeds = range(settings.seed, settings.seed + splits)
-    splits_of = [settings.model_copy(update={"seed": seed, "out": settings.out / f"split-{seed}"}) for seed in seeds]
-    scores = pd.concat([_scores(split).assign(split=split.seed) for split in splits_of], ignore_index=True)
+    scores = pd.concat([_scores(split).assign(split=split.seed) for split in each], ignore_index=True)
     table = summary(scores, ["method", "shots", "annotators"])
     others = [name for name in scores["method"].unique() if name != OURS.format(2)]
     rows = {f"J = 2 minus {name}": paired_difference(scores, OURS.format(2), name) for name in others}
     differences = pd.DataFrame(rows).T.rename_axis("comparison")
-    result = Demonstration(scores, table, differences, accuracy_figure(table), _confusion(splits_of[0]))
+    result = Demonstration(scores, table, differences, accuracy_figure(table), _confusion(each[0]))
     for name in ("scores", "table", "differences"):
         frame: pd.DataFrame = getattr(result, name)
         write_atomically(settings.out / f"{name}.csv", frame.to_csv(index=name == "differences").encode())
@@ -141,7 +137,7 @@ def _confusion(settings: MetaTraining) -> Figure:
     """Estimated against true confusion matrices of the first target task of the largest setting."""
     encoder, method = _own(load_run(trainings(settings)["em-2"].out))
     target, ways = class_sources(settings).target, settings.episode.ways
-    shape = EpisodeShape(ways, max(settings.target.shots), settings.episode.queries, max(settings.target.annotators))
+    shape = settings.shape(max(settings.target.shots), max(settings.target.annotators))
     episodes = draw_episodes(target, shape, settings.annotators.mixture, 1, generator_of(settings, "figure"))
     _, parameters = predict(encoder, target, episodes, method)
     names = pd.RangeIndex(1, ways + 1)

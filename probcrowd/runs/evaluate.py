@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from probcrowd.episodes import EpisodeShape, EpisodeSource, draw_episodes
+from probcrowd.episodes import EpisodeSource, draw_episodes
 from probcrowd.figures import accuracy_figure
 from probcrowd.inference.meta import Method, predict
 from probcrowd.metrics import accuracy, confusion_error, interval, log_loss
@@ -32,9 +32,8 @@ def target_scores(settings: MetaTraining, source: EpisodeSource, methods: Mappin
     rows = []
     target = settings.target
     for shots, annotators, (share, mixture) in product(target.shots, target.annotators, zip(target.spammers, target.mixtures, strict=True)):
-        shape = EpisodeShape(settings.episode.ways, shots, settings.episode.queries, annotators, settings.annotators.observed)
         generator = generator_of(settings, f"target/{shots}/{annotators}/{share}", 0, source.items.device)
-        episodes = draw_episodes(source, shape, mixture, target.tasks, generator)
+        episodes = draw_episodes(source, settings.shape(shots, annotators), mixture, target.tasks, generator)
         for name, (encoder, method) in methods.items():
             with evaluating(encoder):
                 log_probabilities, parameters = predict(encoder, source, episodes, method)

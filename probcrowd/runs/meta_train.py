@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from probcrowd.datasets import ClassItems, augmented, load, split
-from probcrowd.episodes import Episodes, EpisodeShape, EpisodeSource, draw_episodes, draw_items
+from probcrowd.episodes import Episodes, EpisodeSource, draw_episodes, draw_items
 from probcrowd.inference.meta import Method, meta_loss, predict
 from probcrowd.metrics import accuracy
 from probcrowd.runs.checkpoint import (
@@ -137,7 +137,7 @@ def validate(settings: MetaTraining, source: EpisodeSource, encoder: nn.Module, 
     """Mean query accuracy over the validation tasks, the same ones each time; every size of episode counts the same."""
     scores = []
     for shots, annotators in product(settings.episode.shots, settings.episode.annotators):
-        shape = _shape(settings, shots, annotators)
+        shape = settings.shape(shots, annotators)
         generator = generator_of(settings, f"validation/{shots}/{annotators}", 0, source.items.device)
         episodes = draw_episodes(source, shape, settings.annotators.mixture, settings.training.validation_tasks, generator)
         with evaluating(encoder):
@@ -221,7 +221,7 @@ def _rehearse(settings: MetaTraining, sources: Sources, network: nn.Module) -> N
     """
     sizes = settings.episode.shots
     for source, shots in ((sources.training, sizes), (sources.validation, sizes), (sources.target, settings.target.shots)):
-        index = draw_items(source, _shape(settings, max(shots), 1), 1, generator_of(settings, "rehearsal", 0, source.items.device))
+        index = draw_items(source, settings.shape(max(shots), 1), 1, generator_of(settings, "rehearsal", 0, source.items.device))
         with torch.no_grad(), evaluating(network):
             output = network(source.inputs(index[0])[0])
         if output.dim() != 2 or len(output) != index.shape[2]:
@@ -233,7 +233,7 @@ def _rehearse(settings: MetaTraining, sources: Sources, network: nn.Module) -> N
 def _training_episodes(settings: MetaTraining, source: EpisodeSource, step: int) -> Episodes:
     """All episodes of one step; every process draws the same and then takes its part."""
     chance = random.Random(_seed(settings, "sizes", step))
-    shape = _shape(settings, chance.choice(settings.episode.shots), chance.choice(settings.episode.annotators))
+    shape = settings.shape(chance.choice(settings.episode.shots), chance.choice(settings.episode.annotators))
     generator = generator_of(settings, "episodes", step, source.items.device)
     return draw_episodes(source, shape, settings.annotators.mixture, settings.episode.tasks, generator)
 
@@ -260,10 +260,6 @@ def _resume(
     load_optimizer(optimizer, checkpoint.tensors, checkpoint.state["optimizer"], "optimizer")
     kept = {name: value for name, value in checkpoint.tensors.items() if name.startswith("best/")}
     return Progress(**checkpoint.state["progress"]), kept
-
-
-def _shape(settings: MetaTraining, shots: int, annotators: int) -> EpisodeShape:
-    return EpisodeShape(settings.episode.ways, shots, settings.episode.queries, annotators, settings.annotators.observed)
 
 
 def _seed(settings: MetaTraining, purpose: str, index: int) -> int:
