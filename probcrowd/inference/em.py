@@ -148,9 +148,7 @@ def log_posterior(parameters: Parameters, support: Support, prior: Prior) -> Flo
     return items.sum(-1) + log_prior(parameters, support, prior)
 
 
-def evidence_bound(
-    responsibilities: Float[Tensor, "b i k"], parameters: Parameters, support: Support, prior: Prior
-) -> Float[Tensor, " b"]:
+def evidence_bound(responsibilities: Float[Tensor, "b i k"], parameters: Parameters, support: Support, prior: Prior) -> Float[Tensor, " b"]:
     """Equation (5), with every constant: the lower bound on `log_posterior` that any responsibilities give; tight after an E step."""
     dimension = support.embeddings.shape[-1]
     constant = 0.5 * support.embeddings.square().sum(-1, keepdim=True) + 0.5 * dimension * math.log(2 * math.pi)
@@ -167,9 +165,7 @@ def log_prior(parameters: Parameters, support: Support, prior: Prior) -> Float[T
     class_counts = (precision.new_zeros(()) + prior.class_count).expand(tasks, num_classes)
     label_counts = confusion_counts(prior, num_classes, support.classes, parameters.prototypes).expand(tasks, num_classes, num_classes)
     rows = _log_dirichlet(parameters.log_confusion, label_counts[:, None], real[:, None, None, :])  # (b, j, k)
-    return (
-        (normals * real).sum(-1) + _log_dirichlet(parameters.log_class_prior, class_counts, real) + (rows * real[:, None]).sum((1, 2))
-    )
+    return (normals * real).sum(-1) + _log_dirichlet(parameters.log_class_prior, class_counts, real) + (rows * real[:, None]).sum((1, 2))
 
 
 def _log_confusion(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Float[Tensor, "b j k l"]:

@@ -64,7 +64,9 @@ def one_step(step: Step, value: Responsibilities) -> Responsibilities:
     return step(value.detach())
 
 
-def implicit_step(step: Step, reached: FixedPoint, bend: Bend, *, dense: bool, terms: int = 200, precision: float = 1e-12) -> Responsibilities:
+def implicit_step(
+    step: Step, reached: FixedPoint, bend: Bend, *, dense: bool, terms: int = 200, precision: float = 1e-12
+) -> Responsibilities:
     """step(fixed point), whose gradient is that of the fixed point.
 
     dense: solve for w directly; else sum at most `terms` terms of the Neumann series, until they are below `precision` of the first.

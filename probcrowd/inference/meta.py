@@ -14,11 +14,11 @@ Without pseudo-annotators the network is trained on clean support labels: with t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from probcrowd.episodes import Episodes, EpisodeSource
@@ -40,7 +40,7 @@ class Method:
     steps: int = 2
     gradient: em.Gradient = "unrolled"
     pseudo_annotators: bool = True
-    prior: Prior = Prior()
+    prior: Prior = field(default_factory=Prior)
 
 
 def adapt(support: Support, method: Method) -> em.Parameters:

@@ -66,9 +66,15 @@ def confusion_counts(prior: Prior, num_classes: int, classes: Bool[Tensor, "b k"
     count = torch.as_tensor(prior.label_count, dtype=like.dtype, device=like.device)
     if prior.accuracy is not None:
         accuracy = torch.as_tensor(prior.accuracy, dtype=like.dtype, device=like.device)
-        sizes = torch.tensor(num_classes, dtype=like.dtype, device=like.device) if classes is None else classes.sum(-1)[:, None, None].to(like.dtype)
+        sizes = (
+            torch.tensor(num_classes, dtype=like.dtype, device=like.device)
+            if classes is None
+            else classes.sum(-1)[:, None, None].to(like.dtype)
+        )
         if bool((accuracy * sizes < 1 - 1e-6).logical_and(sizes > 1).any()):
-            raise ValueError(f"prior accuracy {float(accuracy.detach()):g} is worse than guessing among {int(sizes.min())} classes: give at least 1 / classes")
+            raise ValueError(
+                f"prior accuracy {float(accuracy.detach()):g} is worse than guessing among {int(sizes.min())} classes: give at least 1 / classes"
+            )
         diagonal = torch.where(sizes > 1, (sizes - 1) * (count + 1) * accuracy / (1 - accuracy) - 1, count)
         count = count + torch.eye(num_classes, dtype=like.dtype, device=like.device) * (diagonal - count)
     if classes is not None:

@@ -84,7 +84,7 @@ class Adaptation(Settings):
     accuracy: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
-    def _enough_steps(self) -> "Adaptation":  # noqa: UP037  (the tests' shape checks take neither Self nor a bare name here)
+    def _enough_steps(self) -> "Adaptation":
         if self.gradient.startswith("implicit") and self.steps < 20:
             raise ValueError(f"gradient = {self.gradient!r} iterates to a fixed point and needs steps = 100 or more, got {self.steps}")
         return self

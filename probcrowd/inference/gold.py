@@ -1,0 +1,73 @@
+"""Label probabilities and annotators' accuracies against gold labels that the fit did not see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Float, Int
+
+from probcrowd.inference.tree import array, dataset
+
+BINS = 10
+
+
+def scores(probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"]) -> dict[str, float]:
+    """Accuracy (ties share), log loss in nats, Brier score (sum over classes) and calibration error, over the items with gold (code >= 0).
+
+    Calibration error: |mean confidence - accuracy| over ten equally filled bins of the highest probability, weighted by their items.
+    """
+    known = gold >= 0
+    p, truth = probabilities[known], gold[known]
+    if not len(truth):
+        return {"items": 0, "accuracy": np.nan, "log_loss": np.nan, "brier": np.nan, "calibration_error": np.nan}
+    top = p.max(1)
+    best = p >= top[:, None] - 1e-12
+    hit = best[np.arange(len(truth)), truth] / best.sum(1)
+    bins = reliability(p, truth)
+    return {
+        "items": len(truth),
+        "accuracy": float(hit.mean()),
+        "log_loss": float(-np.log(np.maximum(p[np.arange(len(truth)), truth], 1e-300)).mean()),
+        "brier": float(((p - np.eye(p.shape[1])[truth]) ** 2).sum(1).mean()),
+        "calibration_error": float(np.average(np.abs(bins["confidence"] - bins["accuracy"]), weights=bins["items"])),
+    }
+
+
+def reliability(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]) -> pd.DataFrame:
+    """By bin of the highest probability, equally filled: number of items, mean confidence and accuracy."""
+    top = probabilities.max(1)
+    best = probabilities >= top[:, None] - 1e-12
+    hit = best[np.arange(len(truth)), truth] / best.sum(1)
+    order = np.argsort(top, kind="stable")
+    parts = [part for part in np.array_split(order, min(BINS, len(order))) if len(part)]
+    return pd.DataFrame([{"items": len(part), "confidence": top[part].mean(), "accuracy": hit[part].mean()} for part in parts])
+
+
+def accuracy_coverage(tree: xr.DataTree, gold: Int[np.ndarray, " i"], generator: np.random.Generator, *, least: int = 5) -> pd.DataFrame:
+    """How often the posterior's intervals of annotators' accuracy hold what gold says of them, at 50, 80, 90 and 95 %.
+
+    Gold gives a share of few items and not a probability, so the interval compared is that of the share: for every draw, a binomial draw
+    with the annotator's probability of being right on the items that have gold. Annotators with `least` such rows or more.
+    """
+    posterior = dataset(tree, "posterior")
+    item, annotator = (array(tree, "constant_data", name) for name in ("row_item", "row_annotator"))
+    label = array(tree, "observed_data", "label")
+    if "confusion" not in posterior or "annotator" not in posterior["confusion"].dims:
+        return pd.DataFrame(columns=["nominal", "covered", "annotators"])
+    confusion = posterior["confusion"].stack(sample=("chain", "draw")).transpose("sample", "annotator", "true_class", "label").to_numpy()
+    number = confusion.shape[1]
+    counts = np.zeros((number, confusion.shape[2]))
+    known = gold[item] >= 0
+    np.add.at(counts, (annotator[known], gold[item[known]]), 1)
+    right = np.bincount(annotator[known], weights=label[known] == gold[item[known]], minlength=number)
+    asked = counts.sum(1)
+    chosen = asked >= least
+    diagonal = confusion.diagonal(axis1=2, axis2=3)  # (s, j, k)
+    drawn = generator.binomial(counts[chosen].astype(int), diagonal[:, chosen]).sum(-1)  # (s, j)
+    rows = []
+    for nominal in (0.5, 0.8, 0.9, 0.95):
+        lower, upper = np.quantile(drawn, [(1 - nominal) / 2, (1 + nominal) / 2], axis=0)
+        inside = (right[chosen] >= lower) & (right[chosen] <= upper)
+        rows.append({"nominal": nominal, "covered": inside.mean() if len(inside) else np.nan, "annotators": int(chosen.sum())})
+    return pd.DataFrame(rows)

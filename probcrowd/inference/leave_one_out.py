@@ -1,0 +1,139 @@
+r"""Leave-one-out predictive densities by Pareto-smoothed importance sampling (Vehtari et al. 2024), of units with the truth summed out.
+
+    a[i, k] = log p(truth k, rows of item i | parameters)    r[n, k] = log confusion[annotator n, k, label n]    w[n] = weight
+
+    unit          log density of the unit, per draw                                 asks for
+    item i        logsumexp_k a[i, k]                                               new items, same annotators
+    annotation n  logsumexp_k a[i_n, k] - logsumexp_k (a[i_n, k] - w[n] r[n, k])    one more label of a known item
+
+Of a gold item the gold class alone counts: a[i, gold], and w[n] r[n, gold]. Annotation terms of an item do not add up to the item's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from arviz_stats.loo.loo import loo as psis_loo
+from arviz_stats.sampling_diagnostics import ess
+from arviz_stats.utils import ELPDData
+from jaxtyping import Float
+from scipy.special import logsumexp
+
+from probcrowd.models.rows import Rows
+
+_UNITS_FOR_EFFICIENCY = 200  # the length of the smoothed tail goes with the square root of their mean efficiency
+_CONSTANT = 1e-9
+
+
+def leave_one_annotation_terms(
+    scores: Float[np.ndarray, "*s i k"], row_scores: Float[np.ndarray, "*s n k"], rows: Rows
+) -> Float[np.ndarray, "*s n"]:
+    """log p(label n | the item's other rows, parameters), of weight w[n]; from a[i, k] and r[n, k], not weighted.
+
+    Raises:
+        ValueError: labels that are impossible under some class: a[i, k] is -inf then, whatever the other rows say.
+    """
+    gold = np.asarray(rows.gold)[rows.item]
+    said = row_scores * np.asarray(rows.weight)[:, None]
+    terms = np.take_along_axis(said, np.broadcast_to(np.maximum(gold, 0)[:, None], (*said.shape[:-1], 1)), -1)[..., 0]
+    free = np.flatnonzero(gold < 0)
+    with_all, own = scores[..., np.asarray(rows.item)[free], :], said[..., free, :]
+    if np.isneginf(own).any():
+        raise ValueError(
+            f"{np.isneginf(own).sum()} row scores are -inf: what a class loses by a label of probability 0 cannot be given back"
+        )
+    terms[..., free] = logsumexp(with_all, axis=-1) - logsumexp(with_all - own, axis=-1)
+    return terms
+
+
+def loo(
+    log_likelihood: Float[np.ndarray, "c s u"] | xr.DataArray,
+    unit_name: str = "unit",
+    coords: Sequence[Any] | np.ndarray | pd.Index | None = None,
+    reff: float | None = None,
+) -> ELPDData:
+    """Expected log predictive density of units left out one at a time, pointwise, with the Pareto k of each.
+
+    log_likelihood: log density of unit u under each draw; a DataArray (chain, draw, unit) brings its own names. reff: effective draws per
+    draw; by default the mean over (at most 200) units of that of the units' densities, whose mean is what is estimated. A unit whose
+    density never varies, such as an item without rows, needs no weights: its k is 0. No warning is raised: see `reliability`.
+    """
+    values = _named(log_likelihood, unit_name, coords)
+    varying = np.ptp(values.to_numpy(), axis=(0, 1)) > _CONSTANT
+    efficiency = relative_efficiency(values.to_numpy()[..., varying]) if reff is None else reff
+    weights = xr.full_like(values, -np.log(values.sizes["chain"] * values.sizes["draw"]))
+    tails = xr.zeros_like(values[0, 0], dtype=float).drop_vars(["chain", "draw"], errors="ignore")
+    if varying.any():
+        weights[..., varying], tails[varying] = values[..., varying].azstats.psislw(r_eff=efficiency)
+    tree = xr.DataTree.from_dict({"log_likelihood": xr.Dataset({"log_likelihood": values})})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Estimated shape parameter|The point-wise LOO is the same", UserWarning)
+        return cast(ELPDData, psis_loo(tree, pointwise=True, reff=efficiency, log_weights=weights, pareto_k=tails))
+
+
+def relative_efficiency(log_likelihood: Float[np.ndarray, "c s u"]) -> float:
+    """Effective draws per draw, for the mean of exp(log_likelihood): the mean over at most 200 units, evenly spread; 1 without units."""
+    units = log_likelihood.shape[2]
+    if not units:
+        return 1.0
+    some = log_likelihood[..., np.unique(np.linspace(0, units - 1, min(units, _UNITS_FOR_EFFICIENCY)).round().astype(int))]
+    density = np.exp(some - some.max((0, 1)))
+    return float(np.mean(ess(density, method="mean", chain_axis=0, draw_axis=1))) / density[..., 0].size
+
+
+def reliability(result: ELPDData) -> str:
+    """What the Pareto k say of a leave-one-out estimate, in words."""
+    tails, bad, limit = np.asarray(result.pareto_k), _unreliable(result), f"{result.good_k:.2f}"
+    if not bad:
+        return f"All {tails.size} units have a Pareto k of at most {limit}: leaving each out is estimated reliably."
+    return (
+        f"{bad} of {tails.size} units ({bad / tails.size:.1%}) have a Pareto k above {limit} (highest {np.max(tails):.2f}): the posterior "
+        "without them is too far from that with them, so their part of the estimate is not to be trusted. Refit without them."
+    )
+
+
+def compare_models(log_likelihoods: Mapping[str, Float[np.ndarray, "_c _s _u"] | xr.DataArray]) -> pd.DataFrame:
+    """Models by expected log predictive density (elpd), best first, each against the best in pairs of the same units.
+
+    difference = sum of d_u, d_u = elpd of u under the model - under the best one; its standard error is sqrt(n var d), of n units.
+    parameters: effective number. unreliable: units with a Pareto k above the threshold.
+
+    Raises:
+        ValueError: models with other units, or the same in another order.
+    """
+    named = {name: _named(values, "unit", None) for name, values in log_likelihoods.items()}
+    units = {name: values.get_index(values.dims[2]) for name, values in named.items()}
+    first = next(iter(units))
+    for name, index in units.items():
+        if index.name != units[first].name or not index.equals(units[first]):
+            raise ValueError(
+                f"models are compared on the same units in the same order: {name!r} has {_told(index)}, {first!r} has {_told(units[first])}"
+            )
+    results = sorted(((name, loo(values)) for name, values in named.items()), key=lambda each: -each[1].elpd)
+    best = results[0][1].elpd_i.to_numpy()
+    table = {}
+    for name, result in results:
+        apart = result.elpd_i.to_numpy() - best
+        error = np.sqrt(len(apart) * apart.var(ddof=1)) if len(apart) > 1 else np.nan
+        table[name] = [result.elpd, result.se, result.p, apart.sum(), error, _unreliable(result), len(apart)]
+    columns = ["elpd", "standard_error", "parameters", "difference", "difference_error", "unreliable", "units"]
+    return pd.DataFrame.from_dict(table, orient="index", columns=columns).rename_axis("model")
+
+
+def _named(values: np.ndarray | xr.DataArray, unit_name: str, coords: Any) -> xr.DataArray:
+    if isinstance(values, xr.DataArray):
+        return values.transpose("chain", "draw", ...)
+    return xr.DataArray(values, {} if coords is None else {unit_name: np.asarray(coords)}, ("chain", "draw", unit_name))
+
+
+def _unreliable(result: ELPDData) -> int:
+    return int((np.asarray(result.pareto_k) > result.good_k).sum())
+
+
+def _told(index: pd.Index) -> str:
+    return f"{len(index)} of {index.name} ({', '.join(map(str, index[:3]))}, ...)"

@@ -1,0 +1,50 @@
+"""Posteriors in files and in parts: the `xarray.DataTree` that `sample_posterior` returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Shaped
+
+
+def dataset(tree: xr.DataTree, group: str) -> xr.Dataset:
+    """One group of the tree."""
+    return tree[group].to_dataset()
+
+
+def array(tree: xr.DataTree, group: str, name: str) -> Shaped[np.ndarray, "..."]:
+    """The numbers of one variable."""
+    return dataset(tree, group)[name].to_numpy()
+
+
+def number_names(values: xr.DataArray) -> list[str]:
+    """site[annotator, true_class, label], in the order of the flattened values."""
+    extra = [dim for dim in values.dims if dim not in ("chain", "draw")]
+    if not extra:
+        return [str(values.name)]
+    ids = [[str(name) for name in (values[dim].to_numpy() if dim in values.coords else range(values.sizes[dim]))] for dim in extra]
+    return [f"{values.name}[{', '.join(parts)}]" for parts in pd.MultiIndex.from_product(ids)]
+
+
+def save_posterior(tree: xr.DataTree, path: Path | str) -> None:
+    """Writes the tree as NetCDF; what was there stays until the new file is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".part")
+    tree.to_netcdf(fresh, engine="h5netcdf")
+    fresh.replace(path)
+
+
+def load_posterior(path: Path | str) -> xr.DataTree:
+    """The tree that `save_posterior` wrote, in memory; the file is closed again.
+
+    Raises:
+        ValueError: the file is no such tree.
+    """
+    with xr.open_datatree(Path(path), engine="h5netcdf") as tree:
+        if "posterior" not in tree or "model" not in tree.attrs:
+            raise ValueError(f"{path} holds no posterior that probcrowd wrote")
+        return tree.load()
