@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy.special import logsumexp
 
 
 def dirichlet(x: np.ndarray, a: np.ndarray) -> float:
@@ -103,3 +104,22 @@ def item_terms(model: str, sites: dict[str, np.ndarray], prior: Any, rows: Any, 
 
 def log_density(model: str, sites: dict[str, np.ndarray], prior: Any, rows: Any, embeddings: np.ndarray | None) -> float:
     return log_prior(model, sites, prior, rows.num_classes) + sum(item_terms(model, sites, prior, rows, embeddings))
+
+
+def leave_one_annotation_terms(scores: np.ndarray, row_scores: np.ndarray, rows: Any) -> np.ndarray:
+    """log p(label n | the item's other rows, parameters), of weight w[n]; from a[i, k] and r[n, k], not weighted.
+
+    Raises:
+        ValueError: labels that are impossible under some class: a[i, k] is -inf then, whatever the other rows say.
+    """
+    gold = np.asarray(rows.gold)[rows.item]
+    said = row_scores * np.asarray(rows.weight)[:, None]
+    terms = np.take_along_axis(said, np.broadcast_to(np.maximum(gold, 0)[:, None], (*said.shape[:-1], 1)), -1)[..., 0]
+    free = np.flatnonzero(gold < 0)
+    with_all, own = scores[..., np.asarray(rows.item)[free], :], said[..., free, :]
+    if np.isneginf(own).any():
+        raise ValueError(
+            f"{np.isneginf(own).sum()} row scores are -inf: what a class loses by a label of probability 0 cannot be given back"
+        )
+    terms[..., free] = logsumexp(with_all, axis=-1) - logsumexp(with_all - own, axis=-1)
+    return terms

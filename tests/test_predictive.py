@@ -85,7 +85,7 @@ def everything(rows: Rows, minimum: int = 5) -> predictive.RowPairs:
     return row_pairs(rows, np.random.default_rng(0), minimum=minimum)
 
 
-@pytest.mark.parametrize("minimum", [1, 9])
+@pytest.mark.parametrize("minimum", [1, 15])
 def test_row_pairs_are_those_of_two_annotators_on_one_item(minimum: int) -> None:
     rows, _ = uneven()
     expected = pairs_by_loops(rows)
@@ -101,7 +101,7 @@ def test_row_pairs_are_those_of_two_annotators_on_one_item(minimum: int) -> None
     assert len(pairs.left) == sum(map(len, expected.values())) and pairs.note == ""
     shared = [names for names in sorted(expected) if len(expected[names]) >= minimum]
     assert list(pairs.index) == shared and pairs.index.names == ["annotator", "other"]
-    assert (0 < len(shared) < len(expected)) == (minimum == 9)
+    assert (0 < len(shared) < len(expected)) == (minimum == 15)
     np.testing.assert_array_equal(pairs.sums(np.ones(len(pairs.left))), [len(expected[names]) for names in shared])
 
 
@@ -121,8 +121,9 @@ def test_row_pairs_beyond_the_limit_are_of_whole_items_at_random() -> None:
     again = row_pairs(rows, np.random.default_rng(19), minimum=1, max_pairs=30)
     assert frozenset(rows.item[again.left].tolist()) == kept[-1]
     largest = int(size.max() * (size.max() - 1) // 2)
-    without = row_pairs(rows, np.random.default_rng(0), minimum=1, max_pairs=largest - 1)
-    assert len(without.left) and int(size.argmax()) not in rows.item[without.left]  # an item too large for the limit does not end the list
+    for seed in range(20):  # an item too large for the limit does not end the list, wherever it stands
+        without = row_pairs(rows, np.random.default_rng(seed), minimum=1, max_pairs=largest - 1)
+        assert len(without.left) and int(size.argmax()) not in rows.item[without.left]
 
 
 def test_at_most_so_many_pairs_of_annotators_those_with_most_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +137,9 @@ def test_at_most_so_many_pairs_of_annotators_those_with_most_rows(monkeypatch: p
 
 def test_pairwise_agreement_equals_the_loops() -> None:
     rows, labels = uneven()
-    found = pairwise_agreement(labels, everything(rows))
+    found = pairwise_agreement(labels, everything(rows, 15))
     expected = pairs_by_loops(rows)
-    assert list(found.index) == [names for names in sorted(expected) if len(expected[names]) >= 5] and len(found.index) > 3
+    assert 3 < len(found.index) < len(expected)  # overall, the others count as well
     for s, given in enumerate(labels):
         for e, names in enumerate(found.index):
             assert found.values[s, e] == pytest.approx(np.mean([given[n] == given[m] for n, m in expected[names]]), abs=1e-14)
@@ -172,6 +173,9 @@ def test_vote_entropy_on_the_edge_of_a_bin_does_not_depend_on_the_names_of_label
     expected = np.zeros((12, 10))
     expected[:, [5, 9]] = 0.5
     np.testing.assert_array_equal(vote_entropy(rows, labels).values, expected)
+    # Three labels of nine: log 3 / log 9 is 1/2, and less than that as computed
+    three = Rows(np.zeros(3, int), np.arange(3), np.arange(3), np.ones(3), np.full(1, -1), 3, 9)
+    assert vote_entropy(three, three.label[None]).values[0].tolist() == np.eye(10)[5].tolist()
 
 
 def test_annotator_bias_equals_the_loops() -> None:
@@ -210,7 +214,7 @@ def test_error_correlation_equals_the_loops(known: bool) -> None:
     labels[3, rows.annotator == 1] = codes[3, rows.item[rows.annotator == 1]]  # never errs
     labels[4, rows.annotator == 2] = 0  # always says the same
     q = np.eye(3)[codes] if known else generator.dirichlet(np.full(3, 0.5), (5, 17))
-    found = error_correlation(rows, labels, codes if known else q, everything(rows))
+    found = error_correlation(rows, labels, codes if known else q, everything(rows, 15))
     expected = pairs_by_loops(rows)
     never, same = (np.array([j in names for names in found.index]) for j in (1, 2))
     assert never.any() and same.any() and found.values[2].all()
@@ -223,7 +227,7 @@ def test_error_correlation_equals_the_loops(known: bool) -> None:
         assert found.overall[s] == pytest.approx(correlation_by_loops(rows, given, q[s], every), abs=1e-12)
     if known:
         assert not found.values[3, never].any()
-        np.testing.assert_allclose(error_correlation(rows, labels, q, everything(rows)).values, found.values, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(error_correlation(rows, labels, q, everything(rows, 15)).values, found.values, rtol=0, atol=1e-12)
 
 
 def statistic(values: list[list[float]]) -> Statistic:
@@ -273,6 +277,13 @@ def test_items_of_one_row_each_leave_nothing_to_compare() -> None:
         assert found[name].table.empty and math.isnan(found[name].p_value) and math.isnan(found[name].overall["p"])
         assert "no entries" in str(found[name])
     assert len(found["annotator_bias"].table) == 4 and found["annotator_bias"].p_value > 0
+
+
+def test_pairs_of_many_annotators_in_small_integers() -> None:
+    """The code of a pair of annotators does not fit into 32 bits, though the annotators do."""
+    item, annotator = np.repeat(np.arange(5), 2).astype(np.int32), np.tile([69_999, 60_000], 5).astype(np.int32)
+    pairs = everything(Rows(item, annotator, np.zeros(10, int), np.ones(10), np.full(5, -1), 70_000, 2))
+    assert list(pairs.index) == [(60_000, 69_999)] and pairs.left.tolist() == [1, 3, 5, 7, 9]
 
 
 def test_annotators_who_share_few_items_still_have_an_overall_agreement() -> None:
@@ -382,7 +393,7 @@ def test_the_pairs_are_chosen_as_asked() -> None:
     q = np.full((17, 3), 1 / 3)
     usual, few, some = (
         predictive_checks(rows, labels, q, generator=np.random.default_rng(0), **asked)["pairwise_agreement"]
-        for asked in ({}, {"minimum": 9}, {"max_pairs": 30})
+        for asked in ({}, {"minimum": 15}, {"max_pairs": 30})
     )
     assert 0 < len(few.table) < len(usual.table) and usual.note == "" and "at random" in some.note
 

@@ -55,8 +55,7 @@ class Calibration:
             counts = np.bincount(places[:, column], minlength=bins)
             row = {"p": float(chisquare(counts, expected).pvalue)}
             for level in LEVELS:
-                # The nearest whole number of ranks, evenly cut off at both ends; nominal is what they make of a uniform rank
-                cut = round((1 - level) / 2 * (self.draws + 1))
+                cut = self._cut(level)
                 inside = (self.ranks[:, column] >= cut) & (self.ranks[:, column] <= self.draws - cut)
                 row[f"covered_{level:g}"] = float(inside.mean())
             rows.append(row)
@@ -64,13 +63,16 @@ class Calibration:
 
     def nominal(self) -> pd.Series:
         """The exact coverage that a uniform rank gives each interval of `table`."""
-        cuts = {level: round((1 - level) / 2 * (self.draws + 1)) for level in LEVELS}
-        return pd.Series({f"covered_{level:g}": 1 - 2 * cut / (self.draws + 1) for level, cut in cuts.items()})
+        return pd.Series({f"covered_{level:g}": 1 - 2 * self._cut(level) / (self.draws + 1) for level in LEVELS})
+
+    def _cut(self, level: float) -> int:
+        """Ranks cut off at either end of a central interval: a whole number, so that the interval is no narrower than its level."""
+        return int((1 - level) / 2 * (self.draws + 1) + 1e-9)
 
     @property
     def p_value(self) -> float:
         """The smallest p of the table, times the number of functionals (Bonferroni), at most 1."""
-        return float(min(1.0, self.table()["p"].min() * len(self.names)))
+        return min(1.0, self.table()["p"].to_numpy().min() * len(self.names))
 
 
 def calibrate(
@@ -85,6 +87,7 @@ def calibrate(
     draws: int = 99,
     thin: int = 10,
     dimension: int | None = None,
+    known: bool = False,
     fitted_prior: Any = None,
     progress: bool = False,
 ) -> Calibration:
@@ -94,13 +97,14 @@ def calibrate(
         design: whose items, annotators and weights are used; labels and gold are not.
         sampler: by name, or a function of rows (with simulated labels) and a generator that returns draws (draws, ...) by site.
         dimension: of the features, which are simulated too, for `prototype_crowd`.
+        known: give the simulated true classes to the sampler as gold, so that the posterior has a closed form.
         fitted_prior: another prior for the sampler than the one simulated from: a control that must fail.
     """
     with jax.enable_x64(True):
         rows = replace(design, gold=np.full(design.num_items, -1))
         data = make_data(model, rows, None if dimension is None else np.zeros((rows.num_items, dimension)))
         target, fitted = make_target(model, prior, data), make_target(model, prior if fitted_prior is None else fitted_prior, data)
-        sites, observed = jax.tree.map(np.asarray, _simulated(target)(jax.random.split(jax.random.key(seed), simulations), data))
+        sites, observed = jax.tree.map(np.asarray, _simulated(target, known)(jax.random.split(jax.random.key(seed), simulations), data))
         if sampler == "nuts":
             made = _nuts(fitted, observed, data, seed, warmup, draws, thin)
         else:
@@ -121,19 +125,21 @@ def _ranks(truth: Float[np.ndarray, "m f"], drawn: Float[np.ndarray, "m s f"]) -
 
 
 @lru_cache(maxsize=16)
-def _simulated(target: Target) -> Callable[..., Any]:
-    """Compiled: sites from the prior, and what would be observed: (features, labels), or (labels,)."""
+def _simulated(target: Target, known: bool) -> Callable[..., Any]:
+    """Compiled: sites from the prior, and what would be observed: (features, where there are any; labels; gold)."""
 
     def one(key: Array, data: tuple[Any, ...]) -> tuple[Sites, tuple[Array, ...]]:
         for_sites, for_truth, for_features, for_labels = jax.random.split(key, 4)
         sites = target.prior_draw(for_sites, data)
         sites = {name: sites[name] for name in target.latent}
         items, _ = target.items(sites, data)
+        features: tuple[Array, ...] = ()
         if len(data) == 1:
-            return sites, (items.draw_labels(for_labels, items.draw_truth(for_truth)),)
-        truth = jax.random.categorical(for_truth, jnp.log(sites["class_prior"]), shape=(data[-1].num_items,))
-        features = sites["prototype"][truth] + jax.random.normal(for_features, data[0].shape, data[0].dtype)
-        return sites, (features, items.draw_labels(for_labels, truth))
+            truth = items.draw_truth(for_truth)
+        else:
+            truth = jax.random.categorical(for_truth, jnp.log(sites["class_prior"]), shape=(data[-1].num_items,))
+            features = (sites["prototype"][truth] + jax.random.normal(for_features, data[0].shape, data[0].dtype),)
+        return sites, (*features, items.draw_labels(for_labels, truth), truth if known else data[-1].gold)
 
     return jax.jit(jax.vmap(one, (0, None)))
 
@@ -142,14 +148,14 @@ def _simulated(target: Target) -> Callable[..., Any]:
 def _likelihood(target: Target) -> Callable[..., Any]:
     def likelihood(sites: Sites, observed: tuple[Array, ...], data: tuple[Any, ...]) -> Array:
         items, _ = target.items(sites, _seen(data, observed))
-        return jnp.sum(items.log_prob(data[-1].gold))
+        return jnp.sum(items.log_prob(items.rows.gold))
 
     return jax.jit(likelihood)
 
 
 def _seen(data: tuple[Any, ...], observed: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The data with simulated features and labels in place of those of the design."""
-    return (*observed[:-1], replace(data[-1], label=observed[-1]))
+    """The data with what was simulated in place of the design's."""
+    return (*observed[:-2], replace(data[-1], label=observed[-2], gold=observed[-1]))
 
 
 def _one_by_one(
@@ -164,9 +170,10 @@ def _one_by_one(
     progress: bool,
 ) -> Sites:
     made: list[Sites] = []
-    for number in tqdm(range(len(observed[-1])), desc="simulations", disable=not progress):
-        simulated = replace(rows, label=observed[-1][number])
-        embeddings = observed[0][number] if len(observed) > 1 else None
+    *features, labels, gold = observed
+    for number in tqdm(range(len(labels)), desc="simulations", disable=not progress):
+        simulated = replace(rows, label=labels[number], gold=gold[number])
+        embeddings = features[0][number] if features else None
         if callable(sampler):
             made.append(sampler(simulated, np.random.default_rng((seed, number))))
         else:
@@ -179,9 +186,11 @@ def _one_by_one(
 def _nuts(target: Target, observed: tuple[np.ndarray, ...], data: tuple[Any, ...], seed: int, warmup: int, draws: int, thin: int) -> Sites:
     """Draws (m, s, ...) of each site, from the vote start, in one program for all simulations."""
     prepare, sample = hmc(potential_fn_gen=target.potential_of, algo="NUTS")
-    host = jax.tree.map(np.asarray, data[-1])
-    simulations = range(len(observed[-1]))
-    begins = [voted_sites(target, replace(host, label=observed[-1][m]), observed[0][m] if len(observed) > 1 else None) for m in simulations]
+    host: Rows = jax.tree.map(np.asarray, data[-1])
+    *features, labels, gold = observed
+    begins = [
+        voted_sites(target, replace(host, label=labels[m], gold=gold[m]), features[0][m] if features else None) for m in range(len(labels))
+    ]
     stacked = {name: jnp.stack([jnp.asarray(begin[name]) for begin in begins]) for name in target.latent}
 
     def run(begin: Sites, seen: tuple[Array, ...], key: Array) -> Sites:
@@ -195,6 +204,6 @@ def _nuts(target: Target, observed: tuple[np.ndarray, ...], data: tuple[Any, ...
 
         return jax.lax.scan(kept, state, None, length=draws)[1]
 
-    keys = jax.random.split(jax.random.key(seed + 1), len(simulations))
+    keys = jax.random.split(jax.random.key(seed + 1), len(labels))
     made = jax.jit(jax.vmap(run))(stacked, observed, keys)
     return {name: np.asarray(made[name]) for name in target.latent}

@@ -20,7 +20,7 @@ from probcrowd.inference import findings as found
 from probcrowd.inference.convergence import convergence
 from probcrowd.inference.findings import Finding
 from probcrowd.inference.gold import accuracy_coverage
-from probcrowd.inference.leave_one_out import loo
+from probcrowd.inference.leave_one_out import loo, reliability
 from probcrowd.inference.plug_in import compare_on_gold, compare_with_mode
 from probcrowd.inference.predictive import PredictiveCheck, predictive_checks
 from probcrowd.inference.sensitivity import prior_sensitivity
@@ -85,8 +85,7 @@ def _leave_one_out(terms: xr.DataArray, unit: str) -> tuple[Finding, pd.DataFram
     k = np.asarray(result.pareto_k)
     high = float((k > result.good_k).mean())
     table = pd.DataFrame({"elpd": np.asarray(result.elpd_i), "pareto_k": k}, index=pd.Index(terms[unit].to_numpy(), name=unit))
-    rest = "so the estimate is reliable" if high <= MAX_SHARE_OF_HIGH_K else "so the estimate is not reliable: some of them decide the fit"
-    meaning = f"elpd {result.elpd:.1f} (standard error {result.se:.1f}, effective parameters {result.p:.1f}); k above {result.good_k:.2f} for this share of {unit}s, {rest}."
+    meaning = f"elpd {result.elpd:.1f} (standard error {result.se:.1f}, effective parameters {result.p:.1f}). {reliability(result)}"
     passed = high <= MAX_SHARE_OF_HIGH_K
     return Finding(f"leave-one-{unit}-out", "model", high, f"at most {MAX_SHARE_OF_HIGH_K}", passed, meaning), table
 

@@ -21,6 +21,11 @@ class Finding:
     passed: bool | None
     meaning: str
 
+    def __post_init__(self) -> None:
+        # NumPy's truth values are no bools: `is False` would overlook them
+        object.__setattr__(self, "passed", None if self.passed is None else bool(self.passed))
+        object.__setattr__(self, "value", float(self.value))
+
     def __str__(self) -> str:
         mark = {True: "ok  ", False: "FAIL", None: "    "}[self.passed]
         return f"{mark} {self.name}: {self.value:.4g} ({self.threshold}). {self.meaning}"

@@ -22,33 +22,9 @@ from arviz_stats.loo.loo import loo as psis_loo
 from arviz_stats.sampling_diagnostics import ess
 from arviz_stats.utils import ELPDData
 from jaxtyping import Float
-from scipy.special import logsumexp
-
-from probcrowd.models.rows import Rows
 
 _UNITS_FOR_EFFICIENCY = 200  # the length of the smoothed tail goes with the square root of their mean efficiency
 _CONSTANT = 1e-9
-
-
-def leave_one_annotation_terms(
-    scores: Float[np.ndarray, "*s i k"], row_scores: Float[np.ndarray, "*s n k"], rows: Rows
-) -> Float[np.ndarray, "*s n"]:
-    """log p(label n | the item's other rows, parameters), of weight w[n]; from a[i, k] and r[n, k], not weighted.
-
-    Raises:
-        ValueError: labels that are impossible under some class: a[i, k] is -inf then, whatever the other rows say.
-    """
-    gold = np.asarray(rows.gold)[rows.item]
-    said = row_scores * np.asarray(rows.weight)[:, None]
-    terms = np.take_along_axis(said, np.broadcast_to(np.maximum(gold, 0)[:, None], (*said.shape[:-1], 1)), -1)[..., 0]
-    free = np.flatnonzero(gold < 0)
-    with_all, own = scores[..., np.asarray(rows.item)[free], :], said[..., free, :]
-    if np.isneginf(own).any():
-        raise ValueError(
-            f"{np.isneginf(own).sum()} row scores are -inf: what a class loses by a label of probability 0 cannot be given back"
-        )
-    terms[..., free] = logsumexp(with_all, axis=-1) - logsumexp(with_all - own, axis=-1)
-    return terms
 
 
 def loo(

@@ -32,6 +32,7 @@ import pandas as pd
 import xarray as xr
 from arviz_base import dict_to_dataset
 
+from probcrowd import __version__
 from probcrowd.annotations import Annotations
 from probcrowd.columns import reject
 from probcrowd.inference.draws import Draws
@@ -105,7 +106,7 @@ def sample_posterior(
         "start": start,
         "num_annotators": rows.num_annotators,
         "settings": json.dumps({"chains": chains, "warmup": warmup, "draws": draws, "thin": thin, "seed": seed}),
-        "versions": json.dumps({name: version(name) for name in ("probcrowd", "numpyro", "jax", "numba", "arviz-base")}),
+        "versions": json.dumps({"probcrowd": __version__} | {name: version(name) for name in ("numpyro", "jax", "numba", "arviz-base")}),
         "classes": json.dumps([str(name) for name in annotations.classes]),
     }
     return tree

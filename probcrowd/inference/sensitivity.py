@@ -46,7 +46,7 @@ def prior_sensitivity(tree: xr.DataTree) -> tuple[list[Finding], pd.DataFrame]:
     for component in scaled:
         found = table.loc[component]
         worst = found["prior"].to_numpy().max()
-        steady = worst < THRESHOLD
+        steady = bool(worst < THRESHOLD)
         most = found["prior"].idxmax()
         meaning = (
             f"The prior of {component} hardly moves the answer."
