@@ -13,18 +13,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Annotations", "MetaTraining", "Prior", "load_run", "meta_train"]
+__all__ = [
+    "Annotations",
+    "MetaTraining",
+    "Prior",
+    "check_posterior",
+    "load_posterior",
+    "load_run",
+    "meta_train",
+    "sample_posterior",
+    "save_posterior",
+]
 
 _HOMES = {
     "Annotations": "probcrowd.annotations",
     "MetaTraining": "probcrowd.runs.configuration",
     "Prior": "probcrowd.models.prototype",
+    "check_posterior": "probcrowd.inference.checks",
+    "load_posterior": "probcrowd.inference.tree",
     "load_run": "probcrowd.runs.trained",
     "meta_train": "probcrowd.runs.meta_train",
+    "sample_posterior": "probcrowd.inference.posterior",
+    "save_posterior": "probcrowd.inference.tree",
 }
 
 if TYPE_CHECKING:
     from probcrowd.annotations import Annotations
+    from probcrowd.inference.checks import check_posterior
+    from probcrowd.inference.posterior import sample_posterior
+    from probcrowd.inference.tree import load_posterior, save_posterior
     from probcrowd.models.prototype import Prior
     from probcrowd.runs.configuration import MetaTraining
     from probcrowd.runs.meta_train import meta_train

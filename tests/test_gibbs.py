@@ -156,7 +156,7 @@ def test_posterior_means_equal_those_of_all_labellings(model: str, gold: bool) -
     if model not in ("mace", "prototype_crowd"):
         rows = replace(rows, weight=np.array([1.0, 1.0, 0.5, 1.0, 2.7, 1.0, 1.0, 0.3]))
     exact = exact_means(model, rows, PRIORS[model])
-    made = sample(model, rows, draws=40_000)
+    made = sample(model, rows, draws=25_000)
     assert set(made.samples) == set(exact) - {"q"} == set(find_model(model).dims)
     for name, values in made.samples.items():
         agree(values, exact[name], name)
@@ -174,7 +174,7 @@ def test_a_row_of_weight_two_is_two_rows(model: str) -> None:
     again = np.insert(np.arange(8), 4, 4)
     rows = tiny()
     repeated = replace(rows, item=rows.item[again], annotator=rows.annotator[again], label=rows.label[again], weight=np.ones(9))
-    made, exact = sample(model, weighted, draws=40_000), exact_means(model, repeated, PRIORS[model])
+    made, exact = sample(model, weighted, draws=25_000), exact_means(model, repeated, PRIORS[model])
     for name, values in made.samples.items():
         agree(values, exact[name], name)
 
@@ -194,7 +194,7 @@ def test_weights_of_mace_need_not_be_whole(weight: float) -> None:
     first = [chance[k][0] ** weights[0] * chance[k][1] ** weights[1] for k in range(2)]
     mass = jacobian[:, None] * jacobian * density * (first[0] + first[1]) * chance[0][0] ** weights[2]
     mass = mass / mass.sum()
-    made = gibbs("mace", rows, prior, draws=100_000, seed=0, progress=False)
+    made = gibbs("mace", rows, prior, draws=50_000, seed=0, progress=False)
     agree_moments(made.samples["competence"][..., 0], (mass * t).sum(), (mass * (t - (mass * t).sum()) ** 2).sum(), "competence")
     agree(made.samples["spam"][..., 0, 0], (mass * e).sum(), "spam")
 
@@ -450,6 +450,13 @@ def test_labels_switch_under_a_flat_prior_when_chains_start_apart() -> None:
         (r"shape \(1, 3, 3\) do not fit multinomial", {"model": "multinomial", "prior": DirichletPrior(CLASS_PRIOR, CONFUSION[None])}),
         ("> 0, got -1", {"model": "one_coin", "prior": CoinPrior(CLASS_PRIOR, 1.0, -1.0)}),
         ("> 0, got 0", {"model": "mace", "prior": SpamPrior(answers=0.0)}),
+        (r"item codes outside 0 \.\. 3: 0 \.\. 4", {"rows": replace(tiny(), item=tiny().item + (np.arange(8) > 6))}),
+        (
+            r"annotator codes outside 0 \.\. 0: 0 \.\. 1",
+            {"rows": replace(tiny(), num_annotators=1), "prior": DirichletPrior(CLASS_PRIOR, CONFUSION)},
+        ),
+        (r"label codes outside 0 \.\. 1: 0 \.\. 2", {"rows": replace(tiny(), num_classes=2), "prior": DirichletPrior.named("rater", 2)}),
+        (r"gold codes outside -1 \.\. 2: 3 \.\. 3", {"rows": replace(tiny(), gold=np.full(4, 3))}),
         ("sorted by item", {"rows": replace(tiny(), item=tiny().item[::-1].copy())}),
     ],
 )

@@ -27,7 +27,7 @@ from probcrowd.inference.sensitivity import prior_sensitivity
 from probcrowd.inference.tree import array, dataset
 from probcrowd.models.rows import Rows
 
-MIN_PREDICTIVE, MAX_SHARE_OF_HIGH_K, REPLICATES = 0.01, 0.05, 500
+MIN_PREDICTIVE, MAX_SHARE_OF_HIGH_K, MIN_COVERAGE, REPLICATES = 0.01, 0.05, 0.8, 500
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def check_posterior(tree: xr.DataTree, *, seed: int, gold: np.ndarray | None = N
     if gold is not None:
         unseen = np.where(rows.gold >= 0, -1, gold)
         tables |= {"gold": compare_on_gold(tree, unseen), "coverage": accuracy_coverage(tree, unseen, generator)}
-        model += _of_gold(tables["gold"])
+        model += _of_gold(tables["gold"], tables["coverage"])
     return Checked(sampling + model, tables, predictive)
 
 
@@ -111,21 +111,20 @@ def _of_predictive(name: str, check: PredictiveCheck) -> Finding:
     return Finding(f"replicated {name.replace('_', ' ')}", "model", p, f"p at least {MIN_PREDICTIVE / 2}", passed, f"{meaning}: {check}.")
 
 
-def _of_gold(table: pd.DataFrame) -> list[Finding]:
+def _of_gold(table: pd.DataFrame, coverage: pd.DataFrame) -> list[Finding]:
     ours, plugged = table.loc["posterior"], table.loc["plug-in"]
     if not ours["items"]:
         return []
-    calibrated = f"Calibration error {ours['calibration_error']:.3f} (plug-in {plugged['calibration_error']:.3f}) and log loss {ours['log_loss']:.3f} ({plugged['log_loss']:.3f})"
-    return [
-        Finding(
-            "accuracy on gold",
-            "model",
-            ours["accuracy"],
-            "tells, does not judge",
-            None,
-            f"{calibrated} on {int(ours['items'])} items with gold that the fit did not see.",
-        )
-    ]
+    errors = f"calibration error {ours['calibration_error']:.3f} (plug-in {plugged['calibration_error']:.3f})"
+    meaning = f"On {ours['items']:.0f} items with gold that the fit did not see: {errors}, log loss {ours['log_loss']:.3f} ({plugged['log_loss']:.3f})."
+    findings = [Finding("accuracy on gold", "model", ours["accuracy"], "tells, does not judge", None, meaning)]
+    if len(coverage) and coverage["annotators"].iloc[-1]:
+        covered = float(coverage["covered"].iloc[-1])
+        honest = covered >= MIN_COVERAGE
+        words = "hold it about as often as they say" if honest else "hold it too seldom: the model is surer of the labels than it may be"
+        meaning = f"95 % intervals of how many of their labels are right, of {coverage['annotators'].iloc[-1]} annotators, {words}."
+        findings.append(Finding("coverage on gold", "model", covered, f"at least {MIN_COVERAGE}", honest, meaning))
+    return findings
 
 
 def _rows(tree: xr.DataTree) -> Rows:

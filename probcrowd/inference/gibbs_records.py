@@ -113,6 +113,12 @@ def make_table(model: str, rows: Rows, embeddings: Float[np.ndarray, "i d"] | No
         embeddings = np.empty((rows.num_items, 0))
     if len(embeddings) != rows.num_items or not np.isfinite(embeddings).all():
         raise ValueError(f"embeddings must be finite, one per item: got shape {embeddings.shape} for {rows.num_items} items")
+    num_items, people, num_classes = rows.num_items, rows.num_annotators, rows.num_classes
+    # Compiled code writes wherever a code points to
+    for name, least, size in (("item", 0, num_items), ("annotator", 0, people), ("label", 0, num_classes), ("gold", -1, num_classes)):
+        codes = getattr(rows, name)
+        if ((codes < least) | (codes >= size)).any():
+            raise ValueError(f"{name} codes outside {least} .. {size - 1}: {codes.min()} .. {codes.max()}")
     item, label = np.asarray(rows.item, np.int64), np.asarray(rows.label, np.int32)
     if (np.diff(item) < 0).any():
         raise ValueError("rows must be sorted by item, as `Rows.from_annotations` does")

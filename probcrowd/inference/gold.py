@@ -7,7 +7,7 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float, Int
 
-from probcrowd.inference.tree import array, dataset
+from probcrowd.inference.tree import array
 
 BINS = 10
 
@@ -45,29 +45,27 @@ def reliability(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, 
 
 
 def accuracy_coverage(tree: xr.DataTree, gold: Int[np.ndarray, " i"], generator: np.random.Generator, *, least: int = 5) -> pd.DataFrame:
-    """How often the posterior's intervals of annotators' accuracy hold what gold says of them, at 50, 80, 90 and 95 %.
+    """How often the posterior's intervals hold the share of an annotator's labels that gold says are right, at 50, 80, 90 and 95 %.
 
-    Gold gives a share of few items and not a probability, so the interval compared is that of the share: for every draw, a binomial draw
-    with the annotator's probability of being right on the items that have gold. Annotators with `least` such rows or more.
+    The fit saw these labels; of that share it does not know the true classes alone. So true classes are drawn, 500 times, from
+    p(truth | labels), one draw for all annotators. An interval for labels yet to come would be wider, and would hold such a share too often.
+    Annotators with `least` labels of items with gold or more.
     """
-    posterior = dataset(tree, "posterior")
     item, annotator = (array(tree, "constant_data", name) for name in ("row_item", "row_annotator"))
-    label = array(tree, "observed_data", "label")
-    if "confusion" not in posterior or "annotator" not in posterior["confusion"].dims:
-        return pd.DataFrame(columns=["nominal", "covered", "annotators"])
-    confusion = posterior["confusion"].stack(sample=("chain", "draw")).transpose("sample", "annotator", "true_class", "label").to_numpy()
-    number = confusion.shape[1]
-    counts = np.zeros((number, confusion.shape[2]))
+    label, probabilities = array(tree, "observed_data", "label"), array(tree, "responsibilities", "mean")
     known = gold[item] >= 0
-    np.add.at(counts, (annotator[known], gold[item[known]]), 1)
-    right = np.bincount(annotator[known], weights=label[known] == gold[item[known]], minlength=number)
-    asked = counts.sum(1)
+    item, annotator, label = item[known], annotator[known], label[known]
+    asked = np.bincount(annotator, minlength=int(tree.attrs["num_annotators"]))
     chosen = asked >= least
-    diagonal = confusion.diagonal(axis1=2, axis2=3)  # (s, j, k)
-    drawn = generator.binomial(counts[chosen].astype(int), diagonal[:, chosen]).sum(-1)  # (s, j)
-    rows = []
+
+    def shares(truth: Int[np.ndarray, " i"]) -> Float[np.ndarray, " j"]:
+        return np.bincount(annotator, label == truth[item], len(asked))[chosen] / asked[chosen]
+
+    cumulative = probabilities.cumsum(1)[:, :-1]
+    drawn = np.stack([shares((generator.random((len(gold), 1)) >= cumulative).sum(1)) for _ in range(500)])  # (s, j)
+    right, rows = shares(gold), []
     for nominal in (0.5, 0.8, 0.9, 0.95):
         lower, upper = np.quantile(drawn, [(1 - nominal) / 2, (1 + nominal) / 2], axis=0)
-        inside = (right[chosen] >= lower) & (right[chosen] <= upper)
+        inside = (right >= lower - 1e-9) & (right <= upper + 1e-9)
         rows.append({"nominal": nominal, "covered": inside.mean() if len(inside) else np.nan, "annotators": int(chosen.sum())})
     return pd.DataFrame(rows)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, Literal
 
 import jax
@@ -88,20 +88,24 @@ def nuts(
             starts = [dispersed_start(target, data, key) for key in keys[chains:]]
         # A copy each: the compiled program may reuse the memory of what it is given
         begins = jax.tree.map(lambda *parts: np.stack([np.asarray(part) for part in parts]), *starts)
-        program = _program(target, warmup, target_accept, max_depth)
+        program, stop = _program(target, warmup, target_accept, max_depth), Event()
         with tqdm(total=(warmup + draws * thin) * chains, desc=f"{model}, {chains} chains", unit="iteration", disable=not progress) as bar:
 
             def run(chosen: slice) -> tuple[Sites, Sites]:
                 with jax.enable_x64(double):  # the setting belongs to a thread
                     begin = jax.tree.map(lambda part: jnp.asarray(part[chosen]), begins)
-                    return _run(program, begin, keys[:chains][chosen], data, warmup, draws * thin, bar.update)
+                    return _run(program, begin, keys[:chains][chosen], data, warmup, draws * thin, bar.update, stop)
 
             each = [slice(c, c + 1) for c in range(chains)]
             if method == "vectorized":
                 groups = [run(slice(None))]
             elif method == "parallel":
                 with ThreadPoolExecutor(max_workers=chains) as pool:
-                    groups = list(pool.map(run, each))
+                    try:
+                        groups = [future.result() for future in [pool.submit(run, chosen) for chosen in each]]
+                    except BaseException:  # Ctrl-C too: the other chains end with their chunk
+                        stop.set()
+                        raise
             else:
                 groups = [run(chosen) for chosen in each]
         unconstrained, stats = (
@@ -150,6 +154,7 @@ def _run(
     warmup: int,
     draws: int,
     update: Callable[[int], Any],
+    stop: Event,
 ) -> tuple[Sites, Sites]:
     """Unconstrained draws and statistics (c, s, ...) of some chains."""
     with _COMPILING:
@@ -162,7 +167,7 @@ def _run(
         if done + fresh > warmup:
             kept.append(jax.tree.map(lambda part, done=done, fresh=fresh: np.asarray(part[max(warmup - done, 0) : fresh]), made))
         done += fresh
-        if done == total:
+        if done == total or stop.is_set():
             break
         states, made = program[1](states, data)
         jax.block_until_ready(made)
