@@ -8,7 +8,7 @@ demo: .venv/.ready
 	$(BIN)/probcrowd demo
 
 test: .venv/.ready check
-	$(BIN)/python -m pytest -m "not slow" --durations=8
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --durations=8
 
 check: .venv/.ready
 	$(BIN)/ruff format --check .

@@ -103,7 +103,7 @@ flat = sample_posterior(
 )
 warned = check_posterior(flat, seed=2)
 print(warned.verdict)
-print(next(str(finding) for finding in warned.findings if "named" in finding.name))
+print(next(str(finding) for finding in warned.findings if "names" in finding.name))
 
 # %% [markdown]
 # ## Which model?

@@ -16,13 +16,18 @@ MODULES = sorted((ROOT / "probcrowd").rglob("*.py"))
 LAYERS = [
     "simulate",
     "metrics",
+    "columns",
     "annotations",
+    "tables",
     "votes",
     "datasets",
     "episodes",
     "models",
     "inference",
     "figures",
+    "posterior_tables",
+    "check_figures",
+    "posterior_figures",
     "runs",
     "app",
     "__main__",
@@ -102,4 +107,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path, monkeypatc
     names = ZipFile(tmp_path / buildapi.build_wheel(str(tmp_path))).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"probcrowd"}
     inside = {name for name in names if name.startswith("probcrowd/")}
-    assert inside == {path.relative_to(ROOT).as_posix() for path in MODULES} | {"probcrowd/runs/demo.toml"}
+    assert inside == {path.relative_to(ROOT).as_posix() for path in MODULES} | {
+        "probcrowd/runs/demo.toml",
+        "probcrowd/anesthesia.csv",
+        "probcrowd/runs/report.html",
+    }

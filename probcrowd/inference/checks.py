@@ -99,7 +99,8 @@ def _predictive(tree: xr.DataTree, rows: Rows, generator: np.random.Generator) -
 
 
 def _of_predictive(name: str, check: PredictiveCheck) -> Finding:
-    p = float(np.nanmin(np.array([check.p_value, check.overall["p"]], dtype=float))) if len(check.table) else np.nan
+    looks = np.array([check.p_value, check.overall["p"]], dtype=float)
+    p = float(np.nanmin(looks)) if np.isfinite(looks).any() else np.nan
     # Two looks at one statistic, entry by entry and overall, share the threshold
     passed = None if np.isnan(p) else 2 * p >= MIN_PREDICTIVE
     meaning = (

@@ -37,9 +37,9 @@ def verdict(findings: list[Finding]) -> str:
         area: [finding.name for finding in findings if finding.area == area and finding.passed is False] for area in ("sampling", "model")
     }
     if failed["sampling"]:
-        return f"Do not use these draws yet: {', '.join(failed['sampling'])}."
+        return f"Do not use these draws yet: {'; '.join(failed['sampling'])}."
     if failed["model"]:
-        return f"The draws can be trusted, the model not fully: {', '.join(failed['model'])}."
+        return f"The draws can be trusted, the model not fully: {'; '.join(failed['model'])}."
     return "The draws can be trusted, and no check speaks against the model."
 
 

@@ -20,15 +20,15 @@ def scores(probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"])
     known = gold >= 0
     p, truth = probabilities[known], gold[known]
     if not len(truth):
-        return {"items": 0, "accuracy": np.nan, "log_loss": np.nan, "brier": np.nan, "calibration_error": np.nan}
+        return {"items": 0.0, "accuracy": np.nan, "log_loss": np.nan, "brier": np.nan, "calibration_error": np.nan}
     top = p.max(1)
     best = p >= top[:, None] - 1e-12
     hit = best[np.arange(len(truth)), truth] / best.sum(1)
     bins = reliability(p, truth)
     return {
-        "items": len(truth),
+        "items": float(len(truth)),
         "accuracy": float(hit.mean()),
-        "log_loss": float(-np.log(np.maximum(p[np.arange(len(truth)), truth], 1e-300)).mean()),
+        "log_loss": float(abs(np.log(np.maximum(p[np.arange(len(truth)), truth], 1e-300)).mean())),
         "brier": float(((p - np.eye(p.shape[1])[truth]) ** 2).sum(1).mean()),
         "calibration_error": float(np.average(np.abs(bins["confidence"] - bins["accuracy"]), weights=bins["items"])),
     }

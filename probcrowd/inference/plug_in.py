@@ -58,12 +58,13 @@ def compare_with_mode(tree: xr.DataTree) -> PlugIn:
     )
     surer = (plugged.max(1) - averaged.max(1))[unknown]
     gap = float(surer.mean()) if len(surer) else 0.0
-    ratio = float(entr(averaged[unknown]).sum() / max(entr(plugged[unknown]).sum(), 1e-300))
+    total, plugged_total = entr(averaged[unknown]).sum(), entr(plugged[unknown]).sum()
+    times = f"{total / plugged_total:.3g} times the entropy" if plugged_total > 1e-6 * total else "entropy where it has none"
     changed = int((averaged.argmax(1) != plugged.argmax(1))[unknown].sum())
     outside = float(np.mean([row["outside_central_95"] for row in rows.values()]))
     meaning = (
         f"Label probabilities at the mode are {'surer' if gap >= 0 else 'less sure'} by {abs(gap):.4f} on average than those averaged over the posterior, "
-        f"which have {ratio:.3g} times the entropy; {changed} of {len(surer)} items change their most probable class."
+        f"which have {times}; {changed} of {len(surer)} items change their most probable class."
     )
     found = [
         Finding("plug-in overconfidence", "model", gap, "tells, does not judge", None, meaning),

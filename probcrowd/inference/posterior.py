@@ -26,7 +26,6 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -41,7 +40,7 @@ from probcrowd.inference.mcmc import nuts
 from probcrowd.inference.pointwise import pointwise, prior_predictive
 from probcrowd.inference.relabel import alignment, invariants, realign
 from probcrowd.inference.start import find_mode, find_modes, vote_start
-from probcrowd.inference.target import Sites, Target, make_data, make_target
+from probcrowd.inference.target import Sites, Target, compiled, make_data, make_target
 from probcrowd.models.catalogue import find_model
 from probcrowd.models.rows import Rows
 
@@ -87,12 +86,13 @@ def sample_posterior(
     prior = kind.prior(rows.num_classes) if prior is None else prior
     embeddings = None if features is None else _features(features, annotations)
     used = ("gibbs" if kind.conjugate else "nuts") if sampler == "auto" else sampler
+    thin = (5 if used == "gibbs" else 1) if thin is None else thin
     settings = {"chains": chains, "warmup": warmup, "draws": draws, "seed": seed, "progress": progress, "embeddings": embeddings}
     if used == "gibbs":
         scattered = np.random.default_rng(seed).integers(rows.num_classes, size=(chains, rows.num_items))
-        made = gibbs(model, rows, prior, thin=thin or 5, start=scattered if start == "dispersed" else None, **settings)
+        made = gibbs(model, rows, prior, thin=thin, start=scattered if start == "dispersed" else None, **settings)
     else:
-        made = nuts(model, rows, prior, thin=thin or 1, start="mode" if start == "votes" else "dispersed", **settings)
+        made = nuts(model, rows, prior, thin=thin, start="mode" if start == "votes" else "dispersed", **settings)
     with jax.enable_x64(True):
         data = make_data(model, rows, embeddings)
         target = make_target(model, prior, data)
@@ -179,8 +179,7 @@ def _tree(
 def _plug_in(target: Target, data: tuple[Any, ...]) -> tuple[Sites, np.ndarray]:
     """The sites that EM started at the votes ends at, and p(truth | labels) there. Models without closed-form EM take NUTS's mode."""
     mode = find_mode(target, data, vote_start(target, data), jacobian=not target.model.conjugate)
-    items, _ = target.items({name: jnp.asarray(mode.sites[name]) for name in target.latent}, data)
-    return {name: mode.sites[name] for name in target.model.dims}, np.exp(np.asarray(items.log_truth()))
+    return {name: mode.sites[name] for name in target.model.dims}, np.asarray(compiled(target.truth)(mode.sites, data))
 
 
 def _features(features: pd.DataFrame, annotations: Annotations) -> np.ndarray:

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from scipy.optimize import minimize
 
 from probcrowd.inference.relabel import vote_shares
-from probcrowd.inference.target import Sites, Target
+from probcrowd.inference.target import Sites, Target, compiled
 from probcrowd.models.rows import Rows
 
 
@@ -55,7 +55,7 @@ def find_mode(target: Target, data: tuple[Any, ...], start: Sites, *, jacobian: 
     if not np.isfinite(found.fun):
         raise FloatingPointError(f"the log posterior of the model {target.model.name} is not finite at its starting point")
     reached = unflatten(jnp.asarray(found.x, flat.dtype))
-    sites = {name: np.asarray(value) for name, value in target.sites(reached, data).items()}
+    sites = {name: np.asarray(value) for name, value in compiled(target.sites)(reached, data).items()}
     return Mode(sites, {name: np.asarray(value) for name, value in reached.items()}, -float(found.fun), float(np.abs(found.jac).max()))
 
 
@@ -64,7 +64,7 @@ def vote_start(target: Target, data: tuple[Any, ...]) -> Sites:
     rows = data[-1]
     host = jax.tree.map(np.asarray, rows)
     sites = voted_sites(target, host, None if len(data) == 1 else np.asarray(data[0]))
-    return target.unconstrained({name: jnp.asarray(value, rows.weight.dtype) for name, value in sites.items()}, data)
+    return compiled(target.unconstrained)({name: jnp.asarray(value, rows.weight.dtype) for name, value in sites.items()}, data)
 
 
 def dispersed_start(target: Target, data: tuple[Any, ...], key: Array, *, radius: float = 2.0) -> Sites:
@@ -86,8 +86,8 @@ def find_modes(target: Target, data: tuple[Any, ...], seed: int, *, starts: int 
     shares = vote_shares(jax.tree.map(np.asarray, data[-1]))
     rows: list[dict[str, float]] = []
     for mode in found:
-        items, _ = target.items({name: jnp.asarray(mode.sites[name]) for name in target.latent}, data)
-        agreement = float((np.exp(np.asarray(items.log_truth())) * shares).sum() / max((shares.sum(1) > 0).sum(), 1))
+        truth = np.asarray(compiled(target.truth)(mode.sites, data))
+        agreement = float((truth * shares).sum() / max((shares.sum(1) > 0).sum(), 1))
         near = [row for row in rows if abs(row["log_density"] - mode.log_density) < tolerance and abs(row["agreement"] - agreement) < 0.01]
         if near:
             near[0]["found"] += 1

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 from numpyro import handlers
-from numpyro.infer.util import initialize_model, log_density, unconstrain_fn
+from numpyro.infer.util import constrain_fn, log_density, potential_energy, unconstrain_fn
 
 from probcrowd.models.catalogue import Model, find_model
 from probcrowd.models.observed_numpyro import AnnotatedItems
@@ -35,16 +35,18 @@ class Target:
     prior: Any
     latent: tuple[str, ...]
     declare: Callable[..., None]
-    potential_of: Callable[..., Callable[[Sites], Array]]
-    sites_of: Callable[..., Callable[[Sites], Sites]]
 
     def potential(self, unconstrained: Sites, data: tuple[Any, ...]) -> Float[Array, ""]:
         """What NUTS sees, up to nothing: every constant is in it."""
-        return self.potential_of(*data)(unconstrained)
+        return jnp.asarray(potential_energy(self.declare, data, {}, unconstrained))
+
+    def potential_of(self, *data: Any) -> Callable[[Sites], Array]:
+        """The potential of given data, as NumPyro's samplers want it."""
+        return lambda unconstrained: self.potential(unconstrained, data)
 
     def sites(self, unconstrained: Sites, data: tuple[Any, ...]) -> Sites:
         """The sites at unconstrained coordinates, derived ones included."""
-        return self.sites_of(*data)(unconstrained)
+        return constrain_fn(self.declare, data, {}, unconstrained, return_deterministic=True)
 
     def unconstrained(self, sites: Sites, data: tuple[Any, ...]) -> Sites:
         """The coordinates of given sites; the inverse of `sites`."""
@@ -64,10 +66,20 @@ class Target:
         }
         return trace["label"]["fn"], priors
 
+    def truth(self, sites: Sites, data: tuple[Any, ...]) -> Float[Array, "i k"]:
+        """p(truth k | rows of item i, sites)."""
+        return jnp.exp(self.items({name: sites[name] for name in self.latent}, data)[0].log_truth())
+
     def prior_draw(self, key: Array, data: tuple[Any, ...]) -> Sites:
         """Sites drawn from the prior, derived ones included."""
         trace = handlers.trace(handlers.seed(self.declare, key)).get_trace(*data)
         return {name: site["value"] for name, site in trace.items() if name in self.model.dims}
+
+
+@lru_cache(maxsize=64)
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a target, compiled once."""
+    return jax.jit(function)
 
 
 def make_target(model: str, prior: Any, data: tuple[Any, ...]) -> Target:
@@ -122,13 +134,18 @@ def _make_target(request: _Request) -> Target:
     def declare(*data: Any) -> None:
         body(*data, prior)
 
-    # Which transform a site needs does not depend on the data: one item with one row stands for them
+    # The names of the sites do not depend on the data: one item with one row stands for them
     zero = np.zeros(1, dtype=np.int64)
     stub = Rows(zero, zero, zero, np.ones(1), zero - 1, annotators, classes)
-    features = None if dimension is None else np.zeros((1, dimension))
-    arguments = make_data(name, stub, features, double=double)
-    ready = initialize_model(jax.random.key(0), declare, model_args=arguments, dynamic_args=True, validate_grad=False)
-    return Target(model, prior, tuple(ready.param_info.z), declare, ready.potential_fn, ready.postprocess_fn)
+    arguments = make_data(name, stub, None if dimension is None else np.zeros((1, dimension)), double=double)
+    latent: list[str] = []
+
+    def names() -> None:
+        trace = handlers.trace(handlers.seed(declare, 0)).get_trace(*arguments)
+        latent.extend(name for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"])
+
+    jax.eval_shape(names)  # traces without computing
+    return Target(model, prior, tuple(latent), declare)
 
 
 def _content(prior: Any) -> tuple[Any, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from probcrowd.runs.configuration import MetaTraining
 from probcrowd.runs.folder import RunFolder
 from probcrowd.runs.meta_train import evaluating, new_encoder
 from probcrowd.runs.settings import read_written
+from probcrowd.tables import by_item, some, without_formulas
 from probcrowd.votes import SparseVotes, Support
 
 CHUNK = 1024  # items that pass the network at a time
@@ -56,7 +55,7 @@ class Adapted:
             names = [f"class {name}" if str(name) in table.index.names else str(name) for name in getattr(table, "columns", ())]
             frame = (table.set_axis(names, axis=1) if names else table).reset_index()
             path = folder / f"{name}.csv"
-            write_atomically(path, _without_formulas(frame).to_csv(index=False).encode())
+            write_atomically(path, without_formulas(frame).to_csv(index=False).encode())
             write_atomically(path.with_suffix(".parquet"), frame.to_parquet(index=False))
             written += [path, path.with_suffix(".parquet")]
         return written
@@ -90,7 +89,7 @@ class TrainedRun:
             ValueError: inputs of another size, missing, infinite or out of range; repeated ids; annotated items without inputs; support
                 items without annotations.
         """
-        support, query = _frame(support, "support"), _frame(query, "query")
+        support, query = by_item(support, "support"), by_item(query, "query")
         query = _same_columns(support, query)
         annotations = _labelled(annotations)
         _match(support.index, annotations)
@@ -128,20 +127,18 @@ class TrainedRun:
         size = int(np.prod(self.input_shape))
         text = [column for column in frame.columns if len(frame) and not pd.api.types.is_numeric_dtype(frame[column])]
         if text:
-            raise ValueError(f"{name}: columns {_some(text)} are not numbers; is one of them the item ids? Name the id column 'item'")
+            raise ValueError(f"{name}: columns {some(text)} are not numbers; is one of them the item ids? Name the id column 'item'")
         if frame.shape[1] != size:
-            first = f"the first are {_some(frame.columns)}; ids belong in a column 'item'"
+            first = f"the first are {some(frame.columns)}; ids belong in a column 'item'"
             raise ValueError(f"{name}: {frame.shape[1]} columns, the network was trained on {size} (shape {self.input_shape}); {first}")
         values = frame.to_numpy(dtype=np.float32, na_value=np.nan)
         faulty = np.flatnonzero(~np.isfinite(values).all(1))
         if len(faulty):
-            raise ValueError(
-                f"{name}: missing or infinite values in items {_some(frame.index[faulty])}: fill them or leave these items out"
-            )
+            raise ValueError(f"{name}: missing or infinite values in items {some(frame.index[faulty])}: fill them or leave these items out")
         if self.scale == 255.0:
             outside = np.flatnonzero(((values < 0) | (values > 255)).any(1))
             if len(outside):
-                raise ValueError(f"{name}: pixels outside 0..255 in items {_some(frame.index[outside])}")
+                raise ValueError(f"{name}: pixels outside 0..255 in items {some(frame.index[outside])}")
             if len(values) and 0 < values.max() <= 1:
                 raise ValueError(f"{name}: all pixels lie in 0..1; the network was trained on 0..255, so multiply them by 255")
         return torch.from_numpy(values / np.float32(self.scale)).unflatten(1, self.input_shape)
@@ -167,64 +164,6 @@ def load_run(path: Path | str, *, encoder: nn.Module | None = None) -> TrainedRu
     return TrainedRun(settings, network, input_shape, saved.state["scale"])
 
 
-def read_features(path: Path) -> pd.DataFrame:
-    """Inputs by item from .csv, .parquet (ids in the column `item`, or `task`; else rows are items 0, 1, ...) or .npy (n, ...).
-
-    Item ids of files are text, so that 007 is not 7 and files of different formats agree.
-
-    Raises:
-        ValueError: no such file, another ending, or pickled objects in the file.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    if path.suffix == ".npy":
-        frame = _frame(np.load(path, allow_pickle=False), str(path))
-        return frame.set_axis(frame.index.astype(str), axis=0)
-    if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{path}: features are read from .csv, .parquet or .npy")
-    frame = pd.read_csv(path, dtype={"item": str, "task": str}) if path.suffix == ".csv" else pd.read_parquet(path)
-    named = [name for name in ("item", "task") if name in frame.columns]
-    frame = frame.set_index(named[0]) if named else frame
-    return frame.set_axis(frame.index.astype(str), axis=0)
-
-
-def read_annotations(path: Path, *, weight: str | None = None, duplicates: str = "error", missing: str = "error") -> Annotations:
-    """Annotations from .csv or .parquet with columns item, annotator, label (or task, worker, label).
-
-    Item ids are text, and so is all of a .csv file but the weights: 007 is not 7, "NA" is a label like any other, an empty cell is missing.
-
-    Raises:
-        ValueError: no such file, another ending, or any fault of the table.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{path}: annotations are read from .csv or .parquet")
-    if path.suffix == ".csv":
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
-        frame = frame.assign(**{weight: pd.to_numeric(frame[weight])}) if weight in frame.columns else frame
-    else:
-        frame = pd.read_parquet(path)
-        ids = [name for name in ("item", "task") if name in frame.columns and not frame[name].hasnans]
-        frame = frame.astype(dict.fromkeys(ids, str))
-    if weight is None and "weight" in frame.columns:
-        raise ValueError(f"{path} has a column 'weight': name it with --weight weight, or remove it if each row counts once")
-    return Annotations.from_frame(frame, weight=weight, duplicates=duplicates, missing=missing)
-
-
-def _frame(rows: pd.DataFrame | np.ndarray, name: str) -> pd.DataFrame:
-    if isinstance(rows, pd.DataFrame):
-        frame = rows
-    elif rows.ndim >= 2 and rows.dtype.kind in "buif":
-        frame = pd.DataFrame(rows.reshape(len(rows), math.prod(rows.shape[1:])))
-    else:
-        raise ValueError(f"{name}: an array of numbers with one row per item is needed, got shape {rows.shape} of {rows.dtype}")
-    repeated = frame.index[frame.index.duplicated()]
-    if len(repeated):
-        raise ValueError(f"{name}: the item ids {_some(repeated)} occur more than once")
-    return frame
-
-
 def _same_columns(support: pd.DataFrame, query: pd.DataFrame) -> pd.DataFrame:
     """The query with its columns in the order of the support's, where both name them."""
     named = [all(isinstance(column, str) for column in frame.columns) and len(frame.columns) for frame in (support, query)]
@@ -233,7 +172,7 @@ def _same_columns(support: pd.DataFrame, query: pd.DataFrame) -> pd.DataFrame:
     other = query.columns.difference(support.columns)
     if len(other):
         raise ValueError(
-            f"query: columns {_some(other)} are not among the support's, which begin with {_some(support.columns)}: name them alike"
+            f"query: columns {some(other)} are not among the support's, which begin with {some(support.columns)}: name them alike"
         )
     return query.reindex(columns=support.columns)
 
@@ -259,22 +198,7 @@ def _match(items: pd.Index, annotations: Annotations) -> None:
             if annotations.items.dtype != items.dtype
             else ""
         )
-        raise ValueError(f"annotated items without features: {_some(unknown)} ({len(unknown)} in all){hint}")
+        raise ValueError(f"annotated items without features: {some(unknown)} ({len(unknown)} in all){hint}")
     silent = items.difference(annotations.items, sort=False)
     if len(silent):
-        raise ValueError(f"support items without any annotation: {_some(silent)} ({len(silent)} in all): give them as query items instead")
-
-
-def _some(values: Sequence[object] | pd.Index) -> str:
-    shown = ", ".join(repr(value) for value in list(values)[:5])
-    return shown + (", ..." if len(values) > 5 else "")
-
-
-def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
-    # Ids come from strangers; a spreadsheet would run those that begin like a formula
-    text = [column for column in frame.columns if not pd.api.types.is_numeric_dtype(frame[column])]
-    return frame.assign(**{column: frame[column].map(_defused) for column in text}).rename(columns=_defused)
-
-
-def _defused(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+        raise ValueError(f"support items without any annotation: {some(silent)} ({len(silent)} in all): give them as query items instead")

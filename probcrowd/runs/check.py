@@ -1,0 +1,131 @@
+"""Label probabilities with every check that they deserve: sample a posterior, check it, and leave files that people and programs can read.
+
+posterior.nc      the xarray.DataTree of `sample_posterior`
+items.csv         label probabilities under the user's ids
+annotators.csv    accuracy with intervals
+comparison.csv    leave-one-item-out scores of several models, where wanted
+report.html       all of it on one page
+verdict.json      the findings; written last, so the other files of that run are whole once it is there
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import xarray as xr
+
+from probcrowd.annotations import Annotations
+from probcrowd.inference.checks import Checked, check_posterior
+from probcrowd.inference.findings import to_json
+from probcrowd.inference.leave_one_out import compare_models
+from probcrowd.inference.posterior import Sampler, sample_posterior
+from probcrowd.inference.tree import dataset, save_posterior
+from probcrowd.models.catalogue import find_model
+from probcrowd.models.priors import CoinPrior, DirichletPrior, LogitPrior, PriorName
+from probcrowd.models.rows import gold_codes
+from probcrowd.posterior_tables import annotator_table, item_table
+from probcrowd.runs.checkpoint import write_atomically
+from probcrowd.runs.report import make_report
+from probcrowd.tables import without_formulas
+
+PRIORS: dict[type, tuple[str, ...]] = {
+    DirichletPrior: get_args(PriorName),
+    CoinPrior: get_args(PriorName),
+    LogitPrior: ("accurate", "rater", "paun"),
+}
+FILES = ("posterior.nc", "items.csv", "annotators.csv", "comparison.csv", "report.html", "verdict.json")
+
+
+def check_labels(
+    annotations: Annotations,
+    *,
+    out: Path,
+    model: str = "dawid_skene",
+    prior: str | None = None,
+    features: pd.DataFrame | None = None,
+    gold: pd.Series | None = None,
+    known: pd.Series | None = None,
+    sampler: Sampler = "auto",
+    chains: int = 4,
+    warmup: int = 1000,
+    draws: int = 1000,
+    start: Literal["votes", "dispersed"] = "votes",
+    seed: int = 0,
+    compare: Sequence[str] = (),
+    progress: bool = True,
+) -> Checked:
+    """What the checks found; the files above are in `out`, each replaced only by a whole successor.
+
+    Args:
+        prior: the name of one of `PRIORS`; without it the model's own. Models of `compare` always have their own.
+        gold: classes to score the answer against; the fit does not see them.
+        known: classes that the fit takes as certain.
+        compare: other models, to compare by leaving out items.
+
+    Raises:
+        ValueError: as `sample_posterior`; a prior that the model does not have; models whose densities are not of the same data.
+    """
+    compared = [name for name in dict.fromkeys(compare) if name != model]
+    _require_possible(model, compared, features)
+    record = None if prior is None else named_prior(model, prior, annotations.num_classes)
+    codes = None if gold is None else gold_codes(annotations, gold)
+    out.mkdir(parents=True, exist_ok=True)  # before the hours that sampling may take
+    settings = {"seed": seed, "gold": known, "chains": chains, "warmup": warmup, "draws": draws, "start": start, "progress": progress}
+    tree = sample_posterior(annotations, model, prior=record, features=features, sampler=sampler, **settings)
+    checked = check_posterior(tree, seed=seed, gold=codes)
+    terms = {model: _by_item(tree)} | {name: _by_item(sample_posterior(annotations, name, **settings)) for name in compared}
+    comparison = compare_models(terms) if compared else None
+    items, annotators = item_table(tree), annotator_table(tree, annotations.annotators)
+
+    save_posterior(tree, out / "posterior.nc")
+    _write_table(out / "items.csv", items)
+    _write_table(out / "annotators.csv", annotators)
+    if comparison is None:
+        (out / "comparison.csv").unlink(missing_ok=True)  # an earlier run's would pass for this one's
+    else:
+        _write_table(out / "comparison.csv", comparison)
+    page = make_report(tree, checked, items, annotators, prior=prior, comparison=comparison, gold=codes)
+    write_atomically(out / "report.html", page.encode())
+    verdict = json.loads(to_json(checked.findings)) | {
+        "model": model,
+        "prior": {"name": prior} | json.loads(tree.attrs["prior"]),
+        "settings": json.loads(tree.attrs["settings"]) | {"start": start, "sampler": tree.attrs["sampler"], "compare": compared},
+        "versions": json.loads(tree.attrs["versions"]),
+    }
+    write_atomically(out / "verdict.json", json.dumps(verdict, indent=1).encode() + b"\n")
+    return checked
+
+
+def named_prior(model: str, name: str, num_classes: int) -> Any:
+    """The record that a name of `PRIORS` means to a model.
+
+    Raises:
+        ValueError: the model has no prior of that name.
+    """
+    kind = type(find_model(model).prior(num_classes))
+    if name not in PRIORS.get(kind, ()):
+        names = f"choose one of {', '.join(PRIORS[kind])}" if kind in PRIORS else "it has its own alone"
+        raise ValueError(f"the model {model} has no prior {name!r}: {names}")
+    return kind.named(name, num_classes)
+
+
+def _require_possible(model: str, compared: Sequence[str], features: pd.DataFrame | None) -> None:
+    """What can be refused before anything is sampled."""
+    with_features = [name for name in (model, *compared) if find_model(name).features]
+    if with_features and compared:
+        # Its density is of features and labels, theirs of labels alone
+        raise ValueError(f"{with_features[0]} predicts features as well as labels, so it cannot be compared with models of labels alone")
+    if bool(with_features) != (features is not None):
+        raise ValueError(f"the model {model} {'needs' if with_features else 'takes no'} features of the items")
+
+
+def _by_item(tree: xr.DataTree) -> xr.DataArray:
+    return dataset(tree, "log_likelihood")["label"]
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    write_atomically(path, without_formulas(table.reset_index()).to_csv(index=False).encode())
