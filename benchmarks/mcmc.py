@@ -149,13 +149,13 @@ def full_posteriors(largest: int) -> None:
             return
         rows = simulated(10**power, power)
         began = time.perf_counter()
-        made = gibbs("dawid_skene", rows, prior, warmup=200, draws=400, thin=1, seed=1, progress=False)
+        made = gibbs("dawid_skene", rows, prior, warmup=300, draws=1000, thin=1, seed=1, progress=False)
         seconds = time.perf_counter() - began
         smallest, ratio = worst(invariants(made.samples, made.stats["log_likelihood"]))
         size, anchored = worst({name: made.samples[name] for name in ("class_prior", "confusion")})
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(
-            f"10^{power} annotations, {rows.num_items} items, {rows.num_annotators} annotators: {seconds:6.1f} s for 4 x (200 + 400) sweeps, "
+            f"10^{power} annotations, {rows.num_items} items, {rows.num_annotators} annotators: {seconds:6.1f} s for 4 x (300 + 1000) sweeps, "
             f"invariants R-hat {ratio:.4f}, min ESS {smallest:.0f}; parameters {anchored:.4f}, {size:.0f}; peak {peak:.2f} GB",
             flush=True,
         )

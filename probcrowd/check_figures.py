@@ -108,8 +108,9 @@ def _entropy_panel(axis: Axes, check: PredictiveCheck) -> None:
     table, centre = check.table, np.array([interval.mid for interval in check.table.index])
     width = 0.9 * (centre[1] - centre[0])
     axis.bar(centre, table["observed"], width, color="0.8", label="observed")
-    bars = [table["mean"] - table["lower"], table["upper"] - table["mean"]]
-    axis.errorbar(centre, table["mean"], bars, fmt="o", ms=3, lw=1, capsize=2, color=CALM, label="replicated, 95 %")
+    # The mean of a rare bin may lie outside its central interval, so the two are drawn apart
+    axis.vlines(centre, table["lower"], table["upper"], color=CALM, lw=1)
+    axis.plot(centre, table["mean"], "o", ms=3, color=CALM, label="replicated, 95 %")
     axis.set(xlabel="entropy of an item's labels (nats)", ylabel="share of items")
     axis.legend(frameon=False, fontsize=8)
 

@@ -56,7 +56,7 @@ def pointwise(
     data: tuple[Any, ...],
     seed: int,
     *,
-    memory: int = 2**29,
+    memory: int = 2**27,
     progress: bool = False,
 ) -> Pointwise:
     """The pointwise terms of draws (c, s, ...), whose classes `permutation` puts in the order of the labels."""

@@ -63,7 +63,7 @@ def sample_posterior(
     draws: int = 1000,
     thin: int | None = None,
     start: Literal["votes", "dispersed"] = "votes",
-    memory: int = 2**29,
+    memory: int = 2**27,
     progress: bool = True,
 ) -> xr.DataTree:
     """The posterior of a model of annotation, under the user's ids.
