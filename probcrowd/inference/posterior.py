@@ -117,8 +117,8 @@ def _tree(
 ) -> xr.DataTree:
     rows = jax.tree.map(np.asarray, data[-1])
     needed = alignment(made.agreement)
-    exchangeable = target.model.exchangeable(target.prior, rows.num_classes)
-    # Where the prior names the classes, a draw that the votes would name otherwise is part of the posterior as it is
+    exchangeable = target.model.exchangeable(target.prior, rows.num_classes) and bool((rows.gold < 0).all())
+    # Where the prior or gold names the classes, a draw that the votes would name otherwise is part of the posterior as it is
     permutation = needed if exchangeable else np.broadcast_to(np.arange(rows.num_classes), needed.shape)
     samples = realign(made.samples, permutation, target.model.dims)
     terms = pointwise(target, made.samples, permutation, data, seed, memory=memory, progress=progress)

@@ -22,6 +22,8 @@ THRESHOLD = 0.05
 def prior_sensitivity(tree: xr.DataTree) -> tuple[list[Finding], pd.DataFrame]:
     """Findings, and the sensitivity of every functional to each component of the prior and to the likelihood."""
     priors = dataset(tree, "log_prior")
+    # Standardised offsets have a prior by construction; what can be chosen is that of their scales
+    priors = priors[[name for name in priors.data_vars if not str(name).endswith("_offset")]]
     spread = {name: float(values.std()) for name, values in priors.data_vars.items()}
     flat = [str(name) for name in spread if spread[name] < 1e-9]
     scaled = [str(name) for name in spread if spread[name] >= 1e-9]

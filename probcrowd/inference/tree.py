@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import xarray as xr
+from h5py import is_hdf5
 from jaxtyping import Shaped
 
 
@@ -44,7 +45,10 @@ def load_posterior(path: Path | str) -> xr.DataTree:
     Raises:
         ValueError: the file is no such tree.
     """
-    with xr.open_datatree(Path(path), engine="h5netcdf") as tree:
+    path = Path(path)
+    if path.is_file() and not is_hdf5(path):
+        raise ValueError(f"{path} holds no posterior: it is no NetCDF file, or a damaged one")
+    with xr.open_datatree(path, engine="h5netcdf") as tree:
         if "posterior" not in tree or "model" not in tree.attrs:
             raise ValueError(f"{path} holds no posterior that probcrowd wrote")
         return tree.load()
