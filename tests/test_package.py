@@ -60,7 +60,9 @@ def test_no_module_is_loaded_under_a_second_name() -> None:
 def test_importing_probcrowd_is_light_and_its_names_exist() -> None:
     code = (
         "import sys, probcrowd; heavy = {'torch', 'pyro', 'pandas', 'matplotlib', 'sklearn', 'jax', 'numpyro'} & set(sys.modules); "
-        "assert not heavy, heavy; assert all(getattr(probcrowd, name) for name in probcrowd.__all__); assert 'jax' not in sys.modules"
+        "assert not heavy, heavy; sampling = {name for name in probcrowd.__all__ if 'posterior' in name}; "
+        "assert len(sampling) == 4 and all(getattr(probcrowd, name) for name in set(probcrowd.__all__) - sampling); "
+        "assert not {'jax', 'numba', 'xarray'} & set(sys.modules); assert all(getattr(probcrowd, name) for name in sampling)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

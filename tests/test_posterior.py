@@ -172,10 +172,10 @@ def test_a_file_gives_the_tree_back(tree: xr.DataTree, tmp_path: Path) -> None:
     path = tmp_path / "new" / "posterior.nc"
     save_posterior(tree, path)
     back = load_posterior(path)
-    assert back.identical(tree) and not list(path.parent.glob("*.part"))
+    assert not list(path.parent.glob("*.part"))
+    path.unlink()  # all of it is in memory
+    assert back.identical(tree)
     assert array(back, "posterior_predictive", "label").dtype == np.int16
-    path.unlink()  # nothing holds the file
-    assert back["posterior"]["confusion"].shape == (2, 24, 3, 3, 3)
 
 
 def test_a_failed_save_leaves_the_old_file(tree: xr.DataTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
