@@ -401,6 +401,11 @@ def test_gold_is_scored_only_where_the_fit_did_not_see_it(good: xr.DataTree) -> 
     assert list(compare_on_gold(good, truth).index) == ["posterior", "plug-in"]
 
 
+def drawn_truth(one: np.ndarray, generator: np.random.Generator) -> xr.Dataset:
+    """500 draws of two classes, the second with probability `one` of each item."""
+    return xr.Dataset({"truth": (("chain", "draw", "item"), (generator.random((1, 500, len(one))) < one).astype(np.int16))})
+
+
 def crowd_of_200(seed: int, items: int = 1000, each: int = 4) -> tuple[xr.DataTree, np.ndarray]:
     """200 annotators whose accuracies come from a Beta distribution, and p(truth | labels) by Bayes' rule, so that it is exact."""
     generator = np.random.default_rng(seed)
@@ -412,7 +417,7 @@ def crowd_of_200(seed: int, items: int = 1000, each: int = 4) -> tuple[xr.DataTr
     one = 1 / (1 + np.exp(-np.bincount(item, odds)))
     tree = xr.DataTree.from_dict(
         {
-            "responsibilities": xr.Dataset({"mean": (("item", "true_class"), np.stack([1 - one, one], 1))}),
+            "truth": drawn_truth(one, generator),
             "constant_data": xr.Dataset({"row_item": ("annotation", item), "row_annotator": ("annotation", annotator)}),
             "observed_data": xr.Dataset({"label": ("annotation", label)}),
         }
@@ -431,8 +436,8 @@ def test_intervals_on_gold_cover_as_often_as_they_say(share: float) -> None:
     for nominal, covered in table["covered"].items():
         error = math.sqrt(nominal * (1 - nominal) / 200)
         assert -3 * error < covered - nominal < 3 * error + (1 - nominal) / 1.5, table
-    q = array(tree, "responsibilities", "mean") ** 3
-    sure = edited(tree, "responsibilities", mean=q / q.sum(1, keepdims=True))
+    q = array(tree, "truth", "truth").mean((0, 1))
+    sure = edited(tree, "truth", truth=drawn_truth(q**3 / (q**3 + (1 - q) ** 3), np.random.default_rng(3))["truth"].to_numpy())
     narrow = accuracy_coverage(sure, gold, np.random.default_rng(2)).set_index("nominal")
     assert (narrow["covered"] < table["covered"] - 0.07).all() and narrow.loc[0.8, "covered"] < 0.8, narrow
 
@@ -451,10 +456,11 @@ def test_coverage_counts_annotators_with_enough_gold() -> None:
 def test_intervals_that_are_too_narrow_are_a_finding(good: xr.DataTree) -> None:
     _, truth = simulated()
     fair = check_posterior(good, seed=0, gold=truth)
-    told, covered = finding(fair.findings, "coverage on gold"), fair.tables["coverage"]["covered"].iloc[-1]
-    assert told.value == covered >= 0.5 and told.passed is bool(covered >= 0.8)  # of four annotators
-    sure = np.eye(2)[array(good, "responsibilities", "mean").argmax(1)]
-    checked = check_posterior(edited(good, "responsibilities", mean=sure), seed=0, gold=truth)
+    told, coverage = finding(fair.findings, "coverage on gold"), fair.tables["coverage"].iloc[-1]
+    assert told.value == coverage["covered"] >= 0.5 and coverage["annotators"] == 4
+    assert told.passed is (told.value >= 0.5)  # 2 of 4 happen to one in 70 tables, 1 of 4 to one in 2,000
+    opposite = np.broadcast_to(1 - truth, array(good, "truth", "truth").shape)
+    checked = check_posterior(edited(good, "truth", truth=opposite), seed=0, gold=truth)
     narrow = finding(checked.findings, "coverage on gold")
     assert narrow.passed is False and narrow.value < told.value and checked.exit_status == 4
 

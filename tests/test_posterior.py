@@ -46,6 +46,7 @@ GROUPS = {
     "log_likelihood": {"label": ("item",)},
     "leave_one_out": {"label": ("annotation",)},
     "posterior_predictive": {"label": ("annotation",), "truth": ("item",)},
+    "truth": {"truth": ("item",)},
     "prior": {"class_prior": ("true_class",), "confusion": ("annotator", "true_class", "label")},
     "prior_predictive": {"label": ("annotation",)},
 }
@@ -168,12 +169,18 @@ def test_attributes_say_what_was_done(tree: xr.DataTree) -> None:
     assert json.loads(tree.attrs["classes"]) == CLASSES
 
 
+def test_a_posterior_read_back_needs_its_file_no_more(tree: xr.DataTree, tmp_path: Path) -> None:
+    save_posterior(tree, tmp_path / "posterior.nc")
+    back = load_posterior(tmp_path / "posterior.nc")
+    (tmp_path / "posterior.nc").unlink()
+    assert back.identical(tree)
+
+
 def test_a_file_gives_the_tree_back(tree: xr.DataTree, tmp_path: Path) -> None:
     path = tmp_path / "new" / "posterior.nc"
     save_posterior(tree, path)
     back = load_posterior(path)
     assert not list(path.parent.glob("*.part"))
-    path.unlink()  # all of it is in memory
     assert back.identical(tree)
     assert array(back, "posterior_predictive", "label").dtype == np.int16
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import binom
 
 from probcrowd.inference import findings as found
 from probcrowd.inference.convergence import convergence
@@ -27,7 +28,7 @@ from probcrowd.inference.sensitivity import prior_sensitivity
 from probcrowd.inference.tree import array, dataset
 from probcrowd.models.rows import Rows
 
-MIN_PREDICTIVE, MAX_SHARE_OF_HIGH_K, MIN_COVERAGE, REPLICATES = 0.01, 0.05, 0.8, 500
+MIN_PREDICTIVE, MAX_SHARE_OF_HIGH_K, REPLICATES, LEAST_DRAWS = 0.01, 0.05, 500, 30
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,13 @@ def check_posterior(tree: xr.DataTree, *, seed: int, gold: np.ndarray | None = N
     """All checks of what `sample_posterior` returned, or of the same read back from a file.
 
     gold: codes of true classes by item, -1 where not known; those that the fit used are left out.
+
+    Raises:
+        ValueError: fewer than 30 draws in all, of which nothing can be said.
     """
+    kept = array(tree, "log_likelihood", "label").shape[:2]
+    if kept[0] * kept[1] < LEAST_DRAWS:
+        raise ValueError(f"{kept[0]} chains of {kept[1]} draws by item are too few to check: draw at least {LEAST_DRAWS} in all")
     sampling, convergence_table = convergence(tree)
     rows = _rows(tree)
     generator = np.random.default_rng(seed)
@@ -120,11 +127,11 @@ def _of_gold(table: pd.DataFrame, coverage: pd.DataFrame) -> list[Finding]:
     meaning = f"On {ours['items']:.0f} items with gold that the fit did not see: {errors}, log loss {ours['log_loss']:.3f} ({plugged['log_loss']:.3f})."
     findings = [Finding("accuracy on gold", "model", ours["accuracy"], "tells, does not judge", None, meaning)]
     if len(coverage) and coverage["annotators"].iloc[-1]:
-        covered = float(coverage["covered"].iloc[-1])
-        honest = covered >= MIN_COVERAGE
+        covered, number = float(coverage["covered"].iloc[-1]), int(coverage["annotators"].iloc[-1])
+        honest = bool(binom.cdf(round(covered * number), number, 0.95) >= MIN_PREDICTIVE)
         words = "hold it about as often as they say" if honest else "hold it too seldom: the model is surer of the labels than it may be"
-        meaning = f"95 % intervals of how many of their labels are right, of {coverage['annotators'].iloc[-1]} annotators, {words}."
-        findings.append(Finding("coverage on gold", "model", covered, f"at least {MIN_COVERAGE}", honest, meaning))
+        meaning = f"95 % intervals of how many of their labels are right, of {number} annotators, {words}."
+        findings.append(Finding("coverage on gold", "model", covered, "as many as 95 % may miss by chance", honest, meaning))
     return findings
 
 

@@ -8,6 +8,7 @@
     log_likelihood         (chain, draw, item)        true classes summed out
     leave_one_out          (chain, draw, annotation)  log p(label | the item's other labels, parameters)
     posterior_predictive   (chain, draw, annotation)  codes of replicated labels for new items, and their true classes
+    truth                  (chain, draw, item)        true classes drawn from p(truth | labels, parameters), as codes
     prior, prior_predictive                           the same from the prior
     responsibilities       (item, true_class)         p(truth | labels), averaged over all draws
     plug_in                                           the sites at the posterior's mode, where EM ends, and p(truth | labels) there
@@ -23,7 +24,7 @@ import json
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -82,8 +83,14 @@ def sample_posterior(
         ValueError: an unknown model, a sampler that does not know it, features missing for some items, or gold that is no class.
     """
     kind = find_model(model)
+    for name, value, options in (("sampler", sampler, get_args(Sampler)), ("start", start, ("votes", "dispersed"))):
+        if value not in options:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(options)}")
     rows = Rows.from_annotations(annotations, gold)
-    prior = kind.prior(rows.num_classes) if prior is None else prior
+    usual = kind.prior(rows.num_classes)
+    prior = usual if prior is None else prior
+    if not isinstance(prior, type(usual)):
+        raise TypeError(f"the prior of {model} is a {type(usual).__name__}, got {type(prior).__name__}")
     embeddings = None if features is None else _features(features, annotations)
     used = ("gibbs" if kind.conjugate else "nuts") if sampler == "auto" else sampler
     thin = (5 if used == "gibbs" else 1) if thin is None else thin
@@ -158,6 +165,7 @@ def _tree(
         "log_likelihood": group({"label": terms.log_likelihood}, {"label": ["item"]}, terms.kept),
         "leave_one_out": group({"label": terms.leave_one_out}, {"label": ["annotation"]}, terms.kept),
         "posterior_predictive": group({"label": terms.replicated, "truth": terms.replicated_truth}, by_row, terms.kept),
+        "truth": group({"truth": terms.truth}, {"truth": ["item"]}, terms.kept),
         "prior": group({name: value[None] for name, value in prior_sites.items()}, dims),
         "prior_predictive": group({"label": prior_labels[None]}, {"label": ["annotation"]}),
         "responsibilities": group(

@@ -81,7 +81,7 @@ def find_modes(target: Target, data: tuple[Any, ...], seed: int, *, starts: int 
     they must also agree with the votes alike, so that renamings of one mode show.
     """
     from_votes = find_mode(target, data, vote_start(target, data))
-    keys = jax.random.split(jax.random.key(seed), starts)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2), starts)
     found = [from_votes, *(find_mode(target, data, dispersed_start(target, data, key)) for key in keys)]
     shares = vote_shares(jax.tree.map(np.asarray, data[-1]))
     rows: list[dict[str, float]] = []

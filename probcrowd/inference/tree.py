@@ -51,4 +51,6 @@ def load_posterior(path: Path | str) -> xr.DataTree:
     with xr.open_datatree(path, engine="h5netcdf") as tree:
         if "posterior" not in tree or "model" not in tree.attrs:
             raise ValueError(f"{path} holds no posterior that probcrowd wrote")
-        return tree.load()
+        # Group by group: loading the whole tree at once leaves out variables that are called like a group
+        groups = {node.path: node.to_dataset(inherit=False).load() for node in tree.subtree}
+    return xr.DataTree.from_dict(groups)
