@@ -134,7 +134,7 @@ def test_another_librarys_calibration_agrees() -> None:
     settings = {"num_warmup": 200, "num_samples": 99, "num_chains": 1, "thinning": 1}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        second = SBC(NUTS(model), num_simulations=60, sample_kwargs=settings, seed=3, data_dir={"label": None})
+        second = SBC(NUTS(model), num_simulations=60, sample_kwargs=settings, seed=3, data_dir={"label": rows.label})
         second.run_simulations()
     ranks = [np.asarray(second.simulations["prior_sbc"][name]).reshape(60, -1) for name in ("class_prior", "confusion")]
     found = Calibration(np.concatenate(ranks, 1).astype(int), [f"{n}" for n in range(26)], 99)

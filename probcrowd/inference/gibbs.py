@@ -96,7 +96,11 @@ def gibbs(
                 with lock:
                     bar.update(last - first)
 
-            _in_chunks(advance, sweeps, stop)
+            try:
+                _in_chunks(advance, sweeps, stop)
+            except BaseException:  # at once: the next chain may begin before anybody reads the result
+                stop.set()
+                raise
 
         with ThreadPoolExecutor(threads) as pool:
             try:
