@@ -21,13 +21,10 @@ def scores(probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"])
     p, truth = probabilities[known], gold[known]
     if not len(truth):
         return {"items": 0.0, "accuracy": np.nan, "log_loss": np.nan, "brier": np.nan, "calibration_error": np.nan}
-    top = p.max(1)
-    best = p >= top[:, None] - 1e-12
-    hit = best[np.arange(len(truth)), truth] / best.sum(1)
     bins = reliability(p, truth)
     return {
         "items": float(len(truth)),
-        "accuracy": float(hit.mean()),
+        "accuracy": float(_hits(p, truth).mean()),
         "log_loss": float(abs(np.log(np.maximum(p[np.arange(len(truth)), truth], 1e-300)).mean())),
         "brier": float(((p - np.eye(p.shape[1])[truth]) ** 2).sum(1).mean()),
         "calibration_error": float(np.average(np.abs(bins["confidence"] - bins["accuracy"]), weights=bins["items"])),
@@ -36,9 +33,7 @@ def scores(probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"])
 
 def reliability(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]) -> pd.DataFrame:
     """By bin of the highest probability, equally filled: number of items, mean confidence and accuracy."""
-    top = probabilities.max(1)
-    best = probabilities >= top[:, None] - 1e-12
-    hit = best[np.arange(len(truth)), truth] / best.sum(1)
+    top, hit = probabilities.max(1), _hits(probabilities, truth)
     order = np.argsort(top, kind="stable")
     parts = [part for part in np.array_split(order, min(BINS, len(order))) if len(part)]
     return pd.DataFrame([{"items": len(part), "confidence": top[part].mean(), "accuracy": hit[part].mean()} for part in parts])
@@ -69,3 +64,9 @@ def accuracy_coverage(tree: xr.DataTree, gold: Int[np.ndarray, " i"], generator:
         inside = (right >= lower - 1e-9) & (right <= upper + 1e-9)
         rows.append({"nominal": nominal, "covered": inside.mean() if len(inside) else np.nan, "annotators": int(chosen.sum())})
     return pd.DataFrame(rows)
+
+
+def _hits(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]) -> Float[np.ndarray, " i"]:
+    """Whether the most probable class is the true one; 1/m in a tie of m."""
+    best = probabilities >= probabilities.max(1, keepdims=True) - 1e-12
+    return best[np.arange(len(truth)), truth] / best.sum(1)

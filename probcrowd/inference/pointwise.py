@@ -133,7 +133,7 @@ def _joint_scores(target: Target, sites: Sites, data: tuple[Any, ...]) -> tuple[
     """log p(truth k, rows of i) and log p(row n | truth k), impossible classes -inf; with effects of items, a column for each point and class."""
     if "item_offset" not in target.latent:
         items, _ = target.items(sites, data)
-        return _possible(items), items.row_scores()
+        return items.possible_scores(), items.row_scores()
     offset = sites["item_offset"]
     number = 128 if offset.shape[1] <= 4 else 512  # powers of 2, as Sobol's sequence wants
     sobol = qmc.Sobol(offset.shape[1], scramble=True, rng=np.random.default_rng(0)).random(number)
@@ -141,15 +141,10 @@ def _joint_scores(target: Target, sites: Sites, data: tuple[Any, ...]) -> tuple[
 
     def at(point: Array) -> tuple[Array, Array]:
         items, _ = target.items(sites | {"item_offset": jnp.broadcast_to(point, offset.shape)}, data)
-        return _possible(items) - math.log(number), items.row_scores()
+        return items.possible_scores() - math.log(number), items.row_scores()
 
     scores, row_scores = jax.vmap(at, out_axes=1)(points)  # (i, m, k), (n, m, k)
     return scores.reshape(len(scores), -1), row_scores.reshape(len(row_scores), -1)
-
-
-def _possible(items: AnnotatedItems) -> Float[Array, "i k"]:
-    gold = items.rows.gold[:, None]
-    return jnp.where((gold >= 0) & (gold != jnp.arange(items.rows.num_classes)), -jnp.inf, items.scores())
 
 
 def _replicate(items: AnnotatedItems, key: Array) -> tuple[Int[Array, " n"], Int[Array, " i"]]:

@@ -68,9 +68,12 @@ class AnnotatedItems(Distribution):
 
     def log_truth(self) -> Float[Array, "i k"]:
         """log p(truth k | rows of item i); its gold class is certain."""
+        return jax.nn.log_softmax(self.possible_scores(), 1)
+
+    def possible_scores(self) -> Float[Array, "i k"]:
+        """The scores, -inf for the classes that gold rules out."""
         gold = self.rows.gold[:, None]
-        excluded = (gold >= 0) & (gold != jnp.arange(self.rows.num_classes))
-        return jax.nn.log_softmax(jnp.where(excluded, -jnp.inf, self.scores()), 1)
+        return jnp.where((gold >= 0) & (gold != jnp.arange(self.rows.num_classes)), -jnp.inf, self.scores())
 
     def draw_truth(self, key: Array) -> Int[Array, " i"]:
         """True classes of new items, from the class prior (features, where there are any, are those of the items)."""
