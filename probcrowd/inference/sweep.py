@@ -1,0 +1,330 @@
+r"""One pass over annotations packed by item, compiled: responsibilities of each item and, while they are in the cache, what they add to the counts.
+
+    s_ik = prior[k] prod over the item's cells p of table[p, k]^w      r_ik = s_ik / sum_k s_ik           E step
+    said[p, k] = sum over rows with cell p of w times_i r_ik           class_count[k] = sum times_i r_ik   what an M step needs
+    log_likelihood = sum times_i log sum_k s_ik
+
+Responsibilities are written only where they are asked for, so a pass reads a number per annotation and keeps a table per thread. Rows of the
+table are scaled to a maximum of 1 (the scales are added to the log likelihood), entries below 1e-30 of that are raised to it, and products
+are rescaled every eight annotations: neither long items nor contradictions underflow. With weights the sums are of logs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from probcrowd.models.cells import Cells, Packed
+
+FLOOR = -69.0  # log of the least probability, relative to the row's highest
+_ROWS_PER_THREAD = 50_000
+_NONE_INT, _NONE, _NONE_2D = np.zeros(0, np.int32), np.zeros(0), np.zeros((0, 1))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Expected counts: said[p, k] how much weight the pair p has on items of class k, class_count[k] how many items are of class k. They add."""
+
+    said: Float64[np.ndarray, "p k"]
+    class_count: Float64[np.ndarray, " k"]
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(self.said + other.said, self.class_count + other.class_count)
+
+    def extended(self, num_cells: int) -> Statistics:
+        """With zeros for cells that are new."""
+        return Statistics(np.pad(self.said, ((0, num_cells - len(self.said)), (0, 0))), self.class_count)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an E step needs: log_table[p, k] of every cell, log_prior[k], and the log prior density (or minus a divergence) of the parameters."""
+
+    log_table: Float64[np.ndarray, "p k"]
+    log_prior: Float64[np.ndarray, " k"]
+    penalty: float = 0.0
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A pass: its counts and log likelihood."""
+
+    statistics: Statistics
+    log_likelihood: float
+
+    def __add__(self, other: Swept) -> Swept:
+        return Swept(self.statistics + other.statistics, self.log_likelihood + other.log_likelihood)
+
+
+def sweep(packed: Packed, scores: Scores, *, hard: bool = False, responsibilities: Float64[np.ndarray, "i k"] | None = None) -> Swept:
+    """The counts and the log likelihood of those scores; fills `responsibilities` if it is given.
+
+    hard: the most probable class takes all, the first of equals (Fast Dawid-Skene).
+    """
+    top, table, prior = _scaled(scores)
+    log_table = np.log(table) if packed.weight is not None else _NONE_2D
+    kernel = _kernels(table.shape[1])[0]
+    out = _NONE_2D if responsibilities is None else responsibilities
+    optional = _optional(packed)
+
+    def part(low: int, high: int) -> tuple[np.ndarray, np.ndarray, float]:
+        said, class_count = np.zeros(table.shape), np.zeros(len(prior))
+        total = kernel(packed.starts, packed.cell, *optional, table, log_table, prior, low, high, hard, said, class_count, out)
+        return said, class_count, total
+
+    done = _in_threads(part, packed)
+    said, class_count = sum(each[0] for each in done), sum(each[1] for each in done)
+    # What was scaled away: each row of a cell has the cell's maximum as a factor, and every row adds its weight to one class
+    scale = float(top[1]) * float(np.sum(class_count)) + float(np.dot(top[0], np.sum(said, 1)))
+    return Swept(Statistics(said, class_count), float(sum(each[2] for each in done)) + scale)
+
+
+def count(packed: Packed, responsibilities: Float64[np.ndarray, "i k"], num_cells: int) -> Statistics:
+    """The counts that given responsibilities make."""
+    shape = num_cells, responsibilities.shape[1]
+    kernel, optional = _kernels(shape[1])[1], _optional(packed)
+
+    def part(low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        said, class_count = np.zeros(shape), np.zeros(shape[1])
+        kernel(packed.starts, packed.cell, *optional, responsibilities, low, high, said, class_count)
+        return said, class_count
+
+    done = _in_threads(part, packed)
+    return Statistics(np.asarray(sum(each[0] for each in done)), np.asarray(sum(each[1] for each in done)))
+
+
+def votes(packed: Packed, cells: Cells) -> Float64[np.ndarray, "i k"]:
+    """The weighted share of each class among an item's labels; the known class of an item that has one; 1/K where no label names a class."""
+    shares = np.zeros((packed.num_items, cells.num_classes))
+    _kernels(cells.num_classes)[2](packed.starts, packed.cell, *_optional(packed)[:2], cells.label, shares)
+    return shares
+
+
+def held_out(packed: Packed, scores: Scores) -> Statistics:
+    """The counts with each row's own label left out of its item's responsibilities: how annotators stand to what the others say."""
+    _, table, prior = _scaled(scores)
+    kernel, optional = _kernels(table.shape[1])[3], _optional(packed)
+    log_table = np.log(table)
+
+    def part(low: int, high: int) -> np.ndarray:
+        said = np.zeros(table.shape)
+        kernel(packed.starts, packed.cell, *optional, log_table, np.log(prior), low, high, said)
+        return said
+
+    said = np.asarray(sum(_in_threads(part, packed)))
+    return Statistics(said, np.zeros(len(prior)))
+
+
+def sums_by_owner(values: Float64[np.ndarray, "p k"], owner: Int64[np.ndarray, " p"], num_owners: int) -> Float64[np.ndarray, "j k"]:
+    """Sums of rows that have the same owner."""
+    sums = np.zeros((num_owners, values.shape[1]))
+    _add_rows(values, owner, sums)
+    return sums
+
+
+def _scaled(scores: Scores) -> tuple[tuple[np.ndarray, float], np.ndarray, np.ndarray]:
+    top = scores.log_table.max(1, initial=-np.inf), float(scores.log_prior.max())
+    top = np.where(np.isfinite(top[0]), top[0], 0.0), top[1]
+    table = np.exp(np.maximum(scores.log_table - top[0][:, None], FLOOR))
+    return top, table, np.exp(np.maximum(scores.log_prior - top[1], FLOOR))
+
+
+def _optional(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return (
+        _NONE if packed.weight is None else packed.weight,
+        _NONE_INT if packed.gold is None else packed.gold,
+        _NONE if packed.times is None else packed.times,
+    )
+
+
+def _in_threads(part: Any, packed: Packed) -> list[Any]:
+    """Results of contiguous ranges of items with about as many rows each, in order."""
+    workers = max(1, min(os.cpu_count() or 1, 8, len(packed.cell) // _ROWS_PER_THREAD))
+    if workers == 1:
+        return [part(0, packed.num_items)]
+    bounds = np.searchsorted(packed.starts, np.linspace(0, len(packed.cell), workers + 1)[1:-1])
+    bounds = [0, *map(int, bounds), packed.num_items]
+    return list(_pool().map(part, bounds[:-1], bounds[1:]))
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
+
+
+@cache
+def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
+    """The passes for that many classes: a known number lets the compiler use vector instructions. Kept on disk where a folder can be written."""
+    K = num_classes
+
+    def pass_over(
+        starts: Int64[np.ndarray, " s"], cell: Any, weight: Any, gold: Any, times: Any, table: Any, log_table: Any, prior: Any,
+        low: int, high: int, hard: bool, said: Any, class_count: Any, out: Any,
+    ) -> float:  # fmt: skip
+        r = np.empty(K)
+        total, product = 0.0, 1.0
+        for i in range(low, high):
+            first, last = starts[i], starts[i + 1]
+            for k in range(K):
+                r[k] = prior[k]
+            if gold.size and gold[i] >= 0:
+                for k in range(K):
+                    if k != gold[i]:
+                        r[k] = 0.0
+            extra = 0.0
+            if weight.size:
+                for k in range(K):
+                    r[k] = math.log(r[k]) if r[k] > 0 else -math.inf
+                for n in range(first, last):
+                    row = log_table[cell[n]]
+                    for k in range(K):
+                        r[k] += weight[n] * row[k]
+                extra = r[0]
+                for k in range(1, K):
+                    extra = max(extra, r[k])
+                for k in range(K):
+                    r[k] = math.exp(r[k] - extra)
+            else:
+                steps = 0
+                for n in range(first, last):
+                    row = table[cell[n]]
+                    for k in range(K):
+                        r[k] *= row[k]
+                    steps += 1
+                    if steps == 8:
+                        steps = 0
+                        most = r[0]
+                        for k in range(1, K):
+                            most = max(most, r[k])
+                        for k in range(K):
+                            r[k] /= most
+                        extra += math.log(most)
+            top = 0.0
+            for k in range(K):
+                top += r[k]
+            for k in range(K):
+                r[k] /= top
+            share = 1.0
+            if times.size:
+                share = times[i]
+                total += share * (extra + math.log(top))
+            else:
+                total += extra
+                if top < 1e-100:
+                    total += math.log(top)
+                else:  # one logarithm for many items
+                    product *= top
+                    if product < 1e-200 or product > 1e200:
+                        total += math.log(product)
+                        product = 1.0
+            if hard:
+                best = 0
+                for k in range(1, K):
+                    if r[k] > r[best] * (1 + 1e-9):
+                        best = k
+                for k in range(K):
+                    r[k] = 1.0 if k == best else 0.0
+            if out.shape[0]:
+                for k in range(K):
+                    out[i, k] = r[k]
+            for k in range(K):
+                r[k] *= share
+                class_count[k] += r[k]
+            if weight.size:
+                for n in range(first, last):
+                    row = said[cell[n]]
+                    for k in range(K):
+                        row[k] += weight[n] * r[k]
+            else:
+                for n in range(first, last):
+                    row = said[cell[n]]
+                    for k in range(K):
+                        row[k] += r[k]
+        return total + math.log(product)
+
+    def count_over(
+        starts: Any, cell: Any, weight: Any, gold: Any, times: Any, given: Any, low: int, high: int, said: Any, class_count: Any
+    ) -> None:
+        for i in range(low, high):
+            share = times[i] if times.size else 1.0
+            for k in range(K):
+                class_count[k] += share * given[i, k]
+            for n in range(starts[i], starts[i + 1]):
+                w = share * weight[n] if weight.size else share
+                row = said[cell[n]]
+                for k in range(K):
+                    row[k] += w * given[i, k]
+
+    def vote_over(starts: Any, cell: Any, weight: Any, gold: Any, label: Any, shares: Any) -> None:
+        for i in range(starts.size - 1):
+            if gold.size and gold[i] >= 0:
+                shares[i, gold[i]] = 1.0
+                continue
+            total = 0.0
+            for n in range(starts[i], starts[i + 1]):
+                if label[cell[n]] < K:
+                    w = weight[n] if weight.size else 1.0
+                    shares[i, label[cell[n]]] += w
+                    total += w
+            for k in range(K):
+                shares[i, k] = shares[i, k] / total if total > 0 else 1.0 / K
+
+    def held_out_over(
+        starts: Any, cell: Any, weight: Any, gold: Any, times: Any, log_table: Any, log_prior: Any, low: int, high: int, said: Any
+    ) -> None:
+        all_of, r = np.empty(K), np.empty(K)
+        for i in range(low, high):
+            share = times[i] if times.size else 1.0
+            for k in range(K):
+                all_of[k] = log_prior[k]
+            for n in range(starts[i], starts[i + 1]):
+                w = weight[n] if weight.size else 1.0
+                for k in range(K):
+                    all_of[k] += w * log_table[cell[n], k]
+            for n in range(starts[i], starts[i + 1]):
+                w = weight[n] if weight.size else 1.0
+                if gold.size and gold[i] >= 0:
+                    said[cell[n], gold[i]] += share * w
+                    continue
+                most = -math.inf
+                for k in range(K):
+                    r[k] = all_of[k] - w * log_table[cell[n], k]
+                    most = max(most, r[k])
+                top = 0.0
+                for k in range(K):
+                    r[k] = math.exp(r[k] - most)
+                    top += r[k]
+                for k in range(K):
+                    said[cell[n], k] += share * w * r[k] / top
+
+    return _fast(pass_over), _fast(count_over), _fast(vote_over), _fast(held_out_over)
+
+
+def _fast(function: Any) -> Any:
+    options: dict[str, Any] = {
+        "nogil": True,
+        "boundscheck": False,
+        "error_model": "numpy",
+        "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+    }
+    plain = inspect.unwrap(function)  # what checks shapes cannot be compiled
+    try:
+        return numba.njit(plain, cache=True, **options)
+    except RuntimeError:  # no folder for the cache
+        return numba.njit(plain, **options)
+
+
+@_fast
+def _add_rows(values: Any, owner: Any, sums: Any) -> None:
+    for p in range(values.shape[0]):
+        for k in range(values.shape[1]):
+            sums[owner[p], k] += values[p, k]
