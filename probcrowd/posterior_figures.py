@@ -21,7 +21,7 @@ from scipy.stats import beta
 
 from probcrowd.check_figures import ALARM, CALM, INK, OTHER, chains_figure, energy_figure, pareto_figure, predictive_figure, short
 from probcrowd.inference.checks import Checked
-from probcrowd.inference.gold import reliability
+from probcrowd.scoring import reliability
 from probcrowd.inference.tree import array, dataset
 from probcrowd.posterior_tables import annotator_table, class_names
 

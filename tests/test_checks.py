@@ -19,7 +19,8 @@ from probcrowd.inference import posterior as posterior_module
 from probcrowd.inference.checks import Checked, check_posterior
 from probcrowd.inference.convergence import convergence, summarise
 from probcrowd.inference.findings import Finding, exit_status, to_json, verdict
-from probcrowd.inference.gold import accuracy_coverage, reliability, scores
+from probcrowd.inference.gold import accuracy_coverage
+from probcrowd.scoring import reliability, scores
 from probcrowd.inference.plug_in import compare_on_gold, compare_with_mode
 from probcrowd.inference.posterior import sample_posterior
 from probcrowd.inference.sensitivity import accuracy, functionals, prior_sensitivity

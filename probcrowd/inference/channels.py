@@ -26,13 +26,15 @@ from scipy.special import digamma, gammaln, xlogy
 from probcrowd.inference.sweep import Scores, Statistics, sums_by_owner
 from probcrowd.models.cells import Cells
 
+_NOTHING = 1e-280  # below, rounding would make the row of a mode
+
 
 @runtime_checkable
 class Channel(Protocol):
     """A model of confusion, as EM sees it."""
 
-    def scores(self, statistics: Statistics) -> Scores:
-        """What the counts make of the parameters."""
+    def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
+        """What the counts make of the parameters; `previous` are the scores that the counts came from, where there were any."""
         ...
 
 
@@ -95,7 +97,7 @@ class DirichletRows:
         constant = everyone - (xlogy(shared - 1, shared - 1) - gammaln(shared)).sum() - gammaln(self.concentration).sum()
         return np.maximum(left, 0), float(constant + gammaln(self.total).sum())
 
-    def scores(self, statistics: Statistics) -> Scores:
+    def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
         """The mode, or the averaged logs, of every cell."""
         log_prior, penalty = self.class_prior.scores(statistics.class_count)
         said, row, owner = statistics.said, row_totals(statistics.said, self.cells), self.cells.annotator
@@ -106,7 +108,7 @@ class DirichletRows:
             bound += (gammaln(self.total) - gammaln(below) + row * logs_below).sum()
             return Scores(logs - logs_below[owner], log_prior, penalty + float(bound))
         below = row + self.total - self.cells.num_labels
-        empty = below <= 0  # neither labels nor a prior: every label is as likely
+        empty = below < _NOTHING  # neither labels nor a prior: every label is as likely
         log_below = np.log(np.where(empty, 1.0, below))
         log_below[empty] = math.log(self.cells.num_labels)
         above = np.where(empty[owner], 1.0, np.maximum(said + self.concentration - 1, 0))
@@ -127,7 +129,7 @@ class Coins:
     class_prior: ClassPrior
     averaged: bool = False
 
-    def scores(self, statistics: Statistics) -> Scores:
+    def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
         """The mode, or the averaged logs, of every cell."""
         log_prior, penalty = self.class_prior.scores(statistics.class_count)
         hits, row = right_counts(statistics.said, self.cells), row_totals(statistics.said, self.cells).sum(1)
@@ -161,7 +163,7 @@ def _mode(
 ):
     """Logs of the mode of Dirichlet(a + counts), and its log density under Dirichlet(a)."""
     above, below = counts + a - 1, row + total - a.shape[1]
-    empty = below <= 0
+    empty = below < _NOTHING
     with np.errstate(divide="ignore"):
         logs = np.log(np.where(empty[:, None], 1.0, np.maximum(above, 0))) - np.log(np.where(empty, a.shape[1], below))[:, None]
     return logs, gammaln(total) - gammaln(a).sum(1) + xlogy(a - 1, np.exp(logs)).sum(1)

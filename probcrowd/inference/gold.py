@@ -1,4 +1,4 @@
-"""Label probabilities and annotators' accuracies against gold labels that the fit did not see."""
+"""Posteriors of annotators' accuracies against gold labels that the fit did not see; `probcrowd.scoring` has label probabilities."""
 
 from __future__ import annotations
 
@@ -8,35 +8,6 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from probcrowd.inference.tree import array
-
-BINS = 10
-
-
-def scores(probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"]) -> dict[str, float]:
-    """Accuracy (ties share), log loss in nats, Brier score (sum over classes) and calibration error, over the items with gold (code >= 0).
-
-    Calibration error: |mean confidence - accuracy| over ten equally filled bins of the highest probability, weighted by their items.
-    """
-    known = gold >= 0
-    p, truth = probabilities[known], gold[known]
-    if not len(truth):
-        return {"items": 0.0, "accuracy": np.nan, "log_loss": np.nan, "brier": np.nan, "calibration_error": np.nan}
-    bins = reliability(p, truth)
-    return {
-        "items": float(len(truth)),
-        "accuracy": float(_hits(p, truth).mean()),
-        "log_loss": float(abs(np.log(np.maximum(p[np.arange(len(truth)), truth], 1e-300)).mean())),
-        "brier": float(((p - np.eye(p.shape[1])[truth]) ** 2).sum(1).mean()),
-        "calibration_error": float(np.average(np.abs(bins["confidence"] - bins["accuracy"]), weights=bins["items"])),
-    }
-
-
-def reliability(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]) -> pd.DataFrame:
-    """By bin of the highest probability, equally filled: number of items, mean confidence and accuracy."""
-    top, hit = probabilities.max(1), _hits(probabilities, truth)
-    order = np.argsort(top, kind="stable")
-    parts = [part for part in np.array_split(order, min(BINS, len(order))) if len(part)]
-    return pd.DataFrame([{"items": len(part), "confidence": top[part].mean(), "accuracy": hit[part].mean()} for part in parts])
 
 
 def accuracy_coverage(tree: xr.DataTree, gold: Int[np.ndarray, " i"], generator: np.random.Generator, *, least: int = 5) -> pd.DataFrame:
@@ -64,9 +35,3 @@ def accuracy_coverage(tree: xr.DataTree, gold: Int[np.ndarray, " i"], generator:
         inside = (right >= lower - 1e-9) & (right <= upper + 1e-9)
         rows.append({"nominal": nominal, "covered": inside.mean() if len(inside) else np.nan, "annotators": int(chosen.sum())})
     return pd.DataFrame(rows)
-
-
-def _hits(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]) -> Float[np.ndarray, " i"]:
-    """Whether the most probable class is the true one; 1/m in a tie of m."""
-    best = probabilities >= probabilities.max(1, keepdims=True) - 1e-12
-    return best[np.arange(len(truth)), truth] / best.sum(1)

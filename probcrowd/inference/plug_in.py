@@ -14,7 +14,7 @@ import xarray as xr
 from scipy.special import entr
 
 from probcrowd.inference.findings import Finding
-from probcrowd.inference.gold import scores
+from probcrowd.scoring import scores
 from probcrowd.inference.tree import array, dataset
 
 

@@ -47,11 +47,15 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Scores:
-    """What an E step needs: log_table[p, k] of every cell, log_prior[k], and the log prior density (or minus a divergence) of the parameters."""
+    """What an E step needs: log_table[p, k] of every cell, log_prior[k], and the log prior density (or minus a divergence) of the parameters.
+
+    state: what the channel wants to see again when it makes the next scores.
+    """
 
     log_table: Float64[np.ndarray, "p k"]
     log_prior: Float64[np.ndarray, " k"]
     penalty: float = 0.0
+    state: Any = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,9 @@ def sweep(packed: Packed, scores: Scores, *, hard: bool = False, responsibilitie
         return said, class_count, total
 
     done = _in_threads(part, packed)
-    said, class_count = sum(each[0] for each in done), sum(each[1] for each in done)
+    said, class_count = (np.asarray(sum(each[part] for each in done)) for part in (0, 1))
     # What was scaled away: each row of a cell has the cell's maximum as a factor, and every row adds its weight to one class
-    scale = float(top[1]) * float(np.sum(class_count)) + float(np.dot(top[0], np.sum(said, 1)))
+    scale = float(top[1]) * float(class_count.sum()) + float(top[0] @ said.sum(1))
     return Swept(Statistics(said, class_count), float(sum(each[2] for each in done)) + scale)
 
 

@@ -68,9 +68,11 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Fit:
-    """Where EM ended: statistics that the last pass made, the objective of each pass that was kept, and how many passes it took in all."""
+    """Where EM ended: the counts that the last pass made and the scores that follow from them, the objective of each pass that was kept, and
+    how many passes it took in all."""
 
     statistics: Statistics
+    scores: Scores
     objective: Float64[np.ndarray, " t"]
     passes: int
     converged: bool
@@ -131,9 +133,10 @@ def fit_table(
     objective: list[float] = []
     fallback: Statistics | None = None
     reached, wait, pause, converged, passes = here, _FIRST, _WAIT, False, 0
+    last: Scores | None = None
     with tqdm(total=max_iter, disable=not progress, desc="EM", unit="pass", leave=False) as bar:
         while passes < max_iter:
-            scores = channel.scores(here)
+            scores = channel.scores(here, last)
             swept = source.sweep(scores, hard=hard)
             passes += 1
             value = swept.log_likelihood + scores.penalty
@@ -145,6 +148,7 @@ def fit_table(
                 continue
             gain = value - objective[-1] if objective else np.inf
             objective.append(value)
+            last = scores
             bar.set_postfix_str(f"gain {gain:.3g}")
             reached, extrapolated, fallback = swept.statistics, fallback is not None, None
             if hard:
@@ -162,7 +166,7 @@ def fit_table(
                     here, fallback = there, reached
                     continue
             here = reached
-    return Fit(reached, np.array(objective), passes, converged)
+    return Fit(reached, channel.scores(reached, last), np.array(objective), passes, converged)
 
 
 def _flat(statistics: Statistics) -> Float64[np.ndarray, " c"]:

@@ -101,9 +101,10 @@ def pack(
     if len(item) and (np.diff(item) < 0).any():
         order = np.argsort(item, kind="stable")
         cell, weight = cell[order], None if weight is None else weight[order]
-    known = gold is not None and bool((gold >= 0).any())
+    if gold is not None:
+        gold = gold.astype(np.int32) if (gold >= 0).any() else None
     ones = weight is None or bool((weight == 1).all())
-    return Packed(starts, cell, None if ones else weight, gold.astype(np.int32) if known else None)
+    return Packed(starts, cell, None if ones else weight, gold)
 
 
 def occurring(key: Int64[np.ndarray, " n"], num_annotators: int, num_labels: int, num_classes: int) -> Cells:

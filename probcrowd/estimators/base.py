@@ -1,0 +1,247 @@
+"""What all aggregators share: reading tables, answers under the user's ids, ties, scores."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float64, Int64
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from probcrowd.estimators.table import Abstentions, Table, read_table, recode, warn_of_unknown
+from probcrowd.inference.annotator_table import RowPosterior, annotator_table, confusion_table
+from probcrowd.inference.channels import ClassPrior, DirichletRows
+from probcrowd.inference.sweep import Scores, Statistics, held_out
+from probcrowd.models.cells import Packed
+from probcrowd.scoring import hits
+from probcrowd.tables import some
+
+MOST_CONFUSION = 2 * 10**8
+_TIE = 1e-9  # relative: sums of the same numbers in another order are equal
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Responsibilities of items (i, k), how many labels each has, how many of them by known annotators, and whether its class was known."""
+
+    items: pd.Index
+    responsibilities: Float64[np.ndarray, "i k"]
+    size: Int64[np.ndarray, " i"]
+    heard: Int64[np.ndarray, " i"]
+    known: Bool[np.ndarray, " i"]
+
+    def probability_frame(self, classes: pd.Index) -> pd.DataFrame:
+        """Label probabilities under the users' ids."""
+        return pd.DataFrame(self.responsibilities.copy(), pd.Index(self.items, name="item"), classes.rename("class"))
+
+    @property
+    def best(self) -> Bool[np.ndarray, "i k"]:
+        """The most probable classes, several where they tie."""
+        return self.responsibilities >= self.responsibilities.max(1, keepdims=True) * (1 - _TIE)
+
+    def frame(self, classes: pd.Index) -> pd.DataFrame:
+        """The columns of `Aggregator.describe`."""
+        top, best = self.responsibilities.max(1), self.best
+        flag = np.where(self.heard == 0, "unknown annotators only", "")
+        flag = np.where(self.size == 0, "no labels", flag)
+        columns = {"label": classes.take(best.argmax(1)), "probability": top, "num_labels": self.size}
+        columns |= {"tied": best.sum(1) > 1, "known": self.known, "flag": flag}
+        return pd.DataFrame(columns, index=pd.Index(self.items, name="item"))
+
+
+class Aggregator(BaseEstimator, abc.ABC):
+    """Labels from annotations. `annotations` is an `Annotations` or a data frame in long form with item, annotator and label.
+
+    After `fit`: `labels_`, `probabilities_`, `items_`, `class_prior_`, `confusion_`, `annotators_` (pandas objects under the user's ids),
+    `log_posterior_` (what the method raises, after every iteration), `n_iter_`, `converged_`, `classes_`, `dependence_`.
+    """
+
+    _takes_history = False
+    _takes_events = False
+    abstention: Any
+    abstentions: Abstentions = "ignore"
+    dependence: str
+
+    def fit(self, annotations: Any, gold: pd.Series | None = None, *, history: pd.DataFrame | None = None) -> Aggregator:
+        """This estimator, fitted.
+
+        Args:
+            annotations: see above.
+            gold: the known class of some items, by item id; these items are that class for certain.
+            history: counts from earlier work, as `counts_` of an earlier fit has them: rows (annotator, true class), columns labels. They
+                enter every M step as prior counts.
+
+        Raises:
+            TypeError, ValueError: tables that cannot be read; the message names the rows.
+        """
+        if history is not None and not self._takes_history:
+            raise ValueError(f"{type(self).__name__} takes no history; DawidSkene, OneCoin and ZenCrowd do")
+        if self.abstentions not in ("ignore", "event"):
+            raise ValueError(f"abstentions={self.abstentions!r}: choose 'ignore' or 'event'")
+        if self.abstentions == "event" and not self._takes_events:
+            raise ValueError(f"{type(self).__name__} cannot take abstentions as events; DawidSkene and HierarchicalDawidSkene can")
+        table = read_table(annotations, gold, abstention=self.abstention, abstentions=self.abstentions)
+        self._forget()
+        self._fit(table, history)
+        return self
+
+    def fit_predict(self, annotations: Any, gold: pd.Series | None = None, **options: Any) -> pd.Series:
+        """The labels of the items of a table, after fitting it."""
+        return self.fit(annotations, gold, **options).predict()
+
+    def fit_predict_proba(self, annotations: Any, gold: pd.Series | None = None, **options: Any) -> pd.DataFrame:
+        """The label probabilities of the items of a table, after fitting it."""
+        return self.fit(annotations, gold, **options).predict_proba()
+
+    def predict(self, annotations: Any = None) -> pd.Series:
+        """The most probable class by item, of the fitted table or of another one. Where several tie, the first (see `items_`)."""
+        return self.describe(annotations).loc[:, "label"]
+
+    def predict_proba(self, annotations: Any = None) -> pd.DataFrame:
+        """p(class | annotations) by item (rows) and class (columns), of the fitted table or of another one by annotators of the fit."""
+        check_is_fitted(self, "classes_")
+        if annotations is None:
+            return self.probabilities_
+        table = self._new(annotations)
+        return self._describe(table, self._predict(table)).probability_frame(self.classes_)
+
+    def describe(self, annotations: Any = None) -> pd.DataFrame:
+        """By item: label, its probability, how many labels it has, whether classes tie, whether the class was known, and a flag.
+
+        flag: "no labels" (the answer is the class prior), "unknown annotators only", or empty.
+        """
+        check_is_fitted(self, "classes_")
+        if annotations is None:
+            return self.items_
+        table = self._new(annotations)
+        return self._frame(self._describe(table, self._predict(table)))
+
+    def score(self, annotations: Any, gold: pd.Series) -> float:
+        """The share of items with gold whose label is right; in a tie of m classes, 1/m. `annotations` None: of the fitted table."""
+        probabilities = self.predict_proba(annotations)
+        known = gold.loc[gold.notna() & gold.index.isin(probabilities.index)]
+        if not len(known):
+            raise ValueError(
+                f"gold has no class of any of the items: its ids are {some(gold.index)}, those of items {some(probabilities.index)}"
+            )
+        truth = self.classes_.get_indexer(pd.Index(known))
+        # A class that nobody named is never hit
+        found = hits(probabilities.loc[known.index].to_numpy(), np.maximum(truth, 0)) * (truth >= 0)
+        return float(found.mean())
+
+    @property
+    def probabilities_(self) -> pd.DataFrame:
+        """p(class | annotations) by item (rows) and class (columns)."""
+        return self._cached("probabilities", lambda: self._latest().probability_frame(self.classes_))
+
+    @property
+    def items_(self) -> pd.DataFrame:
+        """What `describe` says of the fitted items."""
+        return self._cached("items", lambda: self._frame(self._latest()))
+
+    @property
+    def labels_(self) -> pd.Series:
+        """The most probable class by item."""
+        return self.items_.loc[:, "label"]
+
+    @property
+    def confusion_(self) -> pd.DataFrame:
+        """P(label | true class) by (annotator, true class) and label; rows sum to 1."""
+        return self._cached("confusion", self._confusion_frame)
+
+    @property
+    def annotators_(self) -> pd.DataFrame:
+        """By annotator: number of labels; accuracy, information in bits with central 90 % intervals; probability of spamming."""
+        return self._cached("annotators", self._annotator_frame)
+
+    @abc.abstractmethod
+    def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
+        """Fits and calls `_answer`."""
+
+    @abc.abstractmethod
+    def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
+        """Label probabilities of a new table, in the fit's codes."""
+
+    def _forget(self) -> None:
+        for name in [name for name in vars(self) if name.endswith("_") or name.startswith("_")]:
+            if not name.startswith("__"):
+                delattr(self, name)
+
+    def _new(self, annotations: Any) -> Table:
+        table = self._read(annotations)
+        warn_of_unknown(table, len(self._annotator_ids))
+        return table
+
+    def _read(self, annotations: Any, gold: pd.Series | None = None) -> Table:
+        """A table in the codes of the fit; it need not have abstentions."""
+        mark = self.abstention
+        if mark is not None and not (read_table(annotations).classes.astype(object) == mark).any():
+            mark = None
+        table = read_table(annotations, gold, abstention=mark, abstentions=self.abstentions)
+        return recode(table, self._annotator_ids, self.classes_, self._num_labels)
+
+    def _describe(self, table: Table, probabilities: Float64[np.ndarray, "i k"]) -> Answered:
+        size = np.bincount(table.item, minlength=len(table.items))
+        heard = size
+        if hasattr(self, "_annotator_ids"):
+            heard = np.bincount(table.item[table.annotator < len(self._annotator_ids)], minlength=len(table.items))
+        return Answered(table.items, probabilities, size, heard, table.gold >= 0)
+
+    def _answer(
+        self, table: Table, probabilities: Float64[np.ndarray, "i k"], objective: Float64[np.ndarray, " t"], converged: bool
+    ) -> None:
+        """Sets what every fit has."""
+        self.classes_ = table.classes
+        self._answered = self._describe(table, probabilities)
+        self._annotator_ids, self._num_labels = table.annotators, table.num_labels
+        self._label_ids = table.classes
+        if table.num_labels > len(table.classes):
+            self._label_ids = table.classes.astype(object).append(pd.Index([self.abstention], dtype=object))
+        self.log_posterior_ = objective
+        self.n_iter_, self.converged_ = len(objective), converged
+
+    def _frame(self, answered: Answered) -> pd.DataFrame:
+        return answered.frame(self.classes_)
+
+    def _warn_of_dependence(self, table: Table) -> None:
+        """Tells if annotators err together."""
+
+    def _latest(self) -> Answered:
+        return self._answered
+
+    def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:
+        """What the annotators' tables are made of: rows, class prior, and the annotations for leaving each one's own label out."""
+        raise NotImplementedError
+
+    def _cached(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        check_is_fitted(self, "classes_")
+        if not hasattr(self, "_made"):
+            self._made: dict[str, pd.DataFrame] = {}
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def _annotator_frame(self) -> pd.DataFrame:
+        posterior, class_prior, packed = self._of_annotators()
+        held = None
+        if packed is not None:
+            rows = DirichletRows(posterior.cells, posterior.base, ClassPrior(None, True), posterior.history, averaged=True)
+            uniform = rows.scores(Statistics(posterior.said, np.ones(len(class_prior))))
+            scores = Scores(uniform.log_table, np.log(np.maximum(class_prior, 1e-12)))
+            held = held_out(packed, scores).said
+        return annotator_table(posterior, class_prior, held).set_axis(pd.Index(self._annotator_ids, name="annotator"), axis=0)
+
+    def _confusion_array(self) -> Float64[np.ndarray, "j k l"]:
+        return confusion_table(self._of_annotators()[0])
+
+    def _confusion_frame(self) -> pd.DataFrame:
+        size = len(self._annotator_ids) * len(self.classes_) * self._num_labels
+        if size > MOST_CONFUSION:
+            raise ValueError(f"the confusion matrices have {size:,} numbers; `counts_` has those that are not zero")
+        rows = pd.MultiIndex.from_product([self._annotator_ids, self.classes_], names=["annotator", "true_class"])
+        return pd.DataFrame(self._confusion_array().reshape(len(rows), -1), rows, self._label_ids.rename("label"))

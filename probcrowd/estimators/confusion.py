@@ -1,0 +1,194 @@
+"""Aggregators whose annotators are tables: what Dawid-Skene, its relatives, coins and MACE share."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64, Int64
+from sklearn.utils.validation import check_is_fitted
+
+from probcrowd.columns import reject
+from probcrowd.estimators.base import Aggregator
+from probcrowd.estimators.table import Table
+from probcrowd.inference.annotator_table import RowPosterior
+from probcrowd.inference.channels import Channel
+from probcrowd.inference.sweep import Scores, sweep
+from probcrowd.inference.table_em import Fit, InMemory, fit_table
+from probcrowd.models.cells import Cells, Packed, collapsed, occurring, pack
+from probcrowd.models.priors import DirichletPrior
+
+Confidence = Literal["averaged", "plug-in"]
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a channel is made of: the pairs that occur, and earlier counts by cell."""
+
+    cells: Cells
+    history: Float64[np.ndarray, "p k"] | None = None
+
+    def joined(self, key: Int64[np.ndarray, " n"], num_annotators: int) -> Design:
+        """With the pairs of `key` that are new."""
+        cells = self.cells.joined(key, num_annotators)
+        grown = len(cells) - len(self.cells)
+        return Design(cells, None if self.history is None else np.pad(self.history, ((0, grown), (0, 0))))
+
+
+class TableAggregator(Aggregator):
+    """An aggregator fitted by `fit_table`; what a subclass declares are its channels."""
+
+    max_iter: int
+    tolerance: float
+    confidence: Confidence
+    progress: bool
+
+    @abc.abstractmethod
+    def _channel(self, design: Design, *, averaged: bool) -> Channel:
+        """The model of confusion: for the mode, or averaged over parameters."""
+
+    @abc.abstractmethod
+    def _base(self, num_classes: int, num_labels: int) -> Float64[np.ndarray, "k l"]:
+        """Concentrations of the Dirichlet rows that the annotators' table is made of."""
+
+    def _find(self, source: InMemory, design: Design) -> Fit:
+        """The mode, from the vote shares."""
+        return fit_table(source, self._channel(design, averaged=False), **self._passes)
+
+    def _average(self, source: InMemory, design: Design, mode: Fit) -> Fit:
+        """The averaged fit, from the mode."""
+        return fit_table(source, self._channel(design, averaged=True), mode.statistics, **self._passes)
+
+    def _scores(self, design: Design) -> Scores:
+        """The fit's scores of its own cells and of new ones."""
+        return self._channel(design, averaged=self._averages).scores(self._last.statistics.extended(len(design.cells)))
+
+    @property
+    def _passes(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("max_iter", "tolerance", "accelerate", "progress") if hasattr(self, name)}
+
+    @property
+    def _averages(self) -> bool:
+        if self.confidence not in ("averaged", "plug-in"):
+            raise ValueError(f"confidence={self.confidence!r}: choose 'averaged' or 'plug-in'")
+        return self.confidence == "averaged"
+
+    def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
+        averages = self._averages
+        table, earlier = _read_history(table, history, self.abstention)
+        keys = table.key if earlier is None else np.concatenate([table.key, earlier[0]])
+        cells = occurring(keys, len(table.annotators), table.num_labels, len(table.classes))
+        design = Design(cells, None if earlier is None else _at_cells(cells, *earlier))
+        packed = pack(table.item, table.key, cells, len(table.items), weight=table.weight, gold=table.gold)
+        patterns, place = collapsed(packed, cells)
+        source = InMemory(patterns, cells)
+        mode = self._find(source, design)
+        fit = self._average(source, design, mode) if averages else mode
+        found = np.zeros((patterns.num_items, cells.num_classes))
+        swept = sweep(patterns, fit.scores, responsibilities=found)
+        self._design, self._packed, self._patterns = design, packed, patterns
+        self._mode, self._last, self._statistics = mode, fit, swept.statistics
+        if averages:
+            self.log_evidence_bound_ = fit.objective
+        self._answer(table, found if place is None else found[place], mode.objective, mode.converged and fit.converged)
+        self._warn_of_dependence(table)
+
+    def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
+        design = self._design.joined(table.key, len(table.annotators))
+        packed = pack(table.item, table.key, design.cells, len(table.items), weight=table.weight, gold=table.gold)
+        found = np.zeros((len(table.items), design.cells.num_classes))
+        sweep(packed, self._scores(design), responsibilities=found)
+        return found
+
+    def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:
+        cells = self._design.cells
+        rows = RowPosterior(cells, self._base(cells.num_classes, cells.num_labels), self._statistics.said, self._design.history)
+        return rows, self.class_prior_.to_numpy(), self._patterns
+
+    @property
+    def class_prior_(self) -> pd.Series:
+        """p(class) by class, at the mode."""
+        check_is_fitted(self, "classes_")
+        return pd.Series(np.exp(self._mode.scores.log_prior), self.classes_.rename("class"), name="class_prior")
+
+    def _confusion_array(self) -> Float64[np.ndarray, "j k l"]:
+        cells = self._design.cells
+        rows = RowPosterior(cells, self._base(cells.num_classes, cells.num_labels), np.exp(self._mode.scores.log_table))
+        made = np.zeros((cells.num_annotators, cells.num_classes, cells.num_labels))
+        for where, (dense,) in rows.chunks(rows.said):
+            made[where] = dense
+        # A label that an annotator never used has what the others leave, in the proportions of the prior's mode
+        seen = np.zeros((cells.num_annotators, cells.num_labels), bool)
+        seen[cells.annotator, cells.label] = True
+        shares = np.where(seen[:, None], 0.0, np.maximum(rows.base - 1, 0)[None])
+        shares += np.where(~seen[:, None] & (shares.sum(2, keepdims=True) == 0), 1.0, 0.0)
+        total = shares.sum(2, keepdims=True)
+        left = np.maximum(1 - made.sum(2, keepdims=True), 0)
+        return made + left * np.divide(shares, total, out=np.zeros_like(shares), where=total > 0)
+
+    @property
+    def counts_(self) -> pd.DataFrame:
+        """Expected counts by annotator, true_class and label, those above 1e-6: what a later fit takes as `history`."""
+        cells, said = self._design.cells, self._statistics.said
+        said = said if self._design.history is None else said + self._design.history
+        p, k = np.nonzero(said > 1e-6)
+        columns = {
+            "annotator": self._annotator_ids.take(cells.annotator[p]),
+            "true_class": self.classes_.take(k),
+            "label": self._label_ids.take(cells.label[p]),
+            "count": said[p, k],
+        }
+        return pd.DataFrame(columns)
+
+
+def rows_base(
+    prior: str | DirichletPrior, num_classes: int, num_labels: int
+) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k l"]]:
+    """Concentrations of the class prior and of confusion rows; an abstention that is an event has the lowest of its row.
+
+    Raises:
+        ValueError: an unknown name, or a prior for another number of classes.
+    """
+    if isinstance(prior, str):
+        if prior not in ("accurate", "rater", "stan", "flat"):
+            raise ValueError(f"prior={prior!r}: choose 'accurate', 'rater', 'stan' or 'flat', or give a DirichletPrior")
+        prior = DirichletPrior.named(prior, num_classes)  # pyright: ignore[reportArgumentType]
+    if prior.confusion.shape != (num_classes, num_classes):
+        shape = prior.confusion.shape
+        raise ValueError(f"the prior's confusion has the shape {shape}, the table {num_classes} classes; earlier counts go to `history`")
+    lowest = np.repeat(prior.confusion.min(1, keepdims=True), num_labels - num_classes, 1)
+    return prior.class_prior, np.hstack([prior.confusion, lowest])
+
+
+def _read_history(
+    table: Table, history: pd.DataFrame | None, abstention: Any
+) -> tuple[Table, tuple[np.ndarray, np.ndarray, np.ndarray] | None]:
+    """The table with the annotators of the history, and the history as keys, classes and counts."""
+    if history is None:
+        return table, None
+    missing = {"annotator", "true_class", "label", "count"} - set(history.columns)
+    if missing:
+        raise ValueError(f"the history needs the columns annotator, true_class, label and count; {', '.join(sorted(missing))} is missing")
+    column: dict[str, pd.Series] = {name: history.loc[:, name] for name in ("annotator", "true_class", "label", "count")}
+    count = np.asarray(column["count"], np.float64)
+    reject(~(np.isfinite(count) & (count >= 0)), column["count"], "counts of the history must be finite and >= 0")
+    new = pd.Index(column["annotator"].unique())
+    new = new[table.annotators.get_indexer(new) < 0]
+    table = replace(table, annotators=table.annotators.append(new)) if len(new) else table
+    known = table.classes.get_indexer(pd.Index(column["true_class"]))
+    reject(known < 0, column["true_class"], f"classes of the history that are none of {list(table.classes[:10])}")
+    label = table.classes.get_indexer(pd.Index(column["label"]))
+    if table.num_labels > len(table.classes):
+        label = np.where(np.asarray(column["label"] == abstention, dtype=bool), len(table.classes), label)
+    reject(label < 0, column["label"], f"labels of the history that are none of {list(table.classes[:10])}")
+    key = table.annotators.get_indexer(pd.Index(column["annotator"])) * table.num_labels + label
+    return table, (key.astype(np.int64), known.astype(np.int64), count)
+
+
+def _at_cells(cells: Cells, key: np.ndarray, true_class: np.ndarray, counts: np.ndarray) -> Float64[np.ndarray, "p k"]:
+    made = np.zeros((len(cells), cells.num_classes))
+    np.add.at(made, (cells.locate(key), true_class), counts)
+    return made

@@ -1,0 +1,190 @@
+"""New labels without a new fit: work for the items they are of, however many there are in all.
+
+Incremental EM (Neal and Hinton 1998): what the touched items added to the expected counts is taken out, their responsibilities are found anew with
+their old and new labels, and what they add now is put in; some rounds of that, with the annotators' tables made anew in each. A round raises the
+same bound that a pass over all items would. Work and memory grow with the labels of the touched items, and with the annotators' tables (P x K numbers
+a round), not with the table that was fitted. What all other items would make of the new tables, only a full fit knows; `refit_gap_` estimates it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64, Int64
+
+from probcrowd.columns import reject
+from probcrowd.estimators.base import Answered
+from probcrowd.estimators.confusion import TableAggregator
+from probcrowd.estimators.table import Table
+from probcrowd.inference.sweep import Statistics, count, sweep
+from probcrowd.models.cells import Packed
+
+_ROUNDS, _ENOUGH = 50, 1e-6
+
+
+@dataclass
+class _Additions:
+    """What came after the fit, by item code; items that are new have codes after those of the fit."""
+
+    names: list[Any] = field(default_factory=list)
+    codes: dict[Any, int] = field(default_factory=dict)
+    keys: dict[int, list[int]] = field(default_factory=dict)
+    weights: dict[int, list[float]] = field(default_factory=dict)
+    gold: dict[int, int] = field(default_factory=dict)
+    responsibilities: dict[int, Float64[np.ndarray, " k"]] = field(default_factory=dict)
+    labels: int = 0
+
+
+class Incremental(TableAggregator):
+    """`partial_fit` for aggregators whose scores follow from the counts."""
+
+    def partial_fit(self, annotations: Any, gold: pd.Series | None = None) -> Incremental:
+        """This estimator with labels added, of items and by annotators old or new; the first call is `fit`.
+
+        Everything follows but `log_posterior_`, `converged_` and `dependence_`, which stay those of the last full fit. `refit_gap_` says how far
+        the answers may be from a full fit.
+
+        Raises:
+            TypeError, ValueError: as `fit`; also a class that the fit does not know, an (item, annotator) pair that it has, or a known class of an item
+                that contradicts an earlier one.
+        """
+        if not hasattr(self, "classes_"):
+            self.fit(annotations, gold)
+            return self
+        table = self._read(annotations, gold)
+        added = self._additions if hasattr(self, "_additions") else _Additions()
+        self._additions = added
+        item = self._codes_of(table.items, added)
+        self._require_new(table, item, added)
+        design = self._design.joined(table.key, len(table.annotators))
+        grown = self._statistics.extended(len(design.cells))
+
+        touched = np.unique(item)
+        before, had = self._packed_items(touched, added), self._known_responsibilities(touched, added)
+        fresh = np.array([code not in added.responsibilities and code >= self._packed.num_items for code in touched.tolist()])
+        had[fresh] = 0.0  # an item that is new has added nothing yet
+        without = count(before, had, len(design.cells))
+        rest = Statistics(np.maximum(grown.said - without.said, 0), np.maximum(grown.class_count - without.class_count, 0))
+        keys = design.cells.locate(table.key)
+        weight = np.ones(len(keys)) if table.weight is None else table.weight
+        for code, cell, w in zip(item[table.item].tolist(), keys.tolist(), weight.tolist(), strict=True):
+            added.keys.setdefault(code, []).append(cell)
+            added.weights.setdefault(code, []).append(w)
+        for code, known in zip(item.tolist(), table.gold.tolist(), strict=True):
+            if known >= 0:
+                added.gold[code] = known
+        added.labels += len(table.item)
+
+        if not hasattr(self, "_fitted_scores"):
+            self._fitted_scores = self._last.scores
+        channel = self._channel(design, averaged=self._averages)
+        after, now = self._packed_items(touched, added), np.zeros(had.shape)
+        statistics = grown
+        scores = channel.scores(statistics)
+        for _ in range(_ROUNDS):
+            last = now.copy()
+            statistics = rest + sweep(after, scores, responsibilities=now).statistics
+            scores = channel.scores(statistics)
+            if np.abs(now - last).max(initial=0.0) < _ENOUGH:
+                break
+        for code, found in zip(touched.tolist(), now, strict=True):
+            added.responsibilities[code] = found.copy()
+        self._design, self._annotator_ids, self._statistics = design, table.annotators, statistics
+        self._last = replace(self._last, statistics=statistics, scores=scores)
+        self._mode = replace(self._mode, statistics=statistics, scores=self._channel(design, averaged=False).scores(statistics))
+        self._made = {}
+        return self
+
+    @property
+    def refit_gap_(self) -> pd.Series:
+        """How far answers may be from those of a full fit of all labels.
+
+        labels_added; share_added: of all labels; mean_shift and largest_shift: by how much the log odds of an item that was not touched would change
+        were its responsibilities found anew with the present tables, as a mean over labels times labels per item, and at most.
+        A full fit moves on from there: expect some times the mean shift where EM is slow.
+        """
+        added = self._additions if hasattr(self, "_additions") else _Additions()
+        shift, largest = 0.0, 0.0
+        if added.labels:
+            old = self._fitted_scores
+            used = np.bincount(self._packed.cell, minlength=len(old.log_table)).astype(float)
+            change = np.ptp(np.clip(self._last.scores.log_table[: len(used)], -69, None) - np.clip(old.log_table, -69, None), axis=1)
+            prior = float(np.ptp(self._last.scores.log_prior - old.log_prior))
+            sizes = self._packed.size
+            shift = prior + float(change @ used / max(used.sum(), 1)) * float(sizes.mean())
+            largest = prior + float(change.max(initial=0.0)) * float(sizes.max(initial=0))
+        total = len(self._packed.cell) + added.labels
+        return pd.Series(
+            {"labels_added": added.labels, "share_added": added.labels / max(total, 1), "mean_shift": shift, "largest_shift": largest}
+        )
+
+    def _codes_of(self, items: pd.Index, added: _Additions) -> Int64[np.ndarray, " i"]:
+        codes = self._answered.items.get_indexer(items).astype(np.int64)
+        for place in np.flatnonzero(codes < 0):
+            name = items[place]
+            if name not in added.codes:
+                added.codes[name] = self._packed.num_items + len(added.names)
+                added.names.append(name)
+            codes[place] = added.codes[name]
+        return codes
+
+    def _packed_items(self, items: Int64[np.ndarray, " m"], added: _Additions) -> Packed:
+        """All labels of those items, those of the fit first."""
+        fitted = items < self._packed.num_items
+        base = self._packed.take(items[fitted])
+        size = np.zeros(len(items), np.int64)
+        size[fitted] = base.size
+        later = [added.keys.get(code, []) for code in items.tolist()]
+        place = np.concatenate([np.repeat(np.arange(len(items)), size), np.repeat(np.arange(len(items)), [len(keys) for keys in later])])
+        cell = np.concatenate([base.cell, np.array([key for keys in later for key in keys], np.int32)])
+        known = np.ones(len(base.cell)) if base.weight is None else base.weight
+        weight = np.concatenate([known, [w for code in items.tolist() for w in added.weights.get(code, [])]])
+        gold = np.full(len(items), -1, np.int32)
+        if base.gold is not None:
+            gold[fitted] = base.gold
+        gold = np.array([added.gold.get(code, old) for code, old in zip(items.tolist(), gold.tolist(), strict=True)], np.int32)
+        order = np.argsort(place, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(np.bincount(place, minlength=len(items)))])
+        weighted = bool((weight != 1).any())
+        return Packed(starts, cell[order].astype(np.int32), weight[order] if weighted else None, gold if (gold >= 0).any() else None)
+
+    def _known_responsibilities(self, items: Int64[np.ndarray, " m"], added: _Additions) -> Float64[np.ndarray, "m k"]:
+        nothing = np.zeros(len(self.classes_))
+        fitted = self._answered.responsibilities
+        return np.array([added.responsibilities.get(code, fitted[code] if code < len(fitted) else nothing) for code in items.tolist()])
+
+    def _require_new(self, table: Table, item: Int64[np.ndarray, " i"], added: _Additions) -> None:
+        owner, asked = self._design.cells.annotator, np.unique(item)
+        had = self._packed_items(asked, added)
+        pairs = set(zip(np.repeat(asked, had.size).tolist(), owner[had.cell].tolist(), strict=True))
+        codes = item[table.item]
+        again = np.array([pair in pairs for pair in zip(codes.tolist(), table.annotator.tolist(), strict=True)], dtype=bool)
+        named = pd.Series(list(zip(table.items[table.item], table.annotators[table.annotator], strict=True)))
+        reject(
+            again,
+            named,
+            "(item, annotator) pairs that have a label already: an earlier label cannot be replaced, only a new fit forgets it",
+        )
+        if had.gold is not None:
+            earlier = dict(zip(asked.tolist(), had.gold.tolist(), strict=True))
+            old = np.array([earlier[code] for code in item.tolist()])
+            reject((old >= 0) & (table.gold >= 0) & (old != table.gold), pd.Series(table.items), "items whose known class was another one")
+
+    def _latest(self) -> Answered:
+        if not hasattr(self, "_additions"):
+            return self._answered
+        added = self._additions
+        old, more = self._answered, len(added.names)
+        made = [
+            np.concatenate([a, np.zeros((more, *a.shape[1:]), a.dtype)]) for a in (old.responsibilities, old.size, old.heard, old.known)
+        ]
+        for code, found in added.responsibilities.items():
+            made[0][code] = found
+            made[1][code] += len(added.keys.get(code, []))
+            made[2][code] += len(added.keys.get(code, []))
+            made[3][code] |= code in added.gold
+        names = old.items.append(pd.Index(added.names)) if more else old.items
+        return Answered(names, *made)

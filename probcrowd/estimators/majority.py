@@ -1,0 +1,84 @@
+"""Majority vote, with ties said."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+from sklearn.utils.validation import check_is_fitted
+
+from probcrowd.estimators.base import Aggregator, Answered
+from probcrowd.estimators.confusion import rows_base
+from probcrowd.estimators.table import Table
+from probcrowd.inference.annotator_table import RowPosterior
+from probcrowd.inference.sweep import count, votes
+from probcrowd.models.cells import Packed, occurring, pack
+
+
+class MajorityVote(Aggregator):
+    """Each label's share of an item's labels; the class with the highest share wins.
+
+    Where classes tie, `items_["tied"]` is true, `score` counts 1/m for m of them, and `predict` names one as `ties` says.
+
+    Args:
+        ties: "expected" and "first": `predict` names the first class in order, and "first" also `score`s that one alone; "random": one drawn.
+        random_state: the seed of "random".
+        dependence: "warn" if annotators err together, or "ignore".
+        abstention: the label that stands for an abstention; such rows are no votes.
+    """
+
+    def __init__(
+        self,
+        *,
+        ties: Literal["expected", "random", "first"] = "expected",
+        random_state: int = 0,
+        dependence: str = "warn",
+        abstention: Any = None,
+    ) -> None:
+        self.ties = ties
+        self.random_state = random_state
+        self.dependence = dependence
+        self.abstention = abstention
+
+    def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
+        cells = occurring(table.key, len(table.annotators), table.num_labels, len(table.classes))
+        self._packed = pack(table.item, table.key, cells, len(table.items), weight=table.weight, gold=table.gold)
+        shares = votes(self._packed, cells)
+        self._counts, self._cells = count(self._packed, shares, len(cells)), cells
+        self._answer(table, shares, np.zeros(0), True)
+        self._warn_of_dependence(table)
+
+    def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
+        cells = occurring(table.key, len(table.annotators), table.num_labels, len(table.classes))
+        return votes(pack(table.item, table.key, cells, len(table.items), weight=table.weight, gold=table.gold), cells)
+
+    def _frame(self, answered: Answered) -> pd.DataFrame:
+        if self.ties not in ("expected", "random", "first"):
+            raise ValueError(f"ties={self.ties!r}: choose 'expected', 'random' or 'first'")
+        frame = super()._frame(answered)
+        if self.ties == "random" and bool(np.asarray(frame["tied"]).any()):
+            best = answered.best
+            drawn = np.random.default_rng(self.random_state).random(best.shape)
+            frame["label"] = self.classes_.take(np.where(best, drawn, -1.0).argmax(1))
+        return frame
+
+    def score(self, annotations: Any, gold: pd.Series) -> float:
+        """The share of items with gold whose label is right; with ties="expected", 1/m in a tie of m classes."""
+        if self.ties == "expected":
+            return super().score(annotations, gold)
+        label = self.predict(annotations)
+        known = gold.loc[gold.notna() & gold.index.isin(label.index)]
+        return float((label.loc[known.index].to_numpy() == known.to_numpy()).mean())
+
+    @property
+    def class_prior_(self) -> pd.Series:
+        """Mean of the vote shares over items, by class."""
+        check_is_fitted(self, "classes_")
+        counts = self._counts.class_count
+        return pd.Series(counts / counts.sum(), self.classes_.rename("class"), name="class_prior")
+
+    def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:
+        base = rows_base("accurate", len(self.classes_), self._num_labels)[1]
+        return RowPosterior(self._cells, base, self._counts.said), self.class_prior_.to_numpy(), self._packed

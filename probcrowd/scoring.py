@@ -1,0 +1,48 @@
+"""Label probabilities against gold labels that the fit did not see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+BINS = 10
+_TIE = 1e-9  # relative: sums of the same numbers in another order are equal
+
+
+def scores(probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"]) -> dict[str, float]:
+    """Accuracy (ties share), log loss in nats, Brier score (sum over classes) and calibration error, over the items with gold (code >= 0).
+
+    Calibration error: |mean confidence - accuracy| over ten equally filled bins of the highest probability, weighted by their items.
+    """
+    known = gold >= 0
+    p, truth = probabilities[known], gold[known]
+    if not len(truth):
+        return {"items": 0.0, "accuracy": np.nan, "log_loss": np.nan, "brier": np.nan, "calibration_error": np.nan}
+    bins = reliability(p, truth)
+    return {
+        "items": float(len(truth)),
+        "accuracy": float(hits(p, truth).mean()),
+        "log_loss": float(log_losses(p, truth).mean()),
+        "brier": float(((p - np.eye(p.shape[1])[truth]) ** 2).sum(1).mean()),
+        "calibration_error": float(np.average(np.abs(bins["confidence"] - bins["accuracy"]), weights=bins["items"])),
+    }
+
+
+def reliability(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]) -> pd.DataFrame:
+    """By bin of the highest probability, equally filled: number of items, mean confidence and accuracy."""
+    top, hit = probabilities.max(1), hits(probabilities, truth)
+    order = np.argsort(top, kind="stable")
+    parts = [part for part in np.array_split(order, min(BINS, len(order))) if len(part)]
+    return pd.DataFrame([{"items": len(part), "confidence": top[part].mean(), "accuracy": hit[part].mean()} for part in parts])
+
+
+def log_losses(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]) -> Float[np.ndarray, " i"]:
+    """-log probability of the truth, in nats; at most 690.8, that of a probability of 1e-300."""
+    return np.abs(np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-300)))
+
+
+def hits(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]) -> Float[np.ndarray, " i"]:
+    """Whether the most probable class is the true one; 1/m in a tie of m."""
+    best = probabilities >= probabilities.max(1, keepdims=True) * (1 - _TIE)
+    return best[np.arange(len(truth)), truth] / best.sum(1)
