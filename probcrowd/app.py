@@ -174,6 +174,92 @@ def check(
 
 
 @main.command()
+@click.argument("labels", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--model", default="dawid-skene", show_default=True, help="How to aggregate; `probcrowd compare` lists all.")
+@click.option("--gold", type=click.Path(path_type=Path), help="Known classes: taken as certain. Scores are those of a fit without them.")
+@click.option("--columns", metavar="item=NAME,annotator=NAME,label=NAME,weight=NAME", help="Columns that have other names.")
+@click.option("--prior", metavar="NAME", help="accurate, flat (maximum likelihood), stan or rater, where the model has priors.")
+@click.option("--confidence", type=click.Choice(["averaged", "plug-in"]), help="Probabilities averaged over parameters, or at their mode.")
+@click.option("--abstention", metavar="LABEL", help="The label that stands for an abstention.")
+@click.option("--abstentions", type=click.Choice(["ignore", "event"]), help="Leave them out, or let them tell something.")
+@click.option("--duplicates", default="error", type=click.Choice(["error", "first", "last", "count", "share"]), help="Repeated pairs.")
+@click.option("--missing", default="error", type=click.Choice(["error", "skip"]), help="Rows without a label.")
+@_told
+def aggregate(
+    labels: Path, out: Path, model: str, gold: Path | None, columns: str | None, duplicates: str, missing: str, **options: Any
+) -> None:
+    """Labels with probabilities from LABELS, a .csv or .parquet file with columns item (or task), annotator (or worker) and label.
+
+    Writes labels.csv, annotators.csv, confusion.csv, summary.json and three figures into the folder `out`, once all of them are whole.
+    """
+    from probcrowd.runs.aggregate import FILES, aggregate_labels
+    from probcrowd.tables import named_columns, read_annotations, read_gold
+
+    said = read_annotations(labels, duplicates=duplicates, missing=missing, **named_columns(columns))
+    known = None if gold is None else read_gold(gold, said)
+    done = aggregate_labels(said, out=out, model=model, gold=known, progress=sys.stderr.isatty(), **options)
+    for line in done.warnings:
+        click.echo(f"warning: {line}", err=True)
+    summary = done.summary
+    click.echo(f"{summary['items']:,} items, {summary['annotators']:,} annotators, {summary['annotations']:,} labels; {model}", err=True)
+    if "scores_without_gold" in summary:
+        scores = summary["scores_without_gold"]
+        click.echo(
+            f"without gold: accuracy {scores['accuracy']:.4f}, log loss {scores['log_loss']:.4f} on {scores['items']:.0f} items", err=True
+        )
+    for path in filter(Path.exists, (out / name for name in FILES)):
+        click.echo(str(path))
+
+
+@main.command()
+@click.argument("labels", type=click.Path(path_type=Path))
+@click.option("--gold", required=True, type=click.Path(path_type=Path), help="Known classes; no fit sees them.")
+@click.option("--models", metavar="NAME,NAME", help="Which models.  [default: all]")
+@click.option("--reference", default="majority-vote", show_default=True, help="The model that the others are compared with.")
+@click.option("--columns", metavar="item=NAME,annotator=NAME,label=NAME,weight=NAME", help="Columns that have other names.")
+@click.option("--abstention", metavar="LABEL", help="The label that stands for an abstention; such rows are left out.")
+@click.option("--duplicates", default="error", type=click.Choice(["error", "first", "last", "count", "share"]), help="Repeated pairs.")
+@click.option("--missing", default="error", type=click.Choice(["error", "skip"]), help="Rows without a label.")
+@click.option("--out", type=click.Path(path_type=Path), help="A .csv file for the whole table.")
+@_told
+def compare(
+    labels: Path,
+    gold: Path,
+    models: str | None,
+    reference: str,
+    columns: str | None,
+    abstention: str | None,
+    duplicates: str,
+    missing: str,
+    out: Path | None,
+) -> None:
+    """Accuracy, log loss and calibration error of all aggregators of LABELS, with paired differences from a reference.
+
+    Intervals are 95 %, over items with gold; accuracy counts 1/m where m classes tie.
+    """
+    from probcrowd.runs.aggregate import compare_aggregators, comparison_text
+    from probcrowd.runs.checkpoint import write_atomically
+    from probcrowd.tables import named_columns, read_annotations, read_gold
+
+    said = read_annotations(labels, duplicates=duplicates, missing=missing, **named_columns(columns))
+    names = [] if models is None else models.split(",")
+    table = compare_aggregators(
+        said,
+        read_gold(gold, said),
+        models=names,
+        reference=reference,
+        progress=sys.stderr.isatty(),
+        say=lambda line: click.echo(line, err=True),
+        abstention=abstention,
+    )
+    click.echo(comparison_text(table, reference))
+    if out is not None:
+        write_atomically(out, table.to_csv().encode())
+        click.echo(f"written to {out}", err=True)
+
+
+@main.command()
 @click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--splits", default=5, show_default=True, type=click.IntRange(min=1), help="Random splits of the classes to average over.")
 @click.option("--config", type=click.Path(path_type=Path), help="Other settings than those for the digits, a TOML file.")

@@ -74,6 +74,21 @@ def read_annotations(
     return Annotations.from_frame(frame, **columns, duplicates=duplicates, missing=missing)
 
 
+def named_columns(text: str | None) -> dict[str, str]:
+    """The columns that "item=task,label=answer" names.
+
+    Raises:
+        ValueError: a part that is no pair, or a role that is none of item, annotator, label and weight.
+    """
+    pairs = [part.split("=", 1) for part in text.split(",")] if text else []
+    wrong = [
+        pair for pair in pairs if len(pair) != 2 or pair[0].strip() not in ("item", "annotator", "label", "weight") or not pair[1].strip()
+    ]
+    if wrong:
+        raise ValueError(f"columns are named as item=NAME,annotator=NAME,label=NAME,weight=NAME; got {'='.join(wrong[0])!r}")
+    return {role.strip(): name.strip() for role, name in pairs}
+
+
 def read_gold(path: Path, annotations: Annotations) -> pd.Series:
     """Known classes by item from .csv or .parquet with columns item (or task) and label (or gold), as text or numbers as the annotations have them.
 

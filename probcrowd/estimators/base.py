@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +17,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.estimators.table import Abstentions, Table, read_table, recode, warn_of_unknown
 from probcrowd.inference.annotator_table import RowPosterior, annotator_table, confusion_table
-from probcrowd.inference.channels import ClassPrior, DirichletRows
-from probcrowd.inference.sweep import Scores, Statistics, held_out
-from probcrowd.models.cells import Packed
+from probcrowd.inference.channels import ClassPrior, DirichletRows, row_totals
+from probcrowd.inference.dependence import Dependence, dependence
+from probcrowd.inference.sweep import Scores, Statistics, held_out, sums_by_owner
+from probcrowd.models.cells import Cells, Packed
+from probcrowd.models.rows import Rows
 from probcrowd.scoring import hits
 from probcrowd.tables import some
 
-MOST_CONFUSION = 2 * 10**8
+MOST_CONFUSION, MOST_PAIRS = 2 * 10**8, 500_000
 _TIE = 1e-9  # relative: sums of the same numbers in another order are equal
 
 
@@ -54,6 +58,10 @@ class Answered:
         return pd.DataFrame(columns, index=pd.Index(self.items, name="item"))
 
 
+class DependenceWarning(UserWarning):
+    """Annotators agree beyond what the truth explains, so label probabilities are too sure."""
+
+
 class Aggregator(BaseEstimator, abc.ABC):
     """Labels from annotations. `annotations` is an `Annotations` or a data frame in long form with item, annotator and label.
 
@@ -63,9 +71,12 @@ class Aggregator(BaseEstimator, abc.ABC):
 
     _takes_history = False
     _takes_events = False
+    _takes_discount = False
     abstention: Any
     abstentions: Abstentions = "ignore"
     dependence: str
+    _packed: Packed
+    _cells: Cells
 
     def fit(self, annotations: Any, gold: pd.Series | None = None, *, history: pd.DataFrame | None = None) -> Aggregator:
         """This estimator, fitted.
@@ -85,9 +96,16 @@ class Aggregator(BaseEstimator, abc.ABC):
             raise ValueError(f"abstentions={self.abstentions!r}: choose 'ignore' or 'event'")
         if self.abstentions == "event" and not self._takes_events:
             raise ValueError(f"{type(self).__name__} cannot take abstentions as events; DawidSkene and HierarchicalDawidSkene can")
+        if self.dependence not in ("warn", "discount", "ignore"):
+            raise ValueError(f"dependence={self.dependence!r}: choose 'warn', 'discount' or 'ignore'")
+        if self.dependence == "discount" and not self._takes_discount:
+            raise ValueError(f"{type(self).__name__} cannot discount dependent labels; DawidSkene, its relatives, OneCoin and MACE can")
         table = read_table(annotations, gold, abstention=self.abstention, abstentions=self.abstentions)
         self._forget()
         self._fit(table, history)
+        self._look_for_dependence()
+        self._finish()
+        self._made = {}
         return self
 
     def fit_predict(self, annotations: Any, gold: pd.Series | None = None, **options: Any) -> pd.Series:
@@ -108,7 +126,7 @@ class Aggregator(BaseEstimator, abc.ABC):
         if annotations is None:
             return self.probabilities_
         table = self._new(annotations)
-        return self._describe(table, self._predict(table)).probability_frame(self.classes_)
+        return self._describe(table, self._answers(table)).probability_frame(self.classes_)
 
     def describe(self, annotations: Any = None) -> pd.DataFrame:
         """By item: label, its probability, how many labels it has, whether classes tie, whether the class was known, and a flag.
@@ -119,7 +137,7 @@ class Aggregator(BaseEstimator, abc.ABC):
         if annotations is None:
             return self.items_
         table = self._new(annotations)
-        return self._frame(self._describe(table, self._predict(table)))
+        return self._frame(self._describe(table, self._answers(table)))
 
     def score(self, annotations: Any, gold: pd.Series) -> float:
         """The share of items with gold whose label is right; in a tie of m classes, 1/m. `annotations` None: of the fitted table."""
@@ -159,6 +177,11 @@ class Aggregator(BaseEstimator, abc.ABC):
         """By annotator: number of labels; accuracy, information in bits with central 90 % intervals; probability of spamming."""
         return self._cached("annotators", self._annotator_frame)
 
+    @property
+    @abc.abstractmethod
+    def class_prior_(self) -> pd.Series:
+        """p(class) by class."""
+
     @abc.abstractmethod
     def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
         """Fits and calls `_answer`."""
@@ -171,6 +194,26 @@ class Aggregator(BaseEstimator, abc.ABC):
         for name in [name for name in vars(self) if name.endswith("_") or name.startswith("_")]:
             if not name.startswith("__"):
                 delattr(self, name)
+
+    def _answers(self, table: Table) -> Float64[np.ndarray, "i k"]:
+        """Label probabilities of a table; an item of the fit with the labels that it had there keeps its answer."""
+        found = self._predict(table)
+        place = self._answered.items.get_indexer(table.items)
+        size = np.bincount(table.item, minlength=len(place))
+        items = np.flatnonzero((place >= 0) & (size == self._packed.size[place]))
+        if len(items):
+            position = np.full(len(place), -1)
+            position[items] = np.arange(len(items))
+            asked = table.kept(position[table.item] >= 0)
+            fitted = self._packed.take(place[items])
+            pairs = position[asked.item], np.repeat(np.arange(len(items)), fitted.size)
+            keys = asked.key, self._cells.key[fitted.cell]
+            weights = [np.ones(len(keys[0])) if weight is None else weight for weight in (asked.weight, fitted.weight)]
+            orders = [np.lexsort((weight, key, pair)) for weight, key, pair in zip(weights, keys, pairs, strict=True)]
+            differ = (keys[0][orders[0]] != keys[1][orders[1]]) | (weights[0][orders[0]] != weights[1][orders[1]])
+            same = np.bincount(pairs[0][orders[0]], differ, minlength=len(items)) == 0
+            found[items[same]] = self._answered.responsibilities[place[items[same]]]
+        return found
 
     def _new(self, annotations: Any) -> Table:
         table = self._read(annotations)
@@ -208,8 +251,50 @@ class Aggregator(BaseEstimator, abc.ABC):
     def _frame(self, answered: Answered) -> pd.DataFrame:
         return answered.frame(self.classes_)
 
-    def _warn_of_dependence(self, table: Table) -> None:
-        """Tells if annotators err together."""
+    def _finish(self) -> None:
+        """What is left to do once dependence is known."""
+
+    @property
+    def _copying(self) -> float:
+        """The rate at which labels count as copies of others of their item."""
+        rate = self.dependence_.residual if self.dependence == "discount" and self.dependence_ is not None else 0.0
+        return 0.0 if math.isnan(rate) else max(rate, 0.0)
+
+    def _look_for_dependence(self) -> None:
+        """Tells if annotators err together; looks at enough items, drawn at random, for 500,000 pairs of labels."""
+        self.dependence_: Dependence | None = None
+        if self.dependence == "ignore":
+            return
+        posterior, class_prior, _ = self._of_annotators()
+        cells, generator = posterior.cells, np.random.default_rng(0)
+        items = np.arange(self._packed.num_items)
+        pairs = self._packed.size * (self._packed.size - 1) // 2
+        if pairs.sum() > MOST_PAIRS:
+            drawn = generator.permutation(np.flatnonzero((pairs > 0) & (pairs <= MOST_PAIRS)))
+            items = np.sort(drawn[np.cumsum(pairs[drawn]) <= MOST_PAIRS])
+        some_items = self._packed.take(items)
+        item, cell = np.repeat(np.arange(len(items)), some_items.size), some_items.cell.astype(np.int64)
+        weight = np.ones(len(cell)) if some_items.weight is None else some_items.weight
+        gold = np.full(len(items), -1) if some_items.gold is None else some_items.gold.astype(np.int64)
+        sizes = cells.num_annotators, cells.num_classes
+        rows = Rows(item, cells.annotator[cell], cells.label[cell], weight, gold, *sizes)
+        # Tables that lean on a prior expect too little agreement; those that lean on the crowd's own mean do not
+        crowd = sums_by_owner(posterior.said, cells.label, cells.num_labels) + 1e-9
+        lean = cells.num_labels * (crowd / crowd.sum(0))[cells.label]
+        means = (posterior.said + lean) / (row_totals(posterior.said, cells) + cells.num_labels)[cells.annotator]
+        known = np.asarray(class_prior, np.float64)
+        self.dependence_ = dependence(rows, cell, cells.annotator, cells.label, means, known, generator=generator, max_pairs=MOST_PAIRS)
+        for sentence in self.dependence_.warnings(self._annotator_ids) if self.dependence == "warn" else []:
+            warnings.warn(sentence, DependenceWarning, stacklevel=3)
+
+    @property
+    def dependent_pairs_(self) -> pd.DataFrame:
+        """The pairs of annotators that `dependence_` compared, under their ids."""
+        check_is_fitted(self, "classes_")
+        if self.dependence_ is None:
+            raise ValueError("dependence was not checked: fit with dependence='warn'")
+        pairs = self.dependence_.pairs
+        return pairs.assign(**{side: self._annotator_ids.take(np.asarray(pairs[side])) for side in ("annotator", "other")})
 
     def _latest(self) -> Answered:
         return self._answered

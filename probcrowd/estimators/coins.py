@@ -176,10 +176,6 @@ class MACE(TableAggregator):
         self.abstention = abstention
         self.progress = progress
 
-    @property
-    def _averages(self) -> bool:
-        return False  # its one fit is averaged
-
     def _channel(self, design: Design, *, averaged: bool) -> Spammers:
         return Spammers(design.cells, SpamPrior(float(self.competence[0]), float(self.competence[1]), float(self.habits)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,13 +15,15 @@ from probcrowd.columns import reject
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.table import Table
 from probcrowd.inference.annotator_table import RowPosterior
-from probcrowd.inference.channels import Channel
+from probcrowd.inference.averaged import averaged_probabilities, discounted
+from probcrowd.inference.channels import Averaging, Channel
 from probcrowd.inference.sweep import Scores, sweep
 from probcrowd.inference.table_em import Fit, InMemory, fit_table
 from probcrowd.models.cells import Cells, Packed, collapsed, occurring, pack
 from probcrowd.models.priors import DirichletPrior
 
-Confidence = Literal["averaged", "plug-in"]
+Confidence = Literal["averaged", "variational", "plug-in"]
+_CONFIDENCES = get_args(Confidence)
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,10 @@ class TableAggregator(Aggregator):
 
     max_iter: int
     tolerance: float
-    confidence: Confidence
+    confidence: Confidence = "averaged"
     progress: bool
+    _hard = False
+    _takes_discount = True
 
     @abc.abstractmethod
     def _channel(self, design: Design, *, averaged: bool) -> Channel:
@@ -58,26 +62,26 @@ class TableAggregator(Aggregator):
         """The mode, from the vote shares."""
         return fit_table(source, self._channel(design, averaged=False), **self._passes)
 
-    def _average(self, source: InMemory, design: Design, mode: Fit) -> Fit:
-        """The averaged fit, from the mode."""
-        return fit_table(source, self._channel(design, averaged=True), mode.statistics, **self._passes)
+    def _averaging(self, design: Design) -> Averaging | None:
+        """The channel whose posterior means label probabilities come from; None where the fit's own scores are the answer."""
+        made = self._channel(design, averaged=False)
+        return made if isinstance(made, Averaging) and self.confidence == "averaged" else None
 
     def _scores(self, design: Design) -> Scores:
-        """The fit's scores of its own cells and of new ones."""
-        return self._channel(design, averaged=self._averages).scores(self._last.statistics.extended(len(design.cells)))
+        """Scores of items that are new, by cells of the fit and new ones."""
+        statistics = self._last.statistics.extended(len(design.cells))
+        averaging = self._averaging(design)
+        if averaging is not None:
+            return averaging.means(self._statistics.extended(len(design.cells))).scores
+        return self._channel(design, averaged=self.confidence == "variational").scores(statistics)
 
     @property
     def _passes(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("max_iter", "tolerance", "accelerate", "progress") if hasattr(self, name)}
 
-    @property
-    def _averages(self) -> bool:
-        if self.confidence not in ("averaged", "plug-in"):
-            raise ValueError(f"confidence={self.confidence!r}: choose 'averaged' or 'plug-in'")
-        return self.confidence == "averaged"
-
     def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
-        averages = self._averages
+        if self.confidence not in _CONFIDENCES:
+            raise ValueError(f"confidence={self.confidence!r}: choose one of {', '.join(_CONFIDENCES)}")
         table, earlier = _read_history(table, history, self.abstention)
         keys = table.key if earlier is None else np.concatenate([table.key, earlier[0]])
         cells = occurring(keys, len(table.annotators), table.num_labels, len(table.classes))
@@ -85,22 +89,36 @@ class TableAggregator(Aggregator):
         packed = pack(table.item, table.key, cells, len(table.items), weight=table.weight, gold=table.gold)
         patterns, place = collapsed(packed, cells)
         source = InMemory(patterns, cells)
-        mode = self._find(source, design)
-        fit = self._average(source, design, mode) if averages else mode
+        mode = fit = self._find(source, design)
+        if self.confidence == "variational":
+            fit = fit_table(source, self._channel(design, averaged=True), mode.statistics, **self._passes)
         found = np.zeros((patterns.num_items, cells.num_classes))
-        swept = sweep(patterns, fit.scores, responsibilities=found)
-        self._design, self._packed, self._patterns = design, packed, patterns
-        self._mode, self._last, self._statistics = mode, fit, swept.statistics
-        if averages:
-            self.log_evidence_bound_ = fit.objective
+        swept = sweep(patterns, fit.scores, hard=self._hard, responsibilities=found)
+        self._design, self._cells, self._packed, self._patterns, self._place = design, cells, packed, patterns, place
+        self._mode, self._last, self._statistics, self._shares = mode, fit, swept.statistics, found
         self._answer(table, found if place is None else found[place], mode.objective, mode.converged and fit.converged)
-        self._warn_of_dependence(table)
+
+    def _finish(self) -> None:
+        """Label probabilities from the shares that the items have in the counts, once dependence is known."""
+        found = self._averaged(self._patterns, self._shares)
+        probabilities = found if self._place is None else found[self._place]
+        self._answered = replace(self._answered, responsibilities=probabilities)
+
+    def _averaged(self, packed: Packed, shares: Float64[np.ndarray, "i k"]) -> Float64[np.ndarray, "i k"]:
+        averaging = self._averaging(self._design)
+        if averaging is not None:
+            return averaged_probabilities(packed, self._design.cells, shares, averaging.means(self._statistics), self._copying)
+        if not self._copying and not self._hard:
+            return shares
+        found = np.zeros_like(shares)
+        sweep(discounted(packed, self._copying), self._last.scores, responsibilities=found)
+        return found
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
         design = self._design.joined(table.key, len(table.annotators))
         packed = pack(table.item, table.key, design.cells, len(table.items), weight=table.weight, gold=table.gold)
         found = np.zeros((len(table.items), design.cells.num_classes))
-        sweep(packed, self._scores(design), responsibilities=found)
+        sweep(discounted(packed, self._copying), self._scores(design), responsibilities=found)
         return found
 
     def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:

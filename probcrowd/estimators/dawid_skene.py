@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ from probcrowd.estimators.confusion import Confidence, Design, TableAggregator, 
 from probcrowd.estimators.incremental import Incremental
 from probcrowd.estimators.table import Abstentions
 from probcrowd.inference.annotator_table import confusion_table
-from probcrowd.inference.channels import Channel, ClassPrior, DirichletRows
+from probcrowd.inference.channels import Averaging, Channel, ClassPrior, DirichletRows
 from probcrowd.inference.pooling import PooledRows
-from probcrowd.inference.sweep import Scores
 from probcrowd.inference.table_em import Fit, InMemory, fit_table
 from probcrowd.models.priors import DirichletPrior
 
@@ -40,15 +38,15 @@ class DawidSkene(Incremental, _DirichletAggregator):
     """A confusion matrix per annotator, fitted by EM from the vote shares.
 
     `confusion_`, `class_prior_` and `log_posterior_` are those of the posterior mode. Label probabilities are by default averaged over what is
-    uncertain about the parameters (variational Bayes, started at the mode): plug-in probabilities are far too sure where annotators gave few labels.
+    uncertain about the parameters, in closed form (`probcrowd.inference.averaged`): at the mode alone they are far too sure.
 
     Args:
         prior: concentrations of the Dirichlet priors. "accurate": mean accuracy .7 whatever the number of classes; "flat": maximum likelihood;
             "stan", "rater": see `probcrowd.models.priors`; or a `DirichletPrior`.
-        confidence: "averaged" or "plug-in" label probabilities.
+        confidence: "averaged" label probabilities; "variational": those of variational Bayes, started at the mode; or "plug-in": at the mode.
         max_iter: passes over the annotations, at most. tolerance: the gain per annotation at which a fit has converged.
         accelerate: whether to try extrapolated steps; the log posterior still never falls.
-        dependence: "warn" if annotators err together, or "ignore".
+        dependence: "warn" if annotators err together; "discount": let the labels of an item count for as many as they are worth if so; or "ignore".
         abstention: the label that stands for an abstention. abstentions: "ignore" these rows, or take them as an "event" that tells something.
         progress: whether to show a bar.
     """
@@ -84,6 +82,8 @@ class FastDawidSkene(_DirichletAggregator):
     Arguments as for `DawidSkene`; the original has prior="flat".
     """
 
+    _hard = True
+
     def __init__(
         self,
         *,
@@ -105,9 +105,6 @@ class FastDawidSkene(_DirichletAggregator):
 
     def _find(self, source: InMemory, design: Design) -> Fit:
         return fit_table(source, self._channel(design, averaged=False), max_iter=self.max_iter, hard=True, progress=self.progress)
-
-    def _average(self, source: InMemory, design: Design, mode: Fit) -> Fit:
-        return replace(mode, scores=self._channel(design, averaged=True).scores(mode.statistics))
 
 
 class HierarchicalDawidSkene(TableAggregator):
@@ -145,9 +142,9 @@ class HierarchicalDawidSkene(TableAggregator):
         check_is_fitted(self, "classes_")
         return pd.DataFrame(self._last.scores.state, self.classes_.rename("true_class"), self._label_ids.rename("label"))
 
-    @property
-    def _averages(self) -> bool:
-        return False  # its one fit is averaged
+    def _averaging(self, design: Design) -> Averaging:
+        prior = ClassPrior(rows_base(self.prior, *self._sizes)[0], True)
+        return DirichletRows(design.cells, self._last.scores.state, prior, None, averaged=True)
 
     def _channel(self, design: Design, *, averaged: bool) -> Channel:
         class_prior, base = rows_base(self.prior, design.cells.num_classes, design.cells.num_labels)
@@ -159,10 +156,6 @@ class HierarchicalDawidSkene(TableAggregator):
     def _base(self, num_classes: int, num_labels: int) -> Float64[np.ndarray, "k l"]:
         return self._last.scores.state
 
-    def _scores(self, design: Design) -> Scores:
-        rows = PooledRows(design.cells, self._last.scores.state, ClassPrior(rows_base(self.prior, *self._sizes)[0], True))
-        return rows.rows(self._last.scores.state).scores(self._last.statistics.extended(len(design.cells)))
-
     @property
     def class_prior_(self) -> pd.Series:
         """Posterior mean of p(class), by class."""
@@ -172,7 +165,7 @@ class HierarchicalDawidSkene(TableAggregator):
 
     @property
     def _sizes(self) -> tuple[int, int]:
-        return len(self.classes_), self._num_labels
+        return self._design.cells.num_classes, self._design.cells.num_labels
 
     def _confusion_array(self) -> Float64[np.ndarray, "j k l"]:
         return confusion_table(self._of_annotators()[0])

@@ -19,7 +19,7 @@ from probcrowd.columns import reject
 from probcrowd.estimators.base import Answered
 from probcrowd.estimators.confusion import TableAggregator
 from probcrowd.estimators.table import Table
-from probcrowd.inference.sweep import Statistics, count, sweep
+from probcrowd.inference.sweep import FLOOR, Statistics, count, sweep
 from probcrowd.models.cells import Packed
 
 _ROUNDS, _ENOUGH = 50, 1e-6
@@ -34,7 +34,8 @@ class _Additions:
     keys: dict[int, list[int]] = field(default_factory=dict)
     weights: dict[int, list[float]] = field(default_factory=dict)
     gold: dict[int, int] = field(default_factory=dict)
-    responsibilities: dict[int, Float64[np.ndarray, " k"]] = field(default_factory=dict)
+    shares: dict[int, Float64[np.ndarray, " k"]] = field(default_factory=dict)
+    probabilities: dict[int, Float64[np.ndarray, " k"]] = field(default_factory=dict)
     labels: int = 0
 
 
@@ -63,9 +64,7 @@ class Incremental(TableAggregator):
         grown = self._statistics.extended(len(design.cells))
 
         touched = np.unique(item)
-        before, had = self._packed_items(touched, added), self._known_responsibilities(touched, added)
-        fresh = np.array([code not in added.responsibilities and code >= self._packed.num_items for code in touched.tolist()])
-        had[fresh] = 0.0  # an item that is new has added nothing yet
+        before, had = self._packed_items(touched, added), self._known_shares(touched, added)
         without = count(before, had, len(design.cells))
         rest = Statistics(np.maximum(grown.said - without.said, 0), np.maximum(grown.class_count - without.class_count, 0))
         keys = design.cells.locate(table.key)
@@ -79,8 +78,8 @@ class Incremental(TableAggregator):
         added.labels += len(table.item)
 
         if not hasattr(self, "_fitted_scores"):
-            self._fitted_scores = self._last.scores
-        channel = self._channel(design, averaged=self._averages)
+            self._fitted_scores = self._scores(self._design)
+        channel = self._channel(design, averaged=self.confidence == "variational")
         after, now = self._packed_items(touched, added), np.zeros(had.shape)
         statistics = grown
         scores = channel.scores(statistics)
@@ -90,11 +89,12 @@ class Incremental(TableAggregator):
             scores = channel.scores(statistics)
             if np.abs(now - last).max(initial=0.0) < _ENOUGH:
                 break
-        for code, found in zip(touched.tolist(), now, strict=True):
-            added.responsibilities[code] = found.copy()
         self._design, self._annotator_ids, self._statistics = design, table.annotators, statistics
         self._last = replace(self._last, statistics=statistics, scores=scores)
         self._mode = replace(self._mode, statistics=statistics, scores=self._channel(design, averaged=False).scores(statistics))
+        found = self._averaged(after, now)
+        for code, share, probability in zip(touched.tolist(), now, found, strict=True):
+            added.shares[code], added.probabilities[code] = share.copy(), probability.copy()
         self._made = {}
         return self
 
@@ -111,8 +111,9 @@ class Incremental(TableAggregator):
         if added.labels:
             old = self._fitted_scores
             used = np.bincount(self._packed.cell, minlength=len(old.log_table)).astype(float)
-            change = np.ptp(np.clip(self._last.scores.log_table[: len(used)], -69, None) - np.clip(old.log_table, -69, None), axis=1)
-            prior = float(np.ptp(self._last.scores.log_prior - old.log_prior))
+            new = self._scores(self._design)
+            change = np.ptp(np.clip(new.log_table[: len(used)], FLOOR, None) - np.clip(old.log_table, FLOOR, None), axis=1)
+            prior = float(np.ptp(new.log_prior - old.log_prior))
             sizes = self._packed.size
             shift = prior + float(change @ used / max(used.sum(), 1)) * float(sizes.mean())
             largest = prior + float(change.max(initial=0.0)) * float(sizes.max(initial=0))
@@ -151,10 +152,18 @@ class Incremental(TableAggregator):
         weighted = bool((weight != 1).any())
         return Packed(starts, cell[order].astype(np.int32), weight[order] if weighted else None, gold if (gold >= 0).any() else None)
 
-    def _known_responsibilities(self, items: Int64[np.ndarray, " m"], added: _Additions) -> Float64[np.ndarray, "m k"]:
+    def _known_shares(self, items: Int64[np.ndarray, " m"], added: _Additions) -> Float64[np.ndarray, "m k"]:
+        """What the items have in the counts: nothing, if they are new."""
         nothing = np.zeros(len(self.classes_))
-        fitted = self._answered.responsibilities
-        return np.array([added.responsibilities.get(code, fitted[code] if code < len(fitted) else nothing) for code in items.tolist()])
+        made = np.empty((len(items), len(nothing)))
+        for row, code in enumerate(items.tolist()):
+            if code in added.shares:
+                made[row] = added.shares[code]
+            elif code < self._packed.num_items:
+                made[row] = self._shares[code if self._place is None else self._place[code]]
+            else:
+                made[row] = nothing
+        return made
 
     def _require_new(self, table: Table, item: Int64[np.ndarray, " i"], added: _Additions) -> None:
         owner, asked = self._design.cells.annotator, np.unique(item)
@@ -181,7 +190,7 @@ class Incremental(TableAggregator):
         made = [
             np.concatenate([a, np.zeros((more, *a.shape[1:]), a.dtype)]) for a in (old.responsibilities, old.size, old.heard, old.known)
         ]
-        for code, found in added.responsibilities.items():
+        for code, found in added.probabilities.items():
             made[0][code] = found
             made[1][code] += len(added.keys.get(code, []))
             made[2][code] += len(added.keys.get(code, []))

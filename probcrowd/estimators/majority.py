@@ -48,7 +48,6 @@ class MajorityVote(Aggregator):
         shares = votes(self._packed, cells)
         self._counts, self._cells = count(self._packed, shares, len(cells)), cells
         self._answer(table, shares, np.zeros(0), True)
-        self._warn_of_dependence(table)
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
         cells = occurring(table.key, len(table.annotators), table.num_labels, len(table.classes))

@@ -23,10 +23,20 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.special import digamma, gammaln, xlogy
 
+from probcrowd.inference.averaged import Means
 from probcrowd.inference.sweep import Scores, Statistics, sums_by_owner
 from probcrowd.models.cells import Cells
 
 _NOTHING = 1e-280  # below, rounding would make the row of a mode
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """A channel with posterior means in closed form."""
+
+    def means(self, statistics: Statistics) -> Means:
+        """Posterior means of every cell, given the counts."""
+        ...
 
 
 @runtime_checkable
@@ -40,10 +50,18 @@ class Channel(Protocol):
 
 @dataclass(frozen=True)
 class ClassPrior:
-    """Dirichlet concentrations of the class prior (k); None: the classes are equally likely, and known to be."""
+    """Dirichlet concentrations of the class prior (k); None: the classes are equally likely, and known to be.
+
+    Raises:
+        ValueError: a mode is asked for, and a concentration below 1 has none.
+    """
 
     concentration: Float64[np.ndarray, " k"] | None
     averaged: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.averaged and self.concentration is not None:
+            _check_mode(self.concentration)
 
     def scores(self, class_count: Float64[np.ndarray, " k"]) -> tuple[Float64[np.ndarray, " k"], float]:
         """log_prior and penalty."""
@@ -52,6 +70,10 @@ class ClassPrior:
         counts, a = class_count[None, :], self.concentration[None, :]
         logs, penalty = (_averaged if self.averaged else _mode)(counts, counts.sum(1), a, a.sum(1))
         return logs[0], float(penalty[0])
+
+    def above(self, class_count: Float64[np.ndarray, " k"]) -> Float64[np.ndarray, " k"] | None:
+        """Counts and concentrations, None where the classes are known to be equally likely."""
+        return None if self.concentration is None else class_count + self.concentration
 
 
 @dataclass(frozen=True)
@@ -69,11 +91,8 @@ class DirichletRows:
     averaged: bool = False
 
     def __post_init__(self) -> None:
-        lowest = min(
-            float(self.base.min()), math.inf if self.class_prior.concentration is None else float(self.class_prior.concentration.min())
-        )
-        if not self.averaged and lowest < 1:
-            raise ValueError(f"a posterior mode needs Dirichlet concentrations of at least 1, the lowest is {lowest:g}: use averaging")
+        if not self.averaged:
+            _check_mode(self.base)
 
     @cached_property
     def concentration(self) -> Float64[np.ndarray, "p k"]:
@@ -107,27 +126,40 @@ class DirichletRows:
             bound = (gammaln(above) - gammaln(self.concentration) - said * logs).sum()
             bound += (gammaln(self.total) - gammaln(below) + row * logs_below).sum()
             return Scores(logs - logs_below[owner], log_prior, penalty + float(bound))
-        below = row + self.total - self.cells.num_labels
+        below = row + (self.total - self.cells.num_labels)  # counts may be far below the rounding of 1
         empty = below < _NOTHING  # neither labels nor a prior: every label is as likely
         log_below = np.log(np.where(empty, 1.0, below))
         log_below[empty] = math.log(self.cells.num_labels)
-        above = np.where(empty[owner], 1.0, np.maximum(said + self.concentration - 1, 0))
+        above = np.where(empty[owner], 1.0, np.maximum(said + (self.concentration - 1), 0))
         with np.errstate(divide="ignore"):
             log_table = np.log(above) - log_below[owner]
         left, constant = self._unseen
         density = constant + xlogy(self.concentration - 1, np.exp(log_table)).sum() - (left * log_below).sum()
         return Scores(log_table, log_prior, penalty + float(density))
 
+    def means(self, statistics: Statistics) -> Means:
+        """Posterior means of every cell."""
+        below = row_totals(statistics.said, self.cells) + self.total
+        return Means(statistics.said + self.concentration, below[self.cells.annotator], self.class_prior.above(statistics.class_count))
+
 
 @dataclass(frozen=True)
 class Coins:
-    """An accuracy per annotator, the same for all classes; wrong labels are equally likely. right, wrong: Beta concentrations (j)."""
+    """An accuracy per annotator, the same for all classes; wrong labels are equally likely. right, wrong: Beta concentrations (j).
+
+    Raises:
+        ValueError: a mode is asked for, and a concentration below 1 has none.
+    """
 
     cells: Cells
     right: Float64[np.ndarray, " j"]
     wrong: Float64[np.ndarray, " j"]
     class_prior: ClassPrior
     averaged: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.averaged:
+            _check_mode(np.concatenate([self.right, self.wrong]))
 
     def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
         """The mode, or the averaged logs, of every cell."""
@@ -137,6 +169,16 @@ class Coins:
         prior = np.stack([self.right, self.wrong], 1)
         logs, penalties = (_averaged if self.averaged else _mode)(coins, coins.sum(1), prior, prior.sum(1))
         return Scores(coin_table(logs, self.cells), log_prior, penalty + float(penalties.sum()))
+
+    def means(self, statistics: Statistics) -> Means:
+        """Posterior means of every cell."""
+        hits, row = right_counts(statistics.said, self.cells), row_totals(statistics.said, self.cells).sum(1)
+        right, below = hits + self.right, row + self.right + self.wrong
+        with np.errstate(divide="ignore"):
+            logs = np.log(np.stack([right, np.maximum(below - right, 0)], 1))
+        above = np.exp(coin_table(logs, self.cells))
+        wide = np.repeat(below[self.cells.annotator, None], self.cells.num_classes, 1)
+        return Means(above, wide, self.class_prior.above(statistics.class_count), coin=True)
 
 
 def coin_table(logs: Float64[np.ndarray, "j 2"], cells: Cells) -> Float64[np.ndarray, "p k"]:
@@ -158,11 +200,17 @@ def right_counts(said: Float64[np.ndarray, "p k"], cells: Cells) -> Float64[np.n
     return np.bincount(cells.annotator[named], said[named, cells.label[named]], cells.num_annotators)
 
 
+def _check_mode(concentration: Float64[np.ndarray, "..."]) -> None:
+    lowest = float(concentration.min(initial=np.inf))
+    if lowest < 1:
+        raise ValueError(f"a posterior mode needs Dirichlet concentrations of at least 1, the lowest is {lowest:g}: use averaging")
+
+
 def _mode(
     counts: Float64[np.ndarray, "r k"], row: Float64[np.ndarray, " r"], a: Float64[np.ndarray, "#r k"], total: Float64[np.ndarray, "#r"]
 ):
     """Logs of the mode of Dirichlet(a + counts), and its log density under Dirichlet(a)."""
-    above, below = counts + a - 1, row + total - a.shape[1]
+    above, below = counts + (a - 1), row + (total - a.shape[1])
     empty = below < _NOTHING
     with np.errstate(divide="ignore"):
         logs = np.log(np.where(empty[:, None], 1.0, np.maximum(above, 0))) - np.log(np.where(empty, a.shape[1], below))[:, None]

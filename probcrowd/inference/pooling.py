@@ -10,6 +10,9 @@ minorisation (Minka 2000): bounding log B and log Gamma(C), C = sum_l c_l, by wh
 
     A_l / c_l - D + psi(C) - psi(c_l) + g_l = 0      A_l = c_l sum_j psi(c_l + n_jl) - psi(c_l),  D = sum_j psi(C + N_j) - psi(C),  g = E log row
 
+Where a count n is below 1, A_l log c_l does not bound log Gamma(c_l + n) / Gamma(c_l), but - A_l c / c_l does, c being the present one, as
+c^2 (psi(c + n) - psi(c)) increases; the step is no longer the highest point of a bound, but its end is not below its start.
+
 An annotator with few labels leans on the population, one with many on itself; how much, is learned.
 """
 

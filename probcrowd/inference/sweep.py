@@ -5,8 +5,9 @@ r"""One pass over annotations packed by item, compiled: responsibilities of each
     log_likelihood = sum times_i log sum_k s_ik
 
 Responsibilities are written only where they are asked for, so a pass reads a number per annotation and keeps a table per thread. Rows of the
-table are scaled to a maximum of 1 (the scales are added to the log likelihood), entries below 1e-30 of that are raised to it, and products
-are rescaled every eight annotations: neither long items nor contradictions underflow. With weights the sums are of logs.
+table are scaled to a maximum of 1 (the scales are added to the log likelihood), entries below 1e-30 of that are raised to it, and every eight
+annotations the product of each class is lifted, and how often is noted, where it is small: neither long items nor contradictions underflow,
+and a class may come back from far behind. With weights the sums are of logs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from jaxtyping import Float64, Int64
 from probcrowd.models.cells import Cells, Packed
 
 FLOOR = -69.0  # log of the least probability, relative to the row's highest
+_LIFT = 1e-60  # eight rows at the floor leave a product of 1e-300
 _ROWS_PER_THREAD = 50_000
 _NONE_INT, _NONE, _NONE_2D = np.zeros(0, np.int32), np.zeros(0), np.zeros((0, 1))
 
@@ -168,13 +170,13 @@ def _pool() -> ThreadPoolExecutor:
 @cache
 def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
     """The passes for that many classes: a known number lets the compiler use vector instructions. Kept on disk where a folder can be written."""
-    K = num_classes
+    K, LIFT = num_classes, _LIFT
 
     def pass_over(
         starts: Int64[np.ndarray, " s"], cell: Any, weight: Any, gold: Any, times: Any, table: Any, log_table: Any, prior: Any,
         low: int, high: int, hard: bool, said: Any, class_count: Any, out: Any,
     ) -> float:  # fmt: skip
-        r = np.empty(K)
+        r, lifts = np.empty(K), np.empty(K, np.int64)
         total, product = 0.0, 1.0
         for i in range(low, high):
             first, last = starts[i], starts[i + 1]
@@ -198,7 +200,7 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                 for k in range(K):
                     r[k] = math.exp(r[k] - extra)
             else:
-                steps = 0
+                steps, lifted = 0, False
                 for n in range(first, last):
                     row = table[cell[n]]
                     for k in range(K):
@@ -206,12 +208,27 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                     steps += 1
                     if steps == 8:
                         steps = 0
-                        most = r[0]
+                        least = r[0]
                         for k in range(1, K):
-                            most = max(most, r[k])
-                        for k in range(K):
-                            r[k] /= most
-                        extra += math.log(most)
+                            least = min(least, r[k])
+                        if least < LIFT:
+                            if not lifted:
+                                lifted = True
+                                for k in range(K):
+                                    lifts[k] = 0
+                            for k in range(K):
+                                while 0 < r[k] < LIFT:
+                                    r[k] /= LIFT
+                                    lifts[k] += 1
+                if lifted:
+                    fewest = -1
+                    for k in range(K):
+                        if r[k] > 0 and (fewest < 0 or lifts[k] < fewest):
+                            fewest = lifts[k]
+                    for k in range(K):
+                        if lifts[k] > fewest:
+                            r[k] *= LIFT ** (lifts[k] - fewest)
+                    extra = fewest * math.log(LIFT)
             top = 0.0
             for k in range(K):
                 top += r[k]
@@ -310,10 +327,11 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                 for k in range(K):
                     said[cell[n], k] += share * w * r[k] / top
 
-    return _fast(pass_over), _fast(count_over), _fast(vote_over), _fast(held_out_over)
+    return fast(pass_over), fast(count_over), fast(vote_over), fast(held_out_over)
 
 
-def _fast(function: Any) -> Any:
+def fast(function: Any) -> Any:
+    """That function in machine code, without the interpreter's lock; kept on disk where a folder can be written."""
     options: dict[str, Any] = {
         "nogil": True,
         "boundscheck": False,
@@ -327,7 +345,7 @@ def _fast(function: Any) -> Any:
         return numba.njit(plain, **options)
 
 
-@_fast
+@fast
 def _add_rows(values: Any, owner: Any, sums: Any) -> None:
     for p in range(values.shape[0]):
         for k in range(values.shape[1]):

@@ -9,6 +9,7 @@ abstention that counts as an event is a label that is no class.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -98,7 +99,7 @@ def pack(
     """The annotations by item; every pair of `key` has a cell. Rows may come in any order."""
     starts = np.concatenate([[0], np.cumsum(np.bincount(item, minlength=num_items))])
     cell = _places(key, cells)
-    if len(item) and (np.diff(item) < 0).any():
+    if (item[1:] < item[:-1]).any():
         order = np.argsort(item, kind="stable")
         cell, weight = cell[order], None if weight is None else weight[order]
     if gold is not None:
@@ -128,22 +129,24 @@ def collapsed(packed: Packed, cells: Cells) -> tuple[Packed, Int64[np.ndarray, "
     size = packed.num_items * max(len(packed.cell), 1)
     if packed.weight is not None or packed.times is not None or size == 0:
         return packed, None
-    room = (cells.num_classes + 1) * float(base) ** cells.num_annotators
-    if room > 2**62:
+    if math.log2(cells.num_classes + 1) + cells.num_annotators * math.log2(base) > 62:
         return packed, None
+    room = (cells.num_classes + 1) * base**cells.num_annotators
     digit = cells.label + 1, np.int64(base) ** cells.annotator
     said = (digit[0] * digit[1])[packed.cell]
     item = np.repeat(np.arange(packed.num_items), packed.size)
     pair = cells.annotator[packed.cell]
-    if np.bincount(item * cells.num_annotators + pair).max() > 1:  # repeated pairs have no digit
+    met = np.zeros(packed.num_items * cells.num_annotators, bool)
+    met[item * cells.num_annotators + pair] = True
+    if np.count_nonzero(met) < len(pair):  # repeated pairs have no digit
         return packed, None
     code = np.zeros(packed.num_items, np.int64)
     filled = packed.size > 0
     code[filled] = np.add.reduceat(said, packed.starts[:-1][filled])
     if packed.gold is not None:
-        code += (packed.gold + 1) * np.int64(base) ** cells.num_annotators
+        code += (packed.gold.astype(np.int64) + 1) * base**cells.num_annotators
     if room <= _MOST_PATTERNS:
-        counts = np.bincount(code, minlength=int(room))
+        counts = np.bincount(code, minlength=room)
         patterns = np.flatnonzero(counts)
         lookup = np.zeros(len(counts), np.int64)
         lookup[patterns] = np.arange(len(patterns))

@@ -1,0 +1,36 @@
+"""The aggregators by the names that the command takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from probcrowd.estimators.base import Aggregator
+from probcrowd.estimators.coins import MACE, OneCoin, ZenCrowd
+from probcrowd.estimators.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
+from probcrowd.estimators.item_models import GLAD, KOS, MinimaxEntropy
+from probcrowd.estimators.majority import MajorityVote
+
+AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
+    "majority-vote": MajorityVote,
+    "dawid-skene": DawidSkene,
+    "fast-dawid-skene": FastDawidSkene,
+    "hierarchical-dawid-skene": HierarchicalDawidSkene,
+    "one-coin": OneCoin,
+    "zencrowd": ZenCrowd,
+    "mace": MACE,
+    "glad": GLAD,
+    "minimax-entropy": MinimaxEntropy,
+    "kos": KOS,
+}
+
+
+def find_aggregator(name: str) -> Callable[..., Aggregator]:
+    """The aggregator of that name, with underscores or hyphens.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = AGGREGATORS.get(name.replace("_", "-").lower())
+    if found is None:
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(AGGREGATORS)}")
+    return found

@@ -1,0 +1,228 @@
+"""Labels from a file of annotations, and the comparison of all ways to get them.
+
+labels.csv        item, label, its probability, the probability of every class, ties, flags
+annotators.csv    accuracy, information, probability of spamming, with intervals
+confusion.csv     P(label | true class) by annotator; only what was ever said where matrices are too many
+summary.json      sizes, fit, class prior, dependence, scores on gold; written last, so the other files of that run are whole once it is there
+annotators.png    who to trust
+confidence.png    how sure
+confusion.png     the matrices of the annotators with most labels
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+import probcrowd
+from probcrowd.aggregation_figures import annotators_figure, confidence_figure
+from probcrowd.annotations import Annotations
+from probcrowd.estimators.base import MOST_CONFUSION, Aggregator
+from probcrowd.estimators.catalogue import AGGREGATORS, find_aggregator
+from probcrowd.estimators.table import read_table
+from probcrowd.figures import SHOWN, confusion_figure
+from probcrowd.runs.checkpoint import PARTIAL
+from probcrowd.scoring import hits, log_losses, scores
+from probcrowd.tables import without_formulas
+
+FILES = ("labels.csv", "annotators.csv", "confusion.csv", "annotators.png", "confidence.png", "confusion.png", "summary.json")
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """The fitted aggregator, what is in summary.json, and warnings that the fit gave."""
+
+    aggregator: Aggregator
+    summary: dict[str, Any]
+    warnings: list[str]
+
+
+def aggregate_labels(
+    annotations: Annotations,
+    *,
+    out: Path,
+    model: str = "dawid-skene",
+    gold: pd.Series | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Aggregated:
+    """The fit; the files above are in `out`, replaced when all of them are whole.
+
+    Args:
+        gold: known classes by item. The answer takes them as certain; scores are those of a fit that did not see them.
+        options: the aggregator's own arguments.
+
+    Raises:
+        ValueError: an unknown model, options that it has not, any fault of the tables.
+    """
+    aggregator = make_aggregator(model, progress=progress, **options)
+    out.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        aggregator.fit(annotations, gold)
+        unseen = None if gold is None else make_aggregator(model, progress=progress, **options).fit(annotations)
+    told = list(dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, UserWarning)))
+    codes = None if gold is None else _codes(aggregator, annotations, gold)
+    judged = aggregator if unseen is None else unseen
+    probabilities = judged.probabilities_.to_numpy()
+    summary = _summary(aggregator, annotations, model, options, told)
+    if codes is not None:
+        summary["scores_without_gold"] = scores(probabilities, codes)
+    folder = Path(tempfile.mkdtemp(suffix=PARTIAL, dir=out))
+    try:
+        _write(folder, aggregator, confidence_figure(probabilities, codes), summary)
+        for name in FILES:
+            if (folder / name).exists():
+                (folder / name).replace(out / name)
+            else:
+                (out / name).unlink(missing_ok=True)  # an earlier run's would pass for this one's
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Aggregated(aggregator, summary, told)
+
+
+def compare_aggregators(
+    annotations: Annotations,
+    gold: pd.Series,
+    *,
+    models: Sequence[str] = (),
+    reference: str = "majority-vote",
+    progress: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> pd.DataFrame:
+    """Scores on gold of every aggregator that can take the table, and paired differences from the reference with 95 % intervals over items.
+
+    Accuracy counts 1/m in a tie of m classes. No fit sees gold. What a model cannot take is told by `say` and left out.
+    """
+    names = [name for name in (models or AGGREGATORS) if name != reference]
+    rows, base = {}, None
+    for name in tqdm([reference, *names], disable=not progress, leave=False):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                fitted = make_aggregator(name, progress=False, dependence="ignore", **options).fit(annotations)
+        except ValueError as error:
+            if name == reference:
+                raise
+            say(f"{name}: left out, {error}")
+            continue
+        codes = _codes(fitted, annotations, gold)
+        known = codes >= 0
+        if not known.any():
+            raise ValueError("gold has no class of any of the items")
+        p = fitted.probabilities_.to_numpy()
+        each = {"accuracy": hits(p[known], codes[known]), "log_loss": log_losses(p[known], codes[known])}
+        base = each if base is None else base
+        row = scores(p, codes)
+        for score, values in each.items():
+            difference = values - base[score]
+            half = 1.96 * difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.nan
+            row |= {f"{score}_difference": difference.mean(), f"{score}_half_width": half}
+        rows[name] = row | {"iterations": fitted.n_iter_, "converged": fitted.converged_}
+    return pd.DataFrame(rows).T.infer_objects().rename_axis("model")
+
+
+def comparison_text(table: pd.DataFrame, reference: str) -> str:
+    """The comparison for readers: per cent of accuracy, nats of log loss."""
+    shown = pd.DataFrame(
+        {
+            "accuracy %": [f"{100 * value:.2f}" for value in table["accuracy"]],
+            f"minus {reference}": [
+                "" if name == reference else f"{100 * row['accuracy_difference']:+.2f} ± {100 * row['accuracy_half_width']:.2f}"
+                for name, row in table.iterrows()
+            ],
+            "log loss": [f"{value:.3f}" for value in table["log_loss"]],
+            "calibration error": [f"{value:.3f}" for value in table["calibration_error"]],
+        },
+        index=table.index,
+    )
+    return f"{shown.to_string()}\n{int(table['items'].iloc[0]):,} items with gold"
+
+
+def make_aggregator(model: str, **options: Any) -> Aggregator:
+    """A new aggregator with those of the options that it has; None leaves its default. `progress` is for those that show it.
+
+    Raises:
+        ValueError: an unknown model, or an option that the model has not.
+    """
+    kind = find_aggregator(model)
+    has = kind().get_params()
+    given = {name: value for name, value in options.items() if value is not None}
+    unknown = [name for name in given if name not in has and name not in ("progress", "abstentions")]
+    if unknown:
+        raise ValueError(f"the model {model} has no {unknown[0]}")
+    made = kind(**{name: value for name, value in given.items() if name in has})
+    if given.get("abstentions", "ignore") != "ignore" and "abstentions" not in has:
+        raise ValueError(f"the model {model} cannot take abstentions as events")
+    return made
+
+
+def _summary(fitted: Aggregator, annotations: Annotations, model: str, options: dict[str, Any], told: list[str]) -> dict[str, Any]:
+    items = fitted.items_
+    return {
+        "model": model,
+        "options": {name: value for name, value in fitted.get_params().items() if isinstance(value, (str, int, float, bool, type(None)))},
+        "annotations": len(annotations),
+        "items": annotations.num_items,
+        "annotators": annotations.num_annotators,
+        "classes": [str(name) for name in fitted.classes_],
+        "items_without_labels": int(np.sum(np.asarray(items["num_labels"]) == 0)),
+        "items_tied": int(np.sum(np.asarray(items["tied"]))),
+        "items_known": int(np.sum(np.asarray(items["known"]))),
+        "iterations": fitted.n_iter_,
+        "converged": fitted.converged_,
+        "log_posterior": float(fitted.log_posterior_[-1]) if len(fitted.log_posterior_) else None,
+        "class_prior": {str(name): float(value) for name, value in fitted.class_prior_.items()},
+        "mean_probability": float(np.mean(np.asarray(items["probability"]))),
+        "annotators_probably_spamming": int(np.sum(np.asarray(fitted.annotators_["spammer"]) > 0.5)),
+        "dependence": _dependence(fitted),
+        "warnings": told,
+        "version": probcrowd.__version__,
+    }
+
+
+def _dependence(fitted: Aggregator) -> dict[str, Any] | None:
+    if fitted.dependence_ is None:
+        return None
+    found = asdict(fitted.dependence_)
+    near = fitted.dependent_pairs_
+    near = near.loc[near["near_duplicate"].to_numpy(bool), ["annotator", "other"]]
+    return {name: value for name, value in found.items() if name != "pairs"} | {
+        "near_duplicates": [[str(name) for name in pair] for pair in near.itertuples(index=False)]
+    }
+
+
+def _write(folder: Path, fitted: Aggregator, confidence: Any, summary: dict[str, Any]) -> None:
+    probabilities = fitted.probabilities_.add_prefix("p_")
+    _table(folder / "labels.csv", fitted.items_.join(probabilities).reset_index())
+    annotators = fitted.annotators_
+    _table(folder / "annotators.csv", annotators.reset_index())
+    size = len(annotators) * len(fitted.classes_) * len(fitted.classes_)
+    if size <= MOST_CONFUSION // 20:
+        _table(folder / "confusion.csv", fitted.confusion_.add_prefix("says_").reset_index())
+        most = annotators.sort_values("num_labels", ascending=False, kind="stable").index[:SHOWN]
+        confusion = fitted.confusion_.loc[list(most)]
+        confusion_figure(confusion).savefig(folder / "confusion.png", dpi=150)
+    annotators_figure(annotators).savefig(folder / "annotators.png", dpi=150)
+    confidence.savefig(folder / "confidence.png", dpi=150)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=True) + "\n", encoding="utf-8")
+
+
+def _table(path: Path, table: pd.DataFrame) -> None:
+    without_formulas(table).to_csv(path, index=False)
+
+
+def _codes(fitted: Aggregator, annotations: Annotations, gold: pd.Series) -> np.ndarray:
+    """The position of each item's known class, -1 where unknown."""
+    return read_table(annotations, gold, abstention=fitted.abstention).gold
