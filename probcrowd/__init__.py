@@ -12,11 +12,21 @@ The names below are the ones to meet first; each is imported when it is first us
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
+    "GLAD",
+    "KOS",
+    "MACE",
     "Annotations",
+    "DawidSkene",
+    "FastDawidSkene",
+    "HierarchicalDawidSkene",
+    "MajorityVote",
     "MetaTraining",
+    "MinimaxEntropy",
+    "OneCoin",
     "Prior",
+    "ZenCrowd",
     "check_posterior",
     "load_posterior",
     "load_run",
@@ -26,9 +36,19 @@ __all__ = [
 ]
 
 _HOMES = {
+    "GLAD": "probcrowd.estimators.item_models",
+    "KOS": "probcrowd.estimators.item_models",
+    "MACE": "probcrowd.estimators.coins",
     "Annotations": "probcrowd.annotations",
+    "DawidSkene": "probcrowd.estimators.dawid_skene",
+    "FastDawidSkene": "probcrowd.estimators.dawid_skene",
+    "HierarchicalDawidSkene": "probcrowd.estimators.dawid_skene",
+    "MajorityVote": "probcrowd.estimators.majority",
     "MetaTraining": "probcrowd.runs.configuration",
+    "MinimaxEntropy": "probcrowd.estimators.item_models",
+    "OneCoin": "probcrowd.estimators.coins",
     "Prior": "probcrowd.models.prototype",
+    "ZenCrowd": "probcrowd.estimators.coins",
     "check_posterior": "probcrowd.inference.checks",
     "load_posterior": "probcrowd.inference.tree",
     "load_run": "probcrowd.runs.trained",
@@ -39,6 +59,10 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from probcrowd.annotations import Annotations
+    from probcrowd.estimators.coins import MACE, OneCoin, ZenCrowd
+    from probcrowd.estimators.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
+    from probcrowd.estimators.item_models import GLAD, KOS, MinimaxEntropy
+    from probcrowd.estimators.majority import MajorityVote
     from probcrowd.inference.checks import check_posterior
     from probcrowd.inference.posterior import sample_posterior
     from probcrowd.inference.tree import load_posterior, save_posterior

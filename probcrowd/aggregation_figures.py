@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from scipy.stats import beta
 
-from probcrowd.check_figures import CALM, INK, OTHER, short
+from probcrowd.figures import CALM, INK, OTHER, short
 from probcrowd.scoring import reliability
 
 ANNOTATORS = 40  # shown at most

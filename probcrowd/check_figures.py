@@ -11,11 +11,11 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from probcrowd.figures import ALARM, CALM, INK, short
 from probcrowd.inference.checks import Checked
 from probcrowd.inference.predictive import PredictiveCheck
 from probcrowd.inference.tree import dataset
 
-INK, CALM, OTHER, ALARM = "0.15", "#33689e", "#d08c2e", "#c0392b"
 _ENTRIES = 8  # shown at most
 _WITH_INTERVALS = 150  # more entries than that would cover one another
 _BAD_K = 1.0
@@ -94,14 +94,6 @@ def pareto_figure(table: pd.DataFrame, good_k: float) -> Figure:
     axis.set(xlabel="item, in the order of the table", ylabel="Pareto k", ylim=(min(k.min(), 0) - 0.1, max(k.max(), _BAD_K) + 0.15))
     axis.grid(alpha=0.3)
     return figure
-
-
-def short(name: object, most: int = 18) -> str:
-    """The name on one line, with its middle left out if it is long: ids often begin alike."""
-    text = " ".join(str(name).split())
-    half = (most - 1) // 2
-    text = text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
-    return text.replace("$", r"\$")  # which would start mathematics
 
 
 def _entropy_panel(axis: Axes, check: PredictiveCheck) -> None:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 SHOWN = 10  # annotators in a figure of confusion matrices
+INK, CALM, OTHER, ALARM = "0.15", "#33689e", "#d08c2e", "#c0392b"
 
 
 def accuracy_figure(table: pd.DataFrame) -> Figure:
@@ -57,6 +58,14 @@ def confusion_figure(estimated: pd.DataFrame, true: pd.DataFrame | None = None) 
     if image is not None:
         figure.colorbar(image, ax=grid, shrink=0.7, label="probability")
     return figure
+
+
+def short(name: object, most: int = 18) -> str:
+    """The name on one line, with its middle left out if it is long: ids often begin alike."""
+    text = " ".join(str(name).split())
+    half = (most - 1) // 2
+    text = text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+    return text.replace("$", r"\$")  # which would start mathematics
 
 
 def _cells(axis: Axes, matrix: np.ndarray, names: Sequence[object]) -> None:

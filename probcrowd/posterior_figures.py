@@ -19,11 +19,12 @@ from jaxtyping import Int
 from matplotlib.figure import Figure
 from scipy.stats import beta
 
-from probcrowd.check_figures import ALARM, CALM, INK, OTHER, chains_figure, energy_figure, pareto_figure, predictive_figure, short
+from probcrowd.check_figures import chains_figure, energy_figure, pareto_figure, predictive_figure
+from probcrowd.figures import ALARM, CALM, INK, OTHER, short
 from probcrowd.inference.checks import Checked
-from probcrowd.scoring import reliability
 from probcrowd.inference.tree import array, dataset
 from probcrowd.posterior_tables import annotator_table, class_names
+from probcrowd.scoring import reliability
 
 ANNOTATORS, ITEMS, CLASSES = 40, 20, 8  # shown at most
 
