@@ -23,7 +23,7 @@ from scipy.special import entr
 
 from probcrowd.annotations import Annotations
 from probcrowd.app import main
-from probcrowd.check_figures import short
+from probcrowd.figures import short
 from probcrowd.inference import posterior
 from probcrowd.inference.checks import Checked, check_posterior
 from probcrowd.inference.posterior import sample_posterior

@@ -3,14 +3,15 @@ r"""EM for every model whose annotators are tables: expected counts in, scores o
     counts s  --channel-->  scores  --sweep-->  counts F(s), log likelihood        objective(s) = log likelihood + penalty of the scores
 
 Only `Source.sweep` sees the annotations, and its counts add over parts; so the same loop serves memory, files and a cluster. Plain steps never
-lower the objective. With `accelerate`, Anderson's extrapolation is tried from the tenth pass on: with x = log s, g = log F(s) - log s over
-the last six passes, weighted by the counts themselves (their Fisher information),
+lower the objective. With `accelerate`, Anderson's extrapolation is tried from the seventh pass on: with x = log s, g = log F(s) - log s of the last
+three passes, and norms weighted by the counts themselves (their Fisher information),
 
     x' = log F - (dX + dG) gamma,     gamma = argmin |g - dG gamma|^2_s
 
-A pass whose objective is not higher is taken back, the plain step follows, and further trials wait for 4, 8, 16 ... passes; so a fit costs few
-passes more than EM where nothing is gained. EM picks its mode in the first passes; a higher mode may still be found, a lower one has not been
-seen on real sets (benchmarks/aggregation.py), but is not ruled out.
+It is tried where |g| fell twice in a row: where steps grow, EM leaves a saddle, and extrapolation would lead back. A pass whose objective is not
+higher is taken back, the plain step follows, and further trials wait for 4, 8, 16 ... passes; so a fit costs few passes more than EM where nothing
+is gained. EM picks its mode in the first passes; a higher mode may still be found, and so may a lower one: on real sets under the default prior
+that has not been seen, under flat priors it has (benchmarks/aggregation.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from probcrowd.inference.channels import Channel
 from probcrowd.inference.sweep import Scores, Statistics, Swept, count, sweep, votes
 from probcrowd.models.cells import Cells, Packed
 
-_MEMORY, _FIRST, _WAIT = 5, 10, 4
+_MEMORY, _FIRST, _WAIT = 2, 7, 4
 
 
 @runtime_checkable
@@ -68,14 +69,21 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Fit:
-    """Where EM ended: the counts that the last pass made and the scores that follow from them, the objective of each pass that was kept, and
+    """Where EM ended: the counts that the last pass made and the scores that follow from them, the objective of each pass that was kept, which passes
+    these were, and
     how many passes it took in all."""
 
     statistics: Statistics
     scores: Scores
     objective: Float64[np.ndarray, " t"]
+    kept: tuple[int, ...]
     passes: int
     converged: bool
+
+    def passes_to(self, objective: float) -> int | None:
+        """How many passes, those taken back included, it took to reach that objective; None if it was not reached."""
+        reached = np.flatnonzero(self.objective >= objective)
+        return self.kept[reached[0]] if len(reached) else None
 
 
 @dataclass
@@ -86,14 +94,17 @@ class _Trail:
     items: float
     points: list[np.ndarray] = field(default_factory=list)
     steps: list[np.ndarray] = field(default_factory=list)
+    lengths: list[float] = field(default_factory=list)
 
     def add(self, before: Statistics, after: Statistics) -> None:
         point = _logs(before)
-        self.points, self.steps = [*self.points, point][-_MEMORY - 1 :], [*self.steps, _logs(after) - point][-_MEMORY - 1 :]
+        step = _logs(after) - point
+        self.points, self.steps = [*self.points, point][-_MEMORY - 1 :], [*self.steps, step][-_MEMORY - 1 :]
+        self.lengths = [*self.lengths, float(((_flat(after) + 1e-12) * step**2).sum())][-3:]
 
     def extrapolated(self, after: Statistics) -> Statistics | None:
-        """Where the steps seem to lead, with the sums that all counts have; None before there are two steps, or where they lead nowhere."""
-        if len(self.steps) < 2:
+        """Where the steps seem to lead, with the sums that all counts have; None where they do not shrink, or lead nowhere."""
+        if len(self.lengths) < 3 or not self.lengths[0] > self.lengths[1] > self.lengths[2]:
             return None
         bends, moves = np.diff(np.stack(self.steps), axis=0), np.diff(np.stack(self.points), axis=0)
         metric = _flat(after) + 1e-12
@@ -131,6 +142,7 @@ def fit_table(
     trail = _Trail(here.said.sum(1, keepdims=True), float(here.class_count.sum()))
     least = tolerance * max(source.num_rows, 1)
     objective: list[float] = []
+    kept: list[int] = []
     fallback: Statistics | None = None
     reached, wait, pause, converged, passes = here, _FIRST, _WAIT, False, 0
     last: Scores | None = None
@@ -148,6 +160,7 @@ def fit_table(
                 continue
             gain = value - objective[-1] if objective else np.inf
             objective.append(value)
+            kept.append(passes)
             last = scores
             bar.set_postfix_str(f"gain {gain:.3g}")
             reached, extrapolated, fallback = swept.statistics, fallback is not None, None
@@ -166,7 +179,7 @@ def fit_table(
                     here, fallback = there, reached
                     continue
             here = reached
-    return Fit(reached, channel.scores(reached, last), np.array(objective), passes, converged)
+    return Fit(reached, channel.scores(reached, last), np.array(objective), tuple(kept), passes, converged)
 
 
 def _flat(statistics: Statistics) -> Float64[np.ndarray, " c"]:
