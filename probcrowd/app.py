@@ -185,14 +185,32 @@ def check(
 @click.option("--abstentions", type=click.Choice(["ignore", "event"]), help="Leave them out, or let them tell something.")
 @click.option("--duplicates", default="error", type=click.Choice(["error", "first", "last", "count", "share"]), help="Repeated pairs.")
 @click.option("--missing", default="error", type=click.Choice(["error", "skip"]), help="Rows without a label.")
+@click.option("--out-of-core", is_flag=True, help="Dawid-Skene of a Parquet file or folder that need not fit in memory.")
+@click.option("--cluster", metavar="ADDRESS", help="The scheduler of a Dask cluster that sees the same files; implies --out-of-core.")
 @_told
 def aggregate(
-    labels: Path, out: Path, model: str, gold: Path | None, columns: str | None, duplicates: str, missing: str, **options: Any
+    labels: Path,
+    out: Path,
+    model: str,
+    gold: Path | None,
+    columns: str | None,
+    duplicates: str,
+    missing: str,
+    out_of_core: bool,
+    cluster: str | None,
+    **options: Any,
 ) -> None:
     """Labels with probabilities from LABELS, a .csv or .parquet file with columns item (or task), annotator (or worker) and label.
 
-    Writes labels.csv, annotators.csv, confusion.csv, summary.json and three figures into the folder `out`, once all of them are whole.
+    Writes labels.csv, annotators.csv, confusion.csv, summary.json and three figures into the folder `out`, once all of them are whole; out of
+    core labels/*.parquet, annotators.csv and summary.json.
     """
+    if out_of_core or cluster:
+        refused = [name for name in ("confidence", "abstention", "abstentions") if options[name] is not None]
+        if model.replace("_", "-") != "dawid-skene" or refused or missing != "error":
+            raise ValueError(f"out of core there is dawid-skene with a prior alone, not {', '.join(refused) or model}")
+        _aggregate_files(labels, out, gold, columns, duplicates, options["prior"] or "accurate", cluster)
+        return
     from probcrowd.runs.aggregate import FILES, aggregate_labels
     from probcrowd.tables import named_columns, read_annotations, read_gold
 
@@ -210,6 +228,35 @@ def aggregate(
         )
     for path in filter(Path.exists, (out / name for name in FILES)):
         click.echo(str(path))
+
+
+def _aggregate_files(
+    labels: Path, out: Path, gold: Path | None, columns: str | None, duplicates: str, prior: str, cluster: str | None
+) -> None:
+    from probcrowd.runs.aggregate_files import aggregate_files
+    from probcrowd.tables import named_columns, read_classes
+
+    client = None
+    if cluster is not None:
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise click.ClickException(f'a cluster needs more packages ({error}): pip install "probcrowd[dask]"') from error
+        client = Client(cluster)
+    known = None if gold is None else read_classes(gold)
+    summary = aggregate_files(
+        labels,
+        out=out,
+        gold=known,
+        prior=prior,
+        columns=named_columns(columns),
+        duplicates=duplicates,
+        client=client,
+        progress=sys.stderr.isatty(),
+    )
+    click.echo(f"{summary['items']:,} items, {summary['annotators']:,} annotators, {summary['annotations']:,} labels", err=True)
+    for name in ("labels", "annotators.csv", "summary.json"):
+        click.echo(str(out / name))
 
 
 @main.command()

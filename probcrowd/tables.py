@@ -90,7 +90,20 @@ def named_columns(text: str | None) -> dict[str, str]:
 
 
 def read_gold(path: Path, annotations: Annotations) -> pd.Series:
-    """Known classes by item from .csv or .parquet with columns item (or task) and label (or gold), as text or numbers as the annotations have them.
+    """Known classes by item as `read_classes` has them, with item ids as text, and text or numbers as the annotations have them.
+
+    Raises:
+        ValueError: no such file, another ending, or columns that are missing.
+    """
+    gold = read_classes(path)
+    gold = gold.set_axis(gold.index.astype(str))
+    if pd.api.types.is_numeric_dtype(annotations.classes):
+        return gold.astype(annotations.classes.dtype)
+    return gold if annotations.classes.dtype == gold.dtype else gold.map(str)
+
+
+def read_classes(path: Path) -> pd.Series:
+    """Known classes by item from .csv (all text) or .parquet with columns item (or task) and label (or gold).
 
     Raises:
         ValueError: no such file, another ending, or columns that are missing.
@@ -99,10 +112,7 @@ def read_gold(path: Path, annotations: Annotations) -> pd.Series:
     names = [next((name for name in wanted if name in frame.columns), None) for wanted in (_ITEM, ("label", "gold"))]
     if None in names:
         raise ValueError(f"{path} needs the columns item (or task) and label (or gold), it has {', '.join(map(str, frame.columns))}")
-    gold = pd.Series(frame[names[1]].array, index=pd.Index(frame[names[0]].astype(str))).dropna()
-    if pd.api.types.is_numeric_dtype(annotations.classes):
-        return gold.astype(annotations.classes.dtype)
-    return gold if annotations.classes.dtype == gold.dtype else gold.map(str)
+    return pd.Series(frame[names[1]].array, index=pd.Index(frame[names[0]])).dropna()
 
 
 def by_item(rows: pd.DataFrame | np.ndarray, name: str) -> pd.DataFrame:
