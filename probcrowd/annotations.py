@@ -116,7 +116,7 @@ class Annotations:
             raise TypeError(f"frame must be a pandas DataFrame, not {type(frame).__name__}; a matrix goes to Annotations.from_wide")
         _check_option("duplicates", duplicates, ("error", "first", "last", "count", "share"))
         _check_option("missing", missing, ("error", "skip"))
-        columns = _find_columns(frame, {"item": item, "annotator": annotator, "label": label, "weight": weight})
+        columns = find_columns(frame, {"item": item, "annotator": annotator, "label": label, "weight": weight})
         item_code, items = encode(columns["item"], "item", items)
         annotator_code, annotators = encode(columns["annotator"], "annotator", annotators)
         labels = plain(columns["label"])
@@ -250,7 +250,7 @@ def _check_option(name: str, value: str, options: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, options))}")
 
 
-def _find_columns(frame: pd.DataFrame, named: dict[str, Hashable | None]) -> dict[str, pd.Series]:
+def find_columns(frame: pd.DataFrame, named: dict[str, Hashable | None]) -> dict[str, pd.Series]:
     """The column of each role; all roles that cannot be decided are reported together."""
     found, problems = {}, []
     for role, name in named.items():

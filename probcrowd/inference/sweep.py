@@ -234,6 +234,8 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                 top += r[k]
             for k in range(K):
                 r[k] /= top
+            if gold.size and gold[i] >= 0:
+                r[gold[i]] = 1.0  # whatever was rounded
             share = 1.0
             if times.size:
                 share = times[i]

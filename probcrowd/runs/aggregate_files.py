@@ -4,8 +4,8 @@ labels/part-*.parquet   item, label, its probability, the probability of every c
 annotators.csv          as `runs.aggregate` writes it
 summary.json            sizes, fit, class prior; written last, so the other files of that run are whole once it is there
 
-Dawid-Skene alone: EM to the posterior mode, and probabilities from posterior means of the confusion matrices, in which an item's own labels
-have their share (one of very many here). Dependence between annotators is not looked at: take a sample of the items for that.
+Dawid-Skene alone, as in memory: EM to the posterior mode, and probabilities averaged over the parameters. Dependence between annotators is not
+looked at: aggregate a sample of the items for that.
 """
 
 from __future__ import annotations
@@ -65,12 +65,13 @@ def aggregate_files(
     out.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {**(columns or {}), "duplicates": duplicates, "work": work, "client": client, "max_iter": max_iter}
     with fit_parquet(path, channel=channel, gold=gold, progress=progress, **options) as found:
-        rows, statistics = channel(found.buckets.cells), found.fit.statistics
-        scores = rows.means(statistics).scores
+        rows = channel(found.buckets.cells)
+        statistics = found.buckets.sweep(found.scores).statistics
+        means = rows.means(statistics)
         fresh = out / f".labels.{secrets.token_hex(4)}"
-        write_probabilities(found.buckets, scores, fresh, progress=progress)
+        write_probabilities(found.buckets, found.scores, fresh, means=means, progress=progress)
         _swap(fresh, out / "labels")
-        each = found.buckets.map(_held_out, range(found.buckets.num_buckets), found.buckets.folder, scores)
+        each = found.buckets.map(_held_out, range(found.buckets.num_buckets), found.buckets.folder, means.scores)
         table = annotator_table(
             RowPosterior(rows.cells, rows.base, statistics.said), np.exp(found.scores.log_prior), reduce(add, each).said
         )
