@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probcrowd.inference.dependence import Dependence, _commonest, dependence
+from probcrowd.inference.copies import commonest
+from probcrowd.inference.dependence import Dependence, dependence
 from probcrowd.models.rows import Rows
 
 COLUMNS = ["annotator", "other", "items", "agreement", "expected", "copying", "z", "near_duplicate"]
@@ -184,8 +185,8 @@ def test_copies_in_the_majority_are_named_though_the_fit_believes_them(seed: int
     assert "bot 0, bot 1, bot 2, bot 3, bot 4, bot 5;" in copies and "zoe" not in copies and "keep one of each group" in copies
 
 
-def test_the_label_of_a_clique_is_the_commonest_and_of_equals_the_first() -> None:
-    found = _commonest(np.array([0, 0, 0, 2, 2, 3, 3, 3]), np.array([1, 1, 0, 1, 0, 2, 0, 2]), 4)
+def test_the_label_of_a_clique_is_thecommonest_and_of_equals_the_first() -> None:
+    found = commonest(np.array([0, 0, 0, 2, 2, 3, 3, 3]), np.array([1, 1, 0, 1, 0, 2, 0, 2]), 4)
     assert found.tolist() == [1, -1, 0, 2]
 
 
