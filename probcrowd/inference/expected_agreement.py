@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int
 from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from probcrowd.inference.gibbs_kernels import compiled
 from probcrowd.models.rows import Rows
