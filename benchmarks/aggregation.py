@@ -32,13 +32,41 @@ from scipy.special import logsumexp
 from probcrowd.annotations import Annotations
 from probcrowd.estimators.dawid_skene import DawidSkene
 from probcrowd.inference.channels import ClassPrior, DirichletRows
+from probcrowd.inference.patterns import collapsed
 from probcrowd.inference.sweep import sweep
 from probcrowd.inference.table_em import InMemory, fit_table
-from probcrowd.models.cells import collapsed, occurring, pack
+from probcrowd.models.cells import occurring, pack
 from probcrowd.models.priors import DirichletPrior
 
 PASSES, PSEUDO = 20, 0.01
-SETS = ["adult2", "bluebirds", "cifar10n", "cifar10s", "d_possent", "dog", "ducks", "ecg_panel", "face", "geirhos16_human", "judgebench", "labelme", "llmbar", "llmbar_processed", "medrel_cause", "medrel_treat", "music_genre", "product", "s_rel", "snow_rte", "snow_temp", "snow_wsd", "trec", "weather_amt", "zencrowd_in", "dices350"]
+SETS = [
+    "adult2",
+    "bluebirds",
+    "cifar10n",
+    "cifar10s",
+    "d_possent",
+    "dog",
+    "ducks",
+    "ecg_panel",
+    "face",
+    "geirhos16_human",
+    "judgebench",
+    "labelme",
+    "llmbar",
+    "llmbar_processed",
+    "medrel_cause",
+    "medrel_treat",
+    "music_genre",
+    "product",
+    "s_rel",
+    "snow_rte",
+    "snow_temp",
+    "snow_wsd",
+    "trec",
+    "weather_amt",
+    "zencrowd_in",
+    "dices350",
+]
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from probcrowd.inference.checks import Checked, check_posterior
 from probcrowd.inference.convergence import convergence, summarise
 from probcrowd.inference.findings import Finding, exit_status, to_json, verdict
 from probcrowd.inference.gold import accuracy_coverage
-from probcrowd.scoring import reliability, scores
 from probcrowd.inference.plug_in import compare_on_gold, compare_with_mode
 from probcrowd.inference.posterior import sample_posterior
 from probcrowd.inference.sensitivity import accuracy, functionals, prior_sensitivity
 from probcrowd.inference.tree import array, dataset
 from probcrowd.models.catalogue import MODELS
 from probcrowd.models.priors import DirichletPrior
+from probcrowd.scoring import reliability, scores
 from probcrowd.tables import anesthesia
 
 CHAINS, DRAWS, ITEMS, ANNOTATORS = 4, 250, 150, 4

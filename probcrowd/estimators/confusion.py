@@ -11,19 +11,20 @@ import pandas as pd
 from jaxtyping import Float64, Int64
 from sklearn.utils.validation import check_is_fitted
 
-from probcrowd.columns import reject
+from probcrowd.columns import declare, reject
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.table import Table
 from probcrowd.inference.annotator_table import RowPosterior
 from probcrowd.inference.averaged import averaged_probabilities, discounted
 from probcrowd.inference.channels import Averaging, Channel
+from probcrowd.inference.patterns import collapsed
 from probcrowd.inference.sweep import Scores, sweep
 from probcrowd.inference.table_em import Fit, InMemory, fit_table
-from probcrowd.models.cells import Cells, Packed, collapsed, occurring, pack
-from probcrowd.models.priors import DirichletPrior
+from probcrowd.models.cells import Cells, Packed, occurring, pack
+from probcrowd.models.priors import DirichletPrior, PriorName
 
 Confidence = Literal["averaged", "variational", "plug-in"]
-_CONFIDENCES = get_args(Confidence)
+_CONFIDENCES, _PRIORS = get_args(Confidence), get_args(PriorName)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class TableAggregator(Aggregator):
     confidence: Confidence = "averaged"
     progress: bool
     _hard = False
+    _prior_kind: type = DirichletPrior
     _takes_discount = True
 
     @abc.abstractmethod
@@ -79,9 +81,16 @@ class TableAggregator(Aggregator):
     def _passes(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("max_iter", "tolerance", "accelerate", "progress") if hasattr(self, name)}
 
-    def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
+    def _check(self) -> None:
+        super()._check()
         if self.confidence not in _CONFIDENCES:
-            raise ValueError(f"confidence={self.confidence!r}: choose one of {', '.join(_CONFIDENCES)}")
+            raise ValueError(f"confidence={self.confidence!r}: choose one of {', '.join(map(repr, _CONFIDENCES))}")
+        prior = getattr(self, "prior", "flat")
+        if not isinstance(prior, self._prior_kind) and not (isinstance(prior, str) and prior in _PRIORS):
+            names = ", ".join(map(repr, _PRIORS))
+            raise ValueError(f"prior={prior!r}: choose {names}, or give a {self._prior_kind.__name__}")
+
+    def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
         table, earlier = _read_history(table, history, self.abstention)
         keys = table.key if earlier is None else np.concatenate([table.key, earlier[0]])
         cells = occurring(keys, len(table.annotators), table.num_labels, len(table.classes))
@@ -94,6 +103,7 @@ class TableAggregator(Aggregator):
             fit = fit_table(source, self._channel(design, averaged=True), mode.statistics, **self._passes)
         found = np.zeros((patterns.num_items, cells.num_classes))
         swept = sweep(patterns, fit.scores, hard=self._hard, responsibilities=found)
+        found = certain(patterns, found)
         self._design, self._cells, self._packed, self._patterns, self._place = design, cells, packed, patterns, place
         self._mode, self._last, self._statistics, self._shares = mode, fit, swept.statistics, found
         self._answer(table, found if place is None else found[place], mode.objective, mode.converged and fit.converged)
@@ -112,7 +122,7 @@ class TableAggregator(Aggregator):
             return shares
         found = np.zeros_like(shares)
         sweep(discounted(packed, self._copying), self._last.scores, responsibilities=found)
-        return found
+        return certain(packed, found)
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
         design = self._design.joined(table.key, len(table.annotators))
@@ -162,17 +172,22 @@ class TableAggregator(Aggregator):
         return pd.DataFrame(columns)
 
 
+def certain(packed: Packed, found: Float64[np.ndarray, "i k"]) -> Float64[np.ndarray, "i k"]:
+    """With known classes at 1, without the rounding of a pass."""
+    if packed.gold is None:
+        return found
+    return np.where(packed.gold[:, None] < 0, found, packed.gold[:, None] == np.arange(found.shape[1]))
+
+
 def rows_base(
     prior: str | DirichletPrior, num_classes: int, num_labels: int
 ) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k l"]]:
     """Concentrations of the class prior and of confusion rows; an abstention that is an event has the lowest of its row.
 
     Raises:
-        ValueError: an unknown name, or a prior for another number of classes.
+        ValueError: a prior for another number of classes.
     """
     if isinstance(prior, str):
-        if prior not in ("accurate", "rater", "stan", "flat"):
-            raise ValueError(f"prior={prior!r}: choose 'accurate', 'rater', 'stan' or 'flat', or give a DirichletPrior")
         prior = DirichletPrior.named(prior, num_classes)  # pyright: ignore[reportArgumentType]
     if prior.confusion.shape != (num_classes, num_classes):
         shape = prior.confusion.shape
@@ -187,15 +202,19 @@ def _read_history(
     """The table with the annotators of the history, and the history as keys, classes and counts."""
     if history is None:
         return table, None
+    if not isinstance(history, pd.DataFrame):
+        raise TypeError(f"the history must be a data frame, as `counts_` is, not {type(history).__name__}")
     missing = {"annotator", "true_class", "label", "count"} - set(history.columns)
     if missing:
         raise ValueError(f"the history needs the columns annotator, true_class, label and count; {', '.join(sorted(missing))} is missing")
     column: dict[str, pd.Series] = {name: history.loc[:, name] for name in ("annotator", "true_class", "label", "count")}
-    count = np.asarray(column["count"], np.float64)
+    reject(column["annotator"].isna().to_numpy(bool), column["annotator"], "missing annotator ids in the history")
+    count = pd.Series(pd.to_numeric(column["count"], errors="coerce")).to_numpy(np.float64, na_value=np.nan)
     reject(~(np.isfinite(count) & (count >= 0)), column["count"], "counts of the history must be finite and >= 0")
     new = pd.Index(column["annotator"].unique())
     new = new[table.annotators.get_indexer(new) < 0]
-    table = replace(table, annotators=table.annotators.append(new)) if len(new) else table
+    # Ids of another kind ("1" and 1) would be other annotators, and their history lost
+    table = replace(table, annotators=declare(table.annotators.append(new), "annotators")) if len(new) else table
     known = table.classes.get_indexer(pd.Index(column["true_class"]))
     reject(known < 0, column["true_class"], f"classes of the history that are none of {list(table.classes[:10])}")
     label = table.classes.get_indexer(pd.Index(column["label"]))

@@ -14,8 +14,8 @@ import xarray as xr
 from scipy.special import entr
 
 from probcrowd.inference.findings import Finding
-from probcrowd.scoring import scores
 from probcrowd.inference.tree import array, dataset
+from probcrowd.scoring import scores
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def sweep(packed: Packed, scores: Scores, *, hard: bool = False, responsibilitie
         total = kernel(packed.starts, packed.cell, *optional, table, log_table, prior, low, high, hard, said, class_count, out)
         return said, class_count, total
 
-    done = _in_threads(part, packed)
+    done = in_threads(part, packed)
     said, class_count = (np.asarray(sum(each[part] for each in done)) for part in (0, 1))
     # What was scaled away: each row of a cell has the cell's maximum as a factor, and every row adds its weight to one class
     scale = float(top[1]) * float(class_count.sum()) + float(top[0] @ said.sum(1))
@@ -104,7 +104,7 @@ def count(packed: Packed, responsibilities: Float64[np.ndarray, "i k"], num_cell
         kernel(packed.starts, packed.cell, *optional, responsibilities, low, high, said, class_count)
         return said, class_count
 
-    done = _in_threads(part, packed)
+    done = in_threads(part, packed)
     return Statistics(np.asarray(sum(each[0] for each in done)), np.asarray(sum(each[1] for each in done)))
 
 
@@ -126,7 +126,7 @@ def held_out(packed: Packed, scores: Scores) -> Statistics:
         kernel(packed.starts, packed.cell, *optional, log_table, np.log(prior), low, high, said)
         return said
 
-    said = np.asarray(sum(_in_threads(part, packed)))
+    said = np.asarray(sum(in_threads(part, packed)))
     return Statistics(said, np.zeros(len(prior)))
 
 
@@ -152,7 +152,7 @@ def _optional(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def _in_threads(part: Any, packed: Packed) -> list[Any]:
+def in_threads(part: Any, packed: Packed) -> list[Any]:
     """Results of contiguous ranges of items with about as many rows each, in order."""
     workers = max(1, min(os.cpu_count() or 1, 8, len(packed.cell) // _ROWS_PER_THREAD))
     if workers == 1:

@@ -9,7 +9,6 @@ abstention that counts as an event is a label that is no class.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +16,6 @@ import pandas as pd
 from jaxtyping import Float64, Int32, Int64, Integer
 
 _MOST_FLAGS = 2**26  # pairs that may be marked one by one; beyond, they are sorted
-_MOST_PATTERNS = 2**22
 
 
 @dataclass(frozen=True)
@@ -118,46 +116,6 @@ def occurring(key: Int64[np.ndarray, " n"], num_annotators: int, num_labels: int
         pairs = np.sort(pd.unique(key))
     annotator, label = np.divmod(pairs, num_labels)
     return Cells(annotator, label, num_annotators, num_labels, num_classes)
-
-
-def collapsed(packed: Packed, cells: Cells) -> tuple[Packed, Int64[np.ndarray, " i"] | None]:
-    """Items with the same cells and gold as one with `times`, and the place of each item among them; as it was where that is not worth it.
-
-    A few annotators with many items leave few patterns: an item is a number whose digit j is what annotator j said, or nothing.
-    """
-    base = cells.num_labels + 1
-    size = packed.num_items * max(len(packed.cell), 1)
-    if packed.weight is not None or packed.times is not None or size == 0:
-        return packed, None
-    if math.log2(cells.num_classes + 1) + cells.num_annotators * math.log2(base) > 62:
-        return packed, None
-    room = (cells.num_classes + 1) * base**cells.num_annotators
-    digit = cells.label + 1, np.int64(base) ** cells.annotator
-    said = (digit[0] * digit[1])[packed.cell]
-    item = np.repeat(np.arange(packed.num_items), packed.size)
-    pair = cells.annotator[packed.cell]
-    met = np.zeros(packed.num_items * cells.num_annotators, bool)
-    met[item * cells.num_annotators + pair] = True
-    if np.count_nonzero(met) < len(pair):  # repeated pairs have no digit
-        return packed, None
-    code = np.zeros(packed.num_items, np.int64)
-    filled = packed.size > 0
-    code[filled] = np.add.reduceat(said, packed.starts[:-1][filled])
-    if packed.gold is not None:
-        code += (packed.gold.astype(np.int64) + 1) * base**cells.num_annotators
-    if room <= _MOST_PATTERNS:
-        counts = np.bincount(code, minlength=room)
-        patterns = np.flatnonzero(counts)
-        lookup = np.zeros(len(counts), np.int64)
-        lookup[patterns] = np.arange(len(patterns))
-        place, times = lookup[code], counts[patterns]
-    else:
-        patterns, place, times = np.unique(code, return_inverse=True, return_counts=True)
-    if 2 * len(patterns) > packed.num_items:
-        return packed, None
-    first = np.zeros(len(patterns), np.int64)
-    first[place[::-1]] = np.arange(packed.num_items)[::-1]
-    return replace(packed.take(first), times=times.astype(np.float64)), place
 
 
 def _places(key: Int64[np.ndarray, " n"], cells: Cells) -> Int32[np.ndarray, " n"]:
