@@ -176,13 +176,16 @@ def judges() -> None:
     truth, accuracy = rng.integers(2, size=items), np.array([0.9, 0.8, 0.75, 0.7, 0.6])
     label = np.where(rng.random((items, annotators)) < accuracy, truth[:, None], 1 - truth[:, None])
     item, annotator = np.nonzero(rng.random((items, annotators)) >= 0.05)
-    began = time.perf_counter()
-    key = annotator * 2 + label[item, annotator]
-    cells = occurring(key, annotators, 2, 2)
-    packed = pack(item, key, cells, items)
-    middle = time.perf_counter()
-    patterns, place = collapsed(packed, cells)
-    collapsing = time.perf_counter() - middle
+    packing, collapsing = np.inf, np.inf
+    for _ in range(5):
+        began = time.perf_counter()
+        key = annotator * 2 + label[item, annotator]
+        cells = occurring(key, annotators, 2, 2)
+        packed = pack(item, key, cells, items)
+        middle = time.perf_counter()
+        patterns, place = collapsed(packed, cells)
+        collapsing = min(collapsing, time.perf_counter() - middle)
+        packing = min(packing, middle - began)
     assert place is not None
     prior = DirichletPrior.named("accurate", 2)
     channel = DirichletRows(cells, prior.confusion, ClassPrior(prior.class_prior))
@@ -196,7 +199,7 @@ def judges() -> None:
         best = min(best, time.perf_counter() - began_fit)
     full = fit_table(InMemory(packed, cells), channel, max_iter=PASSES, tolerance=-np.inf, accelerate=False)
     print(
-        f"\n{items:,} items by {annotators} judges, {len(item):,} labels: packed in {middle - began:.3f} s, collapsed to {patterns.num_items} patterns in ",
+        f"\n{items:,} items by {annotators} judges, {len(item):,} labels: packed in {packing:.3f} s, collapsed to {patterns.num_items} patterns in ",
         end="",
     )
     print(f"{collapsing:.3f} s, {PASSES} passes and every item's answer in {best:.4f} s; log posterior {fit.objective[-1]:.4f}, ", end="")
