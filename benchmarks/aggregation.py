@@ -82,13 +82,18 @@ class Labels:
 
 
 def simulated(rows: int, num_classes: int) -> Labels:
-    """Five labels an item by distinct annotators, where activity allows it."""
+    """Five labels an item by distinct annotators."""
     rng = np.random.default_rng(0)
     items, annotators = rows // 5, int(rows**0.5)
     activity = rng.lognormal(size=annotators)
-    item, annotator = np.repeat(np.arange(items), 5), rng.choice(annotators, size=items * 5, p=activity / activity.sum())
-    kept = ~pd.Series(item * annotators + annotator).duplicated().to_numpy()
-    item, annotator = item[kept], annotator[kept]
+    activity /= activity.sum()
+    asked = rng.choice(annotators, size=(items, 5), p=activity)
+    again = np.arange(items)
+    while len(again):
+        ordered = np.sort(asked[again], 1)
+        again = again[(ordered[:, 1:] == ordered[:, :-1]).any(1)]
+        asked[again] = rng.choice(annotators, size=(len(again), 5), p=activity)
+    item, annotator = np.repeat(np.arange(items), 5), asked.ravel()
     accuracy, truth = rng.beta(6, 2.5, size=annotators), rng.integers(num_classes, size=items)
     right = rng.random(len(item)) < accuracy[annotator]
     label = np.where(right, truth[item], (truth[item] + rng.integers(1, num_classes, size=len(item))) % num_classes)
@@ -103,9 +108,9 @@ def ours(data: Labels) -> Callable[[], np.ndarray]:
     channel = DirichletRows(cells, np.full(shape, 1 + PSEUDO), ClassPrior(np.ones(data.num_classes)))
 
     def run() -> np.ndarray:
-        fit = fit_table(InMemory(packed, cells), channel, max_iter=PASSES, tolerance=-np.inf, accelerate=False)
+        fit = fit_table(InMemory(packed, cells), channel, max_iter=PASSES - 1, tolerance=-np.inf, accelerate=False)
         found = np.zeros((len(data.truth), data.num_classes))
-        sweep(packed, fit.scores, responsibilities=found)
+        sweep(packed, fit.scores, responsibilities=found)  # the last pass
         return found
 
     return run
@@ -122,7 +127,7 @@ def sparse(data: Labels) -> Callable[[], np.ndarray]:
         votes = np.zeros((len(data.truth), classes))
         np.add.at(votes, (data.item, data.label), 1.0)
         found = votes / votes.sum(1, keepdims=True)
-        for _ in range(PASSES + 1):
+        for _ in range(PASSES):
             said = (matrix.T @ found).reshape(data.num_annotators, classes, classes) + PSEUDO
             logs = np.log(said / said.sum(1, keepdims=True)).reshape(-1, classes)
             scores = matrix @ logs + np.log(found.mean(0))

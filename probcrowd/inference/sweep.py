@@ -199,6 +199,11 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                     extra = max(extra, r[k])
                 for k in range(K):
                     r[k] = math.exp(r[k] - extra)
+            elif last - first <= 8:  # most items; what follows is for long ones
+                for n in range(first, last):
+                    p = cell[n]
+                    for k in range(K):
+                        r[k] *= table[p, k]
             else:
                 steps, lifted = 0, False
                 for n in range(first, last):
@@ -232,14 +237,13 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
             top = 0.0
             for k in range(K):
                 top += r[k]
+            inverse = 1.0 / top
             for k in range(K):
-                r[k] /= top
+                r[k] *= inverse
             if gold.size and gold[i] >= 0:
                 r[gold[i]] = 1.0  # whatever was rounded
-            share = 1.0
             if times.size:
-                share = times[i]
-                total += share * (extra + math.log(top))
+                total += times[i] * (extra + math.log(top))
             else:
                 total += extra
                 if top < 1e-100:
@@ -259,8 +263,10 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
             if out.shape[0]:
                 for k in range(K):
                     out[i, k] = r[k]
+            if times.size:
+                for k in range(K):
+                    r[k] *= times[i]
             for k in range(K):
-                r[k] *= share
                 class_count[k] += r[k]
             if weight.size:
                 for n in range(first, last):
@@ -269,9 +275,9 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                         row[k] += weight[n] * r[k]
             else:
                 for n in range(first, last):
-                    row = said[cell[n]]
+                    p = cell[n]
                     for k in range(K):
-                        row[k] += r[k]
+                        said[p, k] += r[k]
         return total + math.log(product)
 
     def count_over(
