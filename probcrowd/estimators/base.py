@@ -6,7 +6,8 @@ import abc
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,10 @@ from probcrowd.scoring import hits
 from probcrowd.tables import some
 
 MOST_CONFUSION, MOST_PAIRS = 2 * 10**8, 500_000
+_UNTOLD = "annotators have too few labels for so many classes to tell a copying rate"
 _TIE = 1e-9  # relative: sums of the same numbers in another order are equal
+_COVERED = 0.95  # share of annotators' tables on labels that they used, below which a copying rate cannot be told
+_KEPT = ("_metadata_request", "_sklearn_output_config")  # what scikit-learn notes, not a fit
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Aggregator(BaseEstimator, abc.ABC):
     _takes_history = False
     _takes_events = False
     _takes_discount = False
+    _unknown = "are taken as the prior has them"
     abstention: Any
     abstentions: Abstentions = "ignore"
     dependence: str
@@ -91,7 +96,7 @@ class Aggregator(BaseEstimator, abc.ABC):
             TypeError, ValueError: tables that cannot be read; the message names the rows.
         """
         if history is not None and not self._takes_history:
-            raise ValueError(f"{type(self).__name__} takes no history; DawidSkene, OneCoin and ZenCrowd do")
+            raise ValueError(f"{type(self).__name__} takes no history; DawidSkene, FastDawidSkene, OneCoin and ZenCrowd do")
         if self.abstentions not in ("ignore", "event"):
             raise ValueError(f"abstentions={self.abstentions!r}: choose 'ignore' or 'event'")
         if self.abstentions == "event" and not self._takes_events:
@@ -100,6 +105,7 @@ class Aggregator(BaseEstimator, abc.ABC):
             raise ValueError(f"dependence={self.dependence!r}: choose 'warn', 'discount' or 'ignore'")
         if self.dependence == "discount" and not self._takes_discount:
             raise ValueError(f"{type(self).__name__} cannot discount dependent labels; DawidSkene, its relatives, OneCoin and MACE can")
+        self._check()
         table = read_table(annotations, gold, abstention=self.abstention, abstentions=self.abstentions)
         self._forget()
         self._fit(table, history)
@@ -190,9 +196,19 @@ class Aggregator(BaseEstimator, abc.ABC):
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
         """Label probabilities of a new table, in the fit's codes."""
 
+    def _check(self) -> None:
+        """Refuses parameters without a meaning; subclasses with others add theirs."""
+        for name in ("max_iter", "restarts"):
+            number = getattr(self, name, 1)
+            if not isinstance(number, Integral) or number < 1:
+                raise ValueError(f"{name}={number!r}: choose a whole number of at least 1")
+        tolerance = getattr(self, "tolerance", 0.0)
+        if not 0 <= tolerance < math.inf:
+            raise ValueError(f"tolerance={tolerance!r}: choose a number of at least 0")
+
     def _forget(self) -> None:
         for name in [name for name in vars(self) if name.endswith("_") or name.startswith("_")]:
-            if not name.startswith("__"):
+            if not name.startswith("__") and name not in _KEPT:
                 delattr(self, name)
 
     def _answers(self, table: Table) -> Float64[np.ndarray, "i k"]:
@@ -217,15 +233,12 @@ class Aggregator(BaseEstimator, abc.ABC):
 
     def _new(self, annotations: Any) -> Table:
         table = self._read(annotations)
-        warn_of_unknown(table, len(self._annotator_ids))
+        warn_of_unknown(table, len(self._annotator_ids), self._unknown)
         return table
 
     def _read(self, annotations: Any, gold: pd.Series | None = None) -> Table:
-        """A table in the codes of the fit; it need not have abstentions."""
-        mark = self.abstention
-        if mark is not None and not (read_table(annotations).classes.astype(object) == mark).any():
-            mark = None
-        table = read_table(annotations, gold, abstention=mark, abstentions=self.abstentions)
+        """A table in the codes of the fit; it need not have abstentions, and may have nothing else."""
+        table = read_table(annotations, gold, abstention=self.abstention, abstentions=self.abstentions, classes=self.classes_)
         return recode(table, self._annotator_ids, self.classes_, self._num_labels)
 
     def _describe(self, table: Table, probabilities: Float64[np.ndarray, "i k"]) -> Answered:
@@ -261,7 +274,11 @@ class Aggregator(BaseEstimator, abc.ABC):
         return 0.0 if math.isnan(rate) else max(rate, 0.0)
 
     def _look_for_dependence(self) -> None:
-        """Tells if annotators err together; looks at enough items, drawn at random, for 500,000 pairs of labels."""
+        """Tells if annotators err together; looks at enough items, drawn at random, for 500,000 pairs of labels.
+
+        `dependence` takes labels that an annotator never gave for impossible. Where annotators have few labels for so many classes, the tables
+        expect that they give others, agreement then seems too high and no rate can be told.
+        """
         self.dependence_: Dependence | None = None
         if self.dependence == "ignore":
             return
@@ -283,7 +300,11 @@ class Aggregator(BaseEstimator, abc.ABC):
         lean = cells.num_labels * (crowd / crowd.sum(0))[cells.label]
         means = (posterior.said + lean) / (row_totals(posterior.said, cells) + cells.num_labels)[cells.annotator]
         known = np.asarray(class_prior, np.float64)
-        self.dependence_ = dependence(rows, cell, cells.annotator, cells.label, means, known, generator=generator, max_pairs=MOST_PAIRS)
+        found = dependence(rows, cell, cells.annotator, cells.label, means, known, generator=generator, max_pairs=MOST_PAIRS)
+        number = row_totals(posterior.said, cells)  # (j, k)
+        if (row_totals(means, cells) * number).sum() < _COVERED * number.sum():
+            found = replace(found, residual=math.nan, residual_error=math.nan, effective_annotators=math.nan, note=_UNTOLD)
+        self.dependence_ = found
         for sentence in self.dependence_.warnings(self._annotator_ids) if self.dependence == "warn" else []:
             warnings.warn(sentence, DependenceWarning, stacklevel=3)
 

@@ -26,10 +26,14 @@ class _CoinAggregator(Incremental):
     prior: str | CoinPrior
     class_prior: str
     _takes_history = True
+    _prior_kind = CoinPrior
 
-    def _channel(self, design: Design, *, averaged: bool) -> Channel:
+    def _check(self) -> None:
+        super()._check()
         if self.class_prior not in ("uniform", "learned"):
             raise ValueError(f"class_prior={self.class_prior!r}: choose 'uniform' or 'learned'")
+
+    def _channel(self, design: Design, *, averaged: bool) -> Channel:
         prior = self._coin(design.cells.num_classes)
         right, wrong = (np.full(design.cells.num_annotators, value) for value in (prior.right, prior.wrong))
         if design.history is not None:
@@ -40,6 +44,8 @@ class _CoinAggregator(Incremental):
 
     def _coin(self, num_classes: int) -> CoinPrior:
         if isinstance(self.prior, CoinPrior):
+            if self.class_prior == "learned" and len(self.prior.class_prior) != num_classes:
+                raise ValueError(f"the prior is for {len(self.prior.class_prior)} classes, the table has {num_classes}")
             return self.prior
         class_prior, rows = rows_base(self.prior, num_classes, num_classes)
         if self.prior == "flat":
@@ -132,9 +138,12 @@ class ZenCrowd(_CoinAggregator):
         self.abstention = abstention
         self.progress = progress
 
-    def _find(self, source: InMemory, design: Design) -> Fit:
+    def _check(self) -> None:
+        super()._check()
         if not 0 < self.start < 1:
-            raise ValueError(f"start={self.start}: an accuracy between 0 and 1 is needed")
+            raise ValueError(f"start={self.start!r}: choose an accuracy between 0 and 1")
+
+    def _find(self, source: InMemory, design: Design) -> Fit:
         cells = design.cells
         logs = np.log(np.tile([self.start, 1 - self.start], (cells.num_annotators, 1)))
         uniform = np.full(cells.num_classes, -math.log(cells.num_classes))
@@ -175,6 +184,12 @@ class MACE(TableAggregator):
         self.dependence = dependence
         self.abstention = abstention
         self.progress = progress
+
+    def _check(self) -> None:
+        super()._check()
+        concentrations = np.array([*self.competence, self.habits], np.float64)
+        if len(self.competence) != 2 or not (np.isfinite(concentrations) & (concentrations > 0)).all():
+            raise ValueError(f"competence={self.competence!r}, habits={self.habits!r}: choose two numbers > 0, and one")
 
     def _channel(self, design: Design, *, averaged: bool) -> Spammers:
         return Spammers(design.cells, SpamPrior(float(self.competence[0]), float(self.competence[1]), float(self.habits)))

@@ -103,7 +103,6 @@ class TableAggregator(Aggregator):
             fit = fit_table(source, self._channel(design, averaged=True), mode.statistics, **self._passes)
         found = np.zeros((patterns.num_items, cells.num_classes))
         swept = sweep(patterns, fit.scores, hard=self._hard, responsibilities=found)
-        found = certain(patterns, found)
         self._design, self._cells, self._packed, self._patterns, self._place = design, cells, packed, patterns, place
         self._mode, self._last, self._statistics, self._shares = mode, fit, swept.statistics, found
         self._answer(table, found if place is None else found[place], mode.objective, mode.converged and fit.converged)
@@ -122,7 +121,7 @@ class TableAggregator(Aggregator):
             return shares
         found = np.zeros_like(shares)
         sweep(discounted(packed, self._copying), self._last.scores, responsibilities=found)
-        return certain(packed, found)
+        return found
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
         design = self._design.joined(table.key, len(table.annotators))
@@ -170,13 +169,6 @@ class TableAggregator(Aggregator):
             "count": said[p, k],
         }
         return pd.DataFrame(columns)
-
-
-def certain(packed: Packed, found: Float64[np.ndarray, "i k"]) -> Float64[np.ndarray, "i k"]:
-    """With known classes at 1, without the rounding of a pass."""
-    if packed.gold is None:
-        return found
-    return np.where(packed.gold[:, None] < 0, found, packed.gold[:, None] == np.arange(found.shape[1]))
 
 
 def rows_base(

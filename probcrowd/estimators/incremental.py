@@ -15,12 +15,16 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int64
 
-from probcrowd.columns import reject
+from probcrowd.annotations import Annotations
+from probcrowd.columns import declare, reject
 from probcrowd.estimators.base import Answered
 from probcrowd.estimators.confusion import TableAggregator
 from probcrowd.estimators.table import Table
+from probcrowd.inference.annotator_table import RowPosterior
+from probcrowd.inference.channels import Averaging
 from probcrowd.inference.sweep import FLOOR, Statistics, count, sweep
 from probcrowd.models.cells import Packed
+from probcrowd.models.rows import gold_codes
 
 _ROUNDS, _ENOUGH = 50, 1e-6
 
@@ -45,21 +49,25 @@ class Incremental(TableAggregator):
     def partial_fit(self, annotations: Any, gold: pd.Series | None = None) -> Incremental:
         """This estimator with labels added, of items and by annotators old or new; the first call is `fit`.
 
+        gold: the known class of items old or new, with or without labels in `annotations`; those of other items are ignored.
+
         Everything follows but `log_posterior_`, `converged_` and `dependence_`, which stay those of the last full fit. `refit_gap_` says how far
         the answers may be from a full fit.
 
         Raises:
             TypeError, ValueError: as `fit`; also a class that the fit does not know, an (item, annotator) pair that it has, or a known class of an item
-                that contradicts an earlier one.
+                that contradicts an earlier one; ids of another kind than earlier ones. The estimator is then as it was before.
         """
         if not hasattr(self, "classes_"):
             self.fit(annotations, gold)
             return self
-        table = self._read(annotations, gold)
         added = self._additions if hasattr(self, "_additions") else _Additions()
+        table = self._with_gold_of_old(self._read(annotations, gold), gold, added)
+        item, new = self._codes_of(table.items, added)
+        self._require_new(table, item, new, added)
         self._additions = added
-        item = self._codes_of(table.items, added)
-        self._require_new(table, item, added)
+        added.codes |= new
+        added.names.extend(new)
         design = self._design.joined(table.key, len(table.annotators))
         grown = self._statistics.extended(len(design.cells))
 
@@ -82,7 +90,8 @@ class Incremental(TableAggregator):
         channel = self._channel(design, averaged=self.confidence == "variational")
         after, now = self._packed_items(touched, added), np.zeros(had.shape)
         statistics = grown
-        scores = channel.scores(statistics)
+        # At the mode whoever has no counts yet is never wrong, and would stay so; posterior means are where rounds begin
+        scores = channel.means(grown).scores if isinstance(channel, Averaging) else channel.scores(grown)
         for _ in range(_ROUNDS):
             last = now.copy()
             statistics = rest + sweep(after, scores, responsibilities=now).statistics
@@ -122,15 +131,33 @@ class Incremental(TableAggregator):
             {"labels_added": added.labels, "share_added": added.labels / max(total, 1), "mean_shift": shift, "largest_shift": largest}
         )
 
-    def _codes_of(self, items: pd.Index, added: _Additions) -> Int64[np.ndarray, " i"]:
+    def _with_gold_of_old(self, table: Table, gold: pd.Series | None, added: _Additions) -> Table:
+        """The table with known items that it does not have, where their class is told."""
+        if gold is None:
+            return table
+        told = gold.loc[gold.notna() & ~gold.index.isin(table.items)]
+        told = told.loc[told.index.isin(self._answered.items) | told.index.isin(added.names)]
+        if not len(told):
+            return table
+        nothing, items = np.zeros(0, np.int64), declare(told.index.unique(), "items")
+        known = gold_codes(Annotations(nothing, nothing, nothing, items, self._annotator_ids, self.classes_), told)
+        return replace(
+            table,
+            items=table.items.append(items),
+            gold=np.concatenate([table.gold, known]),
+            abstained=np.concatenate([table.abstained, np.zeros(len(items), np.int64)]),
+        )
+
+    def _codes_of(self, items: pd.Index, added: _Additions) -> tuple[Int64[np.ndarray, " i"], dict[Any, int]]:
+        """The codes of items, and of those among them that are new."""
         codes = self._answered.items.get_indexer(items).astype(np.int64)
+        new: dict[Any, int] = {}
         for place in np.flatnonzero(codes < 0):
             name = items[place]
-            if name not in added.codes:
-                added.codes[name] = self._packed.num_items + len(added.names)
-                added.names.append(name)
-            codes[place] = added.codes[name]
-        return codes
+            if name not in added.codes and name not in new:
+                new[name] = self._packed.num_items + len(added.names) + len(new)
+            codes[place] = added.codes[name] if name in added.codes else new[name]
+        return codes, new
 
     def _packed_items(self, items: Int64[np.ndarray, " m"], added: _Additions) -> Packed:
         """All labels of those items, those of the fit first."""
@@ -165,7 +192,10 @@ class Incremental(TableAggregator):
                 made[row] = nothing
         return made
 
-    def _require_new(self, table: Table, item: Int64[np.ndarray, " i"], added: _Additions) -> None:
+    def _require_new(self, table: Table, item: Int64[np.ndarray, " i"], new: dict[Any, int], added: _Additions) -> None:
+        # One earlier id tells the kind ("1" and 1) of all
+        declare(self._answered.items[:1].append(pd.Index(list(new))), "items")
+        declare(self._annotator_ids[:1].append(table.annotators[len(self._annotator_ids) :]), "annotators")
         owner, asked = self._design.cells.annotator, np.unique(item)
         had = self._packed_items(asked, added)
         pairs = set(zip(np.repeat(asked, had.size).tolist(), owner[had.cell].tolist(), strict=True))
@@ -182,6 +212,14 @@ class Incremental(TableAggregator):
             old = np.array([earlier[code] for code in item.tolist()])
             reject((old >= 0) & (table.gold >= 0) & (old != table.gold), pd.Series(table.items), "items whose known class was another one")
 
+    def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:
+        rows, class_prior, packed = super()._of_annotators()
+        if not hasattr(self, "_additions"):
+            return rows, class_prior, packed
+        touched = np.array(sorted(self._additions.shares), np.int64)
+        rest = self._packed.take(np.setdiff1d(np.arange(self._packed.num_items), touched))
+        return rows, class_prior, _joined(rest, self._packed_items(touched, self._additions))
+
     def _latest(self) -> Answered:
         if not hasattr(self, "_additions"):
             return self._answered
@@ -197,3 +235,12 @@ class Incremental(TableAggregator):
             made[3][code] |= code in added.gold
         names = old.items.append(pd.Index(added.names)) if more else old.items
         return Answered(names, *made)
+
+
+def _joined(first: Packed, then: Packed) -> Packed:
+    """The items of both."""
+    weight = None
+    if first.weight is not None or then.weight is not None:
+        weight = np.concatenate([np.ones(len(part.cell)) if part.weight is None else part.weight for part in (first, then)])
+    gold = np.concatenate([np.full(part.num_items, -1, np.int32) if part.gold is None else part.gold for part in (first, then)])
+    return Packed(np.concatenate([first.starts, first.starts[-1] + then.starts[1:]]), np.concatenate([first.cell, then.cell]), weight, gold)

@@ -28,6 +28,8 @@ class _ItemModel(Aggregator):
     """An aggregator whose `Answer` comes from rows. Classes are equally likely a priori; confusion matrices are posterior means given the
     label probabilities, under the prior "accurate"."""
 
+    _unknown = "are left out"
+
     @abc.abstractmethod
     def _solve(self, rows: Rows) -> Answer:
         """The method's answer."""

@@ -42,6 +42,13 @@ class MajorityVote(Aggregator):
         self.dependence = dependence
         self.abstention = abstention
 
+    _unknown = "vote like all others"
+
+    def _check(self) -> None:
+        super()._check()
+        if self.ties not in ("expected", "random", "first"):
+            raise ValueError(f"ties={self.ties!r}: choose 'expected', 'random' or 'first'")
+
     def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
         cells = occurring(table.key, len(table.annotators), table.num_labels, len(table.classes))
         self._packed = pack(table.item, table.key, cells, len(table.items), weight=table.weight, gold=table.gold)
@@ -54,8 +61,6 @@ class MajorityVote(Aggregator):
         return votes(pack(table.item, table.key, cells, len(table.items), weight=table.weight, gold=table.gold), cells)
 
     def _frame(self, answered: Answered) -> pd.DataFrame:
-        if self.ties not in ("expected", "random", "first"):
-            raise ValueError(f"ties={self.ties!r}: choose 'expected', 'random' or 'first'")
         frame = super()._frame(answered)
         if self.ties == "random" and bool(np.asarray(frame["tied"]).any()):
             best = answered.best

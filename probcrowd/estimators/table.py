@@ -54,8 +54,17 @@ class Table:
         return replace(self, item=self.item[rows], annotator=self.annotator[rows], label=self.label[rows], weight=weight)
 
 
-def read_table(annotations: Any, gold: pd.Series | None = None, *, abstention: Any = None, abstentions: Abstentions = "ignore") -> Table:
+def read_table(
+    annotations: Any,
+    gold: pd.Series | None = None,
+    *,
+    abstention: Any = None,
+    abstentions: Abstentions = "ignore",
+    classes: pd.Index | None = None,
+) -> Table:
     """The table of an `Annotations`, or of a data frame in long form.
+
+    classes: those of a fit, where there was one. Gold labels are then coded by these, and nobody need abstain, or all may.
 
     Raises:
         TypeError: something else, or gold labels that are no Series by item id.
@@ -66,12 +75,12 @@ def read_table(annotations: Any, gold: pd.Series | None = None, *, abstention: A
         marks = np.zeros(said.num_classes, bool)
     else:
         marks = np.asarray(said.classes.astype(object) == abstention, dtype=bool)
-        if not marks.any():
+        if classes is None and not marks.any():
             raise ValueError(f"nobody gave the label {abstention!r} that stands for an abstention; labels are {list(said.classes[:10])}")
-    if marks.all():
+    if classes is None and marks.all():
         raise ValueError("every label is an abstention")
     code = np.where(marks, (~marks).sum(), np.cumsum(~marks) - 1)
-    label, classes = code[said.label], said.classes[~marks]
+    label, named = code[said.label], said.classes[~marks]
     silent = marks[said.label]
     counts = abstentions == "event" and bool(marks.any())
     table = Table(
@@ -79,18 +88,18 @@ def read_table(annotations: Any, gold: pd.Series | None = None, *, abstention: A
         said.annotator,
         label,
         said.weight,
-        gold_codes(replace_classes(said, classes), _by_item(gold)),
+        gold_codes(replace_classes(said, named if classes is None else classes), _by_item(gold)),
         np.bincount(said.item[silent], minlength=said.num_items).astype(np.int64),
         said.items,
         said.annotators,
-        classes,
-        len(classes) + counts,
+        named,
+        len(named) + counts,
     )
     return table if counts else table.kept(~silent)
 
 
 def recode(table: Table, annotators: pd.Index, classes: pd.Index, num_labels: int) -> Table:
-    """The table in the codes of a fit; annotators that the fit does not know come after those it does, labels it does not know are refused."""
+    """The table in the codes of a fit, by which its gold labels are already; annotators that the fit does not know come after those it does, labels it does not know are refused."""
     place = classes.get_indexer(table.classes)
     used = np.unique(table.label[table.label < len(table.classes)])
     unknown = np.zeros(len(table.classes), bool)
@@ -105,12 +114,10 @@ def recode(table: Table, annotators: pd.Index, classes: pd.Index, num_labels: in
     new = table.annotators[annotators.get_indexer(table.annotators) < 0]
     everyone = annotators.append(new) if len(new) else annotators
     seats = everyone.get_indexer(table.annotators)
-    gold = np.where(table.gold >= 0, place[table.gold], -1)
     return replace(
         table,
         annotator=seats[table.annotator].astype(np.int64),
         label=places[table.label].astype(np.int64),
-        gold=gold.astype(np.int64),
         annotators=everyone,
         classes=classes,
         num_labels=num_labels,
@@ -123,14 +130,12 @@ def replace_classes(annotations: Annotations, classes: pd.Index) -> Annotations:
     return Annotations(nothing, nothing, nothing, annotations.items, annotations.annotators, classes)
 
 
-def warn_of_unknown(table: Table, num_known: int) -> None:
-    """Tells which annotators of a new table the fit has not seen."""
+def warn_of_unknown(table: Table, num_known: int, meaning: str) -> None:
+    """Tells which annotators of a new table the fit has not seen, and what becomes of their labels."""
     unknown = table.annotators[num_known:]
     if len(unknown):
         some = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        warnings.warn(
-            f"{len(unknown)} annotators are not known from the fit and are taken as the prior has them: {some}", UserWarning, stacklevel=4
-        )
+        warnings.warn(f"{len(unknown)} annotators are not known from the fit and {meaning}: {some}", UserWarning, stacklevel=4)
 
 
 def _annotations(annotations: Any) -> Annotations:
