@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -69,7 +68,7 @@ def loop(packed: Packed, scores: Scores, *, hard: bool = False) -> tuple[np.ndar
         logs = item_logs(packed, scores, i)
         total += times(packed)[i] * logsumexp(logs)
         responsibilities[i] = np.exp(logs - logsumexp(logs))
-        if hard:
+        if hard and packed.size[i]:
             responsibilities[i] = np.arange(len(logs)) == responsibilities[i].argmax()
         class_count += times(packed)[i] * responsibilities[i]
         for n in range(packed.starts[i], packed.starts[i + 1]):
@@ -122,11 +121,11 @@ def test_a_pass_is_the_loop(num_classes: int, options: str, hard: bool) -> None:
     check_pass(packed, scores, loop(packed, scores, hard=hard), hard=hard)
 
 
-def test_hard_passes_take_the_first_of_equals() -> None:
+def test_hard_passes_take_the_first_of_equals_and_leave_items_without_labels_to_the_prior() -> None:
     cells = Cells(np.array([0]), np.array([0]), 1, 3, 3)
     packed, found = Packed(np.array([0, 0, 1]), np.zeros(1, np.int32)), np.zeros((2, 3))
     sweep(packed, Scores(np.log([[0.2, 0.4, 0.4]]), np.log(np.full(3, 1 / 3))), hard=True, responsibilities=found)
-    np.testing.assert_array_equal(found, [[1, 0, 0], [0, 1, 0]])
+    np.testing.assert_allclose(found, [[1 / 3, 1 / 3, 1 / 3], [0, 1, 0]], rtol=1e-15)
     assert len(cells) == 1
 
 
@@ -273,8 +272,8 @@ def test_threads_give_what_one_thread_gives(monkeypatch: pytest.MonkeyPatch, opt
             return [part(a, b) for a, b in zip(low, high, strict=True)]
 
     for pool in (module._pool(), Pool()):  # the threads themselves, then what they are given
-        monkeypatch.setattr(os, "cpu_count", lambda: workers)
-        monkeypatch.setattr(module, "_ROWS_PER_THREAD", 10)
+        monkeypatch.setattr(module, "_ROWS_PER_RANGE", len(packed.cell) // workers)
+        monkeypatch.setattr(module, "_ROWS_PER_CELL", 0)
         monkeypatch.setattr(module, "_pool", lambda pool=pool: pool)
         spread = sweep(packed, scores, responsibilities=many), count(packed, given, len(cells)), held_out(packed, scores)
         np.testing.assert_array_equal(many, alone)

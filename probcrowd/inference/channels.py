@@ -101,6 +101,10 @@ class DirichletRows:
         return shared if self.history is None else shared + self.history
 
     @cached_property
+    def _beyond_flat(self) -> Float64[np.ndarray, "p k"]:
+        return self.concentration - 1
+
+    @cached_property
     def total(self) -> Float64[np.ndarray, "j k"]:
         """Of every row, over all its labels."""
         shared = np.repeat(self.base.sum(1)[None, :], self.cells.num_annotators, 0)
@@ -130,11 +134,12 @@ class DirichletRows:
         empty = below < _NOTHING  # neither labels nor a prior: every label is as likely
         log_below = np.log(np.where(empty, 1.0, below))
         log_below[empty] = math.log(self.cells.num_labels)
-        above = np.where(empty[owner], 1.0, np.maximum(said + (self.concentration - 1), 0))
+        above = np.where(empty[owner], 1.0, np.maximum(said + self._beyond_flat, 0))
         with np.errstate(divide="ignore"):
             log_table = np.log(above) - log_below[owner]
         left, constant = self._unseen
-        density = constant + xlogy(self.concentration - 1, np.exp(log_table)).sum() - (left * log_below).sum()
+        # Where the prior is flat the log may be -inf, and counts for nothing
+        density = constant + (self._beyond_flat * np.maximum(log_table, -1e300)).sum() - (left * log_below).sum()
         return Scores(log_table, log_prior, penalty + float(density))
 
     def means(self, statistics: Statistics) -> Means:
@@ -197,7 +202,7 @@ def row_totals(said: Float64[np.ndarray, "p k"], cells: Cells) -> Float64[np.nda
 def right_counts(said: Float64[np.ndarray, "p k"], cells: Cells) -> Float64[np.ndarray, " j"]:
     """How much of what an annotator said names the true class."""
     named = np.flatnonzero(cells.label < cells.num_classes)
-    return np.bincount(cells.annotator[named], said[named, cells.label[named]], cells.num_annotators)
+    return np.bincount(cells.annotator[named], said[named, cells.label[named]], cells.num_annotators).astype(np.float64)
 
 
 def _check_mode(concentration: Float64[np.ndarray, "..."]) -> None:

@@ -63,7 +63,10 @@ class PooledRows:
         for _ in range(_NEWTON):
             value = above / found - slope - digamma(found)
             change = found * (above / found**2 + polygamma(1, found))
-            found = found * np.exp(np.clip(value / change, -2, 2))
+            step = np.clip(value / change, -2, 2)
+            found = found * np.exp(step)
+            if np.abs(step).max() < 1e-10:
+                break
         return np.maximum(found.T, 1e-6)
 
     @property

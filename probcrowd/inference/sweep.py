@@ -28,7 +28,7 @@ from probcrowd.models.cells import Cells, Packed
 
 FLOOR = -69.0  # log of the least probability, relative to the row's highest
 _LIFT = 1e-60  # eight rows at the floor leave a product of 1e-300
-_ROWS_PER_THREAD = 50_000
+_ROWS_PER_RANGE, _ROWS_PER_CELL = 50_000, 4  # in a range at least, so that its own table of counts costs little
 _NONE_INT, _NONE, _NONE_2D = np.zeros(0, np.int32), np.zeros(0), np.zeros((0, 1))
 
 
@@ -87,7 +87,7 @@ def sweep(packed: Packed, scores: Scores, *, hard: bool = False, responsibilitie
         total = kernel(packed.starts, packed.cell, *optional, table, log_table, prior, low, high, hard, said, class_count, out)
         return said, class_count, total
 
-    done = in_threads(part, packed)
+    done = in_threads(part, packed, len(table))
     said, class_count = (np.asarray(sum(each[part] for each in done)) for part in (0, 1))
     # What was scaled away: each row of a cell has the cell's maximum as a factor, and every row adds its weight to one class
     scale = float(top[1]) * float(class_count.sum()) + float(top[0] @ said.sum(1))
@@ -104,14 +104,15 @@ def count(packed: Packed, responsibilities: Float64[np.ndarray, "i k"], num_cell
         kernel(packed.starts, packed.cell, *optional, responsibilities, low, high, said, class_count)
         return said, class_count
 
-    done = in_threads(part, packed)
+    done = in_threads(part, packed, num_cells)
     return Statistics(np.asarray(sum(each[0] for each in done)), np.asarray(sum(each[1] for each in done)))
 
 
 def votes(packed: Packed, cells: Cells) -> Float64[np.ndarray, "i k"]:
     """The weighted share of each class among an item's labels; the known class of an item that has one; 1/K where no label names a class."""
     shares = np.zeros((packed.num_items, cells.num_classes))
-    _kernels(cells.num_classes)[2](packed.starts, packed.cell, *_optional(packed)[:2], cells.label, shares)
+    kernel, optional = _kernels(cells.num_classes)[2], _optional(packed)[:2]
+    in_threads(lambda low, high: kernel(packed.starts, packed.cell, *optional, cells.label, low, high, shares), packed)
     return shares
 
 
@@ -126,7 +127,7 @@ def held_out(packed: Packed, scores: Scores) -> Statistics:
         kernel(packed.starts, packed.cell, *optional, log_table, np.log(prior), low, high, said)
         return said
 
-    said = np.asarray(sum(in_threads(part, packed)))
+    said = np.asarray(sum(in_threads(part, packed, len(table))))
     return Statistics(said, np.zeros(len(prior)))
 
 
@@ -138,10 +139,10 @@ def sums_by_owner(values: Float64[np.ndarray, "p k"], owner: Int64[np.ndarray, "
 
 
 def _scaled(scores: Scores) -> tuple[tuple[np.ndarray, float], np.ndarray, np.ndarray]:
-    top = scores.log_table.max(1, initial=-np.inf), float(scores.log_prior.max())
-    top = np.where(np.isfinite(top[0]), top[0], 0.0), top[1]
-    table = np.exp(np.maximum(scores.log_table - top[0][:, None], FLOOR))
-    return top, table, np.exp(np.maximum(scores.log_prior - top[1], FLOOR))
+    table, highest = np.empty(scores.log_table.shape), np.empty(len(scores.log_table))
+    _scale_rows(scores.log_table, FLOOR, table, highest)
+    most = float(scores.log_prior.max())
+    return (highest, most), table, np.exp(np.maximum(scores.log_prior - most, FLOOR))
 
 
 def _optional(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -152,12 +153,15 @@ def _optional(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def in_threads(part: Any, packed: Packed) -> list[Any]:
-    """Results of contiguous ranges of items with about as many rows each, in order."""
-    workers = max(1, min(os.cpu_count() or 1, 8, len(packed.cell) // _ROWS_PER_THREAD))
-    if workers == 1:
+def in_threads(part: Any, packed: Packed, num_cells: int = 0) -> list[Any]:
+    """Results of up to eight contiguous ranges of items with about as many rows each, in order.
+
+    How many ranges there are hangs on the sizes alone, so sums of them have the same bits on any number of cores.
+    """
+    ranges = max(1, min(8, len(packed.cell) // max(_ROWS_PER_RANGE, _ROWS_PER_CELL * num_cells)))
+    if ranges == 1:
         return [part(0, packed.num_items)]
-    bounds = np.searchsorted(packed.starts, np.linspace(0, len(packed.cell), workers + 1)[1:-1])
+    bounds = np.searchsorted(packed.starts, np.linspace(0, len(packed.cell), ranges + 1)[1:-1])
     bounds = [0, *map(int, bounds), packed.num_items]
     return list(_pool().map(part, bounds[:-1], bounds[1:]))
 
@@ -176,7 +180,8 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
         starts: Int64[np.ndarray, " s"], cell: Any, weight: Any, gold: Any, times: Any, table: Any, log_table: Any, prior: Any,
         low: int, high: int, hard: bool, said: Any, class_count: Any, out: Any,
     ) -> float:  # fmt: skip
-        r, lifts = np.empty(K), np.empty(K, np.int64)
+        # Threads that write to the same cache line wait for each other, so what is short lies in the middle of an array of its own
+        r, lifts, in_all = np.empty(K + 32)[16 : 16 + K], np.empty(K + 32, np.int64)[16 : 16 + K], np.zeros(K + 32)[16 : 16 + K]
         total, product = 0.0, 1.0
         for i in range(low, high):
             first, last = starts[i], starts[i + 1]
@@ -253,7 +258,7 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                     if product < 1e-200 or product > 1e200:
                         total += math.log(product)
                         product = 1.0
-            if hard:
+            if hard and last > first:  # an item without labels is of no class more than of another
                 best = 0
                 for k in range(1, K):
                     if r[k] > r[best] * (1 + 1e-9):
@@ -267,7 +272,7 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                 for k in range(K):
                     r[k] *= times[i]
             for k in range(K):
-                class_count[k] += r[k]
+                in_all[k] += r[k]
             if weight.size:
                 for n in range(first, last):
                     row = said[cell[n]]
@@ -278,6 +283,8 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                     p = cell[n]
                     for k in range(K):
                         said[p, k] += r[k]
+        for k in range(K):
+            class_count[k] += in_all[k]
         return total + math.log(product)
 
     def count_over(
@@ -293,8 +300,8 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                 for k in range(K):
                     row[k] += w * given[i, k]
 
-    def vote_over(starts: Any, cell: Any, weight: Any, gold: Any, label: Any, shares: Any) -> None:
-        for i in range(starts.size - 1):
+    def vote_over(starts: Any, cell: Any, weight: Any, gold: Any, label: Any, low: int, high: int, shares: Any) -> None:
+        for i in range(low, high):
             if gold.size and gold[i] >= 0:
                 shares[i, gold[i]] = 1.0
                 continue
@@ -358,3 +365,16 @@ def _add_rows(values: Any, owner: Any, sums: Any) -> None:
     for p in range(values.shape[0]):
         for k in range(values.shape[1]):
             sums[owner[p], k] += values[p, k]
+
+
+@fast
+def _scale_rows(logs: Any, floor: float, table: Any, highest: Any) -> None:
+    """exp of rows minus their maxima, which are 0 where nothing is possible."""
+    for p in range(logs.shape[0]):
+        most = -math.inf
+        for k in range(logs.shape[1]):
+            most = max(most, logs[p, k])
+        most = most if most > -math.inf else 0.0
+        highest[p] = most
+        for k in range(logs.shape[1]):
+            table[p, k] = math.exp(max(logs[p, k] - most, floor))
