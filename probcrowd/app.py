@@ -180,7 +180,12 @@ def check(
 @click.option("--gold", type=click.Path(path_type=Path), help="Known classes: taken as certain. Scores are those of a fit without them.")
 @click.option("--columns", metavar="item=NAME,annotator=NAME,label=NAME,weight=NAME", help="Columns that have other names.")
 @click.option("--prior", metavar="NAME", help="accurate, flat (maximum likelihood), stan or rater, where the model has priors.")
-@click.option("--confidence", type=click.Choice(["averaged", "plug-in"]), help="Probabilities averaged over parameters, or at their mode.")
+@click.option(
+    "--confidence",
+    type=click.Choice(["averaged", "variational", "plug-in"]),
+    help="Probabilities averaged over parameters, or at their mode.",
+)
+@click.option("--dependence", type=click.Choice(["warn", "discount", "ignore"]), help="What to do if annotators err together.")
 @click.option("--abstention", metavar="LABEL", help="The label that stands for an abstention.")
 @click.option("--abstentions", type=click.Choice(["ignore", "event"]), help="Leave them out, or let them tell something.")
 @click.option("--duplicates", default="error", type=click.Choice(["error", "first", "last", "count", "share"]), help="Repeated pairs.")
@@ -206,7 +211,7 @@ def aggregate(
     core labels/*.parquet, annotators.csv and summary.json.
     """
     if out_of_core or cluster:
-        refused = [name for name in ("confidence", "abstention", "abstentions") if options[name] is not None]
+        refused = [name for name in ("confidence", "dependence", "abstention", "abstentions") if options[name] is not None]
         if model.replace("_", "-") != "dawid-skene" or refused or missing != "error":
             raise ValueError(f"out of core there is dawid-skene with a prior alone, not {', '.join(refused) or model}")
         _aggregate_files(labels, out, gold, columns, duplicates, options["prior"] or "accurate", cluster)

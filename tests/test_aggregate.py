@@ -189,6 +189,12 @@ def test_copies_are_named_in_the_summary(tmp_path: Path) -> None:
     assert any("hal" in line for line in done.warnings) and done.summary["dependence"]["near_duplicates"]
     clean = aggregate_labels(Annotations.from_frame(frame), out=tmp_path / "out", progress=False)
     assert not clean.warnings
+    pd.concat([frame, *copies]).to_csv(tmp_path / "copied.csv", index=False)
+    result = invoke("aggregate", tmp_path / "copied.csv", "--dependence", "discount", "--out", tmp_path / "discounted")
+    assert result.exit_code == 0 and "warning" not in result.output
+    surer, less = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("out", "discounted"))
+    assert less["options"]["dependence"] == "discount" and less["mean_probability"] < done.summary["mean_probability"]
+    assert surer["options"]["dependence"] == "warn"
 
 
 def test_out_of_core_is_the_answer_in_memory(files: dict[str, Path], tmp_path: Path) -> None:
