@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 from probcrowd.inference import patterns as grouping
 from probcrowd.inference import sweep as module
 from probcrowd.inference.patterns import collapsed
-from probcrowd.inference.sweep import FLOOR, Scores, Statistics, count, held_out, sums_by_owner, sweep, votes
+from probcrowd.inference.sweep import FLOOR, Scores, Statistics, count, count_votes, held_out, sums_by_owner, sweep, votes
 from probcrowd.models import cells as packing
 from probcrowd.models.cells import Cells, Packed, occurring, pack
 
@@ -284,6 +284,14 @@ def test_threads_give_what_one_thread_gives(monkeypatch: pytest.MonkeyPatch, opt
             np.testing.assert_allclose(some.class_count, all_at_once.class_count, rtol=1e-12, atol=1e-13)
     assert len(parts) == 3 * workers and parts[0][0] == 0 and parts[workers - 1][1] == 60
     assert all(before[1] == after[0] for before, after in itertools.pairwise(parts[:workers]))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_counts_of_votes_are_those_of_the_vote_shares(options: str) -> None:
+    packed, cells = some_items(3, options)
+    expected, found = count(packed, votes(packed, cells), len(cells)), count_votes(packed, cells)
+    np.testing.assert_allclose(found.said, expected.said, rtol=1e-12)
+    np.testing.assert_allclose(found.class_count, expected.class_count, rtol=1e-12)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

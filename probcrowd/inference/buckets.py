@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from probcrowd.inference.averaged import Means, averaged_probabilities
-from probcrowd.inference.sweep import Scores, Statistics, Swept, count, sweep, votes
+from probcrowd.inference.sweep import Scores, Statistics, Swept, count_votes, sweep
 from probcrowd.models.cells import Cells, Packed
 
 _ARRAYS = "starts", "cell", "weight", "gold"
@@ -63,7 +63,7 @@ class Buckets:
 
     def start(self) -> Statistics:
         """The counts of the vote shares."""
-        return reduce(add, self._mapped(count_votes, self.cells))
+        return reduce(add, self._mapped(bucket_votes, self.cells))
 
     def sweep(self, scores: Scores, *, hard: bool = False) -> Swept:
         """A pass over all annotations."""
@@ -130,10 +130,9 @@ def sweep_bucket(number: int, folder: Path, scores: Scores, hard: bool) -> Swept
     return sweep(load_bucket(number, folder), scores, hard=hard)
 
 
-def count_votes(number: int, folder: Path, cells: Cells) -> Statistics:
+def bucket_votes(number: int, folder: Path, cells: Cells) -> Statistics:
     """The counts of the vote shares of one bucket."""
-    packed = load_bucket(number, folder)
-    return count(packed, votes(packed, cells), len(cells))
+    return count_votes(load_bucket(number, folder), cells)
 
 
 def write_part(number: int, folder: Path, scores: Scores, means: Means | None, cells: Cells, classes: pd.Index, target: Path) -> None:

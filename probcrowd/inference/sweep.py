@@ -28,7 +28,7 @@ from probcrowd.models.cells import Cells, Packed
 
 FLOOR = -69.0  # log of the least probability, relative to the row's highest
 _LIFT = 1e-60  # eight rows at the floor leave a product of 1e-300
-_ROWS_PER_RANGE, _ROWS_PER_CELL = 50_000, 4  # in a range at least, so that its own table of counts costs little
+_ROWS_PER_RANGE, _ROWS_PER_CELL = 250_000, 4  # in a range at least, so that its own table of counts costs little
 _NONE_INT, _NONE, _NONE_2D = np.zeros(0, np.int32), np.zeros(0), np.zeros((0, 1))
 
 
@@ -110,10 +110,27 @@ def count(packed: Packed, responsibilities: Float64[np.ndarray, "i k"], num_cell
 
 def votes(packed: Packed, cells: Cells) -> Float64[np.ndarray, "i k"]:
     """The weighted share of each class among an item's labels; the known class of an item that has one; 1/K where no label names a class."""
-    shares = np.zeros((packed.num_items, cells.num_classes))
-    kernel, optional = _kernels(cells.num_classes)[2], _optional(packed)[:2]
-    in_threads(lambda low, high: kernel(packed.starts, packed.cell, *optional, cells.label, low, high, shares), packed)
+    shares, unused = np.zeros((packed.num_items, cells.num_classes)), np.zeros((0, cells.num_classes))
+    kernel, optional = _kernels(cells.num_classes)[2], _optional(packed)
+
+    def part(low: int, high: int) -> None:
+        kernel(packed.starts, packed.cell, *optional, cells.label, low, high, unused, np.zeros(cells.num_classes), shares)
+
+    in_threads(part, packed)
     return shares
+
+
+def count_votes(packed: Packed, cells: Cells) -> Statistics:
+    """The counts that the vote shares make, where EM starts."""
+    kernel, optional, unused = _kernels(cells.num_classes)[2], _optional(packed), np.zeros((0, cells.num_classes))
+
+    def part(low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        said, class_count = np.zeros((len(cells), cells.num_classes)), np.zeros(cells.num_classes)
+        kernel(packed.starts, packed.cell, *optional, cells.label, low, high, said, class_count, unused)
+        return said, class_count
+
+    done = in_threads(part, packed, len(cells))
+    return Statistics(np.asarray(sum(each[0] for each in done)), np.asarray(sum(each[1] for each in done)))
 
 
 def held_out(packed: Packed, scores: Scores) -> Statistics:
@@ -300,19 +317,37 @@ def _kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                 for k in range(K):
                     row[k] += w * given[i, k]
 
-    def vote_over(starts: Any, cell: Any, weight: Any, gold: Any, label: Any, low: int, high: int, shares: Any) -> None:
+    def vote_over(
+        starts: Any, cell: Any, weight: Any, gold: Any, times: Any, label: Any, low: int, high: int, said: Any, class_count: Any, out: Any
+    ) -> None:  # fmt: skip
+        r, in_all = np.empty(K + 32)[16 : 16 + K], np.zeros(K + 32)[16 : 16 + K]
         for i in range(low, high):
-            if gold.size and gold[i] >= 0:
-                shares[i, gold[i]] = 1.0
-                continue
             total = 0.0
-            for n in range(starts[i], starts[i + 1]):
-                if label[cell[n]] < K:
-                    w = weight[n] if weight.size else 1.0
-                    shares[i, label[cell[n]]] += w
-                    total += w
             for k in range(K):
-                shares[i, k] = shares[i, k] / total if total > 0 else 1.0 / K
+                r[k] = 0.0
+            if gold.size and gold[i] >= 0:
+                r[gold[i]] = total = 1.0
+            else:
+                for n in range(starts[i], starts[i + 1]):
+                    if label[cell[n]] < K:
+                        w = weight[n] if weight.size else 1.0
+                        r[label[cell[n]]] += w
+                        total += w
+            for k in range(K):
+                r[k] = r[k] / total if total > 0 else 1.0 / K
+                if out.shape[0]:
+                    out[i, k] = r[k]
+                in_all[k] += times[i] * r[k] if times.size else r[k]
+            if said.shape[0]:
+                for n in range(starts[i], starts[i + 1]):
+                    w = weight[n] if weight.size else 1.0
+                    if times.size:
+                        w *= times[i]
+                    p = cell[n]
+                    for k in range(K):
+                        said[p, k] += w * r[k]
+        for k in range(K):
+            class_count[k] += in_all[k]
 
     def held_out_over(
         starts: Any, cell: Any, weight: Any, gold: Any, times: Any, log_table: Any, log_prior: Any, low: int, high: int, said: Any

@@ -24,7 +24,7 @@ from jaxtyping import Float64
 from tqdm import tqdm
 
 from probcrowd.inference.channels import Channel
-from probcrowd.inference.sweep import Scores, Statistics, Swept, count, sweep, votes
+from probcrowd.inference.sweep import Scores, Statistics, Swept, count_votes, sweep
 from probcrowd.models.cells import Cells, Packed
 
 _MEMORY, _FIRST, _WAIT = 2, 7, 4
@@ -60,7 +60,7 @@ class InMemory:
 
     def start(self) -> Statistics:
         """The counts of the vote shares."""
-        return count(self.packed, votes(self.packed, self.cells), len(self.cells))
+        return count_votes(self.packed, self.cells)
 
     def sweep(self, scores: Scores, *, hard: bool = False) -> Swept:
         """A pass over all annotations."""
