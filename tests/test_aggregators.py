@@ -17,7 +17,8 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from probcrowd.annotations import Annotations
-from probcrowd.estimators.base import Aggregator, DependenceWarning
+from probcrowd.estimators.answers import DependenceWarning
+from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.catalogue import AGGREGATORS, find_aggregator
 from probcrowd.estimators.dawid_skene import DawidSkene
 from probcrowd.models.priors import CoinPrior, DirichletPrior

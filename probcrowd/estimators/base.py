@@ -6,64 +6,27 @@ import abc
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from probcrowd.estimators.answers import Answered, DependenceWarning, dependence_of
 from probcrowd.estimators.table import Abstentions, Table, read_table, recode, warn_of_unknown
 from probcrowd.inference.annotator_table import RowPosterior, annotator_table, confusion_table
-from probcrowd.inference.channels import ClassPrior, DirichletRows, row_totals
-from probcrowd.inference.dependence import Dependence, dependence
-from probcrowd.inference.sweep import Scores, Statistics, held_out, sums_by_owner
+from probcrowd.inference.channels import ClassPrior, DirichletRows
+from probcrowd.inference.dependence import Dependence
+from probcrowd.inference.sweep import Scores, Statistics, held_out
 from probcrowd.models.cells import Cells, Packed
-from probcrowd.models.rows import Rows
 from probcrowd.scoring import hits
 from probcrowd.tables import some
 
-MOST_CONFUSION, MOST_PAIRS = 2 * 10**8, 500_000
-_UNTOLD = "annotators have too few labels for so many classes to tell a copying rate"
-_TIE = 1e-9  # relative: sums of the same numbers in another order are equal
-_COVERED = 0.95  # share of annotators' tables on labels that they used, below which a copying rate cannot be told
+MOST_CONFUSION = 2 * 10**8
 _KEPT = ("_metadata_request", "_sklearn_output_config")  # what scikit-learn notes, not a fit
-
-
-@dataclass(frozen=True)
-class Answered:
-    """Responsibilities of items (i, k), how many labels each has, how many of them by known annotators, and whether its class was known."""
-
-    items: pd.Index
-    responsibilities: Float64[np.ndarray, "i k"]
-    size: Int64[np.ndarray, " i"]
-    heard: Int64[np.ndarray, " i"]
-    known: Bool[np.ndarray, " i"]
-
-    def probability_frame(self, classes: pd.Index) -> pd.DataFrame:
-        """Label probabilities under the users' ids."""
-        return pd.DataFrame(self.responsibilities.copy(), pd.Index(self.items, name="item"), classes.rename("class"))
-
-    @property
-    def best(self) -> Bool[np.ndarray, "i k"]:
-        """The most probable classes, several where they tie."""
-        return self.responsibilities >= self.responsibilities.max(1, keepdims=True) * (1 - _TIE)
-
-    def frame(self, classes: pd.Index) -> pd.DataFrame:
-        """The columns of `Aggregator.describe`."""
-        top, best = self.responsibilities.max(1), self.best
-        flag = np.where(self.heard == 0, "unknown annotators only", "")
-        flag = np.where(self.size == 0, "no labels", flag)
-        columns = {"label": classes.take(best.argmax(1)), "probability": top, "num_labels": self.size}
-        columns |= {"tied": best.sum(1) > 1, "known": self.known, "flag": flag}
-        return pd.DataFrame(columns, index=pd.Index(self.items, name="item"))
-
-
-class DependenceWarning(UserWarning):
-    """Annotators agree beyond what the truth explains, so label probabilities are too sure."""
 
 
 class Aggregator(BaseEstimator, abc.ABC):
@@ -89,7 +52,7 @@ class Aggregator(BaseEstimator, abc.ABC):
         Args:
             annotations: see above.
             gold: the known class of some items, by item id; these items are that class for certain.
-            history: counts from earlier work, as `counts_` of an earlier fit has them: rows (annotator, true class), columns labels. They
+            history: counts from earlier work, as `counts_` of an earlier fit has them: columns annotator, true_class, label and count. They
                 enter every M step as prior counts.
 
         Raises:
@@ -274,37 +237,12 @@ class Aggregator(BaseEstimator, abc.ABC):
         return 0.0 if math.isnan(rate) else max(rate, 0.0)
 
     def _look_for_dependence(self) -> None:
-        """Tells if annotators err together; looks at enough items, drawn at random, for 500,000 pairs of labels.
-
-        `dependence` takes labels that an annotator never gave for impossible. Where annotators have few labels for so many classes, the tables
-        expect that they give others, agreement then seems too high and no rate can be told.
-        """
+        """Tells if annotators err together."""
         self.dependence_: Dependence | None = None
         if self.dependence == "ignore":
             return
         posterior, class_prior, _ = self._of_annotators()
-        cells, generator = posterior.cells, np.random.default_rng(0)
-        items = np.arange(self._packed.num_items)
-        pairs = self._packed.size * (self._packed.size - 1) // 2
-        if pairs.sum() > MOST_PAIRS:
-            drawn = generator.permutation(np.flatnonzero((pairs > 0) & (pairs <= MOST_PAIRS)))
-            items = np.sort(drawn[np.cumsum(pairs[drawn]) <= MOST_PAIRS])
-        some_items = self._packed.take(items)
-        item, cell = np.repeat(np.arange(len(items)), some_items.size), some_items.cell.astype(np.int64)
-        weight = np.ones(len(cell)) if some_items.weight is None else some_items.weight
-        gold = np.full(len(items), -1) if some_items.gold is None else some_items.gold.astype(np.int64)
-        sizes = cells.num_annotators, cells.num_classes
-        rows = Rows(item, cells.annotator[cell], cells.label[cell], weight, gold, *sizes)
-        # Tables that lean on a prior expect too little agreement; those that lean on the crowd's own mean do not
-        crowd = sums_by_owner(posterior.said, cells.label, cells.num_labels) + 1e-9
-        lean = cells.num_labels * (crowd / crowd.sum(0))[cells.label]
-        means = (posterior.said + lean) / (row_totals(posterior.said, cells) + cells.num_labels)[cells.annotator]
-        known = np.asarray(class_prior, np.float64)
-        found = dependence(rows, cell, cells.annotator, cells.label, means, known, generator=generator, max_pairs=MOST_PAIRS)
-        number = row_totals(posterior.said, cells)  # (j, k)
-        if (row_totals(means, cells) * number).sum() < _COVERED * number.sum():
-            found = replace(found, residual=math.nan, residual_error=math.nan, effective_annotators=math.nan, note=_UNTOLD)
-        self.dependence_ = found
+        self.dependence_ = dependence_of(self._packed, posterior, class_prior)
         for sentence in self.dependence_.warnings(self._annotator_ids) if self.dependence == "warn" else []:
             warnings.warn(sentence, DependenceWarning, stacklevel=3)
 

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64
 
 from probcrowd.annotations import Annotations
 from probcrowd.columns import declare, reject
-from probcrowd.estimators.base import Answered
+from probcrowd.estimators.answers import Answered
 from probcrowd.estimators.confusion import TableAggregator
 from probcrowd.estimators.table import Table
 from probcrowd.inference.annotator_table import RowPosterior

@@ -9,7 +9,8 @@ import pandas as pd
 from jaxtyping import Float64
 from sklearn.utils.validation import check_is_fitted
 
-from probcrowd.estimators.base import Aggregator, Answered
+from probcrowd.estimators.answers import Answered
+from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.confusion import rows_base
 from probcrowd.estimators.table import Table
 from probcrowd.inference.annotator_table import RowPosterior

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from probcrowd.inference.sweep import Scores, fast
+from probcrowd.inference.kernels import fast
+from probcrowd.inference.sweep import Scores
 from probcrowd.models.cells import Cells, Packed
 
 

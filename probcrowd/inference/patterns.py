@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from probcrowd.inference.sweep import fast, in_threads
+from probcrowd.inference.kernels import fast
+from probcrowd.inference.sweep import in_threads
 from probcrowd.models.cells import Cells, Packed
 
 _MOST_TABULATED = 2**22
