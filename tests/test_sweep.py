@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -271,10 +273,10 @@ def test_threads_give_what_one_thread_gives(monkeypatch: pytest.MonkeyPatch, opt
             parts.extend(zip(low, high, strict=True))
             return [part(a, b) for a, b in zip(low, high, strict=True)]
 
-    for pool in (module._pool(), Pool()):  # the threads themselves, then what they are given
+    for pool in (module._pool(os.getpid()), Pool()):  # the threads themselves, then what they are given
         monkeypatch.setattr(module, "_ROWS_PER_RANGE", len(packed.cell) // workers)
         monkeypatch.setattr(module, "_ROWS_PER_CELL", 0)
-        monkeypatch.setattr(module, "_pool", lambda pool=pool: pool)
+        monkeypatch.setattr(module, "_pool", lambda process, pool=pool: pool)
         spread = sweep(packed, scores, responsibilities=many), count(packed, given, len(cells)), held_out(packed, scores)
         np.testing.assert_array_equal(many, alone)
         assert spread[0].log_likelihood == pytest.approx(single[0].log_likelihood, rel=1e-12)
@@ -292,6 +294,21 @@ def test_counts_of_votes_are_those_of_the_vote_shares(options: str) -> None:
     expected, found = count(packed, votes(packed, cells), len(cells)), count_votes(packed, cells)
     np.testing.assert_allclose(found.said, expected.said, rtol=1e-12)
     np.testing.assert_allclose(found.class_count, expected.class_count, rtol=1e-12)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_a_fork_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROWS_PER_RANGE", 10)
+    monkeypatch.setattr(module, "_ROWS_PER_CELL", 0)
+    packed, cells = some_items(3, "plain", items=60)
+    sweep(packed, some_scores(cells))  # the parent's threads are there
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # a wait without end ends the child
+        sweep(packed, some_scores(cells))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("options", OPTIONS)

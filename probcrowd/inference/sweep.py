@@ -175,9 +175,10 @@ def in_threads(part: Any, packed: Packed, num_cells: int = 0) -> list[Any]:
         return [part(0, packed.num_items)]
     bounds = np.searchsorted(packed.starts, np.linspace(0, len(packed.cell), ranges + 1)[1:-1])
     bounds = [0, *map(int, bounds), packed.num_items]
-    return list(_pool().map(part, bounds[:-1], bounds[1:]))
+    return list(_pool(os.getpid()).map(part, bounds[:-1], bounds[1:]))
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
+def _pool(process: int) -> ThreadPoolExecutor:
+    """The threads of a process: a fork has none of its parent's, and would wait for them forever."""
     return ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
