@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import beta
 
 SHOWN = 10  # annotators in a figure of confusion matrices
 INK, CALM, OTHER, ALARM = "0.15", "#33689e", "#d08c2e", "#c0392b"
@@ -58,6 +60,38 @@ def confusion_figure(estimated: pd.DataFrame, true: pd.DataFrame | None = None) 
     if image is not None:
         figure.colorbar(image, ax=grid, shrink=0.7, label="probability")
     return figure
+
+
+def outermost(table: pd.DataFrame, most: int) -> tuple[pd.DataFrame, Float[np.ndarray, " r"]]:
+    """The rows of a sorted table to show, the first and the last ones where there are more than `most`, and their heights, with a gap between."""
+    half, total = most // 2, len(table)
+    shown = table if total <= most else pd.concat([table.iloc[:half], table.iloc[-half:]])
+    place = np.arange(len(shown))
+    return shown, place + 1.5 * ((place >= half) & (total > most))
+
+
+def name_annotators(axis: Axes, shown: pd.DataFrame, height: Float[np.ndarray, " r"], total: int) -> None:
+    """The ids of the rows of `outermost` at their heights, the first on top, and how many of so many annotators are not shown."""
+    axis.set_yticks(height, [short(name, 28) for name in shown.index], fontsize=8)
+    axis.set_ylim(height[-1] + 0.8, -0.8)
+    if total > len(shown):
+        words = f"{total - len(shown):,} of {total:,} annotators between these are not shown"
+        axis.text(0.02, len(shown) // 2 + 0.25, words, va="center", fontsize=8, transform=axis.get_yaxis_transform())
+
+
+def draw_reliability(axis: Axes, bins: pd.DataFrame, colour: str, marker: str = "o", label: str | None = None) -> None:
+    """Mean confidence against accuracy of bins, as `scoring.reliability` makes them, with 95 % intervals of the accuracy."""
+    right = bins["accuracy"] * bins["items"]
+    lower, upper = (beta.ppf(p, right + 0.5, bins["items"] - right + 0.5) for p in (0.025, 0.975))
+    axis.vlines(bins["confidence"], lower, upper, color=colour, lw=1, alpha=0.6)
+    axis.plot(bins["confidence"], bins["accuracy"], marker, color=colour, ms=5, label=label)
+
+
+def frame_reliability(axis: Axes, items: int) -> None:
+    """The diagonal, names and limits of a figure of reliability on so many items."""
+    axis.axline((1, 1), slope=1, color=INK, lw=0.8)
+    axis.set(xlabel="mean confidence of a bin of items", ylabel="share that gold agrees with", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axis.set_title(f"{items:,} items with gold that the fit did not see", fontsize=9)
 
 
 def short(name: object, most: int = 18) -> str:

@@ -17,10 +17,9 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Int
 from matplotlib.figure import Figure
-from scipy.stats import beta
 
 from probcrowd.check_figures import chains_figure, energy_figure, pareto_figure, predictive_figure
-from probcrowd.figures import ALARM, CALM, INK, OTHER, short
+from probcrowd.figures import ALARM, CALM, INK, OTHER, draw_reliability, frame_reliability, name_annotators, outermost, short
 from probcrowd.inference.checks import Checked
 from probcrowd.inference.tree import array, dataset
 from probcrowd.posterior_tables import annotator_table, class_names
@@ -50,10 +49,8 @@ def annotators_figure(tree: xr.DataTree) -> Figure:
     table = annotator_table(tree)
     if "annotator" not in dataset(tree, "posterior")["confusion"].dims:
         table = table.assign(labels=table["labels"].sum()).iloc[:1].set_axis(["all annotators"])
-    table, total = table.sort_values("accuracy_mean", ascending=False, kind="stable"), len(table)
-    half = ANNOTATORS // 2
-    table = table if total <= ANNOTATORS else pd.concat([table.iloc[:half], table.iloc[-half:]])
-    height = np.arange(len(table)) + 1.5 * ((np.arange(len(table)) >= half) & (total > ANNOTATORS))
+    total = len(table)
+    table, height = outermost(table.sort_values("accuracy_mean", ascending=False, kind="stable"), ANNOTATORS)
     figure = Figure(figsize=(8, 0.2 * len(table) + 1.3), layout="constrained")
     axis = figure.subplots()
     axis.hlines(height, table["lower_95"], table["upper_95"], color=CALM, lw=1.2)
@@ -61,12 +58,9 @@ def annotators_figure(tree: xr.DataTree) -> Figure:
     axis.plot(table["accuracy_mean"], height, "o", ms=4, mfc="white", mec=CALM, label="posterior mean, 50 and 95 % intervals")
     axis.plot(table["plug_in_accuracy"], height, "x", ms=5, color=OTHER, label="EM's point")
     axis.axvline(1 / len(class_names(tree)), color="0.5", lw=1, ls=":", label="one of the classes at random")
-    axis.set_yticks(height, [short(name, 28) for name in table.index], fontsize=8)
+    name_annotators(axis, table, height, total)
     lowest = min(float(table[["lower_95", "plug_in_accuracy"]].to_numpy().min()), 1 / len(class_names(tree)))
-    axis.set(ylim=(height[-1] + 0.8, -0.8), xlim=(max(lowest - 0.05, -0.01), 1.01), xlabel="probability of a right label")
-    if total > ANNOTATORS:
-        words = f"{total - ANNOTATORS:,} of {total:,} annotators between these are not shown"
-        axis.text(0.02, half + 0.25, words, va="center", fontsize=8, transform=axis.get_yaxis_transform())
+    axis.set(xlim=(max(lowest - 0.05, -0.01), 1.01), xlabel="probability of a right label")
     counts = axis.secondary_yaxis("right")
     counts.set_yticks(height, [f"{count:,}" for count in table["labels"]], fontsize=8)
     counts.set_ylabel("labels")
@@ -131,15 +125,9 @@ def reliability_figure(tree: xr.DataTree, gold: Int[np.ndarray, " i"]) -> Figure
         "at EM's point": (array(tree, "plug_in", "responsibility"), OTHER, "x"),
     }
     for name, (probabilities, colour, marker) in ways.items():
-        bins = reliability(probabilities[known], gold[known])
-        right = bins["accuracy"] * bins["items"]
-        lower, upper = (beta.ppf(p, right + 0.5, bins["items"] - right + 0.5) for p in (0.025, 0.975))
-        axis.vlines(bins["confidence"], lower, upper, color=colour, lw=1, alpha=0.6)
-        axis.plot(bins["confidence"], bins["accuracy"], marker, color=colour, ms=5, label=name)
-    axis.axline((1, 1), slope=1, color=INK, lw=0.8)
-    axis.set(xlabel="mean confidence of a bin of items", ylabel="share that gold agrees with", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        draw_reliability(axis, reliability(probabilities[known], gold[known]), colour, marker, name)
+    frame_reliability(axis, int(known.sum()))
     axis.set_aspect("equal")
-    axis.set_title(f"{known.sum():,} items with gold that the fit did not see", fontsize=9)
     axis.legend(frameon=False, fontsize=8)
     axis.grid(alpha=0.3)
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 BINS = 10
 _TIE = 1e-9  # relative: sums of the same numbers in another order are equal
@@ -44,5 +44,10 @@ def log_losses(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, "
 
 def hits(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]) -> Float[np.ndarray, " i"]:
     """Whether the most probable class is the true one; 1/m in a tie of m."""
-    best = probabilities >= probabilities.max(1, keepdims=True) * (1 - _TIE)
+    best = most_probable(probabilities)
     return best[np.arange(len(truth)), truth] / best.sum(1)
+
+
+def most_probable(probabilities: Float[np.ndarray, "i k"]) -> Bool[np.ndarray, "i k"]:
+    """The classes of highest probability, several where they tie."""
+    return probabilities >= probabilities.max(1, keepdims=True) * (1 - _TIE)

@@ -72,7 +72,7 @@ def in_memory(frame: pd.DataFrame, gold: pd.Series | None = None, **options: Any
     said = Annotations.from_frame(frame, **options)
     key = said.annotator * said.num_classes + said.label
     cells = occurring(key, said.num_annotators, said.num_classes, said.num_classes)
-    known = None if gold is None else gold_codes(said, gold)
+    known = None if gold is None else gold_codes(said.items, said.classes, gold)
     packed = pack(said.item, key, cells, said.num_items, weight=said.weight, gold=known)
     fit = fit_table(InMemory(packed, cells), dawid_skene(cells))
     probabilities = np.zeros((said.num_items, said.num_classes))

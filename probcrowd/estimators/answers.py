@@ -15,9 +15,10 @@ from probcrowd.inference.dependence import Dependence, dependence
 from probcrowd.inference.sweep import sums_by_owner
 from probcrowd.models.cells import Packed
 from probcrowd.models.rows import Rows
+from probcrowd.scoring import most_probable
+from probcrowd.tables import some
 
 MOST_PAIRS = 500_000
-_TIE = 1e-9  # relative: sums of the same numbers in another order are equal
 _COVERED = 0.95  # share of annotators' tables on labels that they used, below which a copying rate cannot be told
 _UNTOLD = "annotators have too few labels for so many classes to tell a copying rate"
 
@@ -39,7 +40,7 @@ class Answered:
     @property
     def best(self) -> Bool[np.ndarray, "i k"]:
         """The most probable classes, several where they tie."""
-        return self.responsibilities >= self.responsibilities.max(1, keepdims=True) * (1 - _TIE)
+        return most_probable(self.responsibilities)
 
     def frame(self, classes: pd.Index) -> pd.DataFrame:
         """The columns of `Aggregator.describe`."""
@@ -49,6 +50,18 @@ class Answered:
         columns = {"label": classes.take(best.argmax(1)), "probability": top, "num_labels": self.size}
         columns |= {"tied": best.sum(1) > 1, "known": self.known, "flag": flag}
         return pd.DataFrame(columns, index=pd.Index(self.items, name="item"))
+
+
+def known_of(gold: pd.Series, items: pd.Index) -> pd.Series:
+    """The gold labels of those items.
+
+    Raises:
+        ValueError: there are none.
+    """
+    known = gold.loc[gold.notna() & gold.index.isin(items)]
+    if not len(known):
+        raise ValueError(f"gold has no class of any of the items: its ids are {some(gold.index)}, those of items {some(items)}")
+    return known
 
 
 class DependenceWarning(UserWarning):
@@ -69,9 +82,8 @@ def dependence_of(packed: Packed, posterior: RowPosterior, class_prior: Float64[
         items = np.sort(drawn[np.cumsum(pairs[drawn]) <= MOST_PAIRS])
     part = packed.take(items)
     item, cell = np.repeat(np.arange(len(items)), part.size), part.cell.astype(np.int64)
-    weight = np.ones(len(cell)) if part.weight is None else part.weight
-    gold = np.full(len(items), -1) if part.gold is None else part.gold.astype(np.int64)
-    rows = Rows(item, cells.annotator[cell], cells.label[cell], weight, gold, cells.num_annotators, cells.num_classes)
+    sizes = cells.num_annotators, cells.num_classes
+    rows = Rows(item, cells.annotator[cell], cells.label[cell], part.weights, part.known.astype(np.int64), *sizes)
     # Tables that lean on a prior expect too little agreement; those that lean on the crowd's own mean do not
     crowd = sums_by_owner(posterior.said, cells.label, cells.num_labels) + 1e-9
     lean = cells.num_labels * (crowd / crowd.sum(0))[cells.label]

@@ -15,7 +15,7 @@ from jaxtyping import Float64
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from probcrowd.estimators.answers import Answered, DependenceWarning, dependence_of
+from probcrowd.estimators.answers import Answered, DependenceWarning, dependence_of, known_of
 from probcrowd.estimators.table import Abstentions, Table, read_table, recode, warn_of_unknown
 from probcrowd.inference.annotator_table import RowPosterior, annotator_table, confusion_table
 from probcrowd.inference.channels import ClassPrior, DirichletRows
@@ -23,7 +23,6 @@ from probcrowd.inference.dependence import Dependence
 from probcrowd.inference.sweep import Scores, Statistics, held_out
 from probcrowd.models.cells import Cells, Packed
 from probcrowd.scoring import hits
-from probcrowd.tables import some
 
 MOST_CONFUSION = 2 * 10**8
 _KEPT = ("_metadata_request", "_sklearn_output_config")  # what scikit-learn notes, not a fit
@@ -111,11 +110,7 @@ class Aggregator(BaseEstimator, abc.ABC):
     def score(self, annotations: Any, gold: pd.Series) -> float:
         """The share of items with gold whose label is right; in a tie of m classes, 1/m. `annotations` None: of the fitted table."""
         probabilities = self.predict_proba(annotations)
-        known = gold.loc[gold.notna() & gold.index.isin(probabilities.index)]
-        if not len(known):
-            raise ValueError(
-                f"gold has no class of any of the items: its ids are {some(gold.index)}, those of items {some(probabilities.index)}"
-            )
+        known = known_of(gold, probabilities.index)
         truth = self.classes_.get_indexer(pd.Index(known))
         # A class that nobody named is never hit
         found = hits(probabilities.loc[known.index].to_numpy(), np.maximum(truth, 0)) * (truth >= 0)
@@ -187,7 +182,7 @@ class Aggregator(BaseEstimator, abc.ABC):
             fitted = self._packed.take(place[items])
             pairs = position[asked.item], np.repeat(np.arange(len(items)), fitted.size)
             keys = asked.key, self._cells.key[fitted.cell]
-            weights = [np.ones(len(keys[0])) if weight is None else weight for weight in (asked.weight, fitted.weight)]
+            weights = asked.weights, fitted.weights
             orders = [np.lexsort((weight, key, pair)) for weight, key, pair in zip(weights, keys, pairs, strict=True)]
             differ = (keys[0][orders[0]] != keys[1][orders[1]]) | (weights[0][orders[0]] != weights[1][orders[1]])
             same = np.bincount(pairs[0][orders[0]], differ, minlength=len(items)) == 0

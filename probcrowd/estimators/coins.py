@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -47,10 +48,9 @@ class _CoinAggregator(Incremental):
             if self.class_prior == "learned" and len(self.prior.class_prior) != num_classes:
                 raise ValueError(f"the prior is for {len(self.prior.class_prior)} classes, the table has {num_classes}")
             return self.prior
-        class_prior, rows = rows_base(self.prior, num_classes, num_classes)
-        if self.prior == "flat":
-            return CoinPrior(class_prior, 1.0, 1.0)
-        return CoinPrior(class_prior, float(rows[0, 0]), float(rows[0, 1:].sum()) or 1.0)
+        named = CoinPrior.named(self.prior, num_classes)  # pyright: ignore[reportArgumentType]
+        # Maximum likelihood of the coin, where flat rows would make it wrong K - 1 times as often
+        return replace(named, right=1.0, wrong=1.0) if self.prior == "flat" else named
 
     def _base(self, num_classes: int, num_labels: int) -> Float64[np.ndarray, "k l"]:
         prior, others = self._coin(num_classes), max(num_classes - 1, 1)

@@ -20,7 +20,7 @@ from probcrowd.inference.channels import Averaging, Channel
 from probcrowd.inference.patterns import collapsed
 from probcrowd.inference.sweep import Scores, sweep
 from probcrowd.inference.table_em import Fit, InMemory, fit_table
-from probcrowd.models.cells import Cells, Packed, occurring, pack
+from probcrowd.models.cells import Cells, Packed, occurring
 from probcrowd.models.priors import DirichletPrior, PriorName
 
 Confidence = Literal["averaged", "variational", "plug-in"]
@@ -71,11 +71,10 @@ class TableAggregator(Aggregator):
 
     def _scores(self, design: Design) -> Scores:
         """Scores of items that are new, by cells of the fit and new ones."""
-        statistics = self._last.statistics.extended(len(design.cells))
-        averaging = self._averaging(design)
+        averaging, size = self._averaging(design), len(design.cells)
         if averaging is not None:
-            return averaging.means(self._statistics.extended(len(design.cells))).scores
-        return self._channel(design, averaged=self.confidence == "variational").scores(statistics)
+            return averaging.means(self._statistics.extended(size)).scores
+        return self._channel(design, averaged=self.confidence == "variational").scores(self._last.statistics.extended(size))
 
     @property
     def _passes(self) -> dict[str, Any]:
@@ -95,7 +94,7 @@ class TableAggregator(Aggregator):
         keys = table.key if earlier is None else np.concatenate([table.key, earlier[0]])
         cells = occurring(keys, len(table.annotators), table.num_labels, len(table.classes))
         design = Design(cells, None if earlier is None else _at_cells(cells, *earlier))
-        packed = pack(table.item, table.key, cells, len(table.items), weight=table.weight, gold=table.gold)
+        packed = table.packed(cells)
         patterns, place = collapsed(packed, cells)
         source = InMemory(patterns, cells)
         mode = fit = self._find(source, design)
@@ -125,7 +124,7 @@ class TableAggregator(Aggregator):
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
         design = self._design.joined(table.key, len(table.annotators))
-        packed = pack(table.item, table.key, design.cells, len(table.items), weight=table.weight, gold=table.gold)
+        packed = table.packed(design.cells)
         found = np.zeros((len(table.items), design.cells.num_classes))
         sweep(discounted(packed, self._copying), self._scores(design), responsibilities=found)
         return found

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int64
 
-from probcrowd.annotations import Annotations
 from probcrowd.columns import declare, reject
 from probcrowd.estimators.answers import Answered
 from probcrowd.estimators.confusion import TableAggregator
@@ -76,8 +75,7 @@ class Incremental(TableAggregator):
         without = count(before, had, len(design.cells))
         rest = Statistics(np.maximum(grown.said - without.said, 0), np.maximum(grown.class_count - without.class_count, 0))
         keys = design.cells.locate(table.key)
-        weight = np.ones(len(keys)) if table.weight is None else table.weight
-        for code, cell, w in zip(item[table.item].tolist(), keys.tolist(), weight.tolist(), strict=True):
+        for code, cell, w in zip(item[table.item].tolist(), keys.tolist(), table.weights.tolist(), strict=True):
             added.keys.setdefault(code, []).append(cell)
             added.weights.setdefault(code, []).append(w)
         for code, known in zip(item.tolist(), table.gold.tolist(), strict=True):
@@ -139,14 +137,8 @@ class Incremental(TableAggregator):
         told = told.loc[told.index.isin(self._answered.items) | told.index.isin(added.names)]
         if not len(told):
             return table
-        nothing, items = np.zeros(0, np.int64), declare(told.index.unique(), "items")
-        known = gold_codes(Annotations(nothing, nothing, nothing, items, self._annotator_ids, self.classes_), told)
-        return replace(
-            table,
-            items=table.items.append(items),
-            gold=np.concatenate([table.gold, known]),
-            abstained=np.concatenate([table.abstained, np.zeros(len(items), np.int64)]),
-        )
+        items = declare(told.index.unique(), "items")
+        return replace(table, items=table.items.append(items), gold=np.concatenate([table.gold, gold_codes(items, self.classes_, told)]))
 
     def _codes_of(self, items: pd.Index, added: _Additions) -> tuple[Int64[np.ndarray, " i"], dict[Any, int]]:
         """The codes of items, and of those among them that are new."""
@@ -168,11 +160,9 @@ class Incremental(TableAggregator):
         later = [added.keys.get(code, []) for code in items.tolist()]
         place = np.concatenate([np.repeat(np.arange(len(items)), size), np.repeat(np.arange(len(items)), [len(keys) for keys in later])])
         cell = np.concatenate([base.cell, np.array([key for keys in later for key in keys], np.int32)])
-        known = np.ones(len(base.cell)) if base.weight is None else base.weight
-        weight = np.concatenate([known, [w for code in items.tolist() for w in added.weights.get(code, [])]])
+        weight = np.concatenate([base.weights, [w for code in items.tolist() for w in added.weights.get(code, [])]])
         gold = np.full(len(items), -1, np.int32)
-        if base.gold is not None:
-            gold[fitted] = base.gold
+        gold[fitted] = base.known
         gold = np.array([added.gold.get(code, old) for code, old in zip(items.tolist(), gold.tolist(), strict=True)], np.int32)
         order = np.argsort(place, kind="stable")
         starts = np.concatenate([[0], np.cumsum(np.bincount(place, minlength=len(items)))])
@@ -239,8 +229,10 @@ class Incremental(TableAggregator):
 
 def _joined(first: Packed, then: Packed) -> Packed:
     """The items of both."""
-    weight = None
-    if first.weight is not None or then.weight is not None:
-        weight = np.concatenate([np.ones(len(part.cell)) if part.weight is None else part.weight for part in (first, then)])
-    gold = np.concatenate([np.full(part.num_items, -1, np.int32) if part.gold is None else part.gold for part in (first, then)])
-    return Packed(np.concatenate([first.starts, first.starts[-1] + then.starts[1:]]), np.concatenate([first.cell, then.cell]), weight, gold)
+    weighted = first.weight is not None or then.weight is not None
+    return Packed(
+        np.concatenate([first.starts, first.starts[-1] + then.starts[1:]]),
+        np.concatenate([first.cell, then.cell]),
+        np.concatenate([first.weights, then.weights]) if weighted else None,
+        np.concatenate([first.known, then.known]),
+    )

@@ -20,7 +20,7 @@ from probcrowd.inference.glad import fit_glad, new_items_glad
 from probcrowd.inference.kos import fit_kos, new_items_kos
 from probcrowd.inference.minimax import fit_minimax, new_items_minimax
 from probcrowd.inference.sweep import count
-from probcrowd.models.cells import Packed, occurring, pack
+from probcrowd.models.cells import Packed
 from probcrowd.models.rows import Rows
 
 
@@ -41,8 +41,8 @@ class _ItemModel(Aggregator):
     def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
         answer = self._solve(table.rows)
         self._parameters = answer.parameters
-        cells = occurring(table.key, len(table.annotators), table.num_labels, len(table.classes))
-        self._packed = pack(table.item, table.key, cells, len(table.items), weight=table.weight, gold=table.gold)
+        cells = table.cells
+        self._packed = table.packed(cells)
         self._counts, self._cells = count(self._packed, answer.probabilities, len(cells)), cells
         self._answer(table, answer.probabilities, answer.objective, answer.converged)
 

@@ -9,13 +9,13 @@ import pandas as pd
 from jaxtyping import Float64
 from sklearn.utils.validation import check_is_fitted
 
-from probcrowd.estimators.answers import Answered
+from probcrowd.estimators.answers import Answered, known_of
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.confusion import rows_base
 from probcrowd.estimators.table import Table
 from probcrowd.inference.annotator_table import RowPosterior
 from probcrowd.inference.sweep import count, votes
-from probcrowd.models.cells import Packed, occurring, pack
+from probcrowd.models.cells import Packed
 
 
 class MajorityVote(Aggregator):
@@ -51,15 +51,15 @@ class MajorityVote(Aggregator):
             raise ValueError(f"ties={self.ties!r}: choose 'expected', 'random' or 'first'")
 
     def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
-        cells = occurring(table.key, len(table.annotators), table.num_labels, len(table.classes))
-        self._packed = pack(table.item, table.key, cells, len(table.items), weight=table.weight, gold=table.gold)
+        cells = table.cells
+        self._packed = table.packed(cells)
         shares = votes(self._packed, cells)
         self._counts, self._cells = count(self._packed, shares, len(cells)), cells
         self._answer(table, shares, np.zeros(0), True)
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
-        cells = occurring(table.key, len(table.annotators), table.num_labels, len(table.classes))
-        return votes(pack(table.item, table.key, cells, len(table.items), weight=table.weight, gold=table.gold), cells)
+        cells = table.cells
+        return votes(table.packed(cells), cells)
 
     def _frame(self, answered: Answered) -> pd.DataFrame:
         frame = super()._frame(answered)
@@ -74,7 +74,7 @@ class MajorityVote(Aggregator):
         if self.ties == "expected":
             return super().score(annotations, gold)
         label = self.predict(annotations)
-        known = gold.loc[gold.notna() & gold.index.isin(label.index)]
+        known = known_of(gold, label.index)
         return float((label.loc[known.index].to_numpy() == known.to_numpy()).mean())
 
     @property

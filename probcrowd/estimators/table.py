@@ -12,7 +12,9 @@ from jaxtyping import Float64, Int64
 
 from probcrowd.annotations import Annotations
 from probcrowd.columns import reject
+from probcrowd.models.cells import Cells, Packed, occurring, pack
 from probcrowd.models.rows import Rows, gold_codes
+from probcrowd.tables import some
 
 Abstentions = Literal["ignore", "event"]
 
@@ -21,7 +23,7 @@ Abstentions = Literal["ignore", "event"]
 class Table:
     """Rows as codes: label[n] < len(classes) is a class, label[n] = len(classes) an abstention that counts as an event.
 
-    abstained: how many rows of each item were left out as abstentions. gold: the known class of each item, or -1.
+    gold: the known class of each item, or -1.
     """
 
     item: Int64[np.ndarray, " n"]
@@ -29,7 +31,6 @@ class Table:
     label: Int64[np.ndarray, " n"]
     weight: Float64[np.ndarray, " n"] | None
     gold: Int64[np.ndarray, " i"]
-    abstained: Int64[np.ndarray, " i"]
     items: pd.Index
     annotators: pd.Index
     classes: pd.Index
@@ -44,9 +45,22 @@ class Table:
     def rows(self) -> Rows:
         """The rows sorted by item, for methods that know no abstentions."""
         order = np.argsort(self.item, kind="stable")
-        weight = np.ones(len(order)) if self.weight is None else self.weight[order]
         sizes = len(self.annotators), len(self.classes)
-        return Rows(self.item[order], self.annotator[order], self.label[order], weight, self.gold, *sizes)
+        return Rows(self.item[order], self.annotator[order], self.label[order], self.weights[order], self.gold, *sizes)
+
+    @property
+    def weights(self) -> Float64[np.ndarray, " n"]:
+        """The weight of every row."""
+        return np.ones(len(self.item)) if self.weight is None else self.weight
+
+    @property
+    def cells(self) -> Cells:
+        """The (annotator, label) pairs that occur."""
+        return occurring(self.key, len(self.annotators), self.num_labels, len(self.classes))
+
+    def packed(self, cells: Cells) -> Packed:
+        """The rows by item, where every pair has one of those cells."""
+        return pack(self.item, self.key, cells, len(self.items), weight=self.weight, gold=self.gold)
 
     def kept(self, rows: np.ndarray) -> Table:
         """Those rows alone; items and annotators keep their places."""
@@ -88,8 +102,7 @@ def read_table(
         said.annotator,
         label,
         said.weight,
-        gold_codes(replace_classes(said, named if classes is None else classes), _by_item(gold)),
-        np.bincount(said.item[silent], minlength=said.num_items).astype(np.int64),
+        gold_codes(said.items, named if classes is None else classes, _by_item(gold)),
         said.items,
         said.annotators,
         named,
@@ -124,18 +137,11 @@ def recode(table: Table, annotators: pd.Index, classes: pd.Index, num_labels: in
     )
 
 
-def replace_classes(annotations: Annotations, classes: pd.Index) -> Annotations:
-    """An `Annotations` without rows, with other classes: what coding gold labels needs."""
-    nothing = np.zeros(0, np.int64)
-    return Annotations(nothing, nothing, nothing, annotations.items, annotations.annotators, classes)
-
-
 def warn_of_unknown(table: Table, num_known: int, meaning: str) -> None:
     """Tells which annotators of a new table the fit has not seen, and what becomes of their labels."""
     unknown = table.annotators[num_known:]
     if len(unknown):
-        some = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        warnings.warn(f"{len(unknown)} annotators are not known from the fit and {meaning}: {some}", UserWarning, stacklevel=4)
+        warnings.warn(f"{len(unknown)} annotators are not known from the fit and {meaning}: {some(unknown)}", UserWarning, stacklevel=4)
 
 
 def _annotations(annotations: Any) -> Annotations:

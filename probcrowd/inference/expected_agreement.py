@@ -14,6 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from probcrowd.inference.gibbs_kernels import compiled
+from probcrowd.inference.sweep import sums_by_owner
 from probcrowd.models.rows import Rows
 
 TINY = 1e-30  # stands for probability 0, whose logarithm cannot be taken away from a sum again
@@ -32,9 +33,7 @@ class Labels:
 
     def shares(self, table: Float64[np.ndarray, "p k"]) -> Float64[np.ndarray, "p k"]:
         """The table scaled so that an annotator's labels sum to 1 for each class, or to 0 where none is possible."""
-        total = np.zeros((len(self.first) - 1, table.shape[1]))
-        np.add.at(total, self.annotator, table)
-        total = total[self.annotator]
+        total = sums_by_owner(table, self.annotator, len(self.first) - 1)[self.annotator]
         return np.divide(table, total, out=np.zeros_like(table), where=total > 0)
 
     def frequencies(self, some: Int[np.ndarray, " s"], known: Int[np.ndarray, " i"]) -> Float64[np.ndarray, "p k"]:

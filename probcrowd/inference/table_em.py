@@ -69,9 +69,8 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Fit:
-    """Where EM ended: the counts that the last pass made and the scores that follow from them, the objective of each pass that was kept, which passes
-    these were, and
-    how many passes it took in all."""
+    """Where EM ended: the counts that the last pass made and the scores that follow from them, the objective of each pass that was
+    kept, which passes these were, and how many passes it took in all."""
 
     statistics: Statistics
     scores: Scores

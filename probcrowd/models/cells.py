@@ -73,6 +73,16 @@ class Packed:
         """The number of rows of each item."""
         return np.diff(self.starts)
 
+    @property
+    def weights(self) -> Float64[np.ndarray, " n"]:
+        """The weight of every row."""
+        return np.ones(len(self.cell)) if self.weight is None else self.weight
+
+    @property
+    def known(self) -> Int32[np.ndarray, " i"]:
+        """The known class of every item, or -1."""
+        return np.full(self.num_items, -1, np.int32) if self.gold is None else self.gold
+
     def take(self, items: Int64[np.ndarray, " m"]) -> Packed:
         """Those items alone, in that order."""
         size = self.size[items]

@@ -52,22 +52,22 @@ class Rows:
             annotations.annotator[order],
             annotations.label[order],
             weight,
-            gold_codes(annotations, gold),
+            gold_codes(annotations.items, annotations.classes, gold),
             annotations.num_annotators,
             annotations.num_classes,
         )
 
 
-def gold_codes(annotations: Annotations, gold: pd.Series | None) -> Int[np.ndarray, " i"]:
+def gold_codes(items: pd.Index, classes: pd.Index, gold: pd.Series | None) -> Int[np.ndarray, " i"]:
     """The class of each item as a position in `classes`, -1 where it is not known."""
     if gold is None:
-        return np.full(annotations.num_items, -1, dtype=np.int64)
-    known = gold.loc[gold.notna() & gold.index.isin(annotations.items)]
+        return np.full(len(items), -1, dtype=np.int64)
+    known = gold.loc[gold.notna() & gold.index.isin(items)]
     reject(known.index.duplicated(keep=False), pd.Series(known.index), "items with more than one gold label: keep one each")
-    codes = annotations.classes.get_indexer(known.to_numpy())
+    codes = classes.get_indexer(known.to_numpy())
     reject(
         codes < 0,
         known,
-        f"gold labels that are none of the classes {list(annotations.classes[:10])}: declare `classes`, or mend the labels",
+        f"gold labels that are none of the classes {list(classes[:10])}: declare `classes`, or mend the labels",
     )
-    return pd.Series(codes, index=known.index).reindex(annotations.items, fill_value=-1).to_numpy(np.int64)
+    return pd.Series(codes, index=known.index).reindex(items, fill_value=-1).to_numpy(np.int64)

@@ -2,7 +2,7 @@
 
 labels.csv        item, label, its probability, the probability of every class, ties, flags
 annotators.csv    accuracy, information, probability of spamming, with intervals
-confusion.csv     P(label | true class) by annotator; only what was ever said where matrices are too many
+confusion.csv     P(label | true class) by annotator; like confusion.png left out where matrices are too many
 summary.json      sizes, fit, class prior, dependence, scores on gold; written last, so the other files of that run are whole once it is there
 annotators.png    who to trust
 confidence.png    how sure
@@ -72,10 +72,10 @@ def aggregate_labels(
         aggregator.fit(annotations, gold)
         unseen = None if gold is None else make_aggregator(model, progress=progress, **options).fit(annotations)
     told = list(dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, UserWarning)))
-    codes = None if gold is None else _codes(aggregator, annotations, gold)
+    codes = None if gold is None else _codes(annotations, gold, aggregator.abstention)
     judged = aggregator if unseen is None else unseen
     probabilities = judged.probabilities_.to_numpy()
-    summary = _summary(aggregator, annotations, model, options, told)
+    summary = _summary(aggregator, annotations, model, told)
     if codes is not None:
         summary["scores_without_gold"] = scores(probabilities, codes)
     folder = Path(tempfile.mkdtemp(suffix=PARTIAL, dir=out))
@@ -105,6 +105,10 @@ def compare_aggregators(
 
     Accuracy counts 1/m in a tie of m classes. No fit sees gold. What a model cannot take is told by `say` and left out.
     """
+    codes = _codes(annotations, gold, options.get("abstention"))
+    known = codes >= 0
+    if not known.any():
+        raise ValueError("gold has no class of any of the items")
     names = [name for name in (models or AGGREGATORS) if name != reference]
     rows, base = {}, None
     for name in tqdm([reference, *names], disable=not progress, leave=False):
@@ -117,10 +121,6 @@ def compare_aggregators(
                 raise
             say(f"{name}: left out, {error}")
             continue
-        codes = _codes(fitted, annotations, gold)
-        known = codes >= 0
-        if not known.any():
-            raise ValueError("gold has no class of any of the items")
         p = fitted.probabilities_.to_numpy()
         each = {"accuracy": hits(p[known], codes[known]), "log_loss": log_losses(p[known], codes[known])}
         base = each if base is None else base
@@ -168,7 +168,7 @@ def make_aggregator(model: str, **options: Any) -> Aggregator:
     return made
 
 
-def _summary(fitted: Aggregator, annotations: Annotations, model: str, options: dict[str, Any], told: list[str]) -> dict[str, Any]:
+def _summary(fitted: Aggregator, annotations: Annotations, model: str, told: list[str]) -> dict[str, Any]:
     items = fitted.items_
     return {
         "model": model,
@@ -223,6 +223,6 @@ def _table(path: Path, table: pd.DataFrame) -> None:
     without_formulas(table).to_csv(path, index=False)
 
 
-def _codes(fitted: Aggregator, annotations: Annotations, gold: pd.Series) -> np.ndarray:
-    """The position of each item's known class, -1 where unknown."""
-    return read_table(annotations, gold, abstention=fitted.abstention).gold
+def _codes(annotations: Annotations, gold: pd.Series, abstention: Any) -> np.ndarray:
+    """The position of each item's known class among those that are no abstention, -1 where unknown."""
+    return read_table(annotations, gold, abstention=abstention).gold

@@ -29,8 +29,7 @@ from probcrowd.inference.channels import ClassPrior, DirichletRows
 from probcrowd.inference.out_of_core import fit_parquet
 from probcrowd.inference.sweep import Scores, Statistics, held_out
 from probcrowd.models.cells import Cells
-from probcrowd.runs.checkpoint import write_atomically
-from probcrowd.tables import without_formulas
+from probcrowd.runs.checkpoint import write_atomically, write_table
 
 
 def aggregate_files(
@@ -76,7 +75,7 @@ def aggregate_files(
             RowPosterior(rows.cells, rows.base, statistics.said), np.exp(found.scores.log_prior), reduce(add, each).said
         )
         table = table.set_axis(pd.Index(found.annotators, name="annotator"), axis=0)
-        write_atomically(out / "annotators.csv", without_formulas(table.reset_index()).to_csv(index=False).encode())
+        write_table(out / "annotators.csv", table)
         summary = {
             "model": "dawid-skene",
             "prior": prior,

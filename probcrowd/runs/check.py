@@ -28,9 +28,8 @@ from probcrowd.models.catalogue import find_model
 from probcrowd.models.priors import CoinPrior, DirichletPrior, LogitPrior, PriorName
 from probcrowd.models.rows import gold_codes
 from probcrowd.posterior_tables import annotator_table, item_table
-from probcrowd.runs.checkpoint import write_atomically
+from probcrowd.runs.checkpoint import write_atomically, write_table
 from probcrowd.runs.report import make_report
-from probcrowd.tables import without_formulas
 
 PRIORS: dict[type, tuple[str, ...]] = {
     DirichletPrior: get_args(PriorName),
@@ -72,7 +71,7 @@ def check_labels(
     compared = [name for name in dict.fromkeys(compare) if name != model]
     _require_possible(model, compared, features)
     record = None if prior is None else named_prior(model, prior, annotations.num_classes)
-    codes = None if gold is None else gold_codes(annotations, gold)
+    codes = None if gold is None else gold_codes(annotations.items, annotations.classes, gold)
     out.mkdir(parents=True, exist_ok=True)  # before the hours that sampling may take
     settings = {"seed": seed, "gold": known, "chains": chains, "warmup": warmup, "draws": draws, "start": start, "progress": progress}
     tree = sample_posterior(annotations, model, prior=record, features=features, sampler=sampler, **settings)
@@ -82,12 +81,12 @@ def check_labels(
     items, annotators = item_table(tree), annotator_table(tree, annotations.annotators)
 
     save_posterior(tree, out / "posterior.nc")
-    _write_table(out / "items.csv", items)
-    _write_table(out / "annotators.csv", annotators)
+    write_table(out / "items.csv", items)
+    write_table(out / "annotators.csv", annotators)
     if comparison is None:
         (out / "comparison.csv").unlink(missing_ok=True)  # an earlier run's would pass for this one's
     else:
-        _write_table(out / "comparison.csv", comparison)
+        write_table(out / "comparison.csv", comparison)
     page = make_report(tree, checked, items, annotators, prior=prior, comparison=comparison, gold=codes)
     write_atomically(out / "report.html", page.encode())
     verdict = json.loads(to_json(checked.findings)) | {
@@ -125,7 +124,3 @@ def _require_possible(model: str, compared: Sequence[str], features: pd.DataFram
 
 def _by_item(tree: xr.DataTree) -> xr.DataArray:
     return dataset(tree, "log_likelihood")["label"]
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    write_atomically(path, without_formulas(table.reset_index()).to_csv(index=False).encode())

@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+
+from probcrowd.tables import without_formulas
 
 FORMAT, VERSION = "probcrowd checkpoint", "1"
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
@@ -157,6 +160,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replaces the file at `path` by `data`; after any failure the old file is there, untouched, and nothing else."""
     with _successor(path, data):
         pass
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Writes a .csv with the index as columns, whole or not at all, in which no spreadsheet finds a formula."""
+    write_atomically(path, without_formulas(table.reset_index()).to_csv(index=False).encode())
 
 
 @contextlib.contextmanager
