@@ -51,7 +51,7 @@ def meta_train_command(config: Path, resume: bool, overrides: tuple[str, ...]) -
     """
     from probcrowd.runs.configuration import MetaTraining
     from probcrowd.runs.meta_train import meta_train
-    from probcrowd.runs.settings import read_settings
+    from probcrowd.storage.settings import read_settings
 
     settings = read_settings(MetaTraining, config, overrides)
     meta_train(settings, resume=resume)
@@ -291,7 +291,7 @@ def compare(
     Intervals are 95 %, over items with gold; accuracy counts 1/m where m classes tie.
     """
     from probcrowd.runs.aggregate import compare_aggregators, comparison_text
-    from probcrowd.runs.checkpoint import write_atomically
+    from probcrowd.storage.files import write_atomically
     from probcrowd.tables import named_columns, read_annotations, read_gold
 
     said = read_annotations(labels, duplicates=duplicates, missing=missing, **named_columns(columns))

@@ -20,7 +20,7 @@ import pytest
 
 from probcrowd.annotations import Annotations
 from probcrowd.inference import buckets, out_of_core
-from probcrowd.inference.buckets import replacing, write_probabilities
+from probcrowd.inference.buckets import write_probabilities
 from probcrowd.inference.channels import ClassPrior, DirichletRows
 from probcrowd.inference.out_of_core import ParquetFit, fit_parquet
 from probcrowd.inference.scatter import bucket_of
@@ -28,6 +28,7 @@ from probcrowd.inference.sweep import sweep
 from probcrowd.inference.table_em import Fit, InMemory, fit_table
 from probcrowd.models.cells import Cells, occurring, pack
 from probcrowd.models.rows import gold_codes
+from probcrowd.storage.files import replacing
 
 ITEMS, ANNOTATORS, CLASSES = 240, 12, 3
 
@@ -281,7 +282,7 @@ def test_interrupted_runs_give_the_same_bits(last: int, tmp_path: Path, monkeypa
         patch.setattr(os, "replace", Counted(os.replace, last))
         with pytest.raises(KeyboardInterrupt):
             fit_parquet(path, work=tmp_path / "work", **options)
-    assert not (tmp_path / "work" / "manifest.json").exists() and not list((tmp_path / "work").rglob("*.partial"))
+    assert not (tmp_path / "work" / "manifest.json").exists() and not list((tmp_path / "work").rglob("*partial"))
     (tmp_path / "work" / "buckets" / "99999-cell.npy").write_text("of an older run")
     again = fit_parquet(path, work=tmp_path / "work", **options)
     assert same_fit(whole, again) and same_files(tmp_path / "whole" / "buckets", tmp_path / "work" / "buckets")

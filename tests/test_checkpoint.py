@@ -15,8 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from probcrowd.runs import checkpoint
-from probcrowd.runs.checkpoint import (
+from probcrowd.storage import checkpoint
+from probcrowd.storage.checkpoint import (
     CURRENT,
     PREVIOUS,
     Checkpoint,
@@ -28,8 +28,8 @@ from probcrowd.runs.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
     save_latest,
-    write_atomically,
 )
+from probcrowd.storage.files import PARTIAL, write_atomically
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -212,7 +212,7 @@ def test_the_file_is_on_the_disk_before_it_has_its_name_and_the_folder_after(tmp
     monkeypatch.setattr(os, "fsync", lambda handle: (events.append(os.readlink(f"/proc/self/fd/{handle}")), fsync(handle)))
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), replace(a, b)))
     write_atomically(tmp_path / "a", b"x")
-    assert events[0].endswith(checkpoint.PARTIAL) and Path(events[0]).parent == tmp_path
+    assert events[0].endswith(PARTIAL) and Path(events[0]).parent == tmp_path
     assert events[1:] == ["replace", str(tmp_path)]
     assert (tmp_path / "a").read_bytes() == b"x"
 
@@ -282,7 +282,7 @@ KILLS = """
     import json, os, random, signal, sys, time
     from pathlib import Path
     import torch
-    from probcrowd.runs.checkpoint import load_latest, save_latest
+    from probcrowd.storage.checkpoint import load_latest, save_latest
 
     torch.set_num_threads(1)
     folder, chance, rounds = Path(sys.argv[1]), random.Random(0), []

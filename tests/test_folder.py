@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from probcrowd.runs.checkpoint import PARTIAL
-from probcrowd.runs.folder import RunFolder
-from probcrowd.runs.settings import Settings, read_written
+from probcrowd.storage.files import PARTIAL
+from probcrowd.storage.folder import RunFolder
+from probcrowd.storage.settings import Settings, read_written
 
 
 class Small(Settings):
@@ -116,7 +116,7 @@ def test_a_failed_start_can_be_repeated(tmp_path, monkeypatch):
 HOLD = """
 import sys
 from pathlib import Path
-from probcrowd.runs.folder import RunFolder
+from probcrowd.storage.folder import RunFolder
 with RunFolder(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

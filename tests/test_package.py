@@ -23,6 +23,7 @@ LAYERS = [
     "votes",
     "datasets",
     "episodes",
+    "storage",
     "models",
     "inference",
     "estimators",

@@ -21,8 +21,8 @@ from probcrowd import Annotations, MetaTraining, load_run, meta_train
 from probcrowd.datasets import load
 from probcrowd.inference.meta import meta_loss
 from probcrowd.models.encoders import Conv4
-from probcrowd.runs.checkpoint import load_checkpoint
 from probcrowd.runs.meta_train import class_sources
+from probcrowd.storage.checkpoint import load_checkpoint
 
 SMALL = """
 out = "{out}"

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from pydantic import Field, ValidationError, model_validator
 
-from probcrowd.runs.settings import Settings, differences, read_settings, read_written, write_settings
+from probcrowd.storage.settings import Settings, differences, read_settings, read_written, write_settings
 
 
 class Network(Settings):

@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -31,9 +30,9 @@ from tqdm import tqdm
 from probcrowd.inference.averaged import Means, averaged_probabilities
 from probcrowd.inference.sweep import Scores, Statistics, Swept, count_votes, sweep
 from probcrowd.models.cells import Cells, Packed
+from probcrowd.storage.files import PARTIAL, replacing
 
 _ARRAYS = "starts", "cell", "weight", "gold"
-_TEMPORARY = ".partial"
 
 
 @runtime_checkable
@@ -87,7 +86,7 @@ def write_probabilities(buckets: Buckets, scores: Scores, folder: Path, *, means
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already; delete it, or give the name of a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL}")
     unfinished.mkdir()
     try:
         done = buckets.map(
@@ -147,18 +146,6 @@ def write_part(number: int, folder: Path, scores: Scores, means: Means | None, c
     columns |= {f"p_{name}": probabilities[:, k] for k, name in enumerate(classes)}
     with replacing(target / f"part-{number:05d}.parquet") as path:
         pq.write_table(pa.table(columns), path)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Another name to write to, which becomes `path` at the end; after a failure nothing is left of it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:  # a keyboard interrupt too
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_batches(path: Path, batches: Iterator[pa.RecordBatch] | Sequence[pa.RecordBatch]) -> None:

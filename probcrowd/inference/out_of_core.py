@@ -25,7 +25,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pandas.util import hash_pandas_object
 
-from probcrowd.inference.buckets import Buckets, Map, in_turn, read_batches, replacing, write_batches
+from probcrowd.inference.buckets import Buckets, Map, in_turn, read_batches, write_batches
 from probcrowd.inference.channels import Channel
 from probcrowd.inference.parquet_rows import Survey, survey
 from probcrowd.inference.scatter import Job
@@ -33,6 +33,7 @@ from probcrowd.inference.shuffle import DUPLICATES, shuffle
 from probcrowd.inference.sweep import Scores
 from probcrowd.inference.table_em import Fit, fit_table
 from probcrowd.models.cells import Cells
+from probcrowd.storage.files import PARTIAL, replacing
 
 _MANIFEST, _LOCK, _BUCKETS, _CELLS = "manifest.json", ".lock", "buckets", "cells.npy"
 _IDS = "annotators", "classes"
@@ -139,7 +140,7 @@ def _buckets(found: Survey, work: Path, gold: pd.Series | None, duplicates: str,
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     ours = {_MANIFEST, _LOCK, _BUCKETS, _CELLS, *(f"{name}.arrow" for name in _IDS)}
-    strangers = sorted(file.name for file in work.iterdir() if file.name not in ours and not file.name.endswith(".partial"))
+    strangers = sorted(file.name for file in work.iterdir() if file.name not in ours and not file.name.endswith(PARTIAL))
     if strangers:
         raise ValueError(f"{work} holds {', '.join(strangers[:3])}; give a new or an empty folder as `work`")
     made_from = _made_from(found, gold, duplicates, bucket_rows)

@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from jaxtyping import Int64
 from pandas.util import hash_array
 
-from probcrowd.inference.buckets import read_batches, replacing, write_batches
+from probcrowd.inference.buckets import read_batches, write_batches
 from probcrowd.inference.parquet_rows import Column, Piece, as_ids, batches, kind_of
+from probcrowd.storage.files import replacing
 from probcrowd.tables import some
 
 

@@ -31,8 +31,8 @@ from probcrowd.estimators.base import MOST_CONFUSION, Aggregator
 from probcrowd.estimators.catalogue import AGGREGATORS, find_aggregator
 from probcrowd.estimators.table import read_table
 from probcrowd.figures import SHOWN, confusion_figure
-from probcrowd.runs.checkpoint import PARTIAL
 from probcrowd.scoring import hits, log_losses, scores
+from probcrowd.storage.files import PARTIAL
 from probcrowd.tables import without_formulas
 
 FILES = ("labels.csv", "annotators.csv", "confusion.csv", "annotators.png", "confidence.png", "confusion.png", "summary.json")

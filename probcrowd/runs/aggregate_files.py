@@ -29,7 +29,7 @@ from probcrowd.inference.channels import ClassPrior, DirichletRows
 from probcrowd.inference.out_of_core import fit_parquet
 from probcrowd.inference.sweep import Scores, Statistics, held_out
 from probcrowd.models.cells import Cells
-from probcrowd.runs.checkpoint import write_atomically, write_table
+from probcrowd.storage.files import write_atomically, write_table
 
 
 def aggregate_files(

@@ -28,8 +28,8 @@ from probcrowd.models.catalogue import find_model
 from probcrowd.models.priors import CoinPrior, DirichletPrior, LogitPrior, PriorName
 from probcrowd.models.rows import gold_codes
 from probcrowd.posterior_tables import annotator_table, item_table
-from probcrowd.runs.checkpoint import write_atomically, write_table
 from probcrowd.runs.report import make_report
+from probcrowd.storage.files import write_atomically, write_table
 
 PRIORS: dict[type, tuple[str, ...]] = {
     DirichletPrior: get_args(PriorName),

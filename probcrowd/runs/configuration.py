@@ -16,8 +16,8 @@ from probcrowd.episodes import EpisodeShape
 from probcrowd.inference.meta import Method
 from probcrowd.models.encoders import MLP, Conv4
 from probcrowd.models.prototype import Prior
-from probcrowd.runs.settings import Settings
 from probcrowd.simulate import Mixture
+from probcrowd.storage.settings import Settings
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

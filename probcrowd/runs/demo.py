@@ -24,12 +24,12 @@ from tqdm import tqdm
 from probcrowd.episodes import draw_episodes
 from probcrowd.figures import accuracy_figure, confusion_figure
 from probcrowd.inference.meta import FLAT_COUNT, FLAT_PRECISION, Method, predict
-from probcrowd.runs.checkpoint import write_atomically
 from probcrowd.runs.configuration import Adaptation, MetaTraining
 from probcrowd.runs.evaluate import paired_difference, summary, target_scores
 from probcrowd.runs.meta_train import class_sources, generator_of, meta_train, validate
-from probcrowd.runs.settings import read_settings
 from probcrowd.runs.trained import TrainedRun, load_run
+from probcrowd.storage.files import write_atomically
+from probcrowd.storage.settings import read_settings
 
 OURS, ABLATION, VOTE, DAWID_SKENE = "EM, J = {}", "EM, no pseudo-annotators", "ProtoNet + majority vote", "ProtoNet + Dawid-Skene"
 AGGREGATED = "Dawid-Skene, pseudo-annotators"

@@ -16,10 +16,10 @@ from probcrowd.episodes import EpisodeSource, draw_episodes
 from probcrowd.figures import accuracy_figure
 from probcrowd.inference.meta import Method, predict
 from probcrowd.metrics import accuracy, confusion_error, interval, log_loss
-from probcrowd.runs.checkpoint import write_atomically
 from probcrowd.runs.configuration import MetaTraining
 from probcrowd.runs.meta_train import class_sources, evaluating, generator_of
 from probcrowd.runs.trained import load_run
+from probcrowd.storage.files import write_atomically
 
 SETTING = ["shots", "annotators", "spammers"]
 

@@ -23,7 +23,9 @@ from probcrowd.datasets import ClassItems, augmented, load, split
 from probcrowd.episodes import Episodes, EpisodeSource, draw_episodes, draw_items
 from probcrowd.inference.meta import Method, meta_loss, predict
 from probcrowd.metrics import accuracy
-from probcrowd.runs.checkpoint import (
+from probcrowd.runs.configuration import MetaTraining, build_encoder
+from probcrowd.runs.processes import Processes, processes
+from probcrowd.storage.checkpoint import (
     load_latest,
     load_module,
     load_optimizer,
@@ -32,9 +34,7 @@ from probcrowd.runs.checkpoint import (
     save_checkpoint,
     save_latest,
 )
-from probcrowd.runs.configuration import MetaTraining, build_encoder
-from probcrowd.runs.folder import RunFolder
-from probcrowd.runs.processes import Processes, processes
+from probcrowd.storage.folder import RunFolder
 
 LOG_EVERY = 10
 

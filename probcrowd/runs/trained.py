@@ -14,11 +14,12 @@ from probcrowd.annotations import Annotations
 from probcrowd.inference import em
 from probcrowd.inference.meta import Method, adapt
 from probcrowd.models.prototype import log_predictive
-from probcrowd.runs.checkpoint import load_checkpoint, load_module, write_atomically
 from probcrowd.runs.configuration import MetaTraining
-from probcrowd.runs.folder import RunFolder
 from probcrowd.runs.meta_train import evaluating, new_encoder
-from probcrowd.runs.settings import read_written
+from probcrowd.storage.checkpoint import load_checkpoint, load_module
+from probcrowd.storage.files import write_atomically
+from probcrowd.storage.folder import RunFolder
+from probcrowd.storage.settings import read_written
 from probcrowd.tables import by_item, some, without_formulas
 from probcrowd.votes import SparseVotes, Support
 

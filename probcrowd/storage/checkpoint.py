@@ -11,24 +11,21 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from probcrowd.tables import without_formulas
+from probcrowd.storage.files import replacing, write_atomically, write_through
 
 FORMAT, VERSION = "probcrowd checkpoint", "1"
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
-PARTIAL = ".probcrowd-partial"  # ending of temporary files; one that outlives its process may be deleted
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,12 @@ def save_latest(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
         ValueError: see `save_checkpoint`.
     """
     # What is absent or damaged must not displace a good previous one: load first.
-    with _successor(folder / CURRENT, _packed(tensors, state)), contextlib.suppress(ValueError):
-        load_checkpoint(folder / CURRENT)
-        os.replace(folder / CURRENT, folder / PREVIOUS)
+    data = _packed(tensors, state)
+    with replacing(folder / CURRENT) as temporary:
+        write_through(temporary, data)
+        with contextlib.suppress(ValueError):
+            load_checkpoint(folder / CURRENT)
+            os.replace(folder / CURRENT, folder / PREVIOUS)
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
@@ -154,39 +154,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         index, _, key = name.partition("/")
         entry = optimizer.state[flat[int(index)]]
         entry[key] = value.to(entry[key].device)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces the file at `path` by `data`; after any failure the old file is there, untouched, and nothing else."""
-    with _successor(path, data):
-        pass
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Writes a .csv with the index as columns, whole or not at all, in which no spreadsheet finds a formula."""
-    write_atomically(path, without_formulas(table.reset_index()).to_csv(index=False).encode())
-
-
-@contextlib.contextmanager
-def _successor(path: Path, data: bytes) -> Iterator[None]:
-    """Has `data` whole on the disk while the body runs, and under the name `path` after it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield
-        os.replace(temporary, path)
-    except BaseException:  # a keyboard interrupt too
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # elsewhere folders cannot be opened; without this a power cut may undo the rename
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _packed(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> bytes:

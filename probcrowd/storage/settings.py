@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from probcrowd.runs.checkpoint import write_atomically
+from probcrowd.storage.files import write_atomically
 
 
 class Settings(BaseModel):

@@ -22,8 +22,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from probcrowd import __version__
-from probcrowd.runs.checkpoint import PARTIAL, write_atomically
-from probcrowd.runs.settings import Settings, differences, read_written, write_settings
+from probcrowd.storage.files import PARTIAL, write_atomically
+from probcrowd.storage.settings import Settings, differences, read_written, write_settings
 
 LOCK = ".lock"
 

@@ -1,0 +1,1 @@
+"""Files that are whole or absent, checkpoints, settings, and the folder of a run."""
