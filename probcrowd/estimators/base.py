@@ -20,8 +20,9 @@ from probcrowd.estimators.table import Abstentions, Table, read_table, recode, w
 from probcrowd.inference.annotator_table import RowPosterior, annotator_table, confusion_table
 from probcrowd.inference.channels import ClassPrior, DirichletRows
 from probcrowd.inference.dependence import Dependence
-from probcrowd.inference.sweep import Scores, Statistics, held_out
+from probcrowd.inference.sweep import Scores, Statistics, count, held_out
 from probcrowd.models.cells import Cells, Packed
+from probcrowd.models.priors import rows_base
 from probcrowd.scoring import hits
 
 MOST_CONFUSION = 2 * 10**8
@@ -44,6 +45,7 @@ class Aggregator(BaseEstimator, abc.ABC):
     dependence: str
     _packed: Packed
     _cells: Cells
+    _counts: Statistics
 
     def fit(self, annotations: Any, gold: pd.Series | None = None, *, history: pd.DataFrame | None = None) -> Aggregator:
         """This estimator, fitted.
@@ -59,6 +61,10 @@ class Aggregator(BaseEstimator, abc.ABC):
         """
         if history is not None and not self._takes_history:
             raise ValueError(f"{type(self).__name__} takes no history; DawidSkene, FastDawidSkene, OneCoin and ZenCrowd do")
+        return self._fitted(annotations, gold, lambda table: self._fit(table, history))
+
+    def _fitted(self, annotations: Any, gold: pd.Series | None, fit: Callable[[Table], None]) -> Aggregator:
+        """This estimator after `fit` has seen the table."""
         if self.abstentions not in ("ignore", "event"):
             raise ValueError(f"abstentions={self.abstentions!r}: choose 'ignore' or 'event'")
         if self.abstentions == "event" and not self._takes_events:
@@ -70,7 +76,7 @@ class Aggregator(BaseEstimator, abc.ABC):
         self._check()
         table = read_table(annotations, gold, abstention=self.abstention, abstentions=self.abstentions)
         self._forget()
-        self._fit(table, history)
+        fit(table)
         self._look_for_dependence()
         self._finish()
         self._made = {}
@@ -255,7 +261,13 @@ class Aggregator(BaseEstimator, abc.ABC):
 
     def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:
         """What the annotators' tables are made of: rows, class prior, and the annotations for leaving each one's own label out."""
-        raise NotImplementedError
+        base = rows_base("accurate", len(self.classes_), self._num_labels)[1]
+        shares = self._counts.class_count / max(self._counts.class_count.sum(), 1e-300)
+        return RowPosterior(self._cells, base, self._counts.said), shares, self._packed
+
+    def _count(self, packed: Packed, cells: Cells, probabilities: Float64[np.ndarray, "i k"]) -> None:
+        """Sets what the annotators' tables are made of, where the method has no tables of its own: counts given the label probabilities."""
+        self._packed, self._cells, self._counts = packed, cells, count(packed, probabilities, len(cells))
 
     def _cached(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         check_is_fitted(self, "classes_")

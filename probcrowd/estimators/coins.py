@@ -11,14 +11,14 @@ import pandas as pd
 from jaxtyping import Float64
 from sklearn.utils.validation import check_is_fitted
 
-from probcrowd.estimators.confusion import Confidence, Design, TableAggregator, rows_base
+from probcrowd.estimators.confusion import Confidence, Design, TableAggregator
 from probcrowd.estimators.incremental import Incremental
 from probcrowd.inference.channels import Channel, ClassPrior, Coins, coin_table, right_counts, row_totals
 from probcrowd.inference.spamming import Habits, Spammers
 from probcrowd.inference.sweep import Scores
 from probcrowd.inference.table_em import Fit, InMemory, fit_table
 from probcrowd.models.cells import occurring
-from probcrowd.models.priors import CoinPrior, SpamPrior
+from probcrowd.models.priors import CoinPrior, SpamPrior, rows_base
 
 
 class _CoinAggregator(Incremental):

@@ -170,23 +170,6 @@ class TableAggregator(Aggregator):
         return pd.DataFrame(columns)
 
 
-def rows_base(
-    prior: str | DirichletPrior, num_classes: int, num_labels: int
-) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k l"]]:
-    """Concentrations of the class prior and of confusion rows; an abstention that is an event has the lowest of its row.
-
-    Raises:
-        ValueError: a prior for another number of classes.
-    """
-    if isinstance(prior, str):
-        prior = DirichletPrior.named(prior, num_classes)  # pyright: ignore[reportArgumentType]
-    if prior.confusion.shape != (num_classes, num_classes):
-        shape = prior.confusion.shape
-        raise ValueError(f"the prior's confusion has the shape {shape}, the table {num_classes} classes; earlier counts go to `history`")
-    lowest = np.repeat(prior.confusion.min(1, keepdims=True), num_labels - num_classes, 1)
-    return prior.class_prior, np.hstack([prior.confusion, lowest])
-
-
 def _read_history(
     table: Table, history: pd.DataFrame | None, abstention: Any
 ) -> tuple[Table, tuple[np.ndarray, np.ndarray, np.ndarray] | None]:

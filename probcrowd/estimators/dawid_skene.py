@@ -9,14 +9,14 @@ import pandas as pd
 from jaxtyping import Float64
 from sklearn.utils.validation import check_is_fitted
 
-from probcrowd.estimators.confusion import Confidence, Design, TableAggregator, rows_base
+from probcrowd.estimators.confusion import Confidence, Design, TableAggregator
 from probcrowd.estimators.incremental import Incremental
 from probcrowd.estimators.table import Abstentions
 from probcrowd.inference.annotator_table import confusion_table
 from probcrowd.inference.channels import Averaging, Channel, ClassPrior, DirichletRows
 from probcrowd.inference.pooling import PooledRows
 from probcrowd.inference.table_em import Fit, InMemory, fit_table
-from probcrowd.models.priors import DirichletPrior
+from probcrowd.models.priors import DirichletPrior, rows_base
 
 
 class _DirichletAggregator(TableAggregator):

@@ -12,19 +12,15 @@ from jaxtyping import Float64
 from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.estimators.base import Aggregator
-from probcrowd.estimators.confusion import rows_base
 from probcrowd.estimators.table import Table
-from probcrowd.inference.annotator_table import RowPosterior
 from probcrowd.inference.answer import Answer
 from probcrowd.inference.glad import fit_glad, new_items_glad
 from probcrowd.inference.kos import fit_kos, new_items_kos
 from probcrowd.inference.minimax import fit_minimax, new_items_minimax
-from probcrowd.inference.sweep import count
-from probcrowd.models.cells import Packed
 from probcrowd.models.rows import Rows
 
 
-class _ItemModel(Aggregator):
+class ItemModel(Aggregator):
     """An aggregator whose `Answer` comes from rows. Classes are equally likely a priori; confusion matrices are posterior means given the
     label probabilities, under the prior "accurate"."""
 
@@ -42,8 +38,7 @@ class _ItemModel(Aggregator):
         answer = self._solve(table.rows)
         self._parameters = answer.parameters
         cells = table.cells
-        self._packed = table.packed(cells)
-        self._counts, self._cells = count(self._packed, answer.probabilities, len(cells)), cells
+        self._count(table.packed(cells), cells, answer.probabilities)
         self._answer(table, answer.probabilities, answer.objective, answer.converged)
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
@@ -57,11 +52,6 @@ class _ItemModel(Aggregator):
         check_is_fitted(self, "classes_")
         return pd.Series(1 / len(self.classes_), self.classes_.rename("class"), name="class_prior")
 
-    def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:
-        base = rows_base("accurate", len(self.classes_), self._num_labels)[1]
-        shares = self._counts.class_count / max(self._counts.class_count.sum(), 1e-300)
-        return RowPosterior(self._cells, base, self._counts.said), shares, self._packed
-
     def _by_annotator(self, name: str) -> pd.Series:
         check_is_fitted(self, "classes_")
         return pd.Series(self._parameters[name], pd.Index(self._annotator_ids, name="annotator"), name=name)
@@ -71,7 +61,7 @@ class _ItemModel(Aggregator):
         return pd.Series(self._parameters[name], pd.Index(self._answered.items, name="item"), name=name)
 
 
-class GLAD(_ItemModel):
+class GLAD(ItemModel):
     """Abilities of annotators and ease of items (Whitehill et al. 2009): P(right) = sigmoid(ability * exp(log_ease)), both with priors Normal(1, 1).
 
     Args:
@@ -102,7 +92,7 @@ class GLAD(_ItemModel):
         return self._by_item("log_ease")
 
 
-class MinimaxEntropy(_ItemModel):
+class MinimaxEntropy(ItemModel):
     """Minimax conditional entropy (Zhou et al. 2012): labels are a softmax of scores of the annotator and scores of the item, both regularised.
 
     Args:
@@ -133,7 +123,7 @@ class MinimaxEntropy(_ItemModel):
         return new_items_minimax(rows, self._parameters)
 
 
-class KOS(_ItemModel):
+class KOS(ItemModel):
     """Message passing for two classes (Karger, Oh and Shah 2011), as the mean over several random starts.
 
     Args:

@@ -11,11 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.estimators.answers import Answered, known_of
 from probcrowd.estimators.base import Aggregator
-from probcrowd.estimators.confusion import rows_base
 from probcrowd.estimators.table import Table
-from probcrowd.inference.annotator_table import RowPosterior
-from probcrowd.inference.sweep import count, votes
-from probcrowd.models.cells import Packed
+from probcrowd.inference.sweep import votes
 
 
 class MajorityVote(Aggregator):
@@ -52,9 +49,9 @@ class MajorityVote(Aggregator):
 
     def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
         cells = table.cells
-        self._packed = table.packed(cells)
-        shares = votes(self._packed, cells)
-        self._counts, self._cells = count(self._packed, shares, len(cells)), cells
+        packed = table.packed(cells)
+        shares = votes(packed, cells)
+        self._count(packed, cells, shares)
         self._answer(table, shares, np.zeros(0), True)
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
@@ -83,7 +80,3 @@ class MajorityVote(Aggregator):
         check_is_fitted(self, "classes_")
         counts = self._counts.class_count
         return pd.Series(counts / counts.sum(), self.classes_.rename("class"), name="class_prior")
-
-    def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:
-        base = rows_base("accurate", len(self.classes_), self._num_labels)[1]
-        return RowPosterior(self._cells, base, self._counts.said), self.class_prior_.to_numpy(), self._packed

@@ -136,6 +136,23 @@ class LogitPrior:
         return LogitPrior(np.full(num_classes, 3.0 if name == "rater" else 1.0), diagonal * np.eye(num_classes))
 
 
+def rows_base(
+    prior: str | DirichletPrior, num_classes: int, num_labels: int
+) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k l"]]:
+    """Concentrations of the class prior and of confusion rows; an abstention that is an event has the lowest of its row.
+
+    Raises:
+        ValueError: a prior for another number of classes.
+    """
+    if isinstance(prior, str):
+        prior = DirichletPrior.named(prior, num_classes)  # pyright: ignore[reportArgumentType]
+    if prior.confusion.shape != (num_classes, num_classes):
+        shape = prior.confusion.shape
+        raise ValueError(f"the prior's confusion has the shape {shape}, the table {num_classes} classes; earlier counts go to `history`")
+    lowest = np.repeat(prior.confusion.min(1, keepdims=True), num_labels - num_classes, 1)
+    return prior.class_prior, np.hstack([prior.confusion, lowest])
+
+
 def _odds(accuracy: float, num_classes: int) -> float:
     if not 1 / num_classes <= accuracy < 1 and num_classes > 1:
         raise ValueError(f"prior accuracy {accuracy:g} is not between guessing, 1/{num_classes}, and 1")

@@ -22,13 +22,13 @@ import numpy as np
 import pandas as pd
 
 import probcrowd
-from probcrowd.estimators.confusion import rows_base
 from probcrowd.inference.annotator_table import RowPosterior, annotator_table
 from probcrowd.inference.buckets import load_bucket, write_probabilities
 from probcrowd.inference.channels import ClassPrior, DirichletRows
 from probcrowd.inference.out_of_core import fit_parquet
 from probcrowd.inference.sweep import Scores, Statistics, held_out
 from probcrowd.models.cells import Cells
+from probcrowd.models.priors import rows_base
 from probcrowd.storage.files import write_atomically, write_table
 
 

@@ -1,0 +1,54 @@
+"""The model of `probcrowd.models.lia`, declared in NumPyro with the same sites; see there for the mathematics."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from jaxtyping import Float
+
+from probcrowd.models.lia_prior import Inputs, LIAPrior, sites
+from probcrowd.models.observed_numpyro import observe, sample
+from probcrowd.models.rows import Rows
+
+# Inside a compiled function the arrays are traced and the number of questions is a constant
+jax.tree_util.register_dataclass(
+    Inputs, data_fields=[field.name for field in fields(Inputs) if field.name != "num_questions"], meta_fields=["num_questions"]
+)
+
+
+def lia(inputs: Inputs, rows: Rows, prior: LIAPrior) -> None:
+    """Declare the weights of the networks, the truth of every item, and condition on what was said of it."""
+    parameters = {
+        name: sample(name, dist.Normal(jnp.asarray(site.centre), site.spread).to_event(site.centre.ndim))
+        for name, site in sites(rows, inputs, prior).items()
+    }
+    seen = parameters["item_embedding"] if inputs.item_features is None else inputs.item_features
+    bent = 0.0
+    if inputs.question is not None:
+        embedding = parameters["question_embedding"]
+        seen = jnp.concatenate([seen, embedding[inputs.question]], -1)
+        bent = jnp.tensordot(embedding, parameters["question_competence"], 1)[inputs.question]
+    truth = _hidden(parameters, "truth", seen) @ parameters["truth_weight"] + parameters["truth_bias"]
+    bent = bent + jnp.tensordot(_hidden(parameters, "difficulty", seen), parameters["difficulty_weight"], 1)  # (i, k, l, r)
+    logits = bent[rows.item] + (parameters["competence_mean"] + _offset(parameters, inputs))[rows.annotator]
+    log_rows = jax.nn.log_softmax(jax.nn.logsumexp(logits, -1), -1)  # (n, k, l)
+    observe(rows, jax.nn.log_softmax(truth, -1), log_rows, jnp.arange(rows.label.shape[0]))
+
+
+def _offset(parameters: dict[str, Array], inputs: Inputs) -> Float[Array, "j k l r"]:
+    if "competence_offset" in parameters:
+        return parameters["competence_offset"]
+    seen = parameters["annotator_embedding"] if inputs.annotator_features is None else jnp.asarray(inputs.annotator_features)
+    return jnp.tensordot(seen, parameters["competence_weight"], 1)
+
+
+def _hidden(parameters: dict[str, Array], network: str, inner: Float[Array, "i w"]) -> Float[Array, "i v"]:
+    layer = 0
+    while f"{network}_weight_{layer}" in parameters:
+        inner = jax.nn.selu(inner @ parameters[f"{network}_weight_{layer}"] + parameters[f"{network}_bias_{layer}"])
+        layer += 1
+    return inner
