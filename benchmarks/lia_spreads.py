@@ -37,7 +37,7 @@ SETS = [
     ("labelme", 3),
     ("music_genre", 5),
 ]
-GRID = {"truth": (1.0, 2.0), "difficulty": (0.3, 0.6), "competence": (1.0, 2.0), "class_logit": (0.3, 1.0)}
+GRID = {"truth": (1.0, 2.0), "difficulty": (0.3, 0.6), "competence": (0.5, 1.0), "class_logit": (0.3, 1.0)}
 
 
 def read(root: Path, name: str) -> tuple[Rows, np.ndarray]:
@@ -86,7 +86,8 @@ def main() -> None:
         jobs = [(spreads, seed) for spreads in grid for seed in range(chosen_.seeds)]
         found = Parallel(chosen_.jobs)(delayed(score)(root, name, redundancy, LIAPrior(**spreads), seed) for spreads, seed in jobs)
         rows += [
-            {"set": name, "redundancy": redundancy, **spreads, "seed": seed, "score": value} for (spreads, seed), value in zip(jobs, found)
+            {"set": name, "redundancy": redundancy, **spreads, "seed": seed, "score": value}
+            for (spreads, seed), value in zip(jobs, found, strict=True)
         ]
         table = pd.DataFrame(rows)
         last = table[(table["set"] == name) & (table.redundancy == redundancy)].groupby(list(GRID)).score.mean().sort_values()

@@ -12,7 +12,6 @@ import pandas as pd
 
 from probcrowd.estimators.inputs import Standardiser, standardised
 from probcrowd.estimators.lia_answers import LIAAnswers
-from probcrowd.estimators.lia_asked import Learned
 from probcrowd.estimators.lia_folder import load_fit, load_state, save_fit, save_state, settings_of
 from probcrowd.estimators.table import Table
 from probcrowd.inference.gem import OBJECTIVES, ObjectiveName
@@ -147,11 +146,19 @@ class LIA(LIAAnswers):
             self.tolerance,
         )
 
-    def _learn(self, table: Table, features: Any, annotator_features: Any, out: Path | None, resume: bool) -> None:
-        """Fits, in a folder where there is one."""
+    def _learn(
+        self,
+        table: Table,
+        features: Any,
+        annotator_features: Any,
+        out: Path | None,
+        resume: bool,
+        asked: tuple[np.ndarray, int] | None = None,
+    ) -> None:
+        """Fits, in a folder where there is one. asked: the question of each item, and how many questions there are."""
         item, item_standard = standardised(features, table.items, "features")
         annotator, annotator_standard = standardised(annotator_features, table.annotators, "annotator_features")
-        inputs, rows = Inputs(item, annotator), table.rows
+        inputs, rows = Inputs(item, annotator, *(asked or (None, 0))), table.rows
         options = {"seed": self.random_state, "progress": self.progress}
         state: State | None = None
         with ExitStack() as stack:
@@ -161,25 +168,20 @@ class LIA(LIAAnswers):
                 state = load_state(folder) if folder.start(settings, resume) else None
                 options["keep"] = lambda state: save_state(folder, state)
             fitted = fit_lia(rows, inputs, self._believed, OBJECTIVES[self.objective], self._schedule, state=state, **options)
-            self._install(table, inputs, (item_standard, annotator_standard), fitted)
+            self._keep(table, inputs, (item_standard, annotator_standard), fitted)
             if folder is not None:
                 save_fit(
                     folder,
                     table,
                     _arrays(inputs, (item_standard, annotator_standard), fitted),
                     fitted.parameters,
-                    {"converged": fitted.converged},
+                    {"converged": fitted.converged, "questions": inputs.num_questions},
                 )
 
-    def _install(self, table: Table, inputs: Inputs, standards: tuple[Standardiser | None, Standardiser | None], fitted: Fitted) -> None:
-        """Sets what answers are made of."""
-        parameters = {name: value.double() for name, value in fitted.parameters.items()}
-        self._learned = Learned(parameters, inputs, len(table.classes))
-        self._standards, self._posterior, self._truth = standards, fitted.posterior, fitted.truth
-        told = fitted.truth if OBJECTIVES[self.objective].answer == "truth network" else fitted.posterior
-        cells = table.cells
-        self._count(table.packed(cells), cells, told)
-        self._answer(table, told, fitted.values, fitted.converged)
+    def _keep(self, table: Table, inputs: Inputs, standards: tuple[Standardiser | None, Standardiser | None], fitted: Fitted) -> None:
+        self._posterior = fitted.posterior
+        network = OBJECTIVES[self.objective].answer == "truth network"
+        self._install(table, inputs, standards, fitted, fitted.truth if network else fitted.posterior)
 
     @property
     def _asked_for(self) -> dict[str, Any]:
@@ -199,10 +201,10 @@ def load_lia(folder: Path | str) -> LIA:
         sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in prior.items()}
         prior = LIAPrior(**sizes)
     made = LIA(prior=prior, dependence="ignore", **parameters)
-    inputs = Inputs(arrays.get("item_features"), arrays.get("annotator_features"))
+    inputs = Inputs(arrays.get("item_features"), arrays.get("annotator_features"), arrays.get("question"), state["questions"])
     standards = _standard(arrays, "item"), _standard(arrays, "annotator")
     fitted = Fitted(learned, arrays["posterior"], arrays["truth"], arrays["values"], state["converged"])
-    made._install(table, inputs, standards, fitted)
+    made._keep(table, inputs, standards, fitted)
     made._look_for_dependence()
     made._made = {}
     return made
@@ -211,6 +213,7 @@ def load_lia(folder: Path | str) -> LIA:
 def _arrays(inputs: Inputs, standards: tuple[Standardiser | None, Standardiser | None], fitted: Fitted) -> dict[str, np.ndarray]:
     """What a folder keeps besides table and parameters."""
     arrays = {"posterior": fitted.posterior, "truth": fitted.truth, "values": fitted.values}
+    arrays |= {} if inputs.question is None else {"question": inputs.question}
     for name, array, standard in zip(("item", "annotator"), (inputs.item_features, inputs.annotator_features), standards, strict=True):
         if array is not None and standard is not None:
             arrays |= {f"{name}_features": array, f"{name}_mean": standard.mean, f"{name}_size": np.array(standard.root_mean_square)}

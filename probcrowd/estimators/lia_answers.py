@@ -1,4 +1,4 @@
-"""What a fitted LIA answers under the users' ids: classes of items, labelled or not, competences, difficulties, and whom to ask."""
+"""What a fitted LIA answers under the users' ids: classes of labelled items, competences, difficulties, and whom to ask."""
 
 from __future__ import annotations
 
@@ -9,47 +9,26 @@ import pandas as pd
 from jaxtyping import Float64, Int64
 from sklearn.utils.validation import check_is_fitted
 
-from probcrowd.estimators.base import Aggregator
-from probcrowd.estimators.inputs import Standardiser, matched, numeric
-from probcrowd.estimators.lia_asked import Learned, principal_map
+from probcrowd.estimators.inputs import matched
+from probcrowd.estimators.lia_asked import principal_map
 from probcrowd.estimators.table import Table
+from probcrowd.estimators.truth_network import NetworkAggregator
 from probcrowd.tables import by_item, some
 
 MOST_RIGHT = 10**8
 
 
-class LIAAnswers(Aggregator):
+class LIAAnswers(NetworkAggregator):
     """The part of `LIA` that is asked after a fit."""
 
     _unknown = "are taken as typical annotators"
-    _learned: Learned
-    _standards: tuple[Standardiser | None, Standardiser | None]
     _posterior: Float64[np.ndarray, "i k"]
-    _truth: Float64[np.ndarray, "i k"]
-
-    def predict_items(self, features: pd.DataFrame | np.ndarray) -> pd.DataFrame:
-        """h(x) by item (rows) and class: of items that nobody has labelled. `features`: as in `fit`, with the same columns.
-
-        Raises:
-            ValueError: the fit had no features, or others.
-        """
-        check_is_fitted(self, "classes_")
-        asked = by_item(features, "features")
-        found = self._learned.class_probabilities(self._seen(asked))
-        return pd.DataFrame(found, pd.Index(asked.index, name="item"), self.classes_.rename("class"))
-
-    @property
-    def truth_probabilities_(self) -> pd.DataFrame:
-        """h(x) of the fitted items, by item and class: what the truth network would say had nobody labelled the item."""
-        check_is_fitted(self, "classes_")
-        return pd.DataFrame(self._truth.copy(), pd.Index(self._answered.items, name="item"), self.classes_.rename("class"))
 
     @property
     def competence_(self) -> pd.DataFrame:
         """P(label | true class) by (annotator, true class) and label, on an item of average features; rows sum to 1."""
         check_is_fitted(self, "classes_")
-        rows = pd.MultiIndex.from_product([self._annotator_ids, self.classes_], names=["annotator", "true_class"])
-        return pd.DataFrame(self._learned.typical().reshape(len(rows), -1), rows, self.classes_.rename("label"))
+        return self._competence_frame(None)
 
     @property
     def difficulty_(self) -> pd.Series:
@@ -117,11 +96,9 @@ class LIAAnswers(Aggregator):
         found = self._heard(table, features, annotator_features)
         return self._describe(table, found).probability_frame(self.classes_)
 
-    @property
-    def class_prior_(self) -> pd.Series:
-        """Mean of h(x) over the fitted items, by class."""
-        check_is_fitted(self, "classes_")
-        return pd.Series(self._truth.mean(0), self.classes_.rename("class"), name="class_prior")
+    def _competence_frame(self, question: int | None) -> pd.DataFrame:
+        rows = pd.MultiIndex.from_product([self._annotator_ids, self.classes_], names=["annotator", "true_class"])
+        return pd.DataFrame(self._learned.typical(question).reshape(len(rows), -1), rows, self.classes_.rename("label"))
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
         return self._heard(table, None, None)
@@ -139,22 +116,6 @@ class LIAAnswers(Aggregator):
             self._width("annotator_features", 1)
             people = self._seen(matched(annotator_features, table.annotators[known:], "annotator_features"), 1)
         return self._learned.posterior(table.rows, place, seen, people)
-
-    def _seen(self, asked: pd.DataFrame, which: int = 0) -> Float64[np.ndarray, "i w"]:
-        """Features as the networks saw those of the fit; `which`: 0 of items, 1 of annotators."""
-        name = ("features", "annotator_features")[which]
-        self._width(name, which)
-        standard = self._standards[which]
-        assert standard is not None
-        if asked.shape[1] != len(standard.mean):
-            raise ValueError(f"{name}: {asked.shape[1]} columns, the fit had {len(standard.mean)}")
-        return standard.apply(numeric(asked, name).to_numpy())
-
-    def _width(self, name: str, which: int) -> int:
-        standard = self._standards[which]
-        if standard is None:
-            raise ValueError(f"the fit had no {name}: give them to `fit` for answers about others")
-        return len(standard.mean) if standard.axes is None else standard.axes.shape[1]
 
     def _places(self, ids: pd.Index, chosen: Any, name: str) -> Int64[np.ndarray, " p"]:
         if chosen is None:

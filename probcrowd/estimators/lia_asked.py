@@ -39,10 +39,12 @@ class Learned:
         assert table is not None
         return len(table)
 
-    def class_probabilities(self, features: Float64[np.ndarray, "i w"]) -> Float64[np.ndarray, "i k"]:
+    def class_probabilities(
+        self, features: Float64[np.ndarray, "i w"], question: Int64[np.ndarray, " i"] | None = None
+    ) -> Float64[np.ndarray, "i k"]:
         """h(x), the probabilities of the classes of items of which nobody has said anything."""
         with torch.no_grad():
-            return log_truth(self.parameters, self._silent(len(features), features)).exp().numpy()
+            return log_truth(self.parameters, self._silent(len(features), features, question=question)).exp().numpy()
 
     def truth(self, place: Int64[np.ndarray, " i"], features: Float64[np.ndarray, "i w"] | None = None) -> Float64[np.ndarray, "i k"]:
         """h of the items at those places of the fit; -1: of an item with these features, or of one that nothing is known of."""
@@ -71,9 +73,9 @@ class Learned:
         with torch.no_grad():
             return torch.softmax(log_joint(log_truth(parameters, said), log_said(parameters, said), said), -1).numpy()
 
-    def typical(self) -> Float64[np.ndarray, "j k l"]:
-        """Confusion matrices on an item of which nothing is known."""
-        parameters, said = self._at(np.array([-1]), None)
+    def typical(self, question: int | None = None) -> Float64[np.ndarray, "j k l"]:
+        """Confusion matrices on an item of which nothing is known, when asked that question."""
+        parameters, said = self._at(np.array([-1]), None, None if question is None else np.array([question]))
         with torch.no_grad():
             return log_rows_of(bend(parameters, said) + competence(parameters, said)).exp().numpy()
 
@@ -108,10 +110,13 @@ class Learned:
                 found[block] = np.einsum("ik,ijk->ij", posterior[block], rows)
         return found
 
-    def _at(self, place: Int64[np.ndarray, " i"], features: Float64[np.ndarray, "i w"] | None) -> tuple[Parameters, Said]:
-        """Parameters and silent items at places of the fit; where the place is -1, with those features or at the centre."""
+    def _at(
+        self, place: Int64[np.ndarray, " i"], features: Float64[np.ndarray, "i w"] | None, question: Int64[np.ndarray, " i"] | None = None
+    ) -> tuple[Parameters, Said]:
+        """Parameters and silent items at places of the fit; where the place is -1, with those features and that question, or at the centre."""
         parameters = dict(self.parameters)
-        question = None if self.inputs.question is None else self.inputs.question[place]
+        if question is None and self.inputs.question is not None:
+            question = self.inputs.question[place]
         if self.inputs.item_features is None:
             parameters["item_embedding"] = _with_centre(parameters["item_embedding"])
             return parameters, self._silent(len(place), None, place, question)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -33,6 +34,7 @@ from probcrowd.models.lia_prior import Inputs, LIAPrior, Site, sites
 from probcrowd.models.rows import Rows
 
 CHUNK = 50  # L-BFGS steps of a unit after EM
+SMALL = 10**7  # numbers that a step touches, below which one thread is faster than several
 AT_ONCE = 2**18  # labels of an E step held at once
 START = 0.1  # spread of the start around the prior's centre, in prior spreads; hidden layers start at a draw from the prior
 
@@ -116,7 +118,7 @@ def fit_lia(
     state = State(_start(declared, seed, said.weight.dtype)) if state is None else state
     first = vote_posterior(said) if start is None else torch.from_numpy(start).to(said.weight.dtype)
     bar = tqdm(total=schedule.units, initial=state.unit, desc="lia", unit="round", disable=not progress, leave=False)
-    with bar:
+    with bar, _threads(said):
         while state.unit < schedule.units and not state.converged:
             state = advance(state, said, declared, first, objective, schedule, seed)
             if not math.isfinite(state.values[-1]):
@@ -187,6 +189,19 @@ def parts(said: Said) -> Iterator[Said]:
         return
     for low, high in pairwise(edges):
         yield said.part(torch.arange(low, high))
+
+
+@contextmanager
+def _threads(said: Said) -> Iterator[None]:
+    """One thread inside for small problems, whose threads would wait for each other most of the time."""
+    before = torch.get_num_threads()
+    width = 1 if said.item_features is None else said.item_features.shape[1]
+    if len(said.item) * said.possible.shape[1] ** 2 + len(said.place) * width < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _expected(q: Float[Tensor, "i k"], objective: Objective, parameters: Parameters, part: Said) -> Float[Tensor, ""]:

@@ -104,7 +104,13 @@ def lia(inputs: Inputs, rows: Rows, prior: LIAPrior) -> None:
 def log_truth(parameters: Parameters, said: Said) -> Float[Tensor, "i k"]:
     """log h_k(x_i), the class probabilities of items before anybody has said anything."""
     inner = _hidden(parameters, "truth", item_inputs(parameters, said))
-    return torch.log_softmax(inner @ parameters["truth_weight"] + parameters["truth_bias"], -1)
+    weight, bias = parameters["truth_weight"], parameters["truth_bias"]
+    if said.question is None:
+        return torch.log_softmax(inner @ weight + bias, -1)
+    embedding, shift = parameters["question_embedding"], parameters["truth_question"]
+    weights = weight + (embedding @ shift.flatten(1)).unflatten(1, weight.shape)  # (m, w, k)
+    logits = torch.einsum("iw,mwk->imk", inner, weights) + bias + embedding @ parameters["truth_question_bias"]
+    return torch.log_softmax(logits[torch.arange(len(inner)), said.question], -1)
 
 
 def bend(parameters: Parameters, said: Said) -> Float[Tensor, "i k l r"]:
@@ -152,11 +158,8 @@ def log_joint(log_class: Float[Tensor, "i k"], evidence: Float[Tensor, "n k"], s
 
 
 def item_inputs(parameters: Parameters, said: Said) -> Float[Tensor, "i w"]:
-    """What the networks see of an item: its features or its embedding, and its question's embedding."""
-    seen = parameters["item_embedding"][said.place] if said.item_features is None else said.item_features
-    if said.question is None:
-        return seen
-    return torch.cat([seen, parameters["question_embedding"][said.question]], -1)
+    """What the networks see of an item: its features or its embedding."""
+    return parameters["item_embedding"][said.place] if said.item_features is None else said.item_features
 
 
 def _hidden(parameters: Parameters, network: str, inner: Float[Tensor, "i w"]) -> Float[Tensor, "i v"]:

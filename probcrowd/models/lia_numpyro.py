@@ -26,14 +26,14 @@ def lia(inputs: Inputs, rows: Rows, prior: LIAPrior) -> None:
         name: sample(name, dist.Normal(jnp.asarray(site.centre), site.spread).to_event(site.centre.ndim))
         for name, site in sites(rows, inputs, prior).items()
     }
-    seen = parameters["item_embedding"] if inputs.item_features is None else inputs.item_features
-    bent = 0.0
+    seen = parameters["item_embedding"] if inputs.item_features is None else jnp.asarray(inputs.item_features)
+    inner = _hidden(parameters, "truth", seen)
+    truth = inner @ parameters["truth_weight"] + parameters["truth_bias"]
+    bent = jnp.tensordot(_hidden(parameters, "difficulty", seen), parameters["difficulty_weight"], 1)  # (i, k, l, r)
     if inputs.question is not None:
-        embedding = parameters["question_embedding"]
-        seen = jnp.concatenate([seen, embedding[inputs.question]], -1)
-        bent = jnp.tensordot(embedding, parameters["question_competence"], 1)[inputs.question]
-    truth = _hidden(parameters, "truth", seen) @ parameters["truth_weight"] + parameters["truth_bias"]
-    bent = bent + jnp.tensordot(_hidden(parameters, "difficulty", seen), parameters["difficulty_weight"], 1)  # (i, k, l, r)
+        asked = parameters["question_embedding"][inputs.question]  # (i, e)
+        truth = truth + jnp.einsum("ie,ewk,iw->ik", asked, parameters["truth_question"], inner) + asked @ parameters["truth_question_bias"]
+        bent = bent + jnp.tensordot(asked, parameters["question_competence"], 1)
     logits = bent[rows.item] + (parameters["competence_mean"] + _offset(parameters, inputs))[rows.annotator]
     log_rows = jax.nn.log_softmax(jax.nn.logsumexp(logits, -1), -1)  # (n, k, l)
     observe(rows, jax.nn.log_softmax(truth, -1), log_rows, jnp.arange(rows.label.shape[0]))

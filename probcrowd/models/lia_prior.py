@@ -3,11 +3,15 @@ r"""What LIA's networks are made of, and how far each of their numbers may lie f
 Every number has a normal prior. Weights have a spread of 1 / sqrt(inputs of the layer), so that a network gives numbers of the same
 size however wide it is, for inputs whose mean square is 1:
 
-    input of item i         x_i (features, mean square 1), or an embedding ~ Normal(0, 1); a question's embedding beside it
+    input of item i         x_i (features, mean square 1), or an embedding ~ Normal(0, 1)
     truth logits            Normal(0, truth) given x, plus a bias ~ Normal(0, class_logit)
     difficulty D_i          Normal(0, difficulty) given x, of shape (k, l, r)
     competence C_j          mean + Normal(0, competence): a tensor of j's own, or linear in j's features or in j's embedding
     mean                    Normal(centre, population): softmax(centre[k]) is right with probability `accuracy`
+
+Where several questions are asked of an item (LIA-ML), each has an embedding u ~ Normal(0, 1). The last layer of its truth network is
+truth_weight + u truth_question, so questions share what they have in common and differ where they must; what u question_competence
+adds to the scores of labels is the same for all annotators.
 
 k true class, l label, r latent dimension of difficulty and competence (Platanios et al. 2020, equation 1).
 """
@@ -107,7 +111,6 @@ def sites(rows: Rows, inputs: Inputs, prior: LIAPrior) -> dict[str, Site]:
         add("item_embedding", (rows.num_items, item_width), 1.0)
     if inputs.question is not None:
         add("question_embedding", (inputs.num_questions, prior.question_embedding), 1.0)
-        item_width += prior.question_embedding
     for network, spread, output in (("truth", prior.truth, (classes,)), ("difficulty", prior.difficulty, tensor)):
         width = item_width
         for layer, units in enumerate(prior.layers[network]):
@@ -126,6 +129,9 @@ def sites(rows: Rows, inputs: Inputs, prior: LIAPrior) -> dict[str, Site]:
     else:
         add("competence_offset", (rows.num_annotators, *tensor), prior.competence)
     if inputs.question is not None:
+        width = made["truth_weight"].centre.shape[0]
+        add("truth_question", (prior.question_embedding, width, classes), prior.truth / math.sqrt(width * prior.question_embedding))
+        add("truth_question_bias", (prior.question_embedding, classes), prior.class_logit / math.sqrt(prior.question_embedding))
         add("question_competence", (prior.question_embedding, *tensor), prior.competence / math.sqrt(prior.question_embedding))
     return made
 

@@ -1,0 +1,85 @@
+"""Aggregate, then train: what a network learns from the labels that another aggregator made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from sklearn.base import clone
+
+from probcrowd.estimators.base import Aggregator
+from probcrowd.estimators.inputs import standardised
+from probcrowd.estimators.majority import MajorityVote
+from probcrowd.estimators.table import Table
+from probcrowd.estimators.truth_network import NetworkAggregator
+from probcrowd.inference.gem import OBJECTIVES
+from probcrowd.inference.gem_fit import Schedule, fit_lia
+from probcrowd.models.lia_prior import Inputs, LIAPrior
+
+
+class TwoStage(NetworkAggregator):
+    """The truth network of `LIA`, trained on the label probabilities of another aggregator: the two-stage baselines MAJ*, MMCE* (and, without
+    features, MAJ*-E, MMCE*-E) of Platanios et al. 2020, table 2.
+
+    The answer for an item, labelled or not, is h(x): it does not hear what was said of that item, but what was said of items like it.
+
+    Args:
+        aggregator: the first stage, not fitted. None: `MajorityVote`.
+        prior: the network's size, its spreads `truth` and `class_logit`, and `item_embedding`; what it says of annotators has no effect.
+        steps: L-BFGS steps on the expected log likelihood plus log prior, at most.
+        random_state: the seed of the start.
+        dependence, abstention: as for `DawidSkene`; the first stage has its own.
+    """
+
+    _unknown = "were not heard: answers are made from features alone"
+
+    def __init__(
+        self,
+        aggregator: Aggregator | None = None,
+        *,
+        prior: LIAPrior | None = None,
+        steps: int = 500,
+        random_state: int = 0,
+        dependence: str = "ignore",
+        abstention: Any = None,
+    ) -> None:
+        self.aggregator = aggregator
+        self.prior = prior
+        self.steps = steps
+        self.random_state = random_state
+        self.dependence = dependence
+        self.abstention = abstention
+
+    def fit(
+        self, annotations: Any, gold: pd.Series | None = None, *, history: pd.DataFrame | None = None, features: Any = None
+    ) -> TwoStage:
+        """This estimator, fitted; `aggregator_` is the first stage. features: numbers by item, as for `LIA.fit`.
+
+        Raises:
+            TypeError, ValueError: tables that cannot be read, items without features, what the first stage refuses.
+        """
+        first: Any = MajorityVote(dependence="ignore", abstention=self.abstention) if self.aggregator is None else clone(self.aggregator)
+        first.fit(annotations, gold, history=history)
+        self._fitted(annotations, gold, lambda table: self._train(table, first, features))
+        self.aggregator_: Aggregator = first
+        return self
+
+    def _train(self, table: Table, first: Aggregator, features: Any) -> None:
+        item, standard = standardised(features, table.items, "features")
+        told = first.probabilities_.reindex(index=table.items, columns=table.classes).to_numpy()
+        rows = table.kept(table.item < 0).rows  # nobody is heard a second time
+        schedule = Schedule(1, self.steps, 0)
+        prior = LIAPrior() if self.prior is None else self.prior
+        fitted = fit_lia(rows, Inputs(item), prior, OBJECTIVES["joint"], schedule, seed=self.random_state, start=told)
+        self._install(table, Inputs(item), (standard, None), fitted, fitted.truth)
+
+    def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
+        raise NotImplementedError  # `fit` trains
+
+    def _check(self) -> None:
+        super()._check()
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: choose a whole number of at least 1")
+
+    def _predict(self, table: Table) -> Any:
+        return self._learned.truth(self._answered.items.get_indexer(table.items))
