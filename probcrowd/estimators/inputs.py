@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,13 @@ class Standardiser:
 
     axes: where there are more columns than items, the principal axes: what a linear layer with equal normal priors on its weights can do
     with x, it can do with z at the same price, and z has no more columns than there are items. None: the columns themselves.
+    columns: the names of x's columns; none where they are only numbered.
     """
 
     mean: Float64[np.ndarray, " p"]
     root_mean_square: float
     axes: Float64[np.ndarray, "p w"] | None
+    columns: tuple[str, ...] = ()
 
     def apply(self, features: Float[np.ndarray, "i p"]) -> Float64[np.ndarray, "i w"]:
         """z of these features or of others."""
@@ -54,7 +56,7 @@ def warn_of_units(frame: pd.DataFrame, name: str) -> None:
         words = (
             f"{name}: column {column!r} has {share:.1f} % of the variance of all; if units differ, divide every column by its spread first"
         )
-        warnings.warn(words, UserWarning, stacklevel=4)
+        warnings.warn(words, UserWarning, stacklevel=7)
 
 
 def standardised(features: Any, ids: pd.Index, name: str) -> tuple[Float64[np.ndarray, "i w"] | None, Standardiser | None]:
@@ -66,8 +68,10 @@ def standardised(features: Any, ids: pd.Index, name: str) -> tuple[Float64[np.nd
     if features is None:
         return None, None
     frame = matched(features, ids, name)
+    if not frame.shape[1]:
+        raise ValueError(f"{name}: a table without columns")
     warn_of_units(frame, name)
-    made = standardiser(frame.to_numpy())
+    made = replace(standardiser(frame.to_numpy()), columns=_names(frame))
     return made.apply(frame.to_numpy()), made
 
 
@@ -80,18 +84,36 @@ def matched(features: Any, ids: pd.Index, name: str) -> pd.DataFrame:
         ValueError: ids without features, repeated ids, columns that are not numbers, missing or infinite values.
     """
     frame = by_item(features if isinstance(features, pd.DataFrame) else np.asarray(features), name)
-    missing = ids.difference(frame.index, sort=False)
+    place = frame.index.get_indexer(ids)
+    missing = ids[place < 0]
     if len(missing):
         kinds = (
             f"; ids are {ids.dtype} in the annotations and {frame.index.dtype} in the features" if ids.dtype != frame.index.dtype else ""
         )
         raise ValueError(f"{name}: no features of {some(missing)} ({len(missing)} in all){kinds}")
-    return numeric(frame.loc[ids], name)
+    return numeric(frame.take(place), name)
+
+
+def like_the_fit(frame: pd.DataFrame, standard: Standardiser, name: str) -> pd.DataFrame:
+    """The frame with its columns in the order that they had in the fit: by name where both have names, else as they stand.
+
+    Raises:
+        ValueError: more or fewer columns, or others.
+    """
+    if frame.shape[1] != len(standard.mean):
+        raise ValueError(f"{name}: {frame.shape[1]} columns, the fit had {len(standard.mean)}")
+    here = _names(frame)
+    if not here or not standard.columns or here == standard.columns:
+        return frame
+    if sorted(here) != sorted(standard.columns) or len(set(here)) < len(here):
+        raise ValueError(f"{name}: the columns are {some(here)}, those of the fit {some(standard.columns)}")
+    return frame.iloc[:, pd.Index(here).get_indexer(pd.Index(standard.columns))]
 
 
 def numeric(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """The frame, all of whose values are finite numbers."""
-    text = [column for column in frame.columns if len(frame) and not pd.api.types.is_numeric_dtype(frame[column])]
+    kinds = zip(frame.columns, frame.dtypes, strict=True)
+    text = [column for column, kind in kinds if len(frame) and not pd.api.types.is_numeric_dtype(kind)]
     if text:
         raise ValueError(f"{name}: columns {some(text)} are not numbers; is one of them the ids? They belong in the index")
     values = frame.to_numpy(np.float64, na_value=np.nan)
@@ -101,3 +123,8 @@ def numeric(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         f"{name}: missing or infinite values: fill them or leave these rows out",
     )
     return pd.DataFrame(values, frame.index, frame.columns)
+
+
+def _names(frame: pd.DataFrame) -> tuple[str, ...]:
+    """The columns' names; none where they are 0, 1, ... as those of an array are."""
+    return () if frame.columns.equals(pd.RangeIndex(frame.shape[1])) else tuple(map(str, frame.columns))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +33,8 @@ class LIA(LIAAnswers):
 
     Args:
         objective: "joint", a likelihood with a prior, whose EM never lowers its log posterior; or, with their flaws, "as_written" (equations
-            4, 7 and 9 of the paper), "as_coded" (the authors' first code), "composite" (joint EM, then equation 9 without its normaliser).
+            4, 7 and 9 of the paper), "as_coded" (the authors' first code, whose answer for an item is h(x)), "composite" (joint EM, then
+            equation 9 without its normaliser).
         prior: spreads and sizes of the networks. None: linear networks and a table for each annotator; for "as_written" and "as_coded" the
             paper's sizes, four layers of 16 units and embeddings of 16, where "as_coded" has a linear difficulty.
         rounds: of EM. steps: of every M step. last_steps: on the last objective. None: 25 and 500 L-BFGS steps; for "as_written" and
@@ -116,17 +119,24 @@ class LIA(LIAAnswers):
         super()._check()
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective={self.objective!r}: choose one of {', '.join(map(repr, OBJECTIVES))}")
-        schedule = self._schedule
-        wrong = schedule.rounds < 1 or schedule.steps < 1 or schedule.last_steps < 0 or (schedule.batch is not None and schedule.batch < 1)
-        if wrong or not schedule.learning_rate > 0:
-            raise ValueError(f"rounds, steps, batch must be at least 1, last_steps at least 0, the learning rate > 0: {schedule}")
+        if not (self.prior is None or isinstance(self.prior, LIAPrior)):
+            raise ValueError(f"prior={self.prior!r}: give a LIAPrior, or None")
+        sizes = (("rounds", 1, ()), ("steps", 1, (None,)), ("last_steps", 0, (None,)), ("batch", 1, (None, "all")), ("random_state", 0, ()))
+        for name, least, others in sizes:
+            number = getattr(self, name)
+            if number not in others and not (isinstance(number, Integral) and int(number) >= least):
+                words = "".join(f" or {other!r}" for other in others)
+                raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}{words}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate!r}: choose a number > 0")
 
     @property
     def _published(self) -> bool:
         return self.objective in ("as_written", "as_coded")
 
     @property
-    def _believed(self) -> LIAPrior:
+    def networks(self) -> LIAPrior:
+        """The prior in force: the one given, or that of the objective."""
         if self.prior is not None:
             return self.prior
         if not self._published:
@@ -134,7 +144,8 @@ class LIA(LIAAnswers):
         return _PAPER if self.objective == "as_written" else replace(_PAPER, difficulty_hidden=())
 
     @property
-    def _schedule(self) -> Schedule:
+    def schedule(self) -> Schedule:
+        """The steps in force."""
         batch = self.batch if self.batch is not None else 1024 if self._published else "all"
         steps, last = (1000, 1000) if self._published else (25, 500)
         return Schedule(
@@ -159,7 +170,7 @@ class LIA(LIAAnswers):
         item, item_standard = standardised(features, table.items, "features")
         annotator, annotator_standard = standardised(annotator_features, table.annotators, "annotator_features")
         inputs, rows = Inputs(item, annotator, *(asked or (None, 0))), table.rows
-        options = {"seed": self.random_state, "progress": self.progress}
+        options = {"seed": int(self.random_state), "progress": self.progress}
         state: State | None = None
         with ExitStack() as stack:
             folder = None if out is None else stack.enter_context(RunFolder(out))
@@ -167,7 +178,7 @@ class LIA(LIAAnswers):
                 settings = settings_of(folder.path, self._asked_for, table, inputs)
                 state = load_state(folder) if folder.start(settings, resume) else None
                 options["keep"] = lambda state: save_state(folder, state)
-            fitted = fit_lia(rows, inputs, self._believed, OBJECTIVES[self.objective], self._schedule, state=state, **options)
+            fitted = fit_lia(rows, inputs, self.networks, OBJECTIVES[self.objective], self.schedule, state=state, **options)
             self._keep(table, inputs, (item_standard, annotator_standard), fitted)
             if folder is not None:
                 save_fit(
@@ -175,13 +186,20 @@ class LIA(LIAAnswers):
                     table,
                     _arrays(inputs, (item_standard, annotator_standard), fitted),
                     fitted.parameters,
-                    {"converged": fitted.converged, "questions": inputs.num_questions},
+                    {
+                        "converged": fitted.converged,
+                        "questions": inputs.num_questions,
+                        "columns": [list(standard.columns) if standard else [] for standard in (item_standard, annotator_standard)],
+                    },
                 )
 
     def _keep(self, table: Table, inputs: Inputs, standards: tuple[Standardiser | None, Standardiser | None], fitted: Fitted) -> None:
         self._posterior = fitted.posterior
-        network = OBJECTIVES[self.objective].answer == "truth network"
-        self._install(table, inputs, standards, fitted, fitted.truth if network else fitted.posterior)
+        self._deaf = OBJECTIVES[self.objective].answer == "truth network"
+        told = fitted.posterior
+        if self._deaf:  # but gold is certain
+            told = np.where(table.gold[:, None] >= 0, told, fitted.truth)
+        self._install(table, inputs, standards, fitted, told)
 
     @property
     def _asked_for(self) -> dict[str, Any]:
@@ -193,16 +211,24 @@ def load_lia(folder: Path | str) -> LIA:
     """The finished fit that `LIA.fit` kept in a folder.
 
     Raises:
-        ValueError: there is none, or files of it are damaged.
+        ValueError: there is none, or it is one of several questions, or files of it are damaged.
     """
-    parameters, table, arrays, learned, state = load_fit(Path(folder))
+    made = read_lia(Path(folder))
+    if made._learned.inputs.question is not None:
+        raise ValueError(f"{folder} holds a fit to several questions: read it with load_multi_label_lia")
+    return made
+
+
+def read_lia(folder: Path) -> LIA:
+    """The finished fit in a folder, of one question or of several."""
+    parameters, table, arrays, learned, state = load_fit(folder)
     prior = parameters.pop("prior")
     if prior is not None:
         sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in prior.items()}
         prior = LIAPrior(**sizes)
     made = LIA(prior=prior, dependence="ignore", **parameters)
     inputs = Inputs(arrays.get("item_features"), arrays.get("annotator_features"), arrays.get("question"), state["questions"])
-    standards = _standard(arrays, "item"), _standard(arrays, "annotator")
+    standards = _standard(arrays, "item", state["columns"][0]), _standard(arrays, "annotator", state["columns"][1])
     fitted = Fitted(learned, arrays["posterior"], arrays["truth"], arrays["values"], state["converged"])
     made._keep(table, inputs, standards, fitted)
     made._look_for_dependence()
@@ -221,7 +247,7 @@ def _arrays(inputs: Inputs, standards: tuple[Standardiser | None, Standardiser |
     return arrays
 
 
-def _standard(arrays: dict[str, np.ndarray], name: str) -> Standardiser | None:
+def _standard(arrays: dict[str, np.ndarray], name: str, columns: list[str]) -> Standardiser | None:
     if f"{name}_mean" not in arrays:
         return None
-    return Standardiser(arrays[f"{name}_mean"], float(arrays[f"{name}_size"]), arrays.get(f"{name}_axes"))
+    return Standardiser(arrays[f"{name}_mean"], float(arrays[f"{name}_size"]), arrays.get(f"{name}_axes"), tuple(columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ class LIAAnswers(NetworkAggregator):
 
     _unknown = "are taken as typical annotators"
     _posterior: Float64[np.ndarray, "i k"]
+    _deaf = False  # whether answers are h(x)
+    _others: tuple[Any, Any] = None, None  # features of items and of annotators that the fit does not know
 
     @property
     def competence_(self) -> pd.DataFrame:
@@ -59,9 +62,11 @@ class LIAAnswers(NetworkAggregator):
             features: of other items, in the place of `items`; their classes are those that h(x) expects.
 
         Raises:
-            ValueError: unknown ids, or more than 10^8 pairs.
+            ValueError: both items and features, unknown ids, or more than 10^8 pairs.
         """
         check_is_fitted(self, "classes_")
+        if items is not None and features is not None:
+            raise ValueError("give items of the fit or features of others, not both")
         columns = self._places(self._annotator_ids, annotators, "annotators")
         if features is not None:
             asked = by_item(features, "features")
@@ -87,24 +92,25 @@ class LIAAnswers(NetworkAggregator):
         Args:
             annotations: another table; items of the fit keep their features, an item with the labels that it had keeps its answer.
             features: of items that the fit does not know; None: they count as average ones.
-            annotator_features: of annotators that the fit does not know, if it had features of annotators.
+            annotator_features: of annotators that the fit does not know, if it had features of annotators; None: they count as typical ones.
+
+        Raises:
+            TypeError, ValueError: tables that cannot be read, unknown items or annotators without features, features that the fit had not.
         """
         if features is None and annotator_features is None:
             return super().predict_proba(annotations)
         check_is_fitted(self, "classes_")
-        table = self._read(annotations)
-        found = self._heard(table, features, annotator_features)
-        return self._describe(table, found).probability_frame(self.classes_)
+        table = self._new(annotations) if annotator_features is None else self._read(annotations)
+        asked = copy(self)
+        asked._others = features, annotator_features
+        return self._describe(table, asked._answers(table)).probability_frame(self.classes_)
 
     def _competence_frame(self, question: int | None) -> pd.DataFrame:
         rows = pd.MultiIndex.from_product([self._annotator_ids, self.classes_], names=["annotator", "true_class"])
         return pd.DataFrame(self._learned.typical(question).reshape(len(rows), -1), rows, self.classes_.rename("label"))
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
-        return self._heard(table, None, None)
-
-    def _heard(self, table: Table, features: Any, annotator_features: Any) -> Float64[np.ndarray, "i k"]:
-        """p(class | annotations) of a table in the fit's codes."""
+        features, annotator_features = self._others
         place = self._answered.items.get_indexer(table.items)
         seen = people = None
         if features is not None:
@@ -115,6 +121,8 @@ class LIAAnswers(NetworkAggregator):
             known = len(self._annotator_ids)
             self._width("annotator_features", 1)
             people = self._seen(matched(annotator_features, table.annotators[known:], "annotator_features"), 1)
+        if self._deaf:
+            return self._learned.truth(place, seen)
         return self._learned.posterior(table.rows, place, seen, people)
 
     def _places(self, ids: pd.Index, chosen: Any, name: str) -> Int64[np.ndarray, " p"]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from probcrowd.inference.gem_fit import parts
 from probcrowd.models.lia import Parameters, Said, bend, competence, log_joint, log_rows_of, log_said, log_truth
 from probcrowd.models.lia_prior import Inputs
 from probcrowd.models.rows import Rows
@@ -64,6 +65,7 @@ class Learned:
         parameters, seen = self._everyone(parameters, rows.num_annotators, annotator_features)
         said = replace(
             said,
+            starts=torch.from_numpy(np.searchsorted(rows.item, np.arange(rows.num_items + 1))),
             item=torch.from_numpy(rows.item),
             annotator=torch.from_numpy(rows.annotator),
             label=torch.from_numpy(rows.label),
@@ -71,10 +73,11 @@ class Learned:
             annotator_features=seen,
         )
         with torch.no_grad():
-            return torch.softmax(log_joint(log_truth(parameters, said), log_said(parameters, said), said), -1).numpy()
+            found = [log_joint(log_truth(parameters, part), log_said(parameters, part), part) for part in parts(said)]
+            return torch.softmax(torch.cat(found), -1).numpy()
 
     def typical(self, question: int | None = None) -> Float64[np.ndarray, "j k l"]:
-        """Confusion matrices on an item of which nothing is known, when asked that question."""
+        """Confusion matrices on an item of which nothing is known, when asked that question; None: an average one."""
         parameters, said = self._at(np.array([-1]), None, None if question is None else np.array([question]))
         with torch.no_grad():
             return log_rows_of(bend(parameters, said) + competence(parameters, said)).exp().numpy()
@@ -89,8 +92,8 @@ class Learned:
         """The probability that a typical annotator is wrong about the items at those places."""
         parameters, said = self._at(place, None)
         with torch.no_grad():
-            rows = log_rows_of(bend(parameters, said) + parameters["competence_mean"]).exp()
-        return 1 - np.einsum("ik,ikk->i", posterior, rows.numpy())
+            rows = [log_rows_of(bend(parameters, part) + parameters["competence_mean"]).exp() for part in parts(said)]
+        return 1 - np.einsum("ik,ikk->i", posterior, torch.cat(rows).numpy())
 
     def right(
         self,
@@ -113,10 +116,13 @@ class Learned:
     def _at(
         self, place: Int64[np.ndarray, " i"], features: Float64[np.ndarray, "i w"] | None, question: Int64[np.ndarray, " i"] | None = None
     ) -> tuple[Parameters, Said]:
-        """Parameters and silent items at places of the fit; where the place is -1, with those features and that question, or at the centre."""
+        """Parameters and silent items at places of the fit; where the place is -1, with those features, or at the centre. question: of all of them,
+        in the place of their own."""
         parameters = dict(self.parameters)
-        if question is None and self.inputs.question is not None:
-            question = self.inputs.question[place]
+        if self.inputs.question is not None:
+            parameters["question_embedding"] = _with_centre(parameters["question_embedding"])
+            if question is None:
+                question = np.where(place >= 0, self.inputs.question[place], self.inputs.num_questions)
         if self.inputs.item_features is None:
             parameters["item_embedding"] = _with_centre(parameters["item_embedding"])
             return parameters, self._silent(len(place), None, place, question)

@@ -15,16 +15,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from probcrowd.estimators.table import Table
 from probcrowd.inference.gem_fit import State
-from probcrowd.models.lia_prior import Inputs
+from probcrowd.models.lia_prior import Inputs, LIAPrior
 from probcrowd.storage.checkpoint import Checkpoint, load_checkpoint, load_latest, save_checkpoint, save_latest
 from probcrowd.storage.files import write_atomically
 from probcrowd.storage.folder import RunFolder
 from probcrowd.storage.settings import Settings, read_written
+from probcrowd.tables import some
 
 _IDS = ("items", "annotators", "classes")
 
@@ -38,13 +40,18 @@ class FitSettings(Settings):
 
 
 def settings_of(out: Path, parameters: Mapping[str, Any], table: Table, inputs: Inputs) -> FitSettings:
-    """The settings of a fit to this data."""
+    """The settings of a fit to this data.
+
+    Raises:
+        ValueError: parameters or ids that a file would not give back.
+    """
     digest = hashlib.sha256()
     for array in (*_arrays(table).values(), inputs.item_features, inputs.annotator_features, inputs.question):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes() + str(array.shape).encode())
     for ids in (table.items, table.annotators, table.classes):
+        _packed(ids)  # better now than after the fit
         digest.update(repr(list(ids)).encode())
-    return FitSettings(out=out, parameters=json.dumps(dict(parameters), sort_keys=True, default=vars), data=digest.hexdigest())
+    return FitSettings(out=out, parameters=json.dumps(dict(parameters), sort_keys=True, default=_plain), data=digest.hexdigest())
 
 
 def save_state(folder: RunFolder, state: State) -> None:
@@ -52,8 +59,8 @@ def save_state(folder: RunFolder, state: State) -> None:
     tensors = {f"parameters/{name}": value for name, value in state.parameters.items()}
     tensors |= {f"moments/{name}": value for name, value in state.moments.items()}
     progress = {"unit": state.unit, "values": list(state.values), "steps": state.steps, "converged": state.converged}
+    folder.append_metrics({"step": state.unit, "log_posterior": state.values[-1]})  # first: a line too many goes when the fit goes on
     save_latest(folder.path, tensors, progress)
-    folder.append_metrics({"step": state.unit, "log_posterior": state.values[-1]})
 
 
 def load_state(folder: RunFolder) -> State | None:
@@ -70,9 +77,7 @@ def save_fit(
 ) -> None:
     """Writes ids, table and fit; the model last, so that a folder with it is whole."""
     for name in _IDS:
-        buffer = io.BytesIO()
-        pd.DataFrame({"id": getattr(table, name)}).to_parquet(buffer)
-        write_atomically(folder.path / f"{name}.parquet", buffer.getvalue())
+        write_atomically(folder.path / f"{name}.parquet", _packed(getattr(table, name)))
     tensors = {f"parameters/{name}": value for name, value in parameters.items()}
     tensors |= {f"table/{name}": torch.from_numpy(array) for name, array in _arrays(table).items() if array is not None}
     tensors |= {f"arrays/{name}": torch.from_numpy(np.array(array)) for name, array in arrays.items()}
@@ -90,14 +95,44 @@ def load_fit(path: Path) -> tuple[dict[str, Any], Table, dict[str, np.ndarray], 
         raise ValueError(f"{path} holds no fit: it has no {folder.config.name}")
     if not folder.model.is_file():
         raise ValueError(f"the fit in {path} has not finished: fit the same data with resume=True")
-    saved, written = load_checkpoint(folder.model), read_written(FitSettings, folder.config)
-    ids = {name: pd.Index(pd.read_parquet(path / f"{name}.parquet")["id"], name=None) for name in _IDS}
+    try:
+        written = read_written(FitSettings, folder.config)
+        ids = {name: _ids(path / f"{name}.parquet").rename(name) for name in _IDS}
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} holds no fit of LIA, or files of it are damaged: {error}") from error
+    saved = load_checkpoint(folder.model)
     state = dict(saved.state)
     arrays = {name: value.numpy() for name, value in _under(saved, "table").items()}
     parts: dict[str, Any] = {"weight": None} | arrays | ids
     table = Table(**parts, num_labels=state.pop("num_labels"))
     others = {name: value.numpy() for name, value in _under(saved, "arrays").items()}
     return json.loads(written.parameters), table, others, _under(saved, "parameters"), state
+
+
+def _packed(ids: pd.Index) -> bytes:
+    """The ids as a Parquet file."""
+    buffer = io.BytesIO()
+    try:
+        pd.DataFrame({"id": ids}).to_parquet(buffer)
+        same = list(_ids(buffer)) == list(ids)
+    except (pa.ArrowException, TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(f"a folder keeps ids that are text, numbers, booleans or dates, not such as {some(ids)}")
+    return buffer.getvalue()
+
+
+def _ids(file: Path | io.BytesIO) -> pd.Index:
+    return pd.Index(pd.read_parquet(file)["id"])
+
+
+def _plain(value: Any) -> Any:
+    """What JSON takes in the place of a parameter."""
+    if isinstance(value, LIAPrior):
+        return vars(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise ValueError(f"a folder keeps parameters that are text or numbers, not {value!r}")
 
 
 def _arrays(table: Table) -> dict[str, np.ndarray | None]:

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from probcrowd.annotations import find_columns
 from probcrowd.columns import reject
 from probcrowd.estimators.inputs import matched
-from probcrowd.estimators.lia import LIA, load_lia
+from probcrowd.estimators.lia import LIA, read_lia
 from probcrowd.estimators.table import Table
 from probcrowd.inference.gem import ObjectiveName
 from probcrowd.models.lia_prior import LIAPrior
@@ -74,6 +74,8 @@ class MultiLabelLIA(BaseEstimator):
         Raises:
             TypeError, ValueError: tables that cannot be read, items without features, no column `question`.
         """
+        if not isinstance(annotations, pd.DataFrame):
+            raise TypeError(f"annotations must be a data frame with item, annotator, question and label, not {type(annotations).__name__}")
         if "question" not in annotations.columns:
             raise ValueError(
                 f"annotations need a column 'question' beside item, annotator and label; they have {some(annotations.columns)}"
@@ -83,7 +85,7 @@ class MultiLabelLIA(BaseEstimator):
             reject(column[name].isna().to_numpy(bool), column[name], f"missing {name} ids")
         frame = pd.DataFrame({name: column[name] for name in ("annotator", "label")})
         frame = frame.assign(item=_joined(column["item"], column["question"]))
-        known = None if gold is None else _under_joined(gold)
+        known = None if gold is None else _under_joined(_by_pair(gold))
         lia = LIA(dependence="ignore", **self.get_params(deep=False))
         out = None if folder is None else Path(folder)
 
@@ -93,7 +95,8 @@ class MultiLabelLIA(BaseEstimator):
             items = pairs.get_level_values("item")
             seen = None
             if features is not None:
-                seen = matched(features, items.unique(), "features").loc[items].set_axis(table.items)
+                seen = matched(features, items.unique(), "features")
+                seen = seen.take(seen.index.get_indexer(items)).set_axis(table.items, axis=0)
             lia._learn(table, seen, annotator_features, out, resume, (code.astype(np.int64), len(questions)))
 
         if resume and out is None:
@@ -112,10 +115,10 @@ class MultiLabelLIA(BaseEstimator):
     def score(self, gold: pd.Series) -> pd.Series:
         """By question: the share of items with gold, by (item, question), whose answer is right; in a tie of m classes, 1/m."""
         check_is_fitted(self, "lia_")
-        known = gold[gold.index.isin(self.labels_.index)]
+        known = _by_pair(gold)
+        known = known.loc[known.notna() & known.index.isin(self.pairs_)]
         if not len(known):
-            raise ValueError("gold has no class of any (item, question) of the fit")
-        known = pd.Series(known)
+            raise ValueError(f"gold has no class of any (item, question) of the fit, such as {some(self.pairs_)}")
         parts = known.groupby(known.index.get_level_values(1), sort=True)
         return pd.Series({name: self.lia_.score(None, _under_joined(part)) for name, part in parts}, name="accuracy").rename_axis(
             "question"
@@ -175,7 +178,7 @@ def load_multi_label_lia(folder: Path | str) -> MultiLabelLIA:
     Raises:
         ValueError: there is none, or it is of another kind, or files of it are damaged.
     """
-    lia = load_lia(folder)
+    lia = read_lia(Path(folder))
     if lia._learned.inputs.question is None:
         raise ValueError(f"{folder} holds a fit of LIA to one question: read it with load_lia")
     names = MultiLabelLIA().get_params()
@@ -195,5 +198,17 @@ def _under_joined(gold: pd.Series) -> pd.Series:
     return pd.Series(gold.to_numpy(), _joined(gold.index.get_level_values(0), gold.index.get_level_values(1)))
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def _by_pair(gold: Any) -> pd.Series:
+    """Gold under (item, question), in this order where the index names them."""
+    if not isinstance(gold, pd.Series):
+        raise TypeError(f"gold labels must be a Series by (item, question), not {type(gold).__name__}")
+    if gold.index.nlevels != 2:
+        raise ValueError(f"gold labels need an index of (item, question), theirs is of {some(gold.index)}")
+    return gold.reorder_levels(["item", "question"]) if set(gold.index.names) == {"item", "question"} else gold
+
+
+def _plain(value: Any) -> str | int | float:
+    plain = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(plain, (str, int, float)):
+        raise TypeError(f"ids of items and questions must be text, numbers or booleans, not {value!r}: convert them")
+    return plain

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.estimators.base import Aggregator
-from probcrowd.estimators.inputs import Standardiser, numeric
+from probcrowd.estimators.inputs import Standardiser, like_the_fit, numeric
 from probcrowd.estimators.lia_asked import Learned
 from probcrowd.estimators.table import Table
 from probcrowd.inference.gem_fit import Fitted
@@ -68,9 +68,7 @@ class NetworkAggregator(Aggregator):
         self._width(name, which)
         standard = self._standards[which]
         assert standard is not None
-        if asked.shape[1] != len(standard.mean):
-            raise ValueError(f"{name}: {asked.shape[1]} columns, the fit had {len(standard.mean)}")
-        return standard.apply(numeric(asked, name).to_numpy())
+        return standard.apply(numeric(like_the_fit(asked, standard, name), name).to_numpy())
 
     def _width(self, name: str, which: int) -> int:
         standard = self._standards[which]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.special import xlogy
 from sklearn.base import clone
 
 from probcrowd.estimators.base import Aggregator
@@ -15,6 +19,7 @@ from probcrowd.estimators.truth_network import NetworkAggregator
 from probcrowd.inference.gem import OBJECTIVES
 from probcrowd.inference.gem_fit import Schedule, fit_lia
 from probcrowd.models.lia_prior import Inputs, LIAPrior
+from probcrowd.tables import some
 
 
 class TwoStage(NetworkAggregator):
@@ -55,22 +60,28 @@ class TwoStage(NetworkAggregator):
     ) -> TwoStage:
         """This estimator, fitted; `aggregator_` is the first stage. features: numbers by item, as for `LIA.fit`.
 
+        gold, history: for the first stage. The network learns from gold; its answer is h(x) all the same.
+
         Raises:
             TypeError, ValueError: tables that cannot be read, items without features, what the first stage refuses.
         """
         first: Any = MajorityVote(dependence="ignore", abstention=self.abstention) if self.aggregator is None else clone(self.aggregator)
-        first.fit(annotations, gold, history=history)
-        self._fitted(annotations, gold, lambda table: self._train(table, first, features))
-        self.aggregator_: Aggregator = first
+        self._fitted(annotations, gold, lambda table: self._train(table, first.fit(annotations, gold, history=history), features))
         return self
 
     def _train(self, table: Table, first: Aggregator, features: Any) -> None:
+        self.aggregator_ = first
         item, standard = standardised(features, table.items, "features")
+        if set(first.classes_) != set(table.classes):
+            words = "do both stages have the same abstention?"
+            raise ValueError(f"the first stage has the classes {some(first.classes_)}, the table {some(table.classes)}: {words}")
         told = first.probabilities_.reindex(index=table.items, columns=table.classes).to_numpy()
-        rows = table.kept(table.item < 0).rows  # nobody is heard a second time
+        # Nobody is heard a second time
+        rows = replace(table.kept(table.item < 0).rows, gold=np.full(len(table.items), -1))
         schedule = Schedule(1, self.steps, 0)
         prior = LIAPrior() if self.prior is None else self.prior
         fitted = fit_lia(rows, Inputs(item), prior, OBJECTIVES["joint"], schedule, seed=self.random_state, start=told)
+        fitted = replace(fitted, values=fitted.values + xlogy(told, fitted.truth).sum())
         self._install(table, Inputs(item), (standard, None), fitted, fitted.truth)
 
     def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
@@ -78,7 +89,11 @@ class TwoStage(NetworkAggregator):
 
     def _check(self) -> None:
         super()._check()
-        if self.steps < 1:
+        if not (self.aggregator is None or isinstance(self.aggregator, Aggregator)):
+            raise ValueError(f"aggregator={self.aggregator!r}: give one such as DawidSkene(), or None")
+        if not (self.prior is None or isinstance(self.prior, LIAPrior)):
+            raise ValueError(f"prior={self.prior!r}: give a LIAPrior, or None")
+        if not isinstance(self.steps, Integral) or self.steps < 1:
             raise ValueError(f"steps={self.steps}: choose a whole number of at least 1")
 
     def _predict(self, table: Table) -> Any:

@@ -158,7 +158,9 @@ def advance(
         value = float(posteriors(state.parameters, said, objective)[1] + (log_prior(state.parameters, declared) if objective.prior else 0))
     # Steps on another objective than the likelihood may lower it: they end when they are spent
     likelihood = schedule.batch is None and objective.last == "joint" and not objective.column_normaliser
-    settled = likelihood and state.unit >= schedule.rounds and value - state.values[-1] <= schedule.tolerance * max(len(said.place), 1)
+    settled = (
+        likelihood and state.unit >= max(schedule.rounds, 1) and value - state.values[-1] <= schedule.tolerance * max(len(said.place), 1)
+    )
     return replace(state, unit=state.unit + 1, values=[*state.values, value], converged=settled)
 
 
@@ -274,7 +276,7 @@ def _wander(
     for _ in range(steps):
         items = order.draw()
         part = said if size == total else said.part(items)
-        value = -target(parameters, part) * (total / size)
+        value = -target(parameters, part) * (total / max(size, 1))
         if objective.prior:
             value = value - log_prior(parameters, declared)
         value = value / max(len(said.item), 1)

@@ -43,10 +43,10 @@ class LIAPrior:
     """
 
     truth: float = 1.0
-    difficulty: float = 0.6
+    difficulty: float = 0.3
     competence: float = 1.0
     population: float = 0.5
-    class_logit: float = 1.0
+    class_logit: float = 0.3
     accuracy: float = 0.7
     hidden: tuple[int, ...] = ()
     difficulty_hidden: tuple[int, ...] | None = None
