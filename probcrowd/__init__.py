@@ -12,10 +12,11 @@ The names below are the ones to meet first; each is imported when it is first us
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = [
     "GLAD",
     "KOS",
+    "LIA",
     "MACE",
     "Annotations",
     "DawidSkene",
@@ -24,10 +25,15 @@ __all__ = [
     "MajorityVote",
     "MetaTraining",
     "MinimaxEntropy",
+    "MultiLabelLIA",
     "OneCoin",
     "Prior",
+    "SnorkelLabelModel",
+    "TwoStage",
     "ZenCrowd",
     "check_posterior",
+    "load_lia",
+    "load_multi_label_lia",
     "load_posterior",
     "load_run",
     "meta_train",
@@ -38,6 +44,7 @@ __all__ = [
 _HOMES = {
     "GLAD": "probcrowd.estimators.item_models",
     "KOS": "probcrowd.estimators.item_models",
+    "LIA": "probcrowd.estimators.lia",
     "MACE": "probcrowd.estimators.coins",
     "Annotations": "probcrowd.annotations",
     "DawidSkene": "probcrowd.estimators.dawid_skene",
@@ -46,10 +53,15 @@ _HOMES = {
     "MajorityVote": "probcrowd.estimators.majority",
     "MetaTraining": "probcrowd.runs.configuration",
     "MinimaxEntropy": "probcrowd.estimators.item_models",
+    "MultiLabelLIA": "probcrowd.estimators.multi_label",
     "OneCoin": "probcrowd.estimators.coins",
     "Prior": "probcrowd.models.prototype",
+    "SnorkelLabelModel": "probcrowd.estimators.label_models",
+    "TwoStage": "probcrowd.estimators.two_stage",
     "ZenCrowd": "probcrowd.estimators.coins",
     "check_posterior": "probcrowd.inference.checks",
+    "load_lia": "probcrowd.estimators.lia",
+    "load_multi_label_lia": "probcrowd.estimators.multi_label",
     "load_posterior": "probcrowd.inference.tree",
     "load_run": "probcrowd.runs.trained",
     "meta_train": "probcrowd.runs.meta_train",
@@ -62,7 +74,11 @@ if TYPE_CHECKING:
     from probcrowd.estimators.coins import MACE, OneCoin, ZenCrowd
     from probcrowd.estimators.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
     from probcrowd.estimators.item_models import GLAD, KOS, MinimaxEntropy
+    from probcrowd.estimators.label_models import SnorkelLabelModel
+    from probcrowd.estimators.lia import LIA, load_lia
     from probcrowd.estimators.majority import MajorityVote
+    from probcrowd.estimators.multi_label import MultiLabelLIA, load_multi_label_lia
+    from probcrowd.estimators.two_stage import TwoStage
     from probcrowd.inference.checks import check_posterior
     from probcrowd.inference.posterior import sample_posterior
     from probcrowd.inference.tree import load_posterior, save_posterior

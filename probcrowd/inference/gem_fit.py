@@ -116,7 +116,7 @@ def fit_lia(
     said = Said.of(rows, inputs, torch.float64 if schedule.batch is None else torch.float32)
     declared = sites(rows, inputs, prior)
     state = State(_start(declared, seed, said.weight.dtype)) if state is None else state
-    first = vote_posterior(said) if start is None else torch.from_numpy(start).to(said.weight.dtype)
+    first = vote_posterior(said) if start is None else torch.from_numpy(np.array(start)).to(said.weight.dtype)
     bar = tqdm(total=schedule.units, initial=state.unit, desc="lia", unit="round", disable=not progress, leave=False)
     with bar, _threads(said):
         while state.unit < schedule.units and not state.converged:
