@@ -16,7 +16,8 @@ r"""Generalised EM for LIA: what its steps raise, as the paper writes it, as its
 
 With `joint`, M is the expected complete log posterior, so a step that raises it never lowers the log posterior. With the column normaliser
 it is not: q then multiplies reverse conditionals p(k | l), and an exact M step lowers the marginal likelihood and drives all items into one
-class. The composite objective forgets that labels of one item share a truth, and is flat where h is the same for all items.
+class. The composite objective forgets that labels of one item share a truth, and is flat where h is the same for all items; gold counts in it
+once per label of the item, and not at all without labels.
 """
 
 from __future__ import annotations

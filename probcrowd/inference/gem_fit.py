@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
 
@@ -198,12 +199,13 @@ def _threads(said: Said) -> Iterator[None]:
     """One thread inside for small problems, whose threads would wait for each other most of the time."""
     before = torch.get_num_threads()
     width = 1 if said.item_features is None else said.item_features.shape[1]
-    if len(said.item) * said.possible.shape[1] ** 2 + len(said.place) * width < SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    small = len(said.item) * said.possible.shape[1] ** 2 + len(said.place) * width < SMALL
+    with threadpool_limits(1, "blas") if small else nullcontext():
+        torch.set_num_threads(1 if small else before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def _expected(q: Float[Tensor, "i k"], objective: Objective, parameters: Parameters, part: Said) -> Float[Tensor, ""]:
@@ -246,7 +248,7 @@ def _climb(parameters: Parameters, said: Said, declared: dict[str, Site], target
         return value.item(), slope.numpy()
 
     begin = (torch.cat([parameters[name].flatten() for name in names]) - centre) / spread
-    found = minimize(loss, begin.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": steps, "maxfun": 2 * steps + 10})
+    found = minimize(loss, begin.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": steps, "maxfun": 2 * steps + 10, "ftol": 0.0})
     return {name: value.clone() for name, value in unpacked(torch.from_numpy(found.x)).items()}
 
 
