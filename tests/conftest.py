@@ -18,3 +18,15 @@ def clean_slate() -> Iterator[None]:
     torch.manual_seed(0)
     pyro.clear_param_store()
     yield
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """Torch and JAX compute in double precision inside."""
+    import jax
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    with jax.enable_x64(True):
+        yield
+    torch.set_default_dtype(before)

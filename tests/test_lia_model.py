@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import permutations
 from typing import Any
@@ -42,13 +41,7 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    with jax.enable_x64(True):
-        yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def some_rows(seed: int = 0) -> Rows:

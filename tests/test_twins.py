@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import permutations
 from typing import Any
 
@@ -28,13 +27,7 @@ ITEMS, ANNOTATORS, CLASSES, ROWS = 6, 3, 3, 20
 LOGISTIC = ("hierarchical_dawid_skene", "item_difficulty", "logistic_random_effects")
 
 
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    with jax.enable_x64(True):
-        yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def some_rows(seed: int = 0) -> Rows:
