@@ -12,7 +12,7 @@ import pandas as pd
 
 from probcrowd.annotations import Annotations
 
-_ITEM = ("item", "task")
+_ITEM, _ANNOTATOR = ("item", "task"), ("annotator", "worker", "rater", "user")
 
 
 def anesthesia() -> Annotations:
@@ -32,17 +32,19 @@ def read_features(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: no such file, another ending, or pickled objects in the file.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    if path.suffix == ".npy":
-        frame = by_item(np.load(path, allow_pickle=False), str(path))
-        return frame.set_axis(frame.index.astype(str), axis=0)
-    if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{path}: features are read from .csv, .parquet or .npy")
-    frame = pd.read_csv(path, dtype={"item": str, "task": str}) if path.suffix == ".csv" else pd.read_parquet(path)
-    named = [name for name in _ITEM if name in frame.columns]
-    frame = frame.set_index(named[0]) if named else frame
-    return frame.set_axis(frame.index.astype(str), axis=0)
+    return _features(path, _ITEM)
+
+
+def read_annotator_features(path: Path, annotations: Annotations) -> pd.DataFrame:
+    """Numbers by annotator, as `read_features` has them by item (ids in the column `annotator`, `worker`, `rater` or `user`); ids of the
+    annotations are the annotations' own, text or not.
+
+    Raises:
+        ValueError: as `read_features`.
+    """
+    frame = _features(path, _ANNOTATOR)
+    own = {str(name): name for name in annotations.annotators}
+    return frame.set_axis([own.get(name, name) for name in frame.index], axis=0)
 
 
 def read_annotations(
@@ -139,6 +141,23 @@ def some(values: Sequence[object] | pd.Index) -> str:
     """The first few, for a message."""
     shown = ", ".join(repr(value) for value in list(values)[:5])
     return shown + (", ..." if len(values) > 5 else "")
+
+
+def _features(path: Path, ids: Sequence[str]) -> pd.DataFrame:
+    """Numbers by text: the first of those columns that there is, or the number of the row."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if path.suffix == ".npy":
+        frame = by_item(np.load(path, allow_pickle=False), str(path))
+        return frame.set_axis(frame.index.astype(str), axis=0)
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{path}: features are read from .csv, .parquet or .npy")
+    frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    named = [name for name in ids if name in frame.columns][:1]
+    if named and path.suffix == ".csv":  # "NA" and 007 are ids like any other
+        frame = frame.assign(**pd.read_csv(path, usecols=named, dtype=str, keep_default_na=False))
+    frame = frame.set_index(named[0]) if named else frame
+    return frame.set_axis(frame.index.astype(str), axis=0)
 
 
 def _table(path: Path, what: str) -> pd.DataFrame:

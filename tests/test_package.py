@@ -33,6 +33,7 @@ LAYERS = [
     "check_figures",
     "posterior_figures",
     "runs",
+    "commands",
     "app",
     "__main__",
 ]
@@ -116,5 +117,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path, monkeypatc
     assert inside == {path.relative_to(ROOT).as_posix() for path in MODULES} | {
         "probcrowd/runs/demo.toml",
         "probcrowd/anesthesia.csv",
+        "probcrowd/runs/published_lia.csv",
         "probcrowd/runs/report.html",
     }

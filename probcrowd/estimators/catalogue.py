@@ -8,7 +8,10 @@ from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.coins import MACE, OneCoin, ZenCrowd
 from probcrowd.estimators.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
 from probcrowd.estimators.item_models import GLAD, KOS, MinimaxEntropy
+from probcrowd.estimators.lia import LIA
 from probcrowd.estimators.majority import MajorityVote
+from probcrowd.estimators.truth_network import NetworkAggregator
+from probcrowd.estimators.two_stage import TwoStage
 
 AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "majority-vote": MajorityVote,
@@ -22,6 +25,8 @@ AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "minimax-entropy": MinimaxEntropy,
     "kos": KOS,
 }
+# Those that take features of the items
+NETWORKS: dict[str, Callable[..., NetworkAggregator]] = {"lia": LIA, "two-stage": TwoStage}
 
 
 def find_aggregator(name: str) -> Callable[..., Aggregator]:
@@ -30,7 +35,8 @@ def find_aggregator(name: str) -> Callable[..., Aggregator]:
     Raises:
         ValueError: there is none.
     """
-    found = AGGREGATORS.get(name.replace("_", "-").lower())
+    known: dict[str, Callable[..., Aggregator]] = {**AGGREGATORS, **NETWORKS}
+    found = known.get(name.replace("_", "-").lower())
     if found is None:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(AGGREGATORS)}")
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(known)}")
     return found

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64
+from threadpoolctl import threadpool_limits
 
 from probcrowd.columns import reject
 from probcrowd.tables import by_item, some
@@ -71,8 +72,9 @@ def standardised(features: Any, ids: pd.Index, name: str) -> tuple[Float64[np.nd
     if not frame.shape[1]:
         raise ValueError(f"{name}: a table without columns")
     warn_of_units(frame, name)
-    made = replace(standardiser(frame.to_numpy()), columns=_names(frame))
-    return made.apply(frame.to_numpy()), made
+    with threadpool_limits(1, "blas"):  # several threads sum in another order, and a fit that goes on elsewhere must see the same numbers
+        made = replace(standardiser(frame.to_numpy()), columns=_names(frame))
+        return made.apply(frame.to_numpy()), made
 
 
 def matched(features: Any, ids: pd.Index, name: str) -> pd.DataFrame:
@@ -102,12 +104,15 @@ def like_the_fit(frame: pd.DataFrame, standard: Standardiser, name: str) -> pd.D
     """
     if frame.shape[1] != len(standard.mean):
         raise ValueError(f"{name}: {frame.shape[1]} columns, the fit had {len(standard.mean)}")
-    here = _names(frame)
-    if not here or not standard.columns or here == standard.columns:
+    numbers = tuple(map(str, range(frame.shape[1])))
+    here, there = _names(frame) or numbers, standard.columns or numbers
+    if here == there:
         return frame
-    if sorted(here) != sorted(standard.columns) or len(set(here)) < len(here):
-        raise ValueError(f"{name}: the columns are {some(here)}, those of the fit {some(standard.columns)}")
-    return frame.iloc[:, pd.Index(here).get_indexer(pd.Index(standard.columns))]
+    if sorted(here) == sorted(there) and len(set(here)) == len(here):
+        return frame.iloc[:, pd.Index(here).get_indexer(pd.Index(there))]
+    if numbers in (here, there):
+        return frame
+    raise ValueError(f"{name}: the columns are {some(here)}, those of the fit {some(there)}")
 
 
 def numeric(frame: pd.DataFrame, name: str) -> pd.DataFrame:

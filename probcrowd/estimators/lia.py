@@ -36,7 +36,8 @@ class LIA(LIAAnswers):
             4, 7 and 9 of the paper), "as_coded" (the authors' first code, whose answer for an item is h(x)), "composite" (joint EM, then
             equation 9 without its normaliser).
         prior: spreads and sizes of the networks. None: linear networks and a table for each annotator; for "as_written" and "as_coded" the
-            paper's sizes, four layers of 16 units and embeddings of 16, where "as_coded" has a linear difficulty.
+            paper's sizes, four layers of 16 units and embeddings of 16, where "as_coded" has a linear difficulty. With some hundred items or
+            fewer, a prior on several layers may hold all their weights at zero: features then say nothing.
         rounds: of EM. steps: of every M step. last_steps: on the last objective. None: 25 and 500 L-BFGS steps; for "as_written" and
             "as_coded" the paper's 1,000 and 1,000 AMSGrad steps.
         batch: labels of a batch of whole items for AMSGrad, or "all": L-BFGS on all items. None: "all", or 1,024 as in the paper.

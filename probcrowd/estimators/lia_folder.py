@@ -59,6 +59,7 @@ def save_state(folder: RunFolder, state: State) -> None:
     tensors = {f"parameters/{name}": value for name, value in state.parameters.items()}
     tensors |= {f"moments/{name}": value for name, value in state.moments.items()}
     progress = {"unit": state.unit, "values": list(state.values), "steps": state.steps, "converged": state.converged}
+    progress |= {"order": list(state.parameters)}  # sums depend on it, in their last bits; a file has its own
     folder.append_metrics({"step": state.unit, "log_posterior": state.values[-1]})  # first: a line too many goes when the fit goes on
     save_latest(folder.path, tensors, progress)
 
@@ -69,7 +70,9 @@ def load_state(folder: RunFolder) -> State | None:
     folder.truncate_metrics(0 if found is None else found.state["unit"])
     if found is None:
         return None
-    return State(_under(found, "parameters"), moments=_under(found, "moments"), **found.state)
+    progress = dict(found.state)
+    parameters, order = _under(found, "parameters"), progress.pop("order")
+    return State({name: parameters[name] for name in order}, moments=_under(found, "moments"), **progress)
 
 
 def save_fit(
@@ -79,7 +82,7 @@ def save_fit(
     for name in _IDS:
         write_atomically(folder.path / f"{name}.parquet", _packed(getattr(table, name)))
     tensors = {f"parameters/{name}": value for name, value in parameters.items()}
-    tensors |= {f"table/{name}": torch.from_numpy(array) for name, array in _arrays(table).items() if array is not None}
+    tensors |= {f"table/{name}": torch.from_numpy(np.array(array)) for name, array in _arrays(table).items() if array is not None}
     tensors |= {f"arrays/{name}": torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     save_checkpoint(folder.model, tensors, {"num_labels": table.num_labels, **state})
 

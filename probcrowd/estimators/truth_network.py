@@ -46,6 +46,18 @@ class NetworkAggregator(Aggregator):
         check_is_fitted(self, "classes_")
         return pd.Series(self._truth.mean(0), self.classes_.rename("class"), name="class_prior")
 
+    @property
+    def parameters_(self) -> dict[str, np.ndarray]:
+        """What the networks learned, by site of the declared model (`probcrowd.models.lia`)."""
+        check_is_fitted(self, "classes_")
+        return {name: value.numpy().copy() for name, value in self._learned.parameters.items()}
+
+    @property
+    def inputs_(self) -> Inputs:
+        """What the networks saw of the fitted items and annotators: features less their mean, of mean square 1."""
+        check_is_fitted(self, "classes_")
+        return self._learned.inputs
+
     def _install(
         self,
         table: Table,

@@ -26,7 +26,9 @@ class TwoStage(NetworkAggregator):
     """The truth network of `LIA`, trained on the label probabilities of another aggregator: the two-stage baselines MAJ*, MMCE* (and, without
     features, MAJ*-E, MMCE*-E) of Platanios et al. 2020, table 2.
 
-    The answer for an item, labelled or not, is h(x): it does not hear what was said of that item, but what was said of items like it.
+    The answer for an item, labelled or not, is h(x): it does not hear what was said of that item, but what was said of items like it. Without
+    features every item has an embedding, learned from its own label probabilities alone: on less than some two hundred items the default prior
+    holds all of these at zero, and every item gets the same answer; `LIAPrior(truth=3)` lets them go.
 
     Args:
         aggregator: the first stage, not fitted. None: `MajorityVote`.
@@ -65,13 +67,13 @@ class TwoStage(NetworkAggregator):
         Raises:
             TypeError, ValueError: tables that cannot be read, items without features, what the first stage refuses.
         """
-        first: Any = MajorityVote(dependence="ignore", abstention=self.abstention) if self.aggregator is None else clone(self.aggregator)
-        self._fitted(annotations, gold, lambda table: self._train(table, first.fit(annotations, gold, history=history), features))
+        self._fitted(annotations, gold, lambda table: self._train(table, annotations, gold, history, features))
         return self
 
-    def _train(self, table: Table, first: Aggregator, features: Any) -> None:
-        self.aggregator_ = first
+    def _train(self, table: Table, annotations: Any, gold: pd.Series | None, history: pd.DataFrame | None, features: Any) -> None:
         item, standard = standardised(features, table.items, "features")
+        first: Any = MajorityVote(dependence="ignore", abstention=self.abstention) if self.aggregator is None else clone(self.aggregator)
+        self.aggregator_: Aggregator = first.fit(annotations, gold, history=history)
         if set(first.classes_) != set(table.classes):
             words = "do both stages have the same abstention?"
             raise ValueError(f"the first stage has the classes {some(first.classes_)}, the table {some(table.classes)}: {words}")
@@ -80,7 +82,7 @@ class TwoStage(NetworkAggregator):
         rows = replace(table.kept(table.item < 0).rows, gold=np.full(len(table.items), -1))
         schedule = Schedule(1, self.steps, 0)
         prior = LIAPrior() if self.prior is None else self.prior
-        fitted = fit_lia(rows, Inputs(item), prior, OBJECTIVES["joint"], schedule, seed=self.random_state, start=told)
+        fitted = fit_lia(rows, Inputs(item), prior, OBJECTIVES["joint"], schedule, seed=int(self.random_state), start=told)
         fitted = replace(fitted, values=fitted.values + xlogy(told, fitted.truth).sum())
         self._install(table, Inputs(item), (standard, None), fitted, fitted.truth)
 
@@ -93,8 +95,10 @@ class TwoStage(NetworkAggregator):
             raise ValueError(f"aggregator={self.aggregator!r}: give one such as DawidSkene(), or None")
         if not (self.prior is None or isinstance(self.prior, LIAPrior)):
             raise ValueError(f"prior={self.prior!r}: give a LIAPrior, or None")
-        if not isinstance(self.steps, Integral) or self.steps < 1:
-            raise ValueError(f"steps={self.steps}: choose a whole number of at least 1")
+        for name, least in (("steps", 1), ("random_state", 0)):
+            number = getattr(self, name)
+            if not isinstance(number, Integral) or int(number) < least:
+                raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}")
 
     def _predict(self, table: Table) -> Any:
         return self._learned.truth(self._answered.items.get_indexer(table.items))

@@ -7,6 +7,13 @@ summary.json      sizes, fit, class prior, dependence, scores on gold; written l
 annotators.png    who to trust
 confidence.png    how sure
 confusion.png     the matrices of the annotators with most labels
+
+and of lia, what its networks say:
+
+competence.csv    P(label | true class) by annotator, on an item of average features; left out as confusion.csv is
+difficulty.csv    the probability that a typical annotator is wrong, by item
+truth.csv         the probability of every class by item, without having heard anybody
+map.png           annotators near each other label alike
 """
 
 from __future__ import annotations
@@ -17,6 +24,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +33,11 @@ import pandas as pd
 from tqdm import tqdm
 
 import probcrowd
-from probcrowd.aggregation_figures import annotators_figure, confidence_figure
+from probcrowd.aggregation_figures import annotator_map_figure, annotators_figure, confidence_figure
 from probcrowd.annotations import Annotations
 from probcrowd.estimators.base import MOST_CONFUSION, Aggregator
-from probcrowd.estimators.catalogue import AGGREGATORS, find_aggregator
+from probcrowd.estimators.catalogue import AGGREGATORS, NETWORKS, find_aggregator
+from probcrowd.estimators.lia import LIA
 from probcrowd.estimators.table import read_table
 from probcrowd.figures import SHOWN, confusion_figure
 from probcrowd.scoring import hits, log_losses, scores
@@ -36,6 +45,7 @@ from probcrowd.storage.files import PARTIAL
 from probcrowd.tables import without_formulas
 
 FILES = ("labels.csv", "annotators.csv", "confusion.csv", "annotators.png", "confidence.png", "confusion.png", "summary.json")
+LIA_FILES = ("competence.csv", "difficulty.csv", "truth.csv", "map.png")
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,11 @@ class Aggregated:
     summary: dict[str, Any]
     warnings: list[str]
 
+    @property
+    def is_lia(self) -> bool:
+        """Whether there are `LIA_FILES`."""
+        return isinstance(self.aggregator, LIA)
+
 
 def aggregate_labels(
     annotations: Annotations,
@@ -53,6 +68,8 @@ def aggregate_labels(
     out: Path,
     model: str = "dawid-skene",
     gold: pd.Series | None = None,
+    features: pd.DataFrame | np.ndarray | None = None,
+    annotator_features: pd.DataFrame | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Aggregated:
@@ -60,17 +77,19 @@ def aggregate_labels(
 
     Args:
         gold: known classes by item. The answer takes them as certain; scores are those of a fit that did not see them.
+        features, annotator_features: numbers by item and by annotator, for the models that take them; see `LIA.fit`.
         options: the aggregator's own arguments.
 
     Raises:
-        ValueError: an unknown model, options that it has not, any fault of the tables.
+        ValueError: an unknown model, options or features that it takes not, any fault of the tables.
     """
     aggregator = make_aggregator(model, progress=progress, **options)
+    seen = _taken(aggregator, model, features=features, annotator_features=annotator_features)
     out.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        aggregator.fit(annotations, gold)
-        unseen = None if gold is None else make_aggregator(model, progress=progress, **options).fit(annotations)
+        aggregator.fit(annotations, gold, **seen)
+        unseen = None if gold is None else make_aggregator(model, progress=progress, **options).fit(annotations, **seen)
     told = list(dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, UserWarning)))
     codes = None if gold is None else _codes(annotations, gold, aggregator.abstention)
     judged = aggregator if unseen is None else unseen
@@ -81,7 +100,8 @@ def aggregate_labels(
     folder = Path(tempfile.mkdtemp(suffix=PARTIAL, dir=out))
     try:
         _write(folder, aggregator, confidence_figure(probabilities, codes), summary)
-        for name in FILES:
+        ours = isinstance(aggregator, LIA) or _written_by_lia(out)  # else a file of such a name is the user's
+        for name in (*(LIA_FILES if ours else ()), *FILES):
             if (folder / name).exists():
                 (folder / name).replace(out / name)
             else:
@@ -110,6 +130,8 @@ def compare_aggregators(
     if not known.any():
         raise ValueError("gold has no class of any of the items")
     names = [name for name in (models or AGGREGATORS) if name != reference]
+    if networks := [name for name in (reference, *names) if name.replace("_", "-").lower() in NETWORKS]:
+        raise ValueError(f"{networks[0]} looks at features of items, which are not compared here: fit it by itself")
     rows, base = {}, None
     for name in tqdm([reference, *names], disable=not progress, leave=False):
         try:
@@ -159,6 +181,8 @@ def make_aggregator(model: str, **options: Any) -> Aggregator:
     kind = find_aggregator(model)
     has = kind().get_params()
     given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(given.get("prior"), str) and model.replace("_", "-").lower() in NETWORKS:
+        raise ValueError(f"the model {model} has no prior by name")
     unknown = [name for name in given if name not in has and name not in ("progress", "abstentions")]
     if unknown:
         raise ValueError(f"the model {model} has no {unknown[0]}")
@@ -168,11 +192,33 @@ def make_aggregator(model: str, **options: Any) -> Aggregator:
     return made
 
 
+def _taken(aggregator: Aggregator, model: str, **features: Any) -> dict[str, Any]:
+    """The features that were given, all of which the model takes."""
+    given = {name: table for name, table in features.items() if table is not None}
+    for name in given:
+        if name not in signature(aggregator.fit).parameters:
+            takers = [other for other in NETWORKS if name in signature(find_aggregator(other)().fit).parameters]
+            raise ValueError(f"the model {model} takes no {name.replace('_', ' ')}: choose {' or '.join(takers)}")
+    return given
+
+
+def _written_by_lia(out: Path) -> bool:
+    """Whether the files in a folder are those of a run of lia."""
+    try:
+        return json.loads((out / "summary.json").read_text(encoding="utf-8"))["model"].lower() == "lia"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def _summary(fitted: Aggregator, annotations: Annotations, model: str, told: list[str]) -> dict[str, Any]:
     items = fitted.items_
     return {
         "model": model,
-        "options": {name: value for name, value in fitted.get_params().items() if isinstance(value, (str, int, float, bool, type(None)))},
+        "options": {
+            name: value
+            for name, value in fitted.get_params().items()
+            if name != "progress" and isinstance(value, (str, int, float, bool, type(None)))
+        },
         "annotations": len(annotations),
         "items": annotations.num_items,
         "annotators": annotations.num_annotators,
@@ -209,7 +255,13 @@ def _write(folder: Path, fitted: Aggregator, confidence: Any, summary: dict[str,
     annotators = fitted.annotators_
     _table(folder / "annotators.csv", annotators.reset_index())
     size = len(annotators) * len(fitted.classes_) * len(fitted.classes_)
+    if isinstance(fitted, LIA):
+        _table(folder / "difficulty.csv", fitted.difficulty_.reset_index())
+        _table(folder / "truth.csv", fitted.truth_probabilities_.add_prefix("p_").reset_index())
+        annotator_map_figure(fitted.annotator_map_).savefig(folder / "map.png", dpi=150)
     if size <= MOST_CONFUSION // 20:
+        if isinstance(fitted, LIA):
+            _table(folder / "competence.csv", fitted.competence_.add_prefix("says_").reset_index())
         _table(folder / "confusion.csv", fitted.confusion_.add_prefix("says_").reset_index())
         most = annotators.sort_values("num_labels", ascending=False, kind="stable").index[:SHOWN]
         confusion = fitted.confusion_.loc[list(most)]

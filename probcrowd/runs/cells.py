@@ -6,7 +6,7 @@ cells/NAME.csv                   one row per seed, written when all seeds of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,31 @@ from probcrowd.storage.settings import Settings
 Cell = Callable[[int], list[dict[str, Any]]]
 
 
-def run_cells(
-    out: Path, settings: Settings, cells: Mapping[str, Cell], seeds: int, *, jobs: int = 1, progress: bool = True
-) -> dict[str, pd.DataFrame]:
-    """The rows of every cell by its name; those that the folder has are read, not made again.
+def run_cells(out: Path, settings: Settings, cells: Mapping[str, Cell], seeds: int, *, jobs: int = 1, progress: bool = True) -> None:
+    """Makes the cells that the folder has not.
 
     cells: by a name that may be a file's, a function of the seed that gives rows. It is called in other processes when jobs > 1.
 
     Raises:
         ValueError: the folder holds results of other settings, or something else.
     """
-    found: dict[str, pd.DataFrame] = {}
     with RunFolder(out) as folder:
         folder.start(settings, resume=True)
         (out / "cells").mkdir(exist_ok=True)
         bar = tqdm(cells.items(), disable=not progress, unit="cell")
         for name, cell in bar:
             bar.set_postfix_str(name, refresh=False)
-            path = out / "cells" / f"{name}.csv"
-            if not path.exists():
-                made = Parallel(jobs)(delayed(cell)(seed) for seed in range(seeds))
+            if not _path(out, name).exists():
+                made: Any = Parallel(jobs)(delayed(cell)(seed) for seed in range(seeds))
                 rows = [{"seed": seed, **row} for seed, several in enumerate(made) for row in several]
-                write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
-            found[name] = pd.read_csv(path)
-    return found
+                write_atomically(_path(out, name), pd.DataFrame(rows).to_csv(index=False).encode())
+
+
+def read_cells(out: Path, names: Iterable[str]) -> pd.DataFrame:
+    """The rows of those of the named cells that the folder has, in the order of the names."""
+    paths = [_path(out, name) for name in names]
+    return pd.concat([pd.read_csv(path) for path in paths if path.exists()], ignore_index=True)
+
+
+def _path(out: Path, name: str) -> Path:
+    return out / "cells" / f"{name}.csv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,7 @@ def read_set(root: Path, name: str) -> CrowdSet:
     tasks = pd.read_csv(folder / "tasks.csv")["task"].astype(labels["item"].dtype)
     features = np.load(folder / "features.npy")
     table = pd.DataFrame(features.reshape(len(features), -1).astype(np.float64), index=pd.Index(tasks))
+    truths: dict[str, Any]
     if name == "snow_wordsim":
         labels["label"] = (labels["label"] >= SIMILAR).astype(np.int64)
         truths = {"gold": (gold["label"] >= TRULY_SIMILAR).astype(np.int64)}

@@ -1,7 +1,7 @@
 """The experiments of the LIA paper (Platanios et al. 2020), tables 2 and 3, beside its numbers and beside what it left out.
 
-Labels are drawn at random, at most r of each item; every seed draws its own. Methods see the labels drawn, and features where they take any;
-gold scores them and nothing else. Accuracy counts one half in a tie.
+Labels are drawn at random, at most r of each item; every seed draws its own. Methods see the labels drawn, and features where they take
+any; gold scores them and nothing else. Accuracy counts one half in a tie.
 
 results.csv    one row per set, truth, r, method and answer: accuracy, Brier and log score, mean and standard error over seeds; published
 asked.csv      LIA (joint) against the better of Dawid-Skene (MAP) and the published LIA, with both kinds of standard error
@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib.resources import files
 from importlib.util import find_spec
@@ -26,13 +27,15 @@ import torch
 
 from probcrowd.estimators.label_models import MISSING
 from probcrowd.estimators.multi_label import MultiLabelLIA
-from probcrowd.runs.cells import run_cells
+from probcrowd.runs.cells import Cell, read_cells, run_cells
 from probcrowd.runs.lia_methods import METHODS
 from probcrowd.runs.lia_sets import REDUNDANCIES, read_set
 from probcrowd.scoring import hits, scores
 from probcrowd.storage.files import write_table
 from probcrowd.storage.settings import Settings
 
+TOGETHER = "LIA-ML joint"  # answers the medical sets as two questions about each sentence
+_MEDICAL = ("medrel_cause", "medrel_treat")
 _MARKS = "0-1"
 
 
@@ -54,36 +57,49 @@ def reproduce_lia(
     jobs: int = 1,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The table of results, after writing it and its parts into `out`; cells that are there already are not made again.
+    """The table of results, after writing it and its parts into `out`; cells that are there already are not made again, and count.
 
     Args:
-        root: the data folder. methods: none: all that are not slow and whose packages are installed.
+        root: the data folder. methods: none: all that are not slow and whose packages are installed. "all": the slow ones too.
 
     Raises:
         ValueError: unknown sets or methods, no such data, or `out` holds results of other settings.
     """
-    chosen = list(methods) or [name for name, method in METHODS.items() if not method.slow and available(name)]
-    for given, known in ((sets, REDUNDANCIES), (chosen, METHODS)):
+    slow, by_name = "all" in methods, bool(methods) and "all" not in methods
+    chosen = list(methods) if by_name else [name for name, method in METHODS.items() if available(name) and (slow or not method.slow)]
+    for given, known in ((sets, list(REDUNDANCIES)), (chosen, [*METHODS, TOGETHER])):
         if wrong := [name for name in given if name not in known]:
-            raise ValueError(f"unknown: {', '.join(wrong)}; choose from {', '.join(known)}")
-    for name in sets:
+            raise ValueError(f"unknown: {', '.join(wrong)}; choose from {'; '.join(known)}")
+    asked_sets = tuple(name for name in REDUNDANCIES if name in sets)
+    if TOGETHER in chosen and not set(_MEDICAL) <= set(asked_sets):
+        raise ValueError(f"{TOGETHER} needs the sets {' and '.join(_MEDICAL)}")
+    for name in asked_sets:
         read_set(root, name)
-    cells = {
-        f"{name} {redundancy} {method}".replace("*", "_star"): partial(_scored, root, name, redundancy, method)
-        for name in sets
-        for redundancy in REDUNDANCIES[name]
-        for method in chosen
-    }
-    if any(name.startswith("medrel") for name in sets) and not methods:
-        cells |= {f"medrel {redundancy} LIA-ML joint": partial(_together, root, redundancy) for redundancy in REDUNDANCIES["medrel_cause"]}
-    settings = LIAReproduction(out=out, seeds=seeds, sets=tuple(sets))
-    found = pd.concat(run_cells(out, settings, cells, seeds, jobs=jobs, progress=progress).values(), ignore_index=True)
-    results = summary(found)
+    if not by_name:
+        chosen.append(TOGETHER)  # of which there are cells if there are both sets
+    settings = LIAReproduction(out=out, seeds=seeds, sets=asked_sets)
+    cells = _cells(root, asked_sets)
+    wanted = {name: cell for name, (method, cell) in cells.items() if method in chosen}
+    run_cells(out, settings, wanted, seeds, jobs=jobs, progress=progress)
+    rows = read_cells(out, cells)
+    results, asked = summary(rows), compared(rows)
     write_table(out / "results.csv", results.set_index("set"))
-    asked = compared(found)
     if len(asked):
         write_table(out / "asked.csv", asked.set_index("set"))
+    else:
+        (out / "asked.csv").unlink(missing_ok=True)
     return results
+
+
+def named_methods(text: str | None) -> list[str]:
+    """The methods that a text names, between commas; some names have a comma of their own."""
+    names: list[str] = []
+    for part in map(str.strip, text.split(",") if text else ()):
+        if names and f"{names[-1]}, {part}" in METHODS:
+            names[-1] += f", {part}"
+        else:
+            names.append(part)
+    return names
 
 
 def available(method: str) -> bool:
@@ -105,9 +121,12 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def published(name: str, redundancy: int, method: str, answer: str = "labels", truth: str = "gold") -> tuple[float, float]:
-    """Accuracy and standard error that the paper reports, in per cent; NaN where it has none. Its medical numbers are those of the code's truth."""
+    """Accuracy and standard error that the paper reports, in per cent; NaN where it has none.
+
+    Its medical numbers are those of the code's truth.
+    """
     nothing = (math.nan, math.nan)
-    column = METHODS[method].published if method in METHODS else "LIA-ML"
+    column = "LIA-ML" if method == TOGETHER else METHODS[method].published
     if column == "LIA" and answer.endswith("before equation 9"):
         column = "LIA before equation 9"
     if column is None or truth == "expert" or answer.startswith("h(x)"):
@@ -123,8 +142,8 @@ def published(name: str, redundancy: int, method: str, answer: str = "labels", t
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
     """LIA (joint) less the better of Dawid-Skene (MAP) and the published LIA, in per cent, set by set.
 
-    over_seeds: the standard error of the difference over seeds. over_items: over items, of the paired difference from Dawid-Skene, or of our own
-    accuracy where the published LIA is the better, of which no answers by item are known.
+    over_seeds: the standard error of the difference over seeds. over_items: over items, of the paired difference from Dawid-Skene, or of
+    our own accuracy where the published LIA is the better, of which no answers by item are known.
     """
     made = []
     labels = rows.loc[(rows["answer"] == "labels") & (rows["truth"] != "as the authors' code")]
@@ -176,16 +195,33 @@ def results_text(results: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
+def asked_text(asked: pd.DataFrame) -> str:
+    """The comparison for readers, in per cent."""
+    return asked.to_string(index=False, float_format="{:.1f}".format, na_rep="")
+
+
 def missing_text() -> str:
     """The label models of the paper for which there is no package, and why."""
     return "\n".join(f"{name}: {reason}" for name, reason in MISSING.items())
 
 
+def _cells(root: Path, sets: Sequence[str]) -> dict[str, tuple[str, Cell]]:
+    """The method and the function of every cell that there may be, by names that may be files'."""
+    found: dict[str, tuple[str, Cell]] = {
+        f"{name} {redundancy} {method}".replace("*", "_star"): (method, partial(_scored, root, name, redundancy, method))
+        for name in sets
+        for redundancy in REDUNDANCIES[name]
+        for method in METHODS
+    }
+    if set(_MEDICAL) <= set(sets):
+        for redundancy in REDUNDANCIES[_MEDICAL[0]]:
+            found[f"medrel {redundancy} {TOGETHER}"] = TOGETHER, partial(_together, root, redundancy)
+    return found
+
+
 def _scored(root: Path, name: str, redundancy: int, method: str, seed: int) -> list[dict[str, Any]]:
-    torch.set_num_threads(1)
     given = read_set(root, name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with _quiet():
         begun = time.perf_counter()
         answers = METHODS[method].fit(given.drawn(redundancy, seed), given.features, seed)
         seconds = time.perf_counter() - begun
@@ -198,18 +234,31 @@ def _scored(root: Path, name: str, redundancy: int, method: str, seed: int) -> l
 
 def _together(root: Path, redundancy: int, seed: int) -> list[dict[str, Any]]:
     """The medical relations as two questions about each sentence."""
-    torch.set_num_threads(1)
-    sets = {name: read_set(root, name) for name in ("medrel_cause", "medrel_treat")}
+    sets = {name: read_set(root, name) for name in _MEDICAL}
     labels = pd.concat([given.drawn(redundancy, seed).assign(question=name) for name, given in sets.items()])
-    begun = time.perf_counter()
-    fitted = MultiLabelLIA(random_state=seed).fit(labels, features=sets["medrel_cause"].features)
-    seconds = time.perf_counter() - begun
+    with _quiet():
+        begun = time.perf_counter()
+        fitted = MultiLabelLIA(random_state=seed).fit(labels, features=sets[_MEDICAL[0]].features)
+        seconds = time.perf_counter() - begun
     rows = []
     for name, given in sets.items():
         found = fitted.probabilities_.xs(name, level="question")
-        shared = {"set": name, "redundancy": redundancy, "method": "LIA-ML joint", "answer": "labels", "seconds": seconds}
+        shared = {"set": name, "redundancy": redundancy, "method": TOGETHER, "answer": "labels", "seconds": seconds}
         rows += [shared | {"truth": truth, **_judged(found, gold)} for truth, gold in given.truths.items()]
     return rows
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """One core, so that results have the same bits on any number of them and jobs do not wait for each other; no warnings of the data."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _judged(found: pd.DataFrame, gold: pd.Series) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""Commands that run the experiments of papers again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from probcrowd.commands.options import FILE
+from probcrowd.commands.told import told
+
+_QUICK = ("bluebirds", "snow_wordsim")
+
+
+@click.group()
+def reproduce() -> None:
+    """Run the experiments of a paper again, beside its numbers."""
+
+
+@reproduce.command()
+@click.option("--data", type=FILE, envvar="PROBCROWD_DATA", help="The data folder.  [default: what PROBCROWD_DATA names]")
+@click.option("--out", type=FILE, help="Folder for the results.  [default: outputs/lia; with --quick outputs/lia_quick]")
+@click.option("--sets", metavar="NAME,NAME", help="Which data sets.  [default: all]")
+@click.option("--methods", metavar="NAME,NAME", help="Which methods, or `all`.  [default: those that take seconds]")
+@click.option("--seeds", type=click.IntRange(min=1), help="How many random choices of labels.  [default: 20; with --quick 3]")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes.")
+@click.option("--quick", is_flag=True, help="The two smallest sets alone.")
+@told
+def lia(data: Path | None, out: Path | None, sets: str | None, methods: str | None, seeds: int | None, jobs: int, quick: bool) -> None:
+    """Tables 2 and 3 of "Learning from imperfect annotations" (Platanios et al. 2020): LIA beside other ways to aggregate.
+
+    Writes results.csv, asked.csv (LIA against Dawid-Skene and the paper) and, in cells/, every number, into the folder `out`. Run it again
+    to go on after a stop, or to add methods.
+    """
+    if data is None:
+        raise ValueError("give the data folder with --data, or name it in the environment variable PROBCROWD_DATA")
+    import pandas as pd
+
+    from probcrowd.runs.lia_sets import REDUNDANCIES
+    from probcrowd.runs.reproduce_lia import asked_text, missing_text, named_methods, reproduce_lia, results_text
+
+    out = out or Path("outputs", "lia_quick" if quick else "lia")
+    try:
+        results = reproduce_lia(
+            data,
+            out,
+            sets=[name.strip() for name in sets.split(",")] if sets else _QUICK if quick else tuple(REDUNDANCIES),
+            methods=named_methods(methods),
+            seeds=seeds or (3 if quick else 20),
+            jobs=jobs,
+            progress=sys.stderr.isatty(),
+        )
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo("accuracy ± standard error in per cent, by labels per item; in brackets what the paper reports\n")
+    click.echo(results_text(results))
+    asked = out / "asked.csv"
+    if asked.exists():
+        click.echo(
+            f"\nLIA (joint) less the better of Dawid-Skene (MAP) and the paper's LIA, in per cent\n\n{asked_text(pd.read_csv(asked))}"
+        )
+    click.echo(f"\nnot run, for want of a package\n\n{missing_text()}\n")
+    for path in filter(Path.exists, (out / "results.csv", asked, out / "cells")):
+        click.echo(str(path))
