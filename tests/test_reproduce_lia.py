@@ -19,7 +19,7 @@ from probcrowd.estimators.dawid_skene import DawidSkene
 from probcrowd.estimators.lia import LIA
 from probcrowd.estimators.multi_label import MultiLabelLIA
 from probcrowd.runs import reproduce_lia as reproduction
-from probcrowd.runs.lia_methods import METHODS
+from probcrowd.runs.lia_methods import METHODS, Method
 from probcrowd.runs.lia_sets import REDUNDANCIES, read_set
 from probcrowd.runs.reproduce_lia import (
     TOGETHER,
@@ -136,6 +136,23 @@ def test_a_cell_is_what_the_estimators_say_of_the_labels_drawn(done: tuple[Path,
             assert row["log_loss"] == pytest.approx(-np.log(p[np.arange(ITEMS), codes]).mean(), abs=1e-9)
             assert row["brier"] == pytest.approx(((p - np.eye(2)[codes]) ** 2).sum(1).mean(), abs=1e-9)
             assert row["marks"] == "[" + "".join({0: "0", 0.5: "-", 1: "1"}[value] for value in right) + "]"
+
+
+def test_a_method_is_given_labels_features_and_the_seed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = read_set(data, "bluebirds")
+    seen: list[tuple[pd.DataFrame, pd.DataFrame, int]] = []
+
+    def fit(labels: pd.DataFrame, features: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
+        seen.append((labels, features, seed))
+        return {"labels": pd.DataFrame(0.5, features.index, [0, 1])}
+
+    monkeypatch.setitem(METHODS, "one coin", Method(fit))
+    results = reproduce_lia(data, tmp_path / "lia", sets=["bluebirds"], methods=["one coin"], seeds=2, progress=False)
+    assert set(results["accuracy"]) == {50.0}  # all tie
+    wanted = [(redundancy, seed) for redundancy in REDUNDANCIES["bluebirds"] for seed in (0, 1)]
+    for (labels, features, used), (redundancy, seed) in zip(seen, wanted, strict=True):
+        pd.testing.assert_frame_equal(labels, given.drawn(redundancy, seed))
+        assert features.equals(given.features) and used == seed
 
 
 def test_results_are_means_over_seeds(done: tuple[Path, Result]) -> None:
