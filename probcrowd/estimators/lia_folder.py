@@ -22,7 +22,7 @@ from torch import Tensor
 from probcrowd.estimators.table import Table
 from probcrowd.inference.gem_fit import State
 from probcrowd.models.lia_prior import Inputs, LIAPrior
-from probcrowd.storage.checkpoint import Checkpoint, load_checkpoint, load_latest, save_checkpoint, save_latest
+from probcrowd.storage.checkpoint import load_checkpoint, load_latest, save_checkpoint, save_latest, under
 from probcrowd.storage.files import write_atomically
 from probcrowd.storage.folder import RunFolder
 from probcrowd.storage.settings import Settings, read_written
@@ -71,8 +71,8 @@ def load_state(folder: RunFolder) -> State | None:
     if found is None:
         return None
     progress = dict(found.state)
-    parameters, order = _under(found, "parameters"), progress.pop("order")
-    return State({name: parameters[name] for name in order}, moments=_under(found, "moments"), **progress)
+    parameters, order = under("parameters", found.tensors), progress.pop("order")
+    return State({name: parameters[name] for name in order}, moments=under("moments", found.tensors), **progress)
 
 
 def save_fit(
@@ -105,11 +105,11 @@ def load_fit(path: Path) -> tuple[dict[str, Any], Table, dict[str, np.ndarray], 
         raise ValueError(f"{path} holds no fit of LIA, or files of it are damaged: {error}") from error
     saved = load_checkpoint(folder.model)
     state = dict(saved.state)
-    arrays = {name: value.numpy() for name, value in _under(saved, "table").items()}
+    arrays = {name: value.numpy() for name, value in under("table", saved.tensors).items()}
     parts: dict[str, Any] = {"weight": None} | arrays | ids
     table = Table(**parts, num_labels=state.pop("num_labels"))
-    others = {name: value.numpy() for name, value in _under(saved, "arrays").items()}
-    return json.loads(written.parameters), table, others, _under(saved, "parameters"), state
+    others = {name: value.numpy() for name, value in under("arrays", saved.tensors).items()}
+    return json.loads(written.parameters), table, others, under("parameters", saved.tensors), state
 
 
 def _packed(ids: pd.Index) -> bytes:
@@ -140,7 +140,3 @@ def _plain(value: Any) -> Any:
 
 def _arrays(table: Table) -> dict[str, np.ndarray | None]:
     return {"item": table.item, "annotator": table.annotator, "label": table.label, "weight": table.weight, "gold": table.gold}
-
-
-def _under(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}/"): value for name, value in checkpoint.tensors.items() if name.startswith(f"{prefix}/")}

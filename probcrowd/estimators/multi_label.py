@@ -25,7 +25,8 @@ class MultiLabelLIA(BaseEstimator):
     """Truth, difficulty and competence for several questions at once: does the sentence tell of a cause, of a treatment, of a symptom?
 
     Every question has a learned embedding, which bends the last layer of the truth network and everybody's competence. Questions share the
-    networks, the annotators' competences and the classes of answers (say, yes and no), and so learn from each other. All else is as in `LIA`, with (item, question) in the place of the item; memory: the features once for every question.
+    networks, the annotators' competences and the classes of answers (say, yes and no), and so learn from each other. All else is as in
+    `LIA`, with (item, question) in the place of the item; memory: the features once for every question.
 
     Args:
         prior, objective, rounds, steps, last_steps, batch, learning_rate, random_state, progress: as for `LIA`.

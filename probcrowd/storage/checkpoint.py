@@ -113,7 +113,7 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -
     Raises:
         ValueError: names that are missing or left over, other shapes or other dtypes.
     """
-    found = _under(prefix, tensors)
+    found = under(prefix, tensors)
     saved, here = ({key: _layout(value) for key, value in values.items()} for values in (found, module.state_dict()))
     _require_equal("module", saved, here)
     module.load_state_dict(found)
@@ -136,7 +136,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     Raises:
         ValueError: another kind of optimizer, other parameters, or tensors that are missing or left over.
     """
-    found = {key: value.clone() for key, value in _under(prefix, tensors).items()}  # or training on would change `tensors`
+    found = {key: value.clone() for key, value in under(prefix, tensors).items()}  # or training on would change `tensors`
     here = _outline(optimizer, found)
     _require_equal("optimizer", {key: state.get(key) for key in here}, here)
     nested: dict[int, dict[str, Any]] = {}
@@ -181,7 +181,8 @@ def _name(prefix: str, key: str) -> str:
     return f"{prefix}/{key}" if prefix else key
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with "prefix/", by the rest of their names."""
     start = _name(prefix, "")
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
