@@ -1,15 +1,12 @@
-"""How LIA's prior spreads were chosen: log score, in nats, of labels that the fit did not see, on real sets with features. No gold is read.
+"""Which spreads held-out labels choose for LIA on real sets with features, starting from the default ones. No gold is read.
 
-A fifth of each set's labels, drawn at random, is held out; the score of one of them is log sum_k q_ik Q[i,j,k,l], where q has seen the other
-labels of its item. PROBCROWD_DATA names the data folder.
+PROBCROWD_DATA names the data folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +16,8 @@ from joblib import Parallel, delayed
 
 from probcrowd.estimators.inputs import standardiser
 from probcrowd.inference.gem import OBJECTIVES
-from probcrowd.inference.gem_fit import Schedule, fit_lia
-from probcrowd.models.lia import Said, log_said
+from probcrowd.inference.gem_fit import Schedule
+from probcrowd.inference.spreads import choose_spreads
 from probcrowd.models.lia_prior import Inputs, LIAPrior
 from probcrowd.models.rows import Rows
 
@@ -37,40 +34,26 @@ SETS = [
     ("labelme", 3),
     ("music_genre", 5),
 ]
-GRID = {"truth": (1.0, 2.0), "difficulty": (0.3, 0.6), "competence": (0.5, 1.0), "class_logit": (0.3, 1.0)}
 
 
-def read(root: Path, name: str) -> tuple[Rows, np.ndarray]:
-    """All rows of a set, and the features of its items."""
+def read(root: Path, name: str, redundancy: int, seed: int) -> tuple[Rows, np.ndarray]:
+    """So many rows of every item, drawn at random, and the features of the items."""
     said = pd.read_parquet(root / name / "annotations.parquet").drop_duplicates(["task", "worker"]).dropna(subset=["label"])
     tasks = pd.Index(pd.read_csv(root / name / "tasks.csv").task.astype(said.task.dtype))
     features = np.load(root / name / "features.npy").astype(float).reshape(len(tasks), -1)
     kept = tasks.isin(said.task)
-    said = said.assign(item=tasks[kept].get_indexer(said.task)).sort_values("item", kind="stable")
+    said = said.assign(item=tasks[kept].get_indexer(said.task)).sample(frac=1, random_state=seed).groupby("item").head(redundancy)
+    said = said.sort_values("item", kind="stable")
     annotator, label = pd.factorize(said.worker)[0], pd.factorize(said.label, sort=True)[0]
     sizes = int(annotator.max()) + 1, int(label.max()) + 1
     rows = Rows(said.item.to_numpy(), annotator, label, np.ones(len(said)), np.full(int(kept.sum()), -1), *sizes)
     return rows, standardiser(features[kept]).apply(features[kept])
 
 
-def chosen(rows: Rows, mask: np.ndarray) -> Rows:
-    """Some of the rows."""
-    return replace(rows, item=rows.item[mask], annotator=rows.annotator[mask], label=rows.label[mask], weight=rows.weight[mask])
-
-
-def score(root: Path, name: str, redundancy: int, prior: LIAPrior, seed: int) -> float:
+def choose(root: Path, name: str, redundancy: int, seed: int) -> pd.DataFrame:
     torch.set_num_threads(1)
-    rows, features = read(root, name)
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(rows.item))
-    rank = pd.Series(rows.item[order]).groupby(rows.item[order]).cumcount().to_numpy()
-    rows = chosen(rows, np.sort(order[rank < redundancy]))
-    held = rng.random(len(rows.item)) < 0.2
-    fit = fit_lia(chosen(rows, ~held), Inputs(features), prior, OBJECTIVES["joint"], Schedule())
-    rest = chosen(rows, held)
-    with torch.no_grad():
-        likely = log_said(fit.parameters, Said.of(rest, Inputs(features), torch.float64)).exp().numpy()
-    return float(np.log((fit.posterior[rest.item] * likely).sum(1)).mean())
+    rows, features = read(root, name, redundancy, seed)
+    return choose_spreads(rows, Inputs(features), LIAPrior(), OBJECTIVES["joint"], Schedule(), seed=seed)
 
 
 def main() -> None:
@@ -78,24 +61,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("outputs/lia_spreads.csv"))
-    chosen_ = parser.parse_args()
+    given = parser.parse_args()
     root = Path(os.environ["PROBCROWD_DATA"])
-    grid = [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
+    jobs = [(name, redundancy, seed) for name, redundancy in SETS for seed in range(given.seeds)]
+    found = Parallel(given.jobs, return_as="generator")(delayed(choose)(root, *job) for job in jobs)
     rows = []
-    for name, redundancy in SETS:
-        jobs = [(spreads, seed) for spreads in grid for seed in range(chosen_.seeds)]
-        found = Parallel(chosen_.jobs)(delayed(score)(root, name, redundancy, LIAPrior(**spreads), seed) for spreads, seed in jobs)
-        rows += [
-            {"set": name, "redundancy": redundancy, **spreads, "seed": seed, "score": value}
-            for (spreads, seed), value in zip(jobs, found, strict=True)
-        ]
-        table = pd.DataFrame(rows)
-        last = table[(table["set"] == name) & (table.redundancy == redundancy)].groupby(list(GRID)).score.mean().sort_values()
-        print(name, redundancy, "\n", last.tail(4).round(4).to_string(), "\n", last.head(1).round(4).to_string(), flush=True)
-    chosen_.out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(chosen_.out, index=False)
-    means = table.groupby(["set", "redundancy", *GRID]).score.mean().unstack(list(GRID))
-    print("mean loss against the best of each set\n", (means.max(1).to_numpy()[:, None] - means).mean().sort_values().round(4).to_string())
+    for (name, redundancy, seed), tried in zip(jobs, found, strict=True):
+        best = tried.loc[tried["best"]].iloc[-1]
+        gained = {"score": best["score"], "before": tried["score"][0], "settings": len(tried)}
+        rows.append({"set": name, "redundancy": redundancy, "seed": seed, **best[["truth", "difficulty", "competence"]], **gained})
+        print(pd.DataFrame(rows[-1:]).round(4).to_string(header=len(rows) == 1, index=False), flush=True)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(given.out, index=False)
 
 
 if __name__ == "__main__":

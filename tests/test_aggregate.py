@@ -172,7 +172,7 @@ def test_abstentions(files: dict[str, Path], tmp_path: Path) -> None:
         (("--model", "lia", "--features", "S"), "features: no features of 'q0', 'q1'"),
         (("--model", "lia", "--annotator-features", "F"), "annotator_features: no features of "),
         (("--model", "lia", "--features", "nowhere.npy"), "there is no file nowhere.npy"),
-        (("--model", "lia", "--prior", "flat"), "the model lia has no prior by name"),
+        (("--model", "lia", "--prior", "flat"), "the model lia has no prior by that name: choose held-out, or none"),
         (("--model", "lia", "--confidence", "plug-in"), "the model lia has no confidence"),
     ],
 )
@@ -249,7 +249,7 @@ def test_options_go_where_they_are_taken() -> None:
 
 
 def test_lia_looks_at_features_and_writes_what_its_networks_say(files: dict[str, Path], tmp_path: Path) -> None:
-    options = ["--model", "lia", "--features", files["features.csv"], "--annotator-features", files["skills.csv"]]
+    options = ["--model", "lia", "--prior", "held-out", "--features", files["features.csv"], "--annotator-features", files["skills.csv"]]
     results = [invoke("aggregate", files["labels.csv"], *options, "--out", tmp_path / name) for name in ("out", "again")]
     assert results[0].exit_code == 0, results[0].output
     out = tmp_path / "out"
@@ -258,7 +258,7 @@ def test_lia_looks_at_features_and_writes_what_its_networks_say(files: dict[str,
     for name in (*FILES, *LIA_FILES):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
     frame, truth = crowd()
-    fitted = LIA(dependence="ignore").fit(frame, features=seen_of(truth), annotator_features=skills_of(frame))
+    fitted = LIA(prior="held-out", dependence="ignore").fit(frame, features=seen_of(truth), annotator_features=skills_of(frame))
     labels = pd.read_csv(out / "labels.csv", index_col="item")
     np.testing.assert_allclose(labels[["p_no", "p_yes"]], fitted.probabilities_, atol=1e-9)
     heard = pd.read_csv(out / "truth.csv", index_col="item")

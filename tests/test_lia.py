@@ -655,7 +655,7 @@ def test_defaults_are_the_papers_where_the_objective_is() -> None:
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"tolerance": -1.0}, "tolerance=-1.0: choose a number of at least 0"),
         ({"random_state": None}, "random_state=None: choose a whole number"),
-        ({"prior": "accurate"}, "prior='accurate': give a LIAPrior, or None"),
+        ({"prior": "accurate"}, "prior='accurate': give a LIAPrior, 'held-out' or None"),
         ({"dependence": "discount"}, "LIA cannot discount dependent labels"),
         ({"dependence": "maybe"}, "'warn', 'discount' or 'ignore'"),
     ],

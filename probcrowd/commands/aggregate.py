@@ -20,7 +20,9 @@ from probcrowd.commands.told import told
 @click.option("--annotator-features", type=FILE, help="Numbers by annotator, for lia.")
 @click.option("--gold", type=FILE, help="Known classes: taken as certain. Scores are those of a fit without them.")
 @COLUMNS
-@click.option("--prior", metavar="NAME", help="accurate, flat (maximum likelihood), stan or rater, where the model has priors.")
+@click.option(
+    "--prior", metavar="NAME", help="accurate, flat (maximum likelihood), stan or rater, where the model has priors; held-out for lia."
+)
 @click.option(
     "--confidence",
     type=click.Choice(["averaged", "variational", "plug-in"]),

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.estimators.inputs import Standardiser, standardised
 from probcrowd.estimators.lia_answers import LIAAnswers
-from probcrowd.estimators.lia_folder import load_fit, load_state, save_fit, save_state, settings_of
+from probcrowd.estimators.lia_folder import load_fit, load_spreads, load_state, save_fit, save_spreads, save_state, settings_of
 from probcrowd.estimators.table import Table
 from probcrowd.inference.gem import OBJECTIVES, ObjectiveName
 from probcrowd.inference.gem_fit import Fitted, Schedule, State, fit_lia
+from probcrowd.inference.spreads import choose_spreads, chosen
 from probcrowd.models.lia_prior import Inputs, LIAPrior
 from probcrowd.storage.folder import RunFolder
 
 _PAPER = LIAPrior(hidden=(16,) * 4, annotator_embedding=16)
+HELD_OUT = "held-out"
 
 
 class LIA(LIAAnswers):
@@ -37,7 +42,8 @@ class LIA(LIAAnswers):
             equation 9 without its normaliser).
         prior: spreads and sizes of the networks. None: linear networks and a table for each annotator; for "as_written" and "as_coded" the
             paper's sizes, four layers of 16 units and embeddings of 16, where "as_coded" has a linear difficulty. With some hundred items or
-            fewer, a prior on several layers may hold all their weights at zero: features then say nothing.
+            fewer, a prior on several layers may hold all their weights at zero: features then say nothing. "held-out": the default's
+            sizes, and spreads that labels which a fit has not seen ask for, some 7 to 13 settings of one to five fits each (`spreads_`).
         rounds: of EM. steps: of every M step. last_steps: on the last objective. None: 25 and 500 L-BFGS steps; for "as_written" and
             "as_coded" the paper's 1,000 and 1,000 AMSGrad steps.
         batch: labels of a batch of whole items for AMSGrad, or "all": L-BFGS on all items. None: "all", or 1,024 as in the paper.
@@ -50,11 +56,13 @@ class LIA(LIAAnswers):
     says of an annotator is `competence_`. Memory: about 50 x classes^2 x latent bytes per label of the table or of a batch, and the features.
     """
 
+    _spreads: pd.DataFrame | None = None
+
     def __init__(
         self,
         *,
         objective: ObjectiveName = "joint",
-        prior: LIAPrior | None = None,
+        prior: LIAPrior | Literal["held-out"] | None = None,
         rounds: int = 10,
         steps: int | None = None,
         last_steps: int | None = None,
@@ -67,7 +75,7 @@ class LIA(LIAAnswers):
         abstention: Any = None,
     ) -> None:
         self.objective: ObjectiveName = objective
-        self.prior = prior
+        self.prior: LIAPrior | Literal["held-out"] | None = prior
         self.rounds = rounds
         self.steps = steps
         self.last_steps = last_steps
@@ -120,8 +128,10 @@ class LIA(LIAAnswers):
         super()._check()
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective={self.objective!r}: choose one of {', '.join(map(repr, OBJECTIVES))}")
-        if not (self.prior is None or isinstance(self.prior, LIAPrior)):
-            raise ValueError(f"prior={self.prior!r}: give a LIAPrior, or None")
+        if not (self.prior in (None, HELD_OUT) or isinstance(self.prior, LIAPrior)):
+            raise ValueError(f"prior={self.prior!r}: give a LIAPrior, {HELD_OUT!r} or None")
+        if self.prior == HELD_OUT and self._published:
+            raise ValueError(f"prior={HELD_OUT!r}: the objective {self.objective!r} has no prior to choose")
         sizes = (("rounds", 1, ()), ("steps", 1, (None,)), ("last_steps", 0, (None,)), ("batch", 1, (None, "all")), ("random_state", 0, ()))
         for name, least, others in sizes:
             number = getattr(self, name)
@@ -137,12 +147,23 @@ class LIA(LIAAnswers):
 
     @property
     def networks(self) -> LIAPrior:
-        """The prior in force: the one given, or that of the objective."""
-        if self.prior is not None:
+        """The prior in force: the one given, chosen by held-out labels in the last fit, or of the objective."""
+        if isinstance(self.prior, LIAPrior):
             return self.prior
+        if self.prior == HELD_OUT and self._spreads is not None:
+            return chosen(LIAPrior(), self._spreads)
         if not self._published:
             return LIAPrior()
         return _PAPER if self.objective == "as_written" else replace(_PAPER, difficulty_hidden=())
+
+    @property
+    def spreads_(self) -> pd.DataFrame:
+        """What held-out labels said of spreads (`prior="held-out"`), a row per setting in the order in which they were tried: spreads, mean
+        score in nats per label, gain over the best before with its standard error, and whether it became the best."""
+        check_is_fitted(self, "classes_")
+        if self._spreads is None:
+            raise AttributeError(f"spreads were given, not chosen: fit with prior={HELD_OUT!r}")
+        return self._spreads.copy()
 
     @property
     def schedule(self) -> Schedule:
@@ -171,15 +192,22 @@ class LIA(LIAAnswers):
         item, item_standard = standardised(features, table.items, "features")
         annotator, annotator_standard = standardised(annotator_features, table.annotators, "annotator_features")
         inputs, rows = Inputs(item, annotator, *(asked or (None, 0))), table.rows
-        options = {"seed": int(self.random_state), "progress": self.progress}
+        options: dict[str, Any] = {"seed": int(self.random_state), "progress": self.progress}
+        keep: Callable[[State], None] = lambda state: None
         state: State | None = None
         with ExitStack() as stack:
             folder = None if out is None else stack.enter_context(RunFolder(out))
             if folder is not None:
                 settings = settings_of(folder.path, self._asked_for, table, inputs)
                 state = load_state(folder) if folder.start(settings, resume) else None
-                options["keep"] = lambda state: save_state(folder, state)
-            fitted = fit_lia(rows, inputs, self.networks, OBJECTIVES[self.objective], self.schedule, state=state, **options)
+                keep = partial(save_state, folder)
+            if self.prior == HELD_OUT:
+                self._spreads = None if folder is None else load_spreads(folder.path)
+                if self._spreads is None:
+                    self._spreads = choose_spreads(rows, inputs, LIAPrior(), OBJECTIVES[self.objective], self.schedule, **options)
+                if folder is not None:
+                    save_spreads(folder.path, self._spreads)
+            fitted = fit_lia(rows, inputs, self.networks, OBJECTIVES[self.objective], self.schedule, state=state, keep=keep, **options)
             self._keep(table, inputs, (item_standard, annotator_standard), fitted)
             if folder is not None:
                 save_fit(
@@ -224,10 +252,11 @@ def read_lia(folder: Path) -> LIA:
     """The finished fit in a folder, of one question or of several."""
     parameters, table, arrays, learned, state = load_fit(folder)
     prior = parameters.pop("prior")
-    if prior is not None:
+    if isinstance(prior, dict):
         sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in prior.items()}
         prior = LIAPrior(**sizes)
     made = LIA(prior=prior, dependence="ignore", **parameters)
+    made._spreads = load_spreads(folder)
     inputs = Inputs(arrays.get("item_features"), arrays.get("annotator_features"), arrays.get("question"), state["questions"])
     standards = _standard(arrays, "item", state["columns"][0]), _standard(arrays, "annotator", state["columns"][1])
     fitted = Fitted(learned, arrays["posterior"], arrays["truth"], arrays["values"], state["converged"])

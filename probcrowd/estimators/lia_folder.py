@@ -2,6 +2,7 @@
 
 config.json, provenance.json, metrics.jsonl, checkpoint*.safetensors, model.safetensors   as in every run
 items.parquet, annotators.parquet, classes.parquet                                        ids
+spreads.parquet                                                                           where held-out labels chose the prior
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from probcrowd.storage.folder import RunFolder
 from probcrowd.storage.settings import Settings, read_written
 from probcrowd.tables import some
 
+_SPREADS = "spreads.parquet"
 _IDS = ("items", "annotators", "classes")
 
 
@@ -73,6 +75,18 @@ def load_state(folder: RunFolder) -> State | None:
     progress = dict(found.state)
     parameters, order = under("parameters", found.tensors), progress.pop("order")
     return State({name: parameters[name] for name in order}, moments=under("moments", found.tensors), **progress)
+
+
+def save_spreads(path: Path, tried: pd.DataFrame) -> None:
+    """Keeps what held-out labels said of spreads, to the bit."""
+    packed = io.BytesIO()
+    tried.to_parquet(packed)
+    write_atomically(path / _SPREADS, packed.getvalue())
+
+
+def load_spreads(path: Path) -> pd.DataFrame | None:
+    """What held-out labels said of spreads; None where it is not there."""
+    return pd.read_parquet(path / _SPREADS) if (path / _SPREADS).is_file() else None
 
 
 def save_fit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ class MultiLabelLIA(BaseEstimator):
         self,
         *,
         objective: ObjectiveName = "joint",
-        prior: LIAPrior | None = None,
+        prior: LIAPrior | Literal["held-out"] | None = None,
         rounds: int = 10,
         steps: int | None = None,
         last_steps: int | None = None,
@@ -46,7 +46,7 @@ class MultiLabelLIA(BaseEstimator):
         progress: bool = False,
     ) -> None:
         self.objective: ObjectiveName = objective
-        self.prior = prior
+        self.prior: LIAPrior | Literal["held-out"] | None = prior
         self.rounds = rounds
         self.steps = steps
         self.last_steps = last_steps

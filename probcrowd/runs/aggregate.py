@@ -37,7 +37,7 @@ from probcrowd.aggregation_figures import annotator_map_figure, annotators_figur
 from probcrowd.annotations import Annotations
 from probcrowd.estimators.base import MOST_CONFUSION, Aggregator
 from probcrowd.estimators.catalogue import AGGREGATORS, NETWORKS, find_aggregator
-from probcrowd.estimators.lia import LIA
+from probcrowd.estimators.lia import HELD_OUT, LIA
 from probcrowd.estimators.table import read_table
 from probcrowd.figures import SHOWN, confusion_figure
 from probcrowd.scoring import hits, log_losses, scores
@@ -181,8 +181,9 @@ def make_aggregator(model: str, **options: Any) -> Aggregator:
     kind = find_aggregator(model)
     has = kind().get_params()
     given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(given.get("prior"), str) and model.replace("_", "-").lower() in NETWORKS:
-        raise ValueError(f"the model {model} has no prior by name")
+    named = isinstance(given.get("prior"), str) and kind in NETWORKS.values()
+    if named and (kind is not LIA or given["prior"] != HELD_OUT):
+        raise ValueError(f"the model {model} has no prior by that name" + (f": choose {HELD_OUT}, or none" if kind is LIA else ""))
     unknown = [name for name in given if name not in has and name not in ("progress", "abstentions")]
     if unknown:
         raise ValueError(f"the model {model} has no {unknown[0]}")

@@ -93,6 +93,9 @@ METHODS: dict[str, Method] = {
         partial(_network, lambda seed: TwoStage(MinimaxEntropy(dependence="ignore"), prior=_FREE, random_state=seed), "nothing"), "MMCE*-E"
     ),
     "LIA joint": Method(partial(_network, lambda seed: LIA(random_state=seed, dependence="ignore"), "features"), "LIA"),
+    "LIA joint, held-out spreads": Method(
+        partial(_network, lambda seed: LIA(prior="held-out", random_state=seed, dependence="ignore"), "features"), "LIA", slow=True
+    ),
     "LIA joint, EM only": Method(
         partial(_network, lambda seed: LIA(last_steps=0, random_state=seed, dependence="ignore"), "features"), "LIA before equation 9"
     ),
