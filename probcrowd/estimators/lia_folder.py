@@ -7,7 +7,6 @@ spreads.parquet                                                                 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -16,29 +15,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor
 
+from probcrowd.estimators.fit_folder import FitSettings, fit_settings, load_ids, save_ids
 from probcrowd.estimators.table import Table
 from probcrowd.inference.gem_fit import State
-from probcrowd.models.lia_prior import Inputs, LIAPrior
+from probcrowd.models.lia_prior import Inputs
 from probcrowd.storage.checkpoint import load_checkpoint, load_latest, save_checkpoint, save_latest, under
 from probcrowd.storage.files import write_atomically
 from probcrowd.storage.folder import RunFolder
-from probcrowd.storage.settings import Settings, read_written
-from probcrowd.tables import some
+from probcrowd.storage.settings import read_written
 
 _SPREADS = "spreads.parquet"
 _IDS = ("items", "annotators", "classes")
-
-
-class FitSettings(Settings):
-    """What a fit depends on: its parameters as JSON, and a sum over the data."""
-
-    out: Path
-    parameters: str
-    data: str
 
 
 def settings_of(out: Path, parameters: Mapping[str, Any], table: Table, inputs: Inputs) -> FitSettings:
@@ -47,13 +37,9 @@ def settings_of(out: Path, parameters: Mapping[str, Any], table: Table, inputs: 
     Raises:
         ValueError: parameters or ids that a file would not give back.
     """
-    digest = hashlib.sha256()
-    for array in (*_arrays(table).values(), inputs.item_features, inputs.annotator_features, inputs.question):
-        digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes() + str(array.shape).encode())
-    for ids in (table.items, table.annotators, table.classes):
-        _packed(ids)  # better now than after the fit
-        digest.update(repr(list(ids)).encode())
-    return FitSettings(out=out, parameters=json.dumps(dict(parameters), sort_keys=True, default=_plain), data=digest.hexdigest())
+    arrays = [*_arrays(table).values(), inputs.item_features, inputs.annotator_features, inputs.question]
+    ids = {name: getattr(table, name) for name in _IDS}
+    return fit_settings(out, parameters, arrays, ids)
 
 
 def save_state(folder: RunFolder, state: State) -> None:
@@ -93,8 +79,7 @@ def save_fit(
     folder: RunFolder, table: Table, arrays: Mapping[str, np.ndarray], parameters: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> None:
     """Writes ids, table and fit; the model last, so that a folder with it is whole."""
-    for name in _IDS:
-        write_atomically(folder.path / f"{name}.parquet", _packed(getattr(table, name)))
+    save_ids(folder.path, {name: getattr(table, name) for name in _IDS})
     tensors = {f"parameters/{name}": value for name, value in parameters.items()}
     tensors |= {f"table/{name}": torch.from_numpy(np.array(array)) for name, array in _arrays(table).items() if array is not None}
     tensors |= {f"arrays/{name}": torch.from_numpy(np.array(array)) for name, array in arrays.items()}
@@ -114,7 +99,7 @@ def load_fit(path: Path) -> tuple[dict[str, Any], Table, dict[str, np.ndarray], 
         raise ValueError(f"the fit in {path} has not finished: fit the same data with resume=True")
     try:
         written = read_written(FitSettings, folder.config)
-        ids = {name: _ids(path / f"{name}.parquet").rename(name) for name in _IDS}
+        ids = load_ids(path, _IDS)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} holds no fit of LIA, or files of it are damaged: {error}") from error
     saved = load_checkpoint(folder.model)
@@ -124,32 +109,6 @@ def load_fit(path: Path) -> tuple[dict[str, Any], Table, dict[str, np.ndarray], 
     table = Table(**parts, num_labels=state.pop("num_labels"))
     others = {name: value.numpy() for name, value in under("arrays", saved.tensors).items()}
     return json.loads(written.parameters), table, others, under("parameters", saved.tensors), state
-
-
-def _packed(ids: pd.Index) -> bytes:
-    """The ids as a Parquet file."""
-    buffer = io.BytesIO()
-    try:
-        pd.DataFrame({"id": ids}).to_parquet(buffer)
-        same = list(_ids(buffer)) == list(ids)
-    except (pa.ArrowException, TypeError, ValueError):
-        same = False
-    if not same:
-        raise ValueError(f"a folder keeps ids that are text, numbers, booleans or dates, not such as {some(ids)}")
-    return buffer.getvalue()
-
-
-def _ids(file: Path | io.BytesIO) -> pd.Index:
-    return pd.Index(pd.read_parquet(file)["id"])
-
-
-def _plain(value: Any) -> Any:
-    """What JSON takes in the place of a parameter."""
-    if isinstance(value, LIAPrior):
-        return vars(value)
-    if isinstance(value, np.generic):
-        return value.item()
-    raise ValueError(f"a folder keeps parameters that are text or numbers, not {value!r}")
 
 
 def _arrays(table: Table) -> dict[str, np.ndarray | None]:

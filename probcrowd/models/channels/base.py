@@ -22,6 +22,16 @@ class Seen:
     log_truth: Float[Tensor, "b k"]
     features: Float[Tensor, "b d"] | None = None
 
+    def some_features(self) -> Float[Tensor, "b d"]:
+        """The features.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.features is None:
+            raise ValueError("this channel needs the features that the network's last linear layer sees; they were not given")
+        return self.features
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -48,6 +58,15 @@ class Labels:
     def mean(self, values: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         """The mean over labels; over those of a batch an unbiased estimate of it, because it divides by how many a batch has on average."""
         return (self.weight * values).sum() / (len(self.items) * self.per_item)
+
+    def cross_entropy(self, log_said: Float[Tensor, "n l"]) -> Float[Tensor, ""]:
+        """Mean over labels of minus the log probability of the label that was given."""
+        return self.mean(-log_said.gather(1, self.label[:, None])[:, 0])
+
+    def log_likelihood(self, log_confusion: Float[Tensor, "j k l"]) -> Float[Tensor, "b k"]:
+        """log P(all labels of the item | it is of class k); an annotator who did not label an item has no part in it."""
+        rows = log_confusion[self.annotator, :, self.label] * self.weight[:, None]
+        return rows.new_zeros(len(self.items), rows.shape[1]).index_add(0, self.item, rows)
 
     def counts(self, values: Float[Tensor, "b k"], num_annotators: int) -> Float[Tensor, "j k l"]:
         """Weighted numbers of labels l of annotator j on items that are, to those degrees, of class k."""
@@ -119,3 +138,29 @@ def smoothed_confusion(counts: Float[Tensor, "j k l"], amount: float = 1.0) -> F
     pooled = counts.sum(0) + 1 / counts.shape[-1]
     added = counts + amount * pooled / pooled.sum(-1, keepdim=True)
     return added / added.sum(-1, keepdim=True)
+
+
+def normalised(counts: Float[Tensor, "*n l"]) -> Float[Tensor, "*n l"]:
+    """Rows of counts as probabilities; a row without counts is flat."""
+    total = counts.sum(-1, keepdim=True)
+    return torch.where(total > 0, counts / total, 1 / counts.shape[-1])
+
+
+class Kept(nn.Module):
+    """All labels of a fit, which go with the module from device to device and are in no checkpoint."""
+
+    item: Tensor
+    annotator: Tensor
+    label: Tensor
+    weight: Tensor
+    items: Tensor
+
+    def __init__(self, labels: Labels) -> None:
+        super().__init__()
+        self.per_item = labels.per_item
+        for name in ("item", "annotator", "label", "weight", "items"):
+            self.register_buffer(name, getattr(labels, name), persistent=False)
+
+    def labels(self) -> Labels:
+        """As they were given."""
+        return Labels(self.item, self.annotator, self.label, self.weight, self.items, self.per_item)

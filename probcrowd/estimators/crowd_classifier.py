@@ -1,0 +1,334 @@
+"""The front door to learning a classifier from annotators: any torch network, any method of `probcrowd.estimators.crowd_methods`."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from torch import nn
+
+from probcrowd.annotations import Annotations
+from probcrowd.columns import reject
+from probcrowd.estimators.crowd_answers import CrowdAnswers
+from probcrowd.estimators.crowd_folder import load_result, load_training, rows_of, save_result, save_training, settings_of
+from probcrowd.estimators.crowd_items import Items, read_items
+from probcrowd.estimators.crowd_methods import Start, Task, find_method, make_channel
+from probcrowd.estimators.crowd_split import Split, held_out_score, held_out_scores, known_score, split_of
+from probcrowd.estimators.crowd_strength import chosen_strength, compared_strengths, load_strengths
+from probcrowd.estimators.table import Table, read_table
+from probcrowd.inference.crowd_training import Score, Trained, Training, last_linear, train
+from probcrowd.models.channels.base import Channel, Labels
+from probcrowd.storage.checkpoint import load_module
+from probcrowd.storage.folder import RunFolder
+from probcrowd.tables import some
+
+Network = nn.Module | Callable[[tuple[int, ...], int], nn.Module]
+Selection = Literal["held-out", "last", "gold"]
+
+
+class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
+    """A classifier learned from what several imperfect annotators said, together with what each of them makes of the truth.
+
+    Args:
+        network: a module from inputs (b, ...) to logits (b, classes), which is copied and trained on from its weights; or a function of the
+            shape of an input and the number of classes that makes one, under the seed. None: one hidden layer of 128 units for tables.
+        method: see `probcrowd.estimators.crowd_methods.METHODS`.
+        strength: of the method's term (the volumes of GeoCrowdNet, the trace of TraceReg). None: the method's own. "held-out": the strongest
+            of `STRENGTHS` that foretells held-out labels as well as the best does, up to a standard error: one fit each (`strengths_`).
+        initial_accuracy: where confusion matrices start on their diagonal, for any number of classes, or "published": the method's start.
+        epochs, batch, learning_rate, weight_decay, patience: of Adam, see `probcrowd.inference.crowd_training.Training`.
+        selection: which epoch is the result. "held-out": the best by the log score of the labels of items that are held out; "last": the
+            last; "gold": the best by accuracy on the `validation` that `fit` is given.
+        validation_fraction: of the items with labels, held out where they select.
+        options: of the method: {"running": True} takes the volume of GeoCrowdNet(F) over an epoch instead of a batch.
+        random_state: the seed of new networks, of what is held out, of batches and of dropout. progress: shows a bar.
+        device: of torch.
+
+    After `fit`: `classes_`, `network_`, `history_`, `epoch_` (the one selected), `degenerate_` (steps in which a volume was next to singular).
+    """
+
+    def __init__(
+        self,
+        network: Network | None = None,
+        method: str = "geocrowdnet-f",
+        *,
+        strength: float | Literal["held-out"] | None = None,
+        initial_accuracy: Start = 0.8,
+        epochs: int = 100,
+        batch: int = 64,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        patience: int | None = None,
+        selection: Selection = "held-out",
+        validation_fraction: float = 0.1,
+        options: Mapping[str, Any] | None = None,
+        random_state: int = 0,
+        progress: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        self.network: Network | None = network
+        self.method = method
+        self.strength: float | Literal["held-out"] | None = strength
+        self.initial_accuracy: Start = initial_accuracy
+        self.epochs = epochs
+        self.batch = batch
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.patience = patience
+        self.selection: Selection = selection
+        self.validation_fraction = validation_fraction
+        self.options = options
+        self.random_state = random_state
+        self.progress = progress
+        self.device = device
+
+    def fit(
+        self,
+        X: Any,
+        annotations: Any,
+        *,
+        missing_label: Any = None,
+        validation: tuple[Any, Any] | None = None,
+        folder: Path | str | None = None,
+        resume: bool = False,
+    ) -> CrowdClassifier:
+        """This estimator, fitted.
+
+        Args:
+            X: inputs by item: a data frame (ids are its index), an array or a tensor of any shape, or a torch Dataset, read as it is needed.
+                Items without labels are left out.
+            annotations: a long table of item, annotator and label, an `Annotations`, or a matrix of labels, items x annotators, in which
+                NaN, None or `missing_label` marks what nobody said.
+            validation: inputs and true classes for selection="gold".
+            folder: where a checkpoint is kept after every epoch, and in the end the fit (`load_crowd_classifier`). resume: go on from there.
+
+        Raises:
+            TypeError, ValueError: tables that cannot be read, items that X has not, a network that gives other numbers of logits.
+            FloatingPointError: the loss is not a number any more.
+        """
+        self._check(validation, folder, resume)
+        items = read_items(X, self.device)
+        table = read_table(_said(annotations, missing_label, items))
+        split = split_of(table, items, self._held_share, int(self.random_state), self.device)
+        network = self._network(items, len(table.classes))
+        score = self._score(items, table, split, validation)
+        with ExitStack() as stack:
+            kept = None if folder is None else stack.enter_context(RunFolder(Path(folder)))
+            options: dict[str, Any] = {}
+            if kept is not None:
+                going_on = kept.start(settings_of(kept.path, self._asked_for, network, table, items, validation), resume)
+                options = {"resume": load_training(kept) if going_on else None, "keep": partial(save_training, kept)}
+            strength = self.strength
+            if strength == "held-out":
+                self.strengths_ = self._strengths(items, table, split, None if kept is None else kept.path)
+                strength = chosen_strength(self.strengths_)
+            channel = self._channel(network, split, strength)
+            stands = self._train(network, channel, items, split, score, **options)
+            self._install(network, channel, stands, {"annotators": table.annotators, "classes": table.classes}, items.columns, items.shape)
+            if kept is not None:
+                own = self.network is not None
+                save_result(kept, network, channel, stands, table, items, split.rows, {"own_network": own, "strength": strength})
+        return self
+
+    def _install(
+        self,
+        network: nn.Module,
+        channel: Channel,
+        stands: Trained,
+        ids: Mapping[str, pd.Index],
+        columns: tuple[str, ...],
+        shape: tuple[int, ...],
+    ) -> None:
+        self.network_, self._made = network, channel
+        self.classes_, self._annotators = ids["classes"], ids["annotators"]
+        self._columns, self._shape = columns, shape
+        self.history_ = pd.DataFrame(stands.history).astype({"epoch": int, "degenerate": int}).set_index("epoch")
+        self.epoch_ = stands.best_epoch or stands.epoch
+        self.degenerate_ = int(stands.history[-1]["degenerate"])
+        if self.degenerate_:
+            words = (
+                "a larger batch, options={'running': True} or a smaller strength helps"
+                if self.method.endswith("f")
+                else "lower the strength"
+            )
+            warnings.warn(f"in {self.degenerate_} steps the volume was next to singular, and was taken with a ridge: {words}", stacklevel=3)
+
+    def _check(self, validation: Any, folder: Any, resume: bool) -> None:
+        find_method(self.method)
+        if not (
+            self.initial_accuracy == "published" or (isinstance(self.initial_accuracy, (int, float)) and 0 < self.initial_accuracy < 1)
+        ):
+            raise ValueError(f"initial_accuracy={self.initial_accuracy!r}: choose a number between 0 and 1, or 'published'")
+        for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("random_state", 0)):
+            number = getattr(self, name)
+            if not (isinstance(number, Integral) and int(number) >= least) and not (name == "patience" and number is None):
+                raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}")
+        for name, positive in (("learning_rate", True), ("weight_decay", False), ("strength", False)):
+            number = getattr(self, name)
+            if name == "strength" and number == "held-out":
+                continue
+            if number is not None and not (0 <= number < math.inf and (number > 0 or not positive)):
+                raise ValueError(f"{name}={number!r}: choose a number {'>' if positive else '>='} 0")
+        if self.selection not in ("held-out", "last", "gold"):
+            raise ValueError(f"selection={self.selection!r}: choose 'held-out', 'last' or 'gold'")
+        if self.selection == "last" and self.patience is not None:
+            raise ValueError("patience waits for a better score, and selection='last' has none")
+        if self.strength == "held-out" and self.selection != "held-out":
+            raise ValueError("strength='held-out' needs selection='held-out': no labels are held out otherwise")
+        if self.strength == "held-out" and find_method(self.method).strength is None:
+            raise ValueError(f"strength='held-out': the method {self.method!r} has no term that it would weigh")
+        if (self.selection == "gold") != (validation is not None):
+            raise ValueError("selection='gold' and validation=(X, classes) go together")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction={self.validation_fraction!r}: choose a number between 0 and 1")
+        if resume and folder is None:
+            raise ValueError("resume=True needs the folder of the fit to go on with")
+
+    @property
+    def _held_share(self) -> float:
+        return float(self.validation_fraction) if self.selection == "held-out" else 0.0
+
+    @property
+    def _asked_for(self) -> dict[str, Any]:
+        """What the result depends on, besides the network."""
+        left_out = ("network", "progress", "device")
+        parameters = {name: value for name, value in self.get_params(deep=False).items() if name not in left_out}
+        return parameters | {"options": dict(self.options or {})}
+
+    def _network(self, items: Items, classes: int) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(int(self.random_state))
+            if isinstance(self.network, nn.Module):
+                made = copy.deepcopy(self.network)
+            else:
+                made = (self.network or small_network)(items.shape, classes)
+        made = made.to(self.device)
+        made.eval()
+        with torch.no_grad():
+            found = made(items(torch.arange(min(2, len(items.ids)), device=self.device)))
+        if found.ndim != 2 or found.shape[1] != classes:
+            raise ValueError(
+                f"the network gives {tuple(found.shape)} for a batch of {len(found)}; it must give a logit for each of {classes} classes"
+            )
+        return made
+
+    def _strengths(self, items: Items, table: Table, split: Split, out: Path | None) -> pd.DataFrame:
+        """What labels that are held out say of every strength."""
+
+        def scores(strength: float) -> np.ndarray:
+            network = self._network(items, len(table.classes))
+            channel = self._channel(network, split, strength)
+            self._train(network, channel, items, split, self._score(items, table, split, None))
+            inputs = lambda places: items(split.held_place[places])
+            return held_out_scores(network, channel, inputs, split.held).double().cpu().numpy()
+
+        return compared_strengths(scores, split.held.weight.double().cpu().numpy(), out)
+
+    def _train(self, network: nn.Module, channel: Channel, items: Items, split: Split, score: Score | None, **options: Any) -> Trained:
+        training = Training(
+            int(self.epochs),
+            int(self.batch),
+            float(self.learning_rate),
+            float(self.weight_decay),
+            None if self.patience is None else int(self.patience),
+        )
+        inputs = lambda places: items(split.place[places])
+        seed = int(self.random_state)
+        return train(network, channel, inputs, split.labels, training, seed=seed, score=score, progress=self.progress, **options)
+
+    def _channel(self, network: nn.Module, split: Split, strength: float | None) -> Channel:
+        width = last_linear(network).in_features if any(isinstance(part, nn.Linear) for part in network.modules()) else 0
+        with torch.random.fork_rng():
+            torch.manual_seed(int(self.random_state) + 1)
+            task = Task(split.rows, split.labels, width)
+            channel = make_channel(self.method, task, self.initial_accuracy, strength, self.options or {})
+        if self.method == "geocrowdnet-f" and self.batch < 4 * task.num_classes and not (self.options or {}).get("running"):
+            words = f"batches of {self.batch} items say little of a volume over {task.num_classes} classes"
+            warnings.warn(f"{words}: take at least {4 * task.num_classes}, or options={{'running': True}}", stacklevel=3)
+        return channel.to(self.device)
+
+    def _score(self, items: Items, table: Table, split: Split, validation: tuple[Any, Any] | None) -> Score | None:
+        if self.selection == "held-out":
+            return partial(held_out_score, inputs=lambda places: items(split.held_place[places]), labels=split.held)
+        if validation is None:
+            return None
+        known = read_items(validation[0], self.device, items.columns or None)
+        return partial(known_score, inputs=known, truth=classes_of(validation[1], known, table.classes))
+
+
+def load_crowd_classifier(folder: Path | str, network: Network | None = None) -> CrowdClassifier:
+    """The finished fit that `CrowdClassifier.fit` kept in a folder; `network`: the same as there, where it was not the default one.
+
+    Raises:
+        ValueError: there is none, files of it are damaged, or the network is another.
+    """
+    path = Path(folder)
+    parameters, ids, saved = load_result(path)
+    state = dict(saved.state)
+    parameters.pop("network")
+    if state["own_network"] != (network is not None):
+        words = "has a network of its own: give it" if state["own_network"] else "has the default network: give none"
+        raise ValueError(f"the fit in {folder} {words}")
+    made = CrowdClassifier(network, **parameters)
+    shape, classes = tuple(state["shape"]), len(ids["classes"])
+    blank = network if isinstance(network, nn.Module) else (network or small_network)(shape, classes)
+    learned = copy.deepcopy(blank)
+    load_module(learned, saved.tensors, "network")
+    rows = rows_of(saved, len(ids["annotators"]), classes)
+    empty = torch.zeros(0, dtype=torch.int64)
+    channel = made._channel(learned, Split(rows, Labels.of(rows), empty, Labels.of(rows), empty), state["strength"])
+    load_module(channel, saved.tensors, "channel")
+    stands = Trained(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
+    learned.eval()
+    channel.eval()
+    made._install(learned, channel, stands, ids, tuple(state["columns"]), shape)
+    if made.strength == "held-out":
+        made.strengths_ = load_strengths(path)
+    return made
+
+
+def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """One hidden layer for numbers in any units: standardised by batches, 128 units, dropout of one half."""
+    width = math.prod(shape)
+    hidden = [nn.Flatten(), nn.BatchNorm1d(width, affine=False), nn.Linear(width, 128), nn.ReLU(), nn.Dropout(0.5)]
+    return nn.Sequential(*hidden, nn.Linear(128, classes))
+
+
+def classes_of(truth: Any, items: Items, classes: pd.Index) -> np.ndarray:
+    """True classes, by item id or in the order of the items, as positions in `classes`, -1 where they are missing.
+
+    Raises:
+        ValueError: other numbers of them, or classes that nobody gave.
+    """
+    if isinstance(truth, pd.Series):
+        known = truth.loc[~truth.index.duplicated()].reindex(items.ids)
+    else:
+        if len(truth) != len(items.ids):
+            raise ValueError(f"{len(truth)} true classes for {len(items.ids)} items")
+        known = pd.Series(np.asarray(truth), items.ids)
+    codes = np.where(known.notna(), classes.get_indexer(pd.Index(known)), -1)
+    reject(np.asarray((codes < 0) & known.notna(), dtype=bool), known, f"true classes that nobody gave: the classes are {some(classes)}")
+    return codes.astype(np.int64)
+
+
+def _said(annotations: Any, missing_label: Any, items: Items) -> Any:
+    if isinstance(annotations, (np.ndarray, list)):
+        if len(annotations) != len(items.ids):
+            raise ValueError(
+                f"a matrix of {len(annotations)} rows for {len(items.ids)} items: give it a row per item, a column per annotator"
+            )
+        return Annotations.from_wide(annotations, missing_label=missing_label, items=items.ids)
+    if missing_label is not None:
+        raise ValueError("missing_label marks cells of a matrix; a long table has no row where nobody said anything")
+    return annotations

@@ -1,0 +1,108 @@
+"""A classifier in a folder: settings, a checkpoint after every epoch, and at the end all that answers need.
+
+config.json, provenance.json, metrics.jsonl, checkpoint*.safetensors, model.safetensors   as in every run
+annotators.parquet, classes.parquet                                                       ids
+
+The code of the network is not kept: who reads a fit of a network of their own hands that network over again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from probcrowd.estimators.crowd_items import Items
+from probcrowd.estimators.fit_folder import FitSettings, fit_settings, load_ids, save_ids
+from probcrowd.estimators.table import Table
+from probcrowd.inference.crowd_training import Trained
+from probcrowd.models.channels.base import Channel
+from probcrowd.models.rows import Rows
+from probcrowd.storage.checkpoint import Checkpoint, load_checkpoint, load_latest, module_tensors, save_checkpoint, save_latest, under
+from probcrowd.storage.folder import RunFolder
+from probcrowd.storage.settings import read_written
+
+_IDS = ("annotators", "classes")
+
+
+def settings_of(
+    out: Path, parameters: Mapping[str, Any], network: nn.Module, table: Table, items: Items, validation: tuple[Any, Any] | None
+) -> FitSettings:
+    """The settings of a fit: parameters, the network as it prints and as it starts, annotations, inputs and true classes."""
+    arrays = [table.item, table.annotator, table.label, table.weight]
+    arrays += [value.numpy() for _, value in sorted(module_tensors(network, "network").items())]
+    arrays += [_numbers(items.values)]
+    if validation is not None:
+        arrays += [_numbers(validation[0]), np.frombuffer(repr(list(validation[1])).encode(), np.uint8)]
+    ids = {"items": table.items, "annotators": table.annotators, "classes": table.classes}
+    return fit_settings(out, {**parameters, "network": repr(network)}, arrays, ids)
+
+
+def save_training(folder: RunFolder, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Makes this the newest checkpoint of the training."""
+    folder.append_metrics({"step": state["epoch"]} | {name: value for name, value in state["history"][-1].items() if name != "epoch"})
+    save_latest(folder.path, tensors, state)
+
+
+def load_training(folder: RunFolder) -> Checkpoint | None:
+    """Where the training stands; None before its first checkpoint."""
+    found = load_latest(folder.path)
+    folder.truncate_metrics(0 if found is None else found.state["epoch"])
+    return found
+
+
+def save_result(
+    folder: RunFolder,
+    network: nn.Module,
+    channel: Channel,
+    stands: Trained,
+    table: Table,
+    items: Items,
+    rows: Rows,
+    state: Mapping[str, Any],
+) -> None:
+    """Writes ids and fit; the model last, so that a folder with it is whole."""
+    save_ids(folder.path, {name: getattr(table, name) for name in _IDS})
+    tensors = module_tensors(network, "network") | module_tensors(channel, "channel")
+    parts = {"item": rows.item, "annotator": rows.annotator, "label": rows.label, "weight": rows.weight, "gold": rows.gold}
+    tensors |= {f"rows/{name}": torch.from_numpy(np.array(part)) for name, part in parts.items()}
+    save_checkpoint(folder.model, tensors, {**vars(stands), "columns": list(items.columns), "shape": list(items.shape), **state})
+
+
+def load_result(path: Path) -> tuple[dict[str, Any], dict[str, pd.Index], Checkpoint]:
+    """Parameters, ids, and what `save_result` saved.
+
+    Raises:
+        ValueError: there is none in the folder, or files of it are damaged.
+    """
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise ValueError(f"{path} holds no fit: it has no {folder.config.name}")
+    if not folder.model.is_file():
+        raise ValueError(f"the fit in {path} has not finished: fit the same data with resume=True")
+    try:
+        written, ids = read_written(FitSettings, folder.config), load_ids(path, _IDS)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} holds no fit of a classifier, or files of it are damaged: {error}") from error
+    return json.loads(written.parameters), ids, load_checkpoint(folder.model)
+
+
+def rows_of(saved: Checkpoint, num_annotators: int, num_classes: int) -> Rows:
+    """The rows that the fit was trained on."""
+    parts = {name: value.numpy() for name, value in under("rows", saved.tensors).items()}
+    return Rows(**parts, num_annotators=num_annotators, num_classes=num_classes)
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """What a sum is taken over: all numbers of a table, an array or a tensor, and of a dataset, which may be large, how many items it has."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu().numpy()
+    if isinstance(values, (np.ndarray, pd.DataFrame)):
+        return np.asarray(values, np.float32)
+    return torch.tensor([len(values)]).numpy()

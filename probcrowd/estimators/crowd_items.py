@@ -1,0 +1,108 @@
+"""What a network sees of items, in any of the forms users have: a table, an array, a tensor, or a dataset that is read as it is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from probcrowd.columns import reject
+from probcrowd.estimators.inputs import numeric
+from probcrowd.tables import by_item, some
+
+
+@dataclass(frozen=True)
+class Items:
+    """Inputs by item id. values: a tensor with a row per item, or a dataset whose elements are inputs, or tuples that begin with one.
+
+    columns: of a table, whose order must be that of the fit. device: where batches go; a tensor is there already.
+    """
+
+    ids: pd.Index
+    values: Any
+    columns: tuple[str, ...]
+    device: str
+
+    def __call__(self, items: Int[Tensor, " b"]) -> Tensor:
+        """The inputs of the items at those places."""
+        if isinstance(self.values, Tensor):
+            return self.values[items]
+        return torch.stack([self._element(place) for place in items.tolist()]).to(self.device)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return tuple(self.values.shape[1:]) if isinstance(self.values, Tensor) else tuple(self._element(0).shape)
+
+    def place(self, ids: pd.Index) -> Int[np.ndarray, " i"]:
+        """Where those ids are.
+
+        Raises:
+            ValueError: ids that are not there.
+        """
+        place = self.ids.get_indexer(ids)
+        if len(missing := ids[place < 0]):
+            kinds = f"; ids are {ids.dtype} in the annotations and {self.ids.dtype} in X" if ids.dtype != self.ids.dtype else ""
+            raise ValueError(f"X has no items {some(missing)} ({len(missing)} in all) that annotations are about{kinds}")
+        return place.astype(np.int64)
+
+    def _element(self, place: int) -> Tensor:
+        element = self.values[place]
+        value = torch.as_tensor(element[0] if isinstance(element, (tuple, list)) else element).float()
+        if not torch.isfinite(value).all():
+            raise ValueError(f"X: item {place} has missing or infinite values")
+        return value
+
+
+def read_items(X: Any, device: str = "cpu", columns: tuple[str, ...] | None = None) -> Items:
+    """Items of a data frame (ids are its index), an array or a tensor, or a `torch.utils.data.Dataset` (ids are 0, 1, ...).
+
+    columns: those of the fit, into whose order the columns of a frame are put.
+
+    Raises:
+        TypeError: something else.
+        ValueError: no items, repeated ids, values that are no numbers, missing or infinite; other columns than the fit's.
+    """
+    if isinstance(X, pd.DataFrame):
+        frame = numeric(_ordered(by_item(X, "X"), columns), "X")
+        _require_items(len(frame))
+        return Items(frame.index, _tensor(frame.to_numpy(), device), tuple(map(str, frame.columns)), device)
+    if isinstance(X, Tensor):
+        X = X.detach().cpu().numpy()
+    if isinstance(X, np.ndarray):
+        if X.ndim < 2 or X.dtype.kind not in "buif":
+            raise ValueError(f"X: an array of numbers with one row per item is needed, got shape {X.shape} of {X.dtype}")
+        _require_items(len(X))
+        finite = np.asarray(np.isfinite(X).reshape(len(X), -1).all(1), dtype=bool)
+        reject(~finite, pd.Series(np.arange(len(X))), "X: missing or infinite values: fill them or leave these items out")
+        return Items(pd.RangeIndex(len(X)), _tensor(X, device), (), device)
+    if isinstance(X, Dataset):
+        size = len(X)  # pyright: ignore[reportArgumentType]
+        _require_items(size)
+        return Items(pd.RangeIndex(size), X, (), device)
+    raise TypeError(f"X must be a data frame, an array, a tensor or a torch Dataset, not {type(X).__name__}")
+
+
+def _ordered(frame: pd.DataFrame, columns: tuple[str, ...] | None) -> pd.DataFrame:
+    """By name where both have names, else as they stand."""
+    here = tuple(map(str, frame.columns))
+    if columns is None or here == columns:
+        return frame
+    if sorted(here) == sorted(columns) and len(set(here)) == len(here):
+        return frame.iloc[:, pd.Index(here).get_indexer(pd.Index(columns))]
+    raise ValueError(f"X: the columns are {some(here)} ({len(here)}), those of the fit {some(columns)} ({len(columns)})")
+
+
+def _tensor(values: np.ndarray, device: str) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(device)
+
+
+def _require_items(count: int) -> None:
+    if not count:
+        raise ValueError("X: no items")

@@ -1,0 +1,76 @@
+"""Which items a network is trained on, which are held out to choose an epoch by, and how well these are foretold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from probcrowd.estimators.crowd_items import Items
+from probcrowd.estimators.table import Table
+from probcrowd.inference.crowd_training import Inputs, look_at_all
+from probcrowd.models.channels.base import Channel, Labels
+from probcrowd.models.rows import Rows
+
+
+@dataclass(frozen=True)
+class Split:
+    """rows, labels: those to train on, whose items are 0, 1, ... ; place: where these are in X. held, held_place: likewise, held out."""
+
+    rows: Rows
+    labels: Labels
+    place: Int[Tensor, " i"]
+    held: Labels
+    held_place: Int[Tensor, " h"]
+
+
+def split_of(table: Table, items: Items, held_share: float, seed: int, device: str) -> Split:
+    """The items with labels, of which a share, drawn by the seed, is held out.
+
+    Raises:
+        ValueError: items that X has not, or too few to hold any out.
+    """
+    labelled = np.unique(table.item)
+    place = items.place(table.items[labelled])
+    count = math.ceil(held_share * len(labelled))
+    if held_share and len(labelled) - count < 2:
+        raise ValueError(f"{len(labelled)} items with labels are too few to hold any out: say selection='last'")
+    held = np.zeros(len(labelled), bool)
+    held[np.random.default_rng([seed, 1]).permutation(len(labelled))[:count]] = True
+    train_rows, held_rows = (_rows(table, labelled[part]) for part in (~held, held))
+    places = [torch.from_numpy(place[part]).to(device) for part in (~held, held)]
+    return Split(train_rows, Labels.of(train_rows, device), places[0], Labels.of(held_rows, device), places[1])
+
+
+def held_out_scores(network: nn.Module, channel: Channel, inputs: Inputs, labels: Labels) -> Float[Tensor, " n"]:
+    """log P(label | item, annotator) of every label, in nats."""
+    seen = look_at_all(network, channel, inputs, torch.arange(len(labels.items), device=labels.items.device))
+    with torch.no_grad():
+        return channel.log_said(seen, labels).gather(1, labels.label[:, None])[:, 0]
+
+
+def held_out_score(network: nn.Module, channel: Channel, inputs: Inputs, labels: Labels) -> float:
+    """The mean over labels."""
+    return float((labels.weight * held_out_scores(network, channel, inputs, labels)).sum() / labels.weight.sum())
+
+
+def known_score(network: nn.Module, channel: Channel, inputs: Items, truth: np.ndarray) -> float:
+    """The share of items with a known class that get it."""
+    known = torch.from_numpy(np.flatnonzero(truth >= 0)).to(inputs.device)
+    with torch.no_grad():
+        found = channel.log_truth(look_at_all(network, channel, inputs, known)).argmax(1).cpu().numpy()
+    return float((found == truth[truth >= 0]).mean())
+
+
+def _rows(table: Table, items: np.ndarray) -> Rows:
+    """The rows of those items (sorted), which become 0, 1, ..."""
+    here = np.isin(table.item, items)
+    item = np.searchsorted(items, table.item[here])
+    order = np.argsort(item, kind="stable")
+    annotator, label, weight = (part[here][order] for part in (table.annotator, table.label, table.weights))
+    gold = np.full(len(items), -1, np.int64)
+    return Rows(item[order].astype(np.int64), annotator, label, weight, gold, len(table.annotators), len(table.classes))
