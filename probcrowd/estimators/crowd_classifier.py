@@ -24,10 +24,10 @@ from probcrowd.estimators.crowd_answers import CrowdAnswers
 from probcrowd.estimators.crowd_folder import load_result, load_training, rows_of, save_result, save_training, settings_of
 from probcrowd.estimators.crowd_items import Items, read_items
 from probcrowd.estimators.crowd_methods import Start, Task, find_method, make_channel
-from probcrowd.estimators.crowd_split import Split, held_out_score, held_out_scores, known_score, split_of
+from probcrowd.estimators.crowd_split import Judge, Split, held_out_scores, known_scores, split_of
 from probcrowd.estimators.crowd_strength import chosen_strength, compared_strengths, load_strengths
 from probcrowd.estimators.table import Table, read_table
-from probcrowd.inference.crowd_training import Score, Trained, Training, last_linear, train
+from probcrowd.inference.crowd_training import Trained, Training, last_linear, train
 from probcrowd.models.channels.base import Channel, Labels
 from probcrowd.storage.checkpoint import load_module
 from probcrowd.storage.folder import RunFolder
@@ -44,8 +44,8 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         network: a module from inputs (b, ...) to logits (b, classes), which is copied and trained on from its weights; or a function of the
             shape of an input and the number of classes that makes one, under the seed. None: one hidden layer of 128 units for tables.
         method: see `probcrowd.estimators.crowd_methods.METHODS`.
-        strength: of the method's term (the volumes of GeoCrowdNet, the trace of TraceReg). None: the method's own. "held-out": the strongest
-            of `STRENGTHS` that foretells held-out labels as well as the best does, up to a standard error: one fit each (`strengths_`).
+        strength: of the method's term (the volumes of GeoCrowdNet, the trace of TraceReg). None: the method's own. "selected": of
+            `probcrowd.estimators.crowd_strength.STRENGTHS`, by the items that select the epoch, one fit each (`strengths_`).
         initial_accuracy: where confusion matrices start on their diagonal, for any number of classes, or "published": the method's start.
         epochs, batch, learning_rate, weight_decay, patience: of Adam, see `probcrowd.inference.crowd_training.Training`.
         selection: which epoch is the result. "held-out": the best by the log score of the labels of items that are held out; "last": the
@@ -63,7 +63,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         network: Network | None = None,
         method: str = "geocrowdnet-f",
         *,
-        strength: float | Literal["held-out"] | None = None,
+        strength: float | Literal["selected"] | None = None,
         initial_accuracy: Start = 0.8,
         epochs: int = 100,
         batch: int = 64,
@@ -79,7 +79,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
     ) -> None:
         self.network: Network | None = network
         self.method = method
-        self.strength: float | Literal["held-out"] | None = strength
+        self.strength: float | Literal["selected"] | None = strength
         self.initial_accuracy: Start = initial_accuracy
         self.epochs = epochs
         self.batch = batch
@@ -122,7 +122,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         table = read_table(_said(annotations, missing_label, items))
         split = split_of(table, items, self._held_share, int(self.random_state), self.device)
         network = self._network(items, len(table.classes))
-        score = self._score(items, table, split, validation)
+        judge = self._score(items, table, split, validation)
         with ExitStack() as stack:
             kept = None if folder is None else stack.enter_context(RunFolder(Path(folder)))
             options: dict[str, Any] = {}
@@ -130,11 +130,11 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
                 going_on = kept.start(settings_of(kept.path, self._asked_for, network, table, items, validation), resume)
                 options = {"resume": load_training(kept) if going_on else None, "keep": partial(save_training, kept)}
             strength = self.strength
-            if strength == "held-out":
-                self.strengths_ = self._strengths(items, table, split, None if kept is None else kept.path)
-                strength = chosen_strength(self.strengths_)
+            if strength == "selected":
+                self.strengths_ = self._strengths(items, table, split, validation, None if kept is None else kept.path)
+                strength = chosen_strength(self.strengths_, gold=self.selection == "gold")
             channel = self._channel(network, split, strength)
-            stands = self._train(network, channel, items, split, score, **options)
+            stands = self._train(network, channel, items, split, judge, **options)
             self._install(network, channel, stands, {"annotators": table.annotators, "classes": table.classes}, items.columns, items.shape)
             if kept is not None:
                 own = self.network is not None
@@ -176,7 +176,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
                 raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}")
         for name, positive in (("learning_rate", True), ("weight_decay", False), ("strength", False)):
             number = getattr(self, name)
-            if name == "strength" and number == "held-out":
+            if name == "strength" and number == "selected":
                 continue
             if number is not None and not (0 <= number < math.inf and (number > 0 or not positive)):
                 raise ValueError(f"{name}={number!r}: choose a number {'>' if positive else '>='} 0")
@@ -184,10 +184,10 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             raise ValueError(f"selection={self.selection!r}: choose 'held-out', 'last' or 'gold'")
         if self.selection == "last" and self.patience is not None:
             raise ValueError("patience waits for a better score, and selection='last' has none")
-        if self.strength == "held-out" and self.selection != "held-out":
-            raise ValueError("strength='held-out' needs selection='held-out': no labels are held out otherwise")
-        if self.strength == "held-out" and find_method(self.method).strength is None:
-            raise ValueError(f"strength='held-out': the method {self.method!r} has no term that it would weigh")
+        if self.strength == "selected" and self.selection == "last":
+            raise ValueError("strength='selected' needs selection='held-out' or 'gold': nothing selects otherwise")
+        if self.strength == "selected" and find_method(self.method).strength is None:
+            raise ValueError(f"strength='selected': the method {self.method!r} has no term that it would weigh")
         if (self.selection == "gold") != (validation is not None):
             raise ValueError("selection='gold' and validation=(X, classes) go together")
         if not 0 < self.validation_fraction < 1:
@@ -223,19 +223,20 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             )
         return made
 
-    def _strengths(self, items: Items, table: Table, split: Split, out: Path | None) -> pd.DataFrame:
-        """What labels that are held out say of every strength."""
+    def _strengths(self, items: Items, table: Table, split: Split, validation: tuple[Any, Any] | None, out: Path | None) -> pd.DataFrame:
+        """What the items that select the epoch say of every strength."""
+        judge = self._score(items, table, split, validation)
+        assert judge is not None
 
         def scores(strength: float) -> np.ndarray:
             network = self._network(items, len(table.classes))
             channel = self._channel(network, split, strength)
-            self._train(network, channel, items, split, self._score(items, table, split, None))
-            inputs = lambda places: items(split.held_place[places])
-            return held_out_scores(network, channel, inputs, split.held).double().cpu().numpy()
+            self._train(network, channel, items, split, judge)
+            return judge(network, channel)
 
-        return compared_strengths(scores, split.held.weight.double().cpu().numpy(), out)
+        return compared_strengths(scores, out)
 
-    def _train(self, network: nn.Module, channel: Channel, items: Items, split: Split, score: Score | None, **options: Any) -> Trained:
+    def _train(self, network: nn.Module, channel: Channel, items: Items, split: Split, judge: Judge | None, **options: Any) -> Trained:
         training = Training(
             int(self.epochs),
             int(self.batch),
@@ -243,9 +244,9 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             float(self.weight_decay),
             None if self.patience is None else int(self.patience),
         )
-        inputs = lambda places: items(split.place[places])
-        seed = int(self.random_state)
-        return train(network, channel, inputs, split.labels, training, seed=seed, score=score, progress=self.progress, **options)
+        score = None if judge is None else lambda *both: float(judge(*both).mean())
+        options |= {"seed": int(self.random_state), "progress": self.progress}
+        return train(network, channel, lambda places: items(split.place[places]), split.labels, training, score=score, **options)
 
     def _channel(self, network: nn.Module, split: Split, strength: float | None) -> Channel:
         width = last_linear(network).in_features if any(isinstance(part, nn.Linear) for part in network.modules()) else 0
@@ -258,13 +259,14 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             warnings.warn(f"{words}: take at least {4 * task.num_classes}, or options={{'running': True}}", stacklevel=3)
         return channel.to(self.device)
 
-    def _score(self, items: Items, table: Table, split: Split, validation: tuple[Any, Any] | None) -> Score | None:
+    def _score(self, items: Items, table: Table, split: Split, validation: tuple[Any, Any] | None) -> Judge | None:
+        """How well the items that select the epoch are foretold, each of them; None where the last epoch is selected."""
         if self.selection == "held-out":
-            return partial(held_out_score, inputs=lambda places: items(split.held_place[places]), labels=split.held)
+            return partial(held_out_scores, inputs=lambda places: items(split.held_place[places]), labels=split.held)
         if validation is None:
             return None
         known = read_items(validation[0], self.device, items.columns or None)
-        return partial(known_score, inputs=known, truth=classes_of(validation[1], known, table.classes))
+        return partial(known_scores, inputs=known, truth=classes_of(validation[1], known, table.classes))
 
 
 def load_crowd_classifier(folder: Path | str, network: Network | None = None) -> CrowdClassifier:
@@ -293,7 +295,7 @@ def load_crowd_classifier(folder: Path | str, network: Network | None = None) ->
     learned.eval()
     channel.eval()
     made._install(learned, channel, stands, ids, tuple(state["columns"]), shape)
-    if made.strength == "held-out":
+    if made.strength == "selected":
         made.strengths_ = load_strengths(path)
     return made
 

@@ -100,7 +100,7 @@ def _ordered(frame: pd.DataFrame, columns: tuple[str, ...] | None) -> pd.DataFra
 
 
 def _tensor(values: np.ndarray, device: str) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(device)
+    return torch.from_numpy(np.require(values, np.float32, ["C", "W"])).to(device)
 
 
 def _require_items(count: int) -> None:

@@ -15,9 +15,16 @@ from torch import Tensor
 from probcrowd.annotations import Annotations
 from probcrowd.estimators.dawid_skene import DawidSkene
 from probcrowd.models.channels.base import Channel, Labels
+from probcrowd.models.channels.conal import CoNAL
+from probcrowd.models.channels.crowd_layer import CrowdLayer
+from probcrowd.models.channels.doctor_net import DoctorNet
+from probcrowd.models.channels.max_mig import MaxMIG
+from probcrowd.models.channels.mbem import MBEM
 from probcrowd.models.channels.mixture import Mixture
+from probcrowd.models.channels.raykar import Raykar
 from probcrowd.models.channels.start import diagonal, start_logits
 from probcrowd.models.channels.targets import Targets, majority
+from probcrowd.models.channels.union_net import UnionNet
 from probcrowd.models.rows import Rows
 
 Start = float | Literal["published"]
@@ -73,6 +80,26 @@ def _dawid_skene(task: Task, size: float, strength: float, soft: bool = True) ->
     return Targets(found if soft else majority(found), task.labels, task.num_annotators)
 
 
+def _crowd_layer(task: Task, size: float, strength: float, kind: str = "MW") -> Channel:
+    return CrowdLayer(task.num_annotators, task.num_classes, kind, size)
+
+
+def _conal(task: Task, size: float, strength: float, width: int = 20) -> Channel:
+    return CoNAL(task.num_annotators, task.num_classes, task.num_features, width, size, strength)
+
+
+def _union_net(task: Task, size: float, strength: float, kind: str = "B") -> Channel:
+    return UnionNet(task.num_annotators, task.num_classes, kind, size)
+
+
+def _told(kind: Callable[..., Channel], task: Task, size: float, strength: float, **options: Any) -> Channel:
+    return kind(task.num_annotators, task.num_classes, task.labels, **options)
+
+
+def _doctor_net(task: Task, size: float, strength: float, **options: Any) -> Channel:
+    return DoctorNet(task.num_annotators, task.num_classes, task.num_features, task.labels, **options)
+
+
 def _posterior(task: Task) -> Float[Tensor, "i k"]:
     """Of Dawid-Skene."""
     rows = task.rows
@@ -86,6 +113,13 @@ METHODS: dict[str, Method] = {
     "geocrowdnet-f": Method(partial(_mixture, "truth_volume"), 0.01, 1.0),
     "geocrowdnet-w": Method(partial(_mixture, "confusion_volume"), 0.01, 1.0),
     "trace-reg": Method(partial(_mixture, "trace"), 0.01, 5.0),
+    "crowd-layer": Method(_crowd_layer, published=1.0),
+    "conal": Method(_conal, 1e-5, 2.0),
+    "union-net": Method(_union_net, published=1.0),
+    "raykar": Method(partial(_told, Raykar)),
+    "mbem": Method(partial(_told, MBEM)),
+    "max-mig": Method(partial(_told, MaxMIG)),
+    "doctor-net": Method(_doctor_net),
     "majority-vote": Method(_votes),
     "dawid-skene": Method(_dawid_skene),
 }

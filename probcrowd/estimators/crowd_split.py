@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
 from probcrowd.estimators.crowd_items import Items
@@ -15,6 +16,8 @@ from probcrowd.estimators.table import Table
 from probcrowd.inference.crowd_training import Inputs, look_at_all
 from probcrowd.models.channels.base import Channel, Labels
 from probcrowd.models.rows import Rows
+
+Judge = Callable[[nn.Module, Channel], Float64[np.ndarray, " b"]]  # of every item that selects: how well it is foretold
 
 
 @dataclass(frozen=True)
@@ -46,24 +49,19 @@ def split_of(table: Table, items: Items, held_share: float, seed: int, device: s
     return Split(train_rows, Labels.of(train_rows, device), places[0], Labels.of(held_rows, device), places[1])
 
 
-def held_out_scores(network: nn.Module, channel: Channel, inputs: Inputs, labels: Labels) -> Float[Tensor, " n"]:
-    """log P(label | item, annotator) of every label, in nats."""
+def held_out_scores(network: nn.Module, channel: Channel, inputs: Inputs, labels: Labels) -> Float64[np.ndarray, " b"]:
+    """log P(all labels of the item | x) of every item, in nats."""
     seen = look_at_all(network, channel, inputs, torch.arange(len(labels.items), device=labels.items.device))
     with torch.no_grad():
-        return channel.log_said(seen, labels).gather(1, labels.label[:, None])[:, 0]
+        return channel.log_labels(seen, labels).double().cpu().numpy()
 
 
-def held_out_score(network: nn.Module, channel: Channel, inputs: Inputs, labels: Labels) -> float:
-    """The mean over labels."""
-    return float((labels.weight * held_out_scores(network, channel, inputs, labels)).sum() / labels.weight.sum())
-
-
-def known_score(network: nn.Module, channel: Channel, inputs: Items, truth: np.ndarray) -> float:
-    """The share of items with a known class that get it."""
+def known_scores(network: nn.Module, channel: Channel, inputs: Items, truth: np.ndarray) -> Float64[np.ndarray, " b"]:
+    """Whether an item gets its class, of items whose class is known."""
     known = torch.from_numpy(np.flatnonzero(truth >= 0)).to(inputs.device)
     with torch.no_grad():
         found = channel.log_truth(look_at_all(network, channel, inputs, known)).argmax(1).cpu().numpy()
-    return float((found == truth[truth >= 0]).mean())
+    return (found == truth[truth >= 0]).astype(np.float64)
 
 
 def _rows(table: Table, items: np.ndarray) -> Rows:

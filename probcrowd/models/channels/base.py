@@ -100,12 +100,14 @@ class Labels:
 
 
 class Channel(nn.Module, abc.ABC):
-    """One way to learn from what annotators say. `needs_features`: `Seen.features` must be there.
+    """One way to learn from what annotators say. `needs_features`: `Seen.features` must be there. `shared_truth`: labels of an item are
+    independent given its class; where there is no class that they could share, they are independent given x.
 
     `degenerate` counts steps in which a volume had to be taken of a matrix that is next to singular.
     """
 
     needs_features = False
+    shared_truth = True
     degenerate: Tensor
 
     def __init__(self) -> None:
@@ -124,6 +126,19 @@ class Channel(nn.Module, abc.ABC):
         """log P(label | item, annotator) for every row."""
         log_confusion = self.confusion().clamp_min(torch.finfo(seen.log_truth.dtype).tiny).log()
         return torch.logsumexp(self.log_truth(seen)[labels.item][:, :, None] + log_confusion[labels.annotator], 1)
+
+    def log_labels(self, seen: Seen, labels: Labels) -> Float[Tensor, " b"]:
+        """log P(all that was said of an item | x), by item.
+
+        More than one label of an item tells what single ones cannot: which of the confusion matrices that give every single label the same
+        probability are right.
+        """
+        if self.shared_truth:
+            log_confusion = self.confusion().clamp_min(torch.finfo(seen.log_truth.dtype).tiny).log()
+            evidence = log_confusion[labels.annotator, :, labels.label] * labels.weight[:, None]
+            return torch.logsumexp(self.log_truth(seen).index_add(0, labels.item, evidence), 1)
+        said = self.log_said(seen, labels).gather(1, labels.label[:, None])[:, 0]
+        return torch.zeros_like(seen.log_truth[:, 0]).index_add(0, labels.item, said * labels.weight)
 
     def log_truth(self, seen: Seen) -> Float[Tensor, "b k"]:
         """Log class probabilities of items that nobody has labelled."""
