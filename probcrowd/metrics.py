@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -39,6 +41,13 @@ def log_loss(log_probabilities: Float[Tensor, "*b k"], truth: Int[Tensor, "*b"])
 def confusion_error(estimated: Float[Tensor, "*b k l"], true: Float[Tensor, "*b k l"]) -> Float[Tensor, "*b"]:
     """Mean total variation distance between the rows of two confusion matrices: 0 equal, 1 disjoint."""
     return 0.5 * (estimated - true).abs().sum(-1).mean(-1)
+
+
+def aligned_confusion_error(estimated: Float[Tensor, "j k l"], true: Float[Tensor, "j k l"]) -> Float[Tensor, " j"]:
+    """`confusion_error` by annotator after renaming the true classes of all estimates alike, so that it is least: labels alone cannot name them."""
+    cost = (estimated[:, :, None] - true[:, None]).abs().sum((0, 3))  # (k, k)
+    rows, columns = linear_sum_assignment(cost.detach().cpu().numpy())
+    return confusion_error(estimated[:, torch.as_tensor(rows)[torch.as_tensor(columns).argsort()]], true)
 
 
 def interval(values: Float[Tensor, " n"]) -> Interval:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from probcrowd.metrics import Interval, accuracy, confusion_error, interval, log_loss
+from probcrowd.metrics import Interval, accuracy, aligned_confusion_error, confusion_error, interval, log_loss
 
 
 def test_accuracy_is_one_zero_or_the_share_of_a_tie() -> None:
@@ -77,3 +78,13 @@ def test_interval_covers_the_mean_in_95_of_100_cases() -> None:
     assert abs(covered - 0.947) < 4 * math.sqrt(0.947 * 0.053 / 2000)
     narrower = sum(abs(one.mean - 0.5) <= one.half_width * 1.645 / 1.96 for one in found) / len(found)
     assert abs(narrower - 0.947) > 4 * math.sqrt(0.947 * 0.053 / 2000)  # the bound tells 95 % from 90 %
+
+
+def test_errors_of_confusion_matrices_up_to_the_names_of_classes() -> None:
+    """Against all permutations, one for all annotators."""
+    generator = torch.Generator().manual_seed(0)
+    estimated, true = (torch.softmax(2 * torch.randn(5, 4, 4, generator=generator, dtype=torch.float64), -1) for _ in range(2))
+    found = aligned_confusion_error(estimated, true)
+    every = [confusion_error(estimated[:, list(order)], true) for order in permutations(range(4))]
+    torch.testing.assert_close(found, min(every, key=lambda errors: float(errors.sum())))
+    torch.testing.assert_close(aligned_confusion_error(true[:, [2, 0, 3, 1]], true), torch.zeros(5, dtype=torch.float64))

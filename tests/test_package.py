@@ -117,6 +117,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path, monkeypatc
     assert inside == {path.relative_to(ROOT).as_posix() for path in MODULES} | {
         "probcrowd/runs/demo.toml",
         "probcrowd/anesthesia.csv",
+        "probcrowd/runs/published_crowds.csv",
         "probcrowd/runs/published_lia.csv",
         "probcrowd/runs/report.html",
     }

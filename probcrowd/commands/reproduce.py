@@ -10,6 +10,7 @@ import click
 from probcrowd.commands.options import FILE
 from probcrowd.commands.told import told
 
+_DATA = click.option("--data", type=FILE, envvar="PROBCROWD_DATA", help="The data folder.  [default: what PROBCROWD_DATA names]")
 _QUICK = ("bluebirds", "snow_wordsim")
 
 
@@ -19,7 +20,7 @@ def reproduce() -> None:
 
 
 @reproduce.command()
-@click.option("--data", type=FILE, envvar="PROBCROWD_DATA", help="The data folder.  [default: what PROBCROWD_DATA names]")
+@_DATA
 @click.option("--out", type=FILE, help="Folder for the results.  [default: outputs/lia; with --quick outputs/lia_quick]")
 @click.option("--sets", metavar="NAME,NAME", help="Which data sets.  [default: all]")
 @click.option("--methods", metavar="NAME,NAME", help="Which methods, or `all`.  [default: those that take seconds]")
@@ -33,8 +34,7 @@ def lia(data: Path | None, out: Path | None, sets: str | None, methods: str | No
     Writes results.csv, asked.csv (LIA against Dawid-Skene and the paper) and, in cells/, every number, into the folder `out`. Run it again
     to go on after a stop, or to add methods.
     """
-    if data is None:
-        raise ValueError("give the data folder with --data, or name it in the environment variable PROBCROWD_DATA")
+    root = _folder(data)
     import pandas as pd
 
     from probcrowd.runs.lia_sets import REDUNDANCIES
@@ -43,7 +43,7 @@ def lia(data: Path | None, out: Path | None, sets: str | None, methods: str | No
     out = out or Path("outputs", "lia_quick" if quick else "lia")
     try:
         results = reproduce_lia(
-            data,
+            root,
             out,
             sets=[name.strip() for name in sets.split(",")] if sets else _QUICK if quick else tuple(REDUNDANCIES),
             methods=named_methods(methods),
@@ -63,3 +63,46 @@ def lia(data: Path | None, out: Path | None, sets: str | None, methods: str | No
     click.echo(f"\nnot run, for want of a package\n\n{missing_text()}\n")
     for path in filter(Path.exists, (out / "results.csv", asked, out / "cells")):
         click.echo(str(path))
+
+
+@reproduce.command()
+@_DATA
+@click.option("--out", type=FILE, help="Folder for the results.  [default: outputs/crowds; with --quick outputs/crowds_quick]")
+@click.option("--sets", metavar="NAME,NAME", help="Which data sets: labelme, music_genre, cifar10n.  [default: the first two]")
+@click.option("--methods", metavar="NAME;NAME", help="Which methods, between semicolons.  [default: all]")
+@click.option("--seeds", type=click.IntRange(min=1), help="How many networks of each.  [default: 5; with --quick 2]")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes.")
+@click.option("--quick", is_flag=True, help="Fewer epochs, one learning rate.")
+@told
+def crowds(data: Path | None, out: Path | None, sets: str | None, methods: str | None, seeds: int | None, jobs: int, quick: bool) -> None:
+    """Classifiers learned from annotators: GeoCrowdNet(F) and (W) (Ibrahim, Nguyen & Fu 2023) beside eleven other ways, in one harness.
+
+    Writes results.csv, asked.csv (ours less each baseline), published.csv and, in cells/, every number, into the folder `out`. Run it again
+    to go on after a stop, or to add methods.
+    """
+    root = _folder(data)
+    from probcrowd.runs.crowd_sets import SETS
+    from probcrowd.runs.reproduce_crowds import published_text, reproduce_crowds, results_text
+
+    out = out or Path("outputs", "crowds_quick" if quick else "crowds")
+    results = reproduce_crowds(
+        root,
+        out,
+        sets=[name.strip() for name in sets.split(",")] if sets else SETS[:2],
+        methods=[name.strip() for name in methods.split(";")] if methods else (),
+        seeds=seeds or (2 if quick else 5),
+        jobs=jobs,
+        progress=sys.stderr.isatty(),
+        **({"epochs": 10, "learning_rates": (1e-2,)} if quick else {}),
+    )
+    click.echo("accuracy on test items ± standard error in per cent, by what chooses the epoch\n")
+    click.echo(results_text(results))
+    click.echo(f"\npublished, by source and rule of choice: compare within a column alone\n\n{published_text()}\n")
+    for name in ("results.csv", "asked.csv", "published.csv", "cells"):
+        click.echo(str(out / name))
+
+
+def _folder(data: Path | None) -> Path:
+    if data is None:
+        raise ValueError("give the data folder with --data, or name it in the environment variable PROBCROWD_DATA")
+    return data

@@ -45,7 +45,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             shape of an input and the number of classes that makes one, under the seed. None: one hidden layer of 128 units for tables.
         method: see `probcrowd.estimators.crowd_methods.METHODS`.
         strength: of the method's term (the volumes of GeoCrowdNet, the trace of TraceReg). None: the method's own. "selected": of
-            `probcrowd.estimators.crowd_strength.STRENGTHS`, by the items that select the epoch, one fit each (`strengths_`).
+            `probcrowd.estimators.crowd_strength.STRENGTHS`, by the items that select the epoch, one fit each (`strengths_`, `strength_`).
         initial_accuracy: where confusion matrices start on their diagonal, for any number of classes, or "published": the method's start.
         epochs, batch, learning_rate, weight_decay, patience: of Adam, see `probcrowd.inference.crowd_training.Training`.
         selection: which epoch is the result. "held-out": the best by the log score of the labels of items that are held out; "last": the
@@ -132,7 +132,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             strength = self.strength
             if strength == "selected":
                 self.strengths_ = self._strengths(items, table, split, validation, None if kept is None else kept.path)
-                strength = chosen_strength(self.strengths_, gold=self.selection == "gold")
+                strength = self.strength_ = chosen_strength(self.strengths_, gold=self.selection == "gold")
             channel = self._channel(network, split, strength)
             stands = self._train(network, channel, items, split, judge, **options)
             self._install(network, channel, stands, {"annotators": table.annotators, "classes": table.classes}, items.columns, items.shape)
@@ -296,7 +296,7 @@ def load_crowd_classifier(folder: Path | str, network: Network | None = None) ->
     channel.eval()
     made._install(learned, channel, stands, ids, tuple(state["columns"]), shape)
     if made.strength == "selected":
-        made.strengths_ = load_strengths(path)
+        made.strengths_, made.strength_ = load_strengths(path), state["strength"]
     return made
 
 

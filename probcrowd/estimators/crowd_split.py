@@ -32,13 +32,14 @@ class Split:
 
 
 def split_of(table: Table, items: Items, held_share: float, seed: int, device: str) -> Split:
-    """The items with labels, of which a share, drawn by the seed, is held out.
+    """The items with labels, in the order of X whatever that of the table, of which a share, drawn by the seed, is held out.
 
     Raises:
         ValueError: items that X has not, or too few to hold any out.
     """
     labelled = np.unique(table.item)
     place = items.place(table.items[labelled])
+    labelled, place = labelled[np.argsort(place)], np.sort(place)
     count = math.ceil(held_share * len(labelled))
     if held_share and len(labelled) - count < 2:
         raise ValueError(f"{len(labelled)} items with labels are too few to hold any out: say selection='last'")
@@ -65,10 +66,12 @@ def known_scores(network: nn.Module, channel: Channel, inputs: Items, truth: np.
 
 
 def _rows(table: Table, items: np.ndarray) -> Rows:
-    """The rows of those items (sorted), which become 0, 1, ..."""
-    here = np.isin(table.item, items)
-    item = np.searchsorted(items, table.item[here])
-    order = np.argsort(item, kind="stable")
-    annotator, label, weight = (part[here][order] for part in (table.annotator, table.label, table.weights))
+    """The rows of those items, which become 0, 1, ..."""
+    number = np.full(len(table.items), -1, np.int64)
+    number[items] = np.arange(len(items))
+    item = number[table.item]
+    order = np.lexsort((table.label, table.annotator, item))
+    order = order[item[order] >= 0]
+    annotator, label, weight = (part[order] for part in (table.annotator, table.label, table.weights))
     gold = np.full(len(items), -1, np.int64)
-    return Rows(item[order].astype(np.int64), annotator, label, weight, gold, len(table.annotators), len(table.classes))
+    return Rows(item[order], annotator, label, weight, gold, len(table.annotators), len(table.classes))

@@ -5,6 +5,7 @@ other items, a privilege that few have. The best epoch on test items is not amon
 fits foretell held-out labels best on average over seeds; test items have no part in that either.
 
 results.csv    one row per set, selection and method: accuracy and log score on test items, mean and standard error over seeds
+rates.csv      the same of every learning rate
 asked.csv      each of ours against each baseline, paired by seed
 published.csv  what papers report, with the rule by which they chose the epoch
 cells/         every number: one row per seed
@@ -81,7 +82,7 @@ def reproduce_crowds(
     sets: Sequence[str] = SETS[:2],
     methods: Sequence[str] = (),
     seeds: int = 5,
-    epochs: int = 100,
+    epochs: int = 60,
     batch: int = 100,
     learning_rates: Sequence[float] = (1e-3, 1e-2),
     weight_decay: float = 1e-4,
@@ -115,9 +116,11 @@ def reproduce_crowds(
     run_cells(
         out, settings, {name: cell for name, (method, cell) in cells.items() if method in chosen}, seeds, jobs=jobs, progress=progress
     )
-    rows = tuned(read_cells(out, cells))
+    every = read_cells(out, cells)
+    rows = tuned(every)
     results = summary(rows)
     write_table(out / "results.csv", results.set_index("set"))
+    write_table(out / "rates.csv", summary(every).set_index("set"))
     write_table(out / "asked.csv", compared(rows).set_index("set"))
     write_table(out / "published.csv", published().set_index("set"))
     return results
@@ -142,7 +145,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         seconds=("seconds", "mean"),
     )
     made["accuracy"] *= 100
-    made.insert(3, "standard_error", 100 * groups["accuracy"].std(ddof=1) / np.sqrt(groups["accuracy"].size()))
+    made.insert(2, "standard_error", 100 * groups["accuracy"].std(ddof=1) / np.sqrt(groups["accuracy"].size()))
     return made.reset_index()
 
 
