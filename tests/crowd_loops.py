@@ -167,8 +167,7 @@ def loss(channel: Any, seen: Seen, labels: Labels) -> float:
         total -= 1e-2 * sum(math.sqrt(((one - values["common"]) ** 2).sum()) for one in values["individual"])
     if isinstance(channel, Mixture):
         confusion = np.array([[softmax(row) for row in one] for one in values["logits"]])
-        size = items if channel.running else 1
-        total -= channel.truth_volume * np.linalg.slogdet(sum(np.outer(one, one) for one in f) / size)[1]
+        total -= channel.truth_volume * np.linalg.slogdet(sum(np.outer(one, one) for one in f))[1]
         total -= channel.confusion_volume * np.linalg.slogdet(sum(one @ one.T for one in confusion))[1]
         total += channel.trace * np.mean([np.trace(one) for one in confusion])
     return total

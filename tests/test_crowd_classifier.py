@@ -138,7 +138,7 @@ def test_tables_arrays_tensors_datasets_and_matrices_are_the_same() -> None:
 
 def test_a_dataset_is_read_as_it_is_needed() -> None:
     said, seen, _ = simulate()
-    pictures = Pictures(seen.to_numpy())
+    pictures = Pictures(seen.to_numpy().copy())
     numbered = said.assign(item=said["item"].map({pic: n for n, pic in enumerate(seen.index)}))
     CrowdClassifier(linear, epochs=2, selection="last").fit(pictures, numbered)
     assert pictures.read <= 2 * 60 + 4  # two epochs of the items with labels, and a look at the shape

@@ -13,9 +13,10 @@ from pyro import poutine
 from torch import nn
 
 from probcrowd.models.channels.base import Labels, Seen
+from probcrowd.models.channels.kernel import gram
 from probcrowd.models.channels.mixture import Mixture
 from probcrowd.models.channels.start import diagonal, start_logits
-from probcrowd.models.channels.volume import RIDGE, confusion_gram, log_volume, truth_gram
+from probcrowd.models.channels.volume import RIDGE, add_log_volume, by_class, log_det, log_volume
 from probcrowd.models.coupled import coupled
 from probcrowd.models.rows import Rows
 
@@ -40,12 +41,11 @@ def channel(seed: int = 1, **terms: object) -> Mixture:
 @pytest.mark.parametrize(("batch", "classes", "expected"), [(400, 10, 36.8888), (64, 10, 18.5630), (100, 8, 20.2058)])
 def test_the_largest_truth_volume_is_of_balanced_certain_items(batch: int, classes: int, expected: float) -> None:
     """The bound is K log(B / K); 64 and 100 items cannot be shared evenly by 10 and 8 classes, so a Gram matrix of the right trace stands in."""
-    gram = torch.eye(classes, dtype=torch.float64) * batch / classes
-    assert float(log_volume(gram)[0]) == pytest.approx(expected, abs=1e-4)
+    assert log_det(np.eye(classes) * batch / classes)[0] == pytest.approx(expected, abs=1e-4)
     rng = torch.Generator().manual_seed(0)
     for _ in range(20):
-        truth = torch.softmax(3 * torch.randn(batch, classes, generator=rng, dtype=torch.float64), 1)
-        assert float(log_volume(truth_gram(truth))[0]) < expected
+        log_truth = torch.log_softmax(3 * torch.randn(batch, classes, generator=rng, dtype=torch.float64), 1)
+        assert float(log_volume(log_truth)[0]) < expected
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,7 @@ def test_the_largest_truth_volume_is_of_balanced_certain_items(batch: int, class
     [(8, 59, 8.3627), (10, 5, -18.4625), (10, 15, -7.4764), (10, 44, 3.2850), (10, 59, 6.2185), (3, 2, -1.9610)],
 )
 def test_the_confusion_volume_of_the_published_start(classes: int, annotators: int, expected: float) -> None:
-    confusion = torch.softmax(start_logits(1.0, annotators, classes).double(), -1)
-    value, singular = log_volume(confusion_gram(confusion))
+    value, singular = log_volume(by_class(start_logits(1.0, annotators, classes).double()))
     assert value.item() == pytest.approx(expected, abs=1e-4) and not singular
 
 
@@ -62,47 +61,60 @@ def test_the_confusion_volume_of_the_published_start(classes: int, annotators: i
 def test_the_largest_confusion_volume_is_of_permutations(classes: int, annotators: int, expected: float) -> None:
     rng = np.random.default_rng(0)
     matrices = np.stack([np.eye(classes)[rng.permutation(classes)] for _ in range(annotators)])
-    assert float(log_volume(confusion_gram(torch.from_numpy(matrices)))[0]) == pytest.approx(expected, abs=1e-4)
-    some = torch.from_numpy(rng.dirichlet(np.ones(classes), (annotators, classes)))
-    assert float(log_volume(confusion_gram(some))[0]) < expected
+    value, _ = log_volume(torch.from_numpy(matrices).transpose(1, 2).reshape(-1, classes).log())
+    assert float(value) == pytest.approx(expected, abs=1e-4)
+    some = torch.from_numpy(rng.normal(size=(annotators, classes, classes)))
+    assert float(log_volume(by_class(some))[0]) < expected
 
 
 def test_gram_matrices_are_over_true_classes() -> None:
     rng = np.random.default_rng(0)
-    confusion, truth = rng.dirichlet(np.ones(3), (4, 3)), rng.dirichlet(np.ones(3), 7)
+    logits, truth = rng.normal(size=(4, 3, 3)), rng.dirichlet(np.ones(3), 7)
+    confusion = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     stacked = np.concatenate([matrix.T for matrix in confusion])  # the paper's W: columns are true classes
-    np.testing.assert_allclose(confusion_gram(torch.from_numpy(confusion)), stacked.T @ stacked, atol=1e-14)
-    np.testing.assert_allclose(truth_gram(torch.from_numpy(truth)), truth.T @ truth, atol=1e-14)
+    rows, found = gram(by_class(torch.from_numpy(logits)).numpy())
+    np.testing.assert_allclose(found, stacked.T @ stacked, atol=1e-14)
+    np.testing.assert_allclose(rows.reshape(3, 4, 3)[2, 1], confusion[1, :, 2], atol=1e-14)  # label 2 of annotator 1
+    np.testing.assert_allclose(gram(np.log(truth))[1], truth.T @ truth, atol=1e-14)
+
+
+@pytest.mark.parametrize("size", [2, 3, 10, 40])
+def test_log_determinants_and_inverses(size: int) -> None:
+    rows = np.random.default_rng(0).normal(size=(2 * size, size))
+    value, inverse, singular = log_det(rows.T @ rows)
+    assert value == pytest.approx(np.linalg.slogdet(rows.T @ rows)[1], abs=1e-10) and not singular
+    np.testing.assert_allclose(inverse @ rows.T @ rows, np.eye(size), atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["truth", "confusion"])
 def test_gradients_are_those_of_the_log_determinant(kind: str) -> None:
-    rng = np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
     if kind == "truth":
-        start, gram = torch.from_numpy(rng.dirichlet(np.ones(3), 7)), truth_gram
-        expected = 2 * torch.linalg.solve(truth_gram(start), start.T).T
+        leaf = torch.randn(7, 3, generator=generator, dtype=torch.float64).requires_grad_()
+        log_rows = torch.log_softmax(leaf, 1)
     else:
-        start, gram = torch.from_numpy(rng.dirichlet(np.ones(3), (4, 3))), confusion_gram
-        flat = start.transpose(0, 1).flatten(1)
-        expected = (2 * torch.linalg.solve(confusion_gram(start), flat)).unflatten(1, (4, 3)).transpose(0, 1)
-    leaf = start.clone().requires_grad_()
-    value = log_volume(gram(leaf))[0]
-    (found,) = torch.autograd.grad(value, leaf)
-    assert value.item() == pytest.approx(float(torch.logdet(gram(start))), abs=1e-10)
-    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
-    (other,) = torch.autograd.grad(torch.logdet(gram(leaf)), leaf)
+        leaf = torch.randn(4, 3, 3, generator=generator, dtype=torch.float64).requires_grad_()
+        log_rows = by_class(leaf)
+    rows = log_rows.exp()
+    value = log_volume(log_rows)[0]
+    expected = torch.logdet(rows.T @ rows)
+    assert value.item() == pytest.approx(expected.item(), abs=1e-10)
+    found, other = (torch.autograd.grad(result, leaf, retain_graph=True)[0] for result in (value, expected))
     torch.testing.assert_close(found, other, atol=1e-10, rtol=0)
+    d_rows = 2 * torch.linalg.solve(rows.T @ rows, rows.T).T  # the gradient that the specification gives
+    torch.testing.assert_close(torch.autograd.grad(value, log_rows, retain_graph=True)[0], d_rows * rows, atol=1e-10, rtol=0)
 
 
 def test_along_the_ambiguity_one_volume_rises_by_what_the_other_falls() -> None:
     rng = np.random.default_rng(0)
-    truth, confusion, mix = (torch.from_numpy(rng.normal(size=size)) for size in ((9, 3), (4, 3, 3), (3, 3)))
-    other_truth, other = truth @ mix, torch.linalg.solve(mix, confusion)
-    torch.testing.assert_close(torch.einsum("nt,jtl->njl", other_truth, other), torch.einsum("nt,jtl->njl", truth, confusion))
-    before, after = (
-        float(log_volume(truth_gram(f))[0] + log_volume(confusion_gram(c))[0]) for f, c in ((truth, confusion), (other_truth, other))
-    )
-    assert after == pytest.approx(before, abs=1e-9)
+    truth, confusion, mix = (rng.normal(size=size) for size in ((9, 3), (4, 3, 3), (3, 3)))
+    other_truth, other = truth @ mix, np.linalg.solve(mix, confusion)
+    np.testing.assert_allclose(np.einsum("nt,jtl->njl", other_truth, other), np.einsum("nt,jtl->njl", truth, confusion), atol=1e-10)
+    sums = []
+    for f, c in ((truth, confusion), (other_truth, other)):
+        stacked = c.transpose(0, 2, 1).reshape(-1, 3)
+        sums.append(log_det(f.T @ f)[0] + log_det(stacked.T @ stacked)[0])
+    assert sums[0] == pytest.approx(sums[1], abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["alike", "few"])
@@ -123,36 +135,39 @@ def test_what_is_singular_is_counted_and_still_pushes_apart(kind: str) -> None:
 
 
 def test_a_ridge_is_a_thousandth_of_the_mean_eigenvalue_and_only_where_it_is_needed() -> None:
-    gram = torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))
-    assert float(log_volume(gram)[0]) == pytest.approx(sum(math.log(x + RIDGE) for x in (2, 1, 0)), abs=1e-12)
-    assert float(log_volume(gram + 1e-4 * torch.eye(3, dtype=torch.float64))[0]) == pytest.approx(
-        math.log(2.0001) + math.log(1.0001) + math.log(1e-4), abs=1e-9
-    )
+    value, inverse, singular = log_det(np.diag([2.0, 1.0, 0.0]))
+    assert singular and value == pytest.approx(sum(math.log(x + RIDGE) for x in (2, 1, 0)), abs=1e-12)
+    np.testing.assert_allclose(inverse, np.diag([1 / (x + RIDGE) for x in (2, 1, 0)]), atol=1e-9)
+    value, _, singular = log_det(np.diag([2.0, 1.0, 1e-4]))
+    assert not singular and value == pytest.approx(math.log(2e-4), abs=1e-12)
 
 
 def test_a_running_volume_has_the_gradient_of_all_items() -> None:
     """Batches that together are all items: with a running mean at all items, their gradients add up to that of the whole."""
-    rng = np.random.default_rng(0)
-    truth = torch.from_numpy(rng.dirichlet(np.ones(3), 12)).requires_grad_()
-    whole = truth_gram(truth.detach()) / 12
-    parts = [log_volume(truth_gram(part) / 4, whole)[0] for part in truth.split(4)]
-    (found,) = torch.autograd.grad(sum(parts) / 3, truth)
-    (expected,) = torch.autograd.grad(log_volume(truth_gram(truth))[0], truth)
+    log_truth = torch.log_softmax(torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 1)
+    whole = gram(log_truth.numpy())[1] / 3  # of as many items as a batch has
+    found = torch.zeros_like(log_truth)
+    for part, of_part in zip(log_truth.split(4), found.split(4), strict=True):
+        value, singular = add_log_volume(part, 1 / 3, of_part, whole)
+        assert value * 3 == pytest.approx(np.linalg.slogdet(whole)[1], abs=1e-12) and not singular
+    leaf = log_truth.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(log_volume(leaf)[0], leaf)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
-    assert parts[0].item() == pytest.approx(float(torch.logdet(whole)), abs=1e-12)
 
 
 def test_a_running_mean_forgets_within_about_an_epoch() -> None:
     made = channel(truth_volume=1.0, running=True, num_items=21)
     labels, seen, _ = crowd()
-    first = truth_gram(seen.log_truth.exp()) / 7
+    first = torch.from_numpy(gram(seen.log_truth.numpy())[1]) / 7
     made.loss(seen, labels)
     torch.testing.assert_close(made.gram / made.gram_weight, first)
     sure = Seen(torch.log_softmax(50 * torch.eye(3, dtype=torch.float64)[torch.arange(7) % 3], 1))
     for _ in range(30):
         made.loss(sure, labels)
     left = (2 / 3) ** 30
-    torch.testing.assert_close(made.gram / made.gram_weight, truth_gram(sure.log_truth.exp()) / 7, atol=2 * left + 1e-12, rtol=0)
+    torch.testing.assert_close(
+        made.gram / made.gram_weight, torch.from_numpy(gram(sure.log_truth.numpy())[1]) / 7, atol=2 * left + 1e-12, rtol=0
+    )
 
 
 @pytest.mark.parametrize("terms", TERMS, ids=lambda terms: " ".join(map(str, terms)) or "ccem")
@@ -164,8 +179,7 @@ def test_loss_equals_loops(terms: dict[str, float]) -> None:
     for i, j, l, w in zip(rows.item, rows.annotator, rows.label, rows.weight, strict=True):
         total -= w * math.log(sum(truth[i, k] * confusion[j, k, l] for k in range(3)))
     expected = total / rows.weight.sum()
-    scale = 7 if terms.get("running") else 1
-    expected -= terms.get("truth_volume", 0) * np.linalg.slogdet(truth.T @ truth / scale)[1]
+    expected -= terms.get("truth_volume", 0) * np.linalg.slogdet(truth.T @ truth)[1]
     stacked = np.concatenate([matrix.T for matrix in confusion])
     expected -= terms.get("confusion_volume", 0) * np.linalg.slogdet(stacked.T @ stacked)[1]
     expected += terms.get("trace", 0) * np.mean([np.trace(matrix) for matrix in confusion])

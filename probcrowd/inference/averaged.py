@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from probcrowd.inference.kernels import fast
 from probcrowd.inference.sweep import Scores
 from probcrowd.models.cells import Cells, Packed
+from probcrowd.models.compiled import fast
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,7 @@ def train(
     Raises:
         FloatingPointError: the loss is not a number any more.
     """
-    groups = [{"params": list(network.parameters()), "weight_decay": training.weight_decay}]
-    optimizer = torch.optim.Adam([*groups, {"params": list(channel.parameters()), "weight_decay": 0.0}], training.learning_rate, fused=True)
+    optimizer = _adam(network, channel, training)
     stands, best = Trained(), {}
     if resume is not None:
         stands, best = _restored(network, channel, optimizer, resume)
@@ -148,6 +147,14 @@ def last_linear(network: nn.Module) -> nn.Linear:
     if not layers:
         raise ValueError(f"this method needs a network that ends in a torch.nn.Linear, and {type(network).__name__} has none")
     return layers[-1]
+
+
+def _adam(network: nn.Module, channel: Channel, training: Training) -> torch.optim.Adam:
+    both = list(network.parameters()), list(channel.parameters())
+    if not training.weight_decay:  # one group takes less time
+        return torch.optim.Adam([*both[0], *both[1]], training.learning_rate, fused=True)
+    groups = [{"params": part, "weight_decay": decay} for part, decay in zip(both, (training.weight_decay, 0.0), strict=True)]
+    return torch.optim.Adam(groups, training.learning_rate, fused=True)
 
 
 def _epoch(

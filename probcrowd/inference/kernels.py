@@ -6,31 +6,16 @@ items nor contradictions underflow, and a class may come back from far behind. W
 
 from __future__ import annotations
 
-import inspect
 import math
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from jaxtyping import Int64
 
+from probcrowd.models.compiled import fast
+
 _LIFT = 1e-60  # eight rows at the floor leave a product of 1e-300
-
-
-def fast(function: Any) -> Any:
-    """That function in machine code, without the interpreter's lock; kept on disk where a folder can be written."""
-    options: dict[str, Any] = {
-        "nogil": True,
-        "boundscheck": False,
-        "error_model": "numpy",
-        "fastmath": {"reassoc", "contract", "arcp", "nsz"},
-    }
-    plain = inspect.unwrap(function)  # what checks shapes cannot be compiled
-    try:
-        return numba.njit(plain, cache=True, **options)
-    except RuntimeError:  # no folder for the cache
-        return numba.njit(plain, **options)
 
 
 @cache

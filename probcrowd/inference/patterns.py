@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from probcrowd.inference.kernels import fast
 from probcrowd.inference.sweep import in_threads
 from probcrowd.models.cells import Cells, Packed
+from probcrowd.models.compiled import fast
 
 _MOST_TABULATED = 2**22
 

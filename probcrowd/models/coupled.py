@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from probcrowd.models.channels.base import Labels, Seen
 from probcrowd.models.channels.mixture import Mixture
-from probcrowd.models.channels.volume import confusion_gram, log_volume, truth_gram
+from probcrowd.models.channels.volume import by_class, log_volume
 
 
 def coupled(network: nn.Module, channel: Mixture, inputs: Float[Tensor, "i ..."], labels: Labels) -> None:
@@ -34,12 +34,12 @@ def coupled(network: nn.Module, channel: Mixture, inputs: Float[Tensor, "i ..."]
     pyro.module("network", network)
     pyro.module("channel", channel)
     log_truth = torch.log_softmax(network(inputs), -1)
-    total, confusion = labels.weight.sum(), channel.confusion()
+    total, log_confusion = labels.weight.sum(), torch.log_softmax(channel.logits, -1)
     with pyro.plate("rows", len(labels.item)), poutine.scale(scale=labels.weight):
         pyro.sample("label", dist.Categorical(logits=channel.log_said(Seen(log_truth), labels)), obs=labels.label)
     if channel.truth_volume:
-        pyro.factor("truth_volume", total * channel.truth_volume * log_volume(truth_gram(log_truth.exp()))[0])
+        pyro.factor("truth_volume", total * channel.truth_volume * log_volume(log_truth)[0])
     if channel.confusion_volume:
-        pyro.factor("confusion_volume", total * channel.confusion_volume * log_volume(confusion_gram(confusion))[0])
+        pyro.factor("confusion_volume", total * channel.confusion_volume * log_volume(by_class(channel.logits))[0])
     if channel.trace:
-        pyro.factor("trace", -total * channel.trace * confusion.diagonal(dim1=1, dim2=2).sum(1).mean())
+        pyro.factor("trace", -total * channel.trace * log_confusion.diagonal(dim1=1, dim2=2).exp().sum(1).mean())

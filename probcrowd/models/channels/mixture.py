@@ -9,17 +9,21 @@ Both volumes grow. Along the matrices Q that leave every p as it is (confusion -
 they are not for use together. "Identified" means up to a permutation of the classes: the start alone ties class k to label k.
 
 With `running`, the items' Gram matrix is a mean over about one epoch instead of a batch: the published term depends on the size of the
-batch, and is singular where a batch has fewer items than there are classes.
+batch, and is singular where a batch has fewer items than there are classes. What does not change with the batch is its gradient.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from probcrowd.models.channels.base import Channel, Labels, Seen
-from probcrowd.models.channels.volume import confusion_gram, log_volume, truth_gram
+from probcrowd.models.channels.kernel import coupled, gram
+from probcrowd.models.channels.volume import add_log_volume, by_class
 
 
 class Mixture(Channel):
@@ -55,28 +59,67 @@ class Mixture(Channel):
 
     def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
         """The coupled cross-entropy and those terms whose strength is not 0."""
-        log_confusion = torch.log_softmax(self.logits, -1)
-        said = log_confusion[labels.annotator, :, labels.label]  # (n, k)
-        loss = labels.mean(-torch.logsumexp(seen.log_truth[labels.item] + said, 1))
-        if self.truth_volume:
-            loss = loss - self.truth_volume * self._truth_volume(seen.log_truth.exp())
-        if self.confusion_volume:
-            value, singular = log_volume(confusion_gram(log_confusion.exp()))
-            self.degenerate += singular
-            loss = loss - self.confusion_volume * value.to(loss.dtype)
+        loss = _Coupled.apply(seen.log_truth, self.logits, self, labels)
         if self.trace:
-            loss = loss + self.trace * log_confusion.diagonal(dim1=1, dim2=2).exp().sum(1).mean()
+            loss = loss + self.trace * self.confusion().diagonal(dim1=1, dim2=2).sum(1).mean()
         return loss
 
-    def _truth_volume(self, truth: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
-        gram, at = truth_gram(truth), None
-        if self.running:
-            gram = gram / len(truth)
-            if torch.is_grad_enabled():
-                share = len(truth) / max(self.num_items, len(truth))
-                self.gram.mul_(1 - share).add_(gram.detach(), alpha=share)
-                self.gram_weight.mul_(1 - share).add_(share)
-            at = self.gram / self.gram_weight if self.gram_weight > 0 else None
-        value, singular = log_volume(gram, at)
-        self.degenerate += singular
-        return value.to(truth.dtype)
+    def add_volumes(
+        self, log_truth: Float[Tensor, "b k"], table: Float[Tensor, "n k"], of_truth: Float[Tensor, "b k"], of_table: Float[Tensor, "n k"]
+    ) -> float:
+        """Minus the volumes in force, times their strengths; the gradients of that are added to those of both arguments."""
+        total = 0.0
+        if self.truth_volume:
+            at = self._running(log_truth) if self.running else None
+            value, singular = add_log_volume(log_truth, -self.truth_volume, of_truth, at)
+            total += self._told(value, singular)
+        if self.confusion_volume:
+            value, singular = add_log_volume(table, -self.confusion_volume, of_table)
+            total += self._told(value, singular)
+        return total
+
+    def _told(self, value: float, singular: bool) -> float:
+        if singular:
+            self.degenerate += 1
+        return value
+
+    def _running(self, log_truth: Float[Tensor, "b k"]) -> Float64[np.ndarray, "k k"]:
+        """The running mean of the items' Gram matrices, this batch's included, for as many items as it has."""
+        share = len(log_truth) / max(self.num_items, len(log_truth))
+        self.gram.mul_(1 - share).add_(
+            torch.from_numpy(gram(log_truth.detach().cpu().numpy())[1]).to(self.gram), alpha=share / len(log_truth)
+        )
+        self.gram_weight.mul_(1 - share).add_(share)
+        return (self.gram * (len(log_truth) / self.gram_weight)).cpu().numpy()
+
+
+class _Coupled(torch.autograd.Function):
+    """Mean over labels of -log sum_k f[i_n, k] confusion[j_n, k, l_n], and the volumes, with their gradients in one step.
+
+    The gradients of the first in log f and in log confusion are minus the shares of the classes in each label.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, log_truth: Tensor, logits: Tensor, channel: Mixture, labels: Labels) -> Tensor:
+        table, cell = by_class(logits), labels.label * len(logits) + labels.annotator
+        of_truth, of_table = torch.zeros_like(log_truth), torch.zeros_like(table)
+        weight = labels.weight * (-1 / (len(labels.items) * labels.per_item))
+        if log_truth.device.type == "cpu":
+            arrays = (log_truth, table, labels.item, cell, weight, of_truth, of_table)
+            loss = coupled(*(array.numpy() for array in arrays))
+        else:
+            joint = log_truth.index_select(0, labels.item) + table.index_select(0, cell)
+            loss = float(torch.logsumexp(joint, 1).dot(weight))
+            shares = torch.softmax(joint, 1) * weight[:, None]
+            of_truth.index_add_(0, labels.item, shares)
+            of_table.index_add_(0, cell, shares)
+        loss = log_truth.new_tensor(loss + channel.add_volumes(log_truth, table, of_truth, of_table))
+        by_label = of_table.view(logits.shape[2], len(logits), -1)  # (l, j, k)
+        of_logits = by_label - table.exp().view_as(by_label) * by_label.sum(0)
+        ctx.save_for_backward(of_truth, of_logits.permute(1, 2, 0).contiguous())
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        of_truth, of_logits = ctx.saved_tensors
+        return of_truth * grads[0], of_logits * grads[0], None, None
