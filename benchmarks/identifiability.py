@@ -72,7 +72,14 @@ def table(shape: tuple[int, ...], classes: int) -> nn.Module:
 def error(case: str, items: int, seed: int, epochs: int = 60, **options: Any) -> tuple[float, float]:
     """The error of the confusion matrices, and the strength."""
     seen, said, _, confusion = crowd(case, items, seed)
-    rest = {"initial_accuracy": STARTS[case], "batch": max(items // 20, 50), "learning_rate": 0.05, "epochs": epochs, "random_state": seed}
+    rest = {
+        "initial_accuracy": STARTS[case],
+        "batch": max(items // 20, 50),
+        "learning_rate": 0.05,
+        "channel_learning_rate": 0.05,
+        "epochs": epochs,
+        "random_state": seed,
+    }
     fitted = CrowdClassifier(table, **rest, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

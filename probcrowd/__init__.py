@@ -12,13 +12,14 @@ The names below are the ones to meet first; each is imported when it is first us
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 __all__ = [
     "GLAD",
     "KOS",
     "LIA",
     "MACE",
     "Annotations",
+    "CrowdClassifier",
     "DawidSkene",
     "FastDawidSkene",
     "HierarchicalDawidSkene",
@@ -32,6 +33,7 @@ __all__ = [
     "TwoStage",
     "ZenCrowd",
     "check_posterior",
+    "load_crowd_classifier",
     "load_lia",
     "load_multi_label_lia",
     "load_posterior",
@@ -47,6 +49,7 @@ _HOMES = {
     "LIA": "probcrowd.estimators.lia",
     "MACE": "probcrowd.estimators.coins",
     "Annotations": "probcrowd.annotations",
+    "CrowdClassifier": "probcrowd.estimators.crowd_classifier",
     "DawidSkene": "probcrowd.estimators.dawid_skene",
     "FastDawidSkene": "probcrowd.estimators.dawid_skene",
     "HierarchicalDawidSkene": "probcrowd.estimators.dawid_skene",
@@ -60,6 +63,7 @@ _HOMES = {
     "TwoStage": "probcrowd.estimators.two_stage",
     "ZenCrowd": "probcrowd.estimators.coins",
     "check_posterior": "probcrowd.inference.checks",
+    "load_crowd_classifier": "probcrowd.estimators.crowd_classifier",
     "load_lia": "probcrowd.estimators.lia",
     "load_multi_label_lia": "probcrowd.estimators.multi_label",
     "load_posterior": "probcrowd.inference.tree",
@@ -72,6 +76,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from probcrowd.annotations import Annotations
     from probcrowd.estimators.coins import MACE, OneCoin, ZenCrowd
+    from probcrowd.estimators.crowd_classifier import CrowdClassifier, load_crowd_classifier
     from probcrowd.estimators.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
     from probcrowd.estimators.item_models import GLAD, KOS, MinimaxEntropy
     from probcrowd.estimators.label_models import SnorkelLabelModel

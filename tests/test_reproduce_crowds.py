@@ -49,7 +49,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(root: Path, out: Path, **options: object) -> pd.DataFrame:
-    arguments: dict[str, object] = {"methods": FEW, "seeds": 2, "epochs": 4, "batch": 20, "learning_rates": (1e-2, 1e-1), "progress": False}
+    arguments: dict[str, object] = {
+        "methods": FEW,
+        "seeds": 2,
+        "epochs": 4,
+        "batch": 20,
+        "learning_rates": ((1e-2, 1e-2), (1e-2, 1e-1)),
+        "progress": False,
+    }
     return reproduce_crowds(root, out, **(arguments | options))  # pyright: ignore[reportArgumentType]
 
 
@@ -97,7 +104,7 @@ def test_test_items_choose_nothing(root: Path, tmp_path: Path) -> None:
     gold["label"] = np.where(gold["task"] >= 50, (gold["label"] + 1) % 3, gold["label"])
     gold.to_parquet(root / "labelme" / "gold.parquet")
     after = run(root, tmp_path / "two", sets=["labelme"])
-    pd.testing.assert_frame_equal(before[["selection", "method", "learning_rate"]], after[["selection", "method", "learning_rate"]])
+    pd.testing.assert_frame_equal(before[["selection", "method", "learning_rates"]], after[["selection", "method", "learning_rates"]])
     cells = [
         pd.concat([pd.read_csv(path) for path in sorted((tmp_path / name / "cells").iterdir())], ignore_index=True)
         for name in ("one", "two")
@@ -111,19 +118,19 @@ def test_learning_rates_are_chosen_by_held_out_labels_alone() -> None:
     row = {"set": "a", "method": "m"}
     rows = pd.DataFrame(
         [
-            {**row, "selection": "held-out", "learning_rate": rate, "seed": seed, "held_out_score": score, "accuracy": accuracy}
+            {**row, "selection": "held-out", "learning_rates": rate, "seed": seed, "held_out_score": score, "accuracy": accuracy}
             for rate, scores, accuracy in ((0.1, (-1.0, -3.0), 0.2), (0.2, (-2.1, -2.1), 0.9))
             for seed, score in enumerate(scores)
         ]
         + [
-            {**row, "selection": "last", "learning_rate": rate, "seed": 0, "held_out_score": math.nan, "accuracy": rate}
+            {**row, "selection": "last", "learning_rates": rate, "seed": 0, "held_out_score": math.nan, "accuracy": rate}
             for rate in (0.1, 0.2)
         ]
     )
     found = tuned(rows)
-    assert set(found["learning_rate"]) == {0.1} and len(found) == 3
+    assert set(found["learning_rates"]) == {0.1} and len(found) == 3
     turned = tuned(rows.assign(held_out_score=-rows["held_out_score"]))
-    assert set(turned["learning_rate"]) == {0.2}
+    assert set(turned["learning_rates"]) == {0.2}
 
 
 def test_means_and_paired_differences_by_hand() -> None:
@@ -132,7 +139,7 @@ def test_means_and_paired_differences_by_hand() -> None:
             {
                 "set": "a",
                 "selection": "last",
-                "learning_rate": 0.1,
+                "learning_rates": 0.1,
                 "method": method,
                 "seed": seed,
                 "accuracy": value,

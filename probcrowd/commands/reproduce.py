@@ -93,7 +93,7 @@ def crowds(data: Path | None, out: Path | None, sets: str | None, methods: str |
         seeds=seeds or (2 if quick else 5),
         jobs=jobs,
         progress=sys.stderr.isatty(),
-        **({"epochs": 10, "learning_rates": (1e-2,)} if quick else {}),
+        **({"epochs": 10, "learning_rates": ((1e-3, 1e-2),)} if quick else {}),
     )
     click.echo("accuracy on test items ± standard error in per cent, by what chooses the epoch\n")
     click.echo(results_text(results))

@@ -47,7 +47,8 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         strength: of the method's term (the volumes of GeoCrowdNet, the trace of TraceReg). None: the method's own. "selected": of
             `probcrowd.estimators.crowd_strength.STRENGTHS`, by the items that select the epoch, one fit each (`strengths_`, `strength_`).
         initial_accuracy: where confusion matrices start on their diagonal, for any number of classes, or "published": the method's start.
-        epochs, batch, learning_rate, weight_decay, patience: of Adam, see `probcrowd.inference.crowd_training.Training`.
+        epochs, batch, learning_rate, channel_learning_rate, weight_decay, patience: of Adam, see
+            `probcrowd.inference.crowd_training.Training`. Confusion matrices learn faster than the network by default, or would stay near their start.
         selection: which epoch is the result. "held-out": the best by the log score of the labels of items that are held out; "last": the
             last; "gold": the best by accuracy on the `validation` that `fit` is given.
         validation_fraction: of the items with labels, held out where they select.
@@ -68,6 +69,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         epochs: int = 100,
         batch: int = 64,
         learning_rate: float = 1e-3,
+        channel_learning_rate: float | None = 1e-2,
         weight_decay: float = 0.0,
         patience: int | None = None,
         selection: Selection = "held-out",
@@ -84,6 +86,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         self.epochs = epochs
         self.batch = batch
         self.learning_rate = learning_rate
+        self.channel_learning_rate = channel_learning_rate
         self.weight_decay = weight_decay
         self.patience = patience
         self.selection: Selection = selection
@@ -174,7 +177,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             number = getattr(self, name)
             if not (isinstance(number, Integral) and int(number) >= least) and not (name == "patience" and number is None):
                 raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}")
-        for name, positive in (("learning_rate", True), ("weight_decay", False), ("strength", False)):
+        for name, positive in (("learning_rate", True), ("channel_learning_rate", True), ("weight_decay", False), ("strength", False)):
             number = getattr(self, name)
             if name == "strength" and number == "selected":
                 continue
@@ -242,6 +245,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             int(self.batch),
             float(self.learning_rate),
             float(self.weight_decay),
+            None if self.channel_learning_rate is None else float(self.channel_learning_rate),
             None if self.patience is None else int(self.patience),
         )
         score = None if judge is None else lambda *both: float(judge(*both).mean())

@@ -32,12 +32,14 @@ AT_ONCE = 1024  # items of a pass without gradients
 
 @dataclass(frozen=True)
 class Training:
-    """epochs; batch: items; learning_rate, weight_decay: of Adam. patience: epochs without a better score after which to stop; None: never."""
+    """epochs; batch: items; learning_rate, weight_decay: of Adam. channel_learning_rate: of what the channel has, whose logits have further to go;
+    None: that of the network. patience: epochs without a better score after which to stop; None: never."""
 
     epochs: int = 100
     batch: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    channel_learning_rate: float | None = None
     patience: int | None = None
 
 
@@ -150,10 +152,11 @@ def last_linear(network: nn.Module) -> nn.Linear:
 
 
 def _adam(network: nn.Module, channel: Channel, training: Training) -> torch.optim.Adam:
-    both = list(network.parameters()), list(channel.parameters())
-    if not training.weight_decay:  # one group takes less time
-        return torch.optim.Adam([*both[0], *both[1]], training.learning_rate, fused=True)
-    groups = [{"params": part, "weight_decay": decay} for part, decay in zip(both, (training.weight_decay, 0.0), strict=True)]
+    rate = training.learning_rate if training.channel_learning_rate is None else training.channel_learning_rate
+    groups = [
+        {"params": list(network.parameters()), "weight_decay": training.weight_decay},
+        {"params": list(channel.parameters()), "weight_decay": 0.0, "lr": rate},
+    ]
     return torch.optim.Adam(groups, training.learning_rate, fused=True)
 
 

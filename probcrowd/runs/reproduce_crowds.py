@@ -1,7 +1,7 @@
 """Classifiers learned from annotators, all methods in one harness: same network, features, epochs, optimiser and seeds.
 
 Three ways to choose the epoch, never mixed: "last"; "held-out", by the labels of a tenth of the training items; "gold", by true classes of
-other items, a privilege that few have. The best epoch on test items is not among them. Each method has the learning rate, of those tried, whose
+other items, a privilege that few have. The best epoch on test items is not among them. Each method has the learning rates, of those tried, whose
 fits foretell held-out labels best on average over seeds; test items have no part in that either.
 
 results.csv    one row per set, selection and method: accuracy and log score on test items, mean and standard error over seeds
@@ -33,6 +33,7 @@ from probcrowd.scoring import scores
 from probcrowd.storage.files import write_table
 from probcrowd.storage.settings import Settings
 
+RATES = ((1e-3, 1e-3), (1e-3, 1e-2), (1e-2, 1e-2))  # of the network and of the channel
 SELECTIONS = ("held-out", "last", "gold")
 METHODS: dict[str, dict[str, Any]] = {
     "true labels": {"method": "majority-vote"},  # a ceiling: the annotators are replaced by one who is always right
@@ -70,7 +71,7 @@ class CrowdsReproduction(Settings):
     seeds: int
     epochs: int
     batch: int
-    learning_rates: tuple[float, ...]
+    learning_rates: tuple[tuple[float, float], ...]
     weight_decay: float
     sets: tuple[str, ...]
 
@@ -84,7 +85,7 @@ def reproduce_crowds(
     seeds: int = 5,
     epochs: int = 60,
     batch: int = 100,
-    learning_rates: Sequence[float] = (1e-3, 1e-2),
+    learning_rates: Sequence[tuple[float, float]] = RATES,
     weight_decay: float = 1e-4,
     jobs: int = 1,
     progress: bool = True,
@@ -106,7 +107,7 @@ def reproduce_crowds(
         seeds=seeds,
         epochs=epochs,
         batch=batch,
-        learning_rates=tuple(learning_rates),
+        learning_rates=tuple((float(one), float(other)) for one, other in learning_rates),
         weight_decay=weight_decay,
         sets=tuple(name for name in SETS if name in sets),
     )
@@ -129,21 +130,15 @@ def reproduce_crowds(
 def tuned(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of each method's learning rate on a set: the one with the best mean held-out score over seeds."""
     held = rows.loc[rows["selection"] == "held-out"]
-    mean = held.groupby(["set", "method", "learning_rate"], sort=False)["held_out_score"].mean().reset_index()
-    best = mean.loc[mean.groupby(["set", "method"], sort=False)["held_out_score"].idxmax(), ["set", "method", "learning_rate"]]
-    return rows.merge(best, on=["set", "method", "learning_rate"])
+    mean = held.groupby(["set", "method", "learning_rates"], sort=False)["held_out_score"].mean().reset_index()
+    best = mean.loc[mean.groupby(["set", "method"], sort=False)["held_out_score"].idxmax(), ["set", "method", "learning_rates"]]
+    return rows.merge(best, on=["set", "method", "learning_rates"])
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Means and standard errors over seeds; accuracy in per cent."""
-    groups = rows.groupby(["set", "selection", "method"], sort=False)
-    made = groups.agg(
-        learning_rate=("learning_rate", "first"),
-        seeds=("seed", "size"),
-        accuracy=("accuracy", "mean"),
-        log_loss=("log_loss", "mean"),
-        seconds=("seconds", "mean"),
-    )
+    groups = rows.groupby(["set", "selection", "method", "learning_rates"], sort=False)
+    made = groups.agg(seeds=("seed", "size"), accuracy=("accuracy", "mean"), log_loss=("log_loss", "mean"), seconds=("seconds", "mean"))
     made["accuracy"] *= 100
     made.insert(2, "standard_error", 100 * groups["accuracy"].std(ddof=1) / np.sqrt(groups["accuracy"].size()))
     return made.reset_index()
@@ -199,13 +194,14 @@ def _cells(root: Path, settings: CrowdsReproduction) -> dict[str, tuple[str, Cel
     for name in settings.sets:
         for selection in SELECTIONS:
             for method, options in METHODS.items():
-                for rate in settings.learning_rates if selection != "last" or "strength" not in options else ():
-                    found[f"{name} {selection} {rate:g} {method}"] = method, partial(_scored, root, settings, name, selection, rate, method)
+                for rates in settings.learning_rates if selection != "last" or "strength" not in options else ():
+                    cell = partial(_scored, root, settings, name, selection, rates, method)
+                    found[f"{name} {selection} {_told(rates)} {method}"] = method, cell
     return found
 
 
 def _scored(
-    root: Path, settings: CrowdsReproduction, name: str, selection: str, rate: float, method: str, seed: int
+    root: Path, settings: CrowdsReproduction, name: str, selection: str, rates: tuple[float, float], method: str, seed: int
 ) -> list[dict[str, Any]]:
     task = read_task(root, name)
     labels = _true_labels(task) if method == CEILING else task.labels
@@ -216,14 +212,14 @@ def _scored(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             known = (task.features.loc[valid], task.truth) if selection == "gold" else None
-            fitted = _classifier(task, settings, selection, rate, METHODS[method], seed).fit(task.features, labels, validation=known)
+            fitted = _classifier(task, settings, selection, rates, METHODS[method], seed).fit(task.features, labels, validation=known)
     finally:
         torch.set_num_threads(before)
     found = fitted.predict_proba(task.features.loc[test])
     judged = scores(found.to_numpy(), fitted.classes_.get_indexer(pd.Index(task.truth.loc[test])).astype(np.int64))
     held = fitted.history_["score"].max() if selection == "held-out" else math.nan
     told = {
-        "learning_rate": rate,
+        "learning_rates": _told(rates),
         "held_out_score": held,
         "epoch": fitted.epoch_,
         "degenerate": fitted.degenerate_,
@@ -233,18 +229,24 @@ def _scored(
 
 
 def _classifier(
-    task: CrowdTask, settings: CrowdsReproduction, selection: str, rate: float, options: Mapping[str, Any], seed: int
+    task: CrowdTask, settings: CrowdsReproduction, selection: str, rates: tuple[float, float], options: Mapping[str, Any], seed: int
 ) -> CrowdClassifier:
     return CrowdClassifier(
         task.network,
         epochs=settings.epochs,
         batch=settings.batch,
-        learning_rate=rate,
+        learning_rate=rates[0],
+        channel_learning_rate=rates[1],
         weight_decay=settings.weight_decay,
         selection=selection,  # pyright: ignore[reportArgumentType]
         random_state=seed,
         **options,
     )
+
+
+def _told(rates: tuple[float, float]) -> str:
+    """Of the network and of the channel."""
+    return f"{rates[0]:g} {rates[1]:g}"
 
 
 def _true_labels(task: CrowdTask) -> pd.DataFrame:

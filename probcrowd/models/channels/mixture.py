@@ -9,7 +9,7 @@ Both volumes grow. Along the matrices Q that leave every p as it is (confusion -
 they are not for use together. "Identified" means up to a permutation of the classes: the start alone ties class k to label k.
 
 With `running`, the items' Gram matrix is a mean over about one epoch instead of a batch: the published term depends on the size of the
-batch, and is singular where a batch has fewer items than there are classes. What does not change with the batch is its gradient.
+batch, and is singular where a batch has fewer items than there are classes.
 """
 
 from __future__ import annotations
