@@ -12,7 +12,7 @@ from jaxtyping import Float
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from probcrowd.estimators.crowd_items import Items, read_items
+from probcrowd.estimators.crowd_items import Items, classes_of, read_items
 from probcrowd.inference.crowd_training import look_at_all
 from probcrowd.models.channels.base import Channel, Labels, Seen
 from probcrowd.scoring import hits
@@ -46,8 +46,6 @@ class CrowdAnswers:
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of items whose class is predicted; y: true classes by item id, or in the order of X. In a tie of m classes, 1/m."""
-        from probcrowd.estimators.crowd_classifier import classes_of
-
         found = self.predict_proba(X)
         codes = classes_of(y, read_items(X, self.device, self._columns or None), self.classes_)
         if not (codes >= 0).any():

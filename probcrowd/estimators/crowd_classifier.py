@@ -19,19 +19,18 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import nn
 
 from probcrowd.annotations import Annotations
-from probcrowd.columns import reject
 from probcrowd.estimators.crowd_answers import CrowdAnswers
 from probcrowd.estimators.crowd_folder import load_result, load_training, rows_of, save_result, save_training, settings_of
-from probcrowd.estimators.crowd_items import Items, read_items
+from probcrowd.estimators.crowd_items import Items, classes_of, read_items
 from probcrowd.estimators.crowd_methods import Start, Task, find_method, make_channel
 from probcrowd.estimators.crowd_split import Judge, Split, held_out_scores, known_scores, split_of
 from probcrowd.estimators.crowd_strength import chosen_strength, compared_strengths, load_strengths
 from probcrowd.estimators.table import Table, read_table
 from probcrowd.inference.crowd_training import Trained, Training, last_linear, train
 from probcrowd.models.channels.base import Channel, Labels
+from probcrowd.models.encoders import small_network
 from probcrowd.storage.checkpoint import load_module
 from probcrowd.storage.folder import RunFolder
-from probcrowd.tables import some
 
 Network = nn.Module | Callable[[tuple[int, ...], int], nn.Module]
 Selection = Literal["held-out", "last", "gold"]
@@ -302,30 +301,6 @@ def load_crowd_classifier(folder: Path | str, network: Network | None = None) ->
     if made.strength == "selected":
         made.strengths_, made.strength_ = load_strengths(path), state["strength"]
     return made
-
-
-def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """One hidden layer for numbers in any units: standardised by batches, 128 units, dropout of one half."""
-    width = math.prod(shape)
-    hidden = [nn.Flatten(), nn.BatchNorm1d(width, affine=False), nn.Linear(width, 128), nn.ReLU(), nn.Dropout(0.5)]
-    return nn.Sequential(*hidden, nn.Linear(128, classes))
-
-
-def classes_of(truth: Any, items: Items, classes: pd.Index) -> np.ndarray:
-    """True classes, by item id or in the order of the items, as positions in `classes`, -1 where they are missing.
-
-    Raises:
-        ValueError: other numbers of them, or classes that nobody gave.
-    """
-    if isinstance(truth, pd.Series):
-        known = truth.loc[~truth.index.duplicated()].reindex(items.ids)
-    else:
-        if len(truth) != len(items.ids):
-            raise ValueError(f"{len(truth)} true classes for {len(items.ids)} items")
-        known = pd.Series(np.asarray(truth), items.ids)
-    codes = np.where(known.notna(), classes.get_indexer(pd.Index(known)), -1)
-    reject(np.asarray((codes < 0) & known.notna(), dtype=bool), known, f"true classes that nobody gave: the classes are {some(classes)}")
-    return codes.astype(np.int64)
 
 
 def _said(annotations: Any, missing_label: Any, items: Items) -> Any:

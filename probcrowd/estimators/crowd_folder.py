@@ -8,7 +8,6 @@ The code of the network is not kept: who reads a fit of a network of their own h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from probcrowd.estimators.crowd_items import Items
-from probcrowd.estimators.fit_folder import FitSettings, fit_settings, load_ids, save_ids
+from probcrowd.estimators.fit_folder import FitSettings, fit_settings, read_finished, save_ids
 from probcrowd.estimators.table import Table
 from probcrowd.inference.crowd_training import Trained
 from probcrowd.models.channels.base import Channel
 from probcrowd.models.rows import Rows
-from probcrowd.storage.checkpoint import Checkpoint, load_checkpoint, load_latest, module_tensors, save_checkpoint, save_latest, under
+from probcrowd.storage.checkpoint import Checkpoint, load_latest, module_tensors, save_checkpoint, save_latest, under
 from probcrowd.storage.folder import RunFolder
-from probcrowd.storage.settings import read_written
 
 _IDS = ("annotators", "classes")
 
@@ -81,16 +79,7 @@ def load_result(path: Path) -> tuple[dict[str, Any], dict[str, pd.Index], Checkp
     Raises:
         ValueError: there is none in the folder, or files of it are damaged.
     """
-    folder = RunFolder(path)
-    if not folder.config.is_file():
-        raise ValueError(f"{path} holds no fit: it has no {folder.config.name}")
-    if not folder.model.is_file():
-        raise ValueError(f"the fit in {path} has not finished: fit the same data with resume=True")
-    try:
-        written, ids = read_written(FitSettings, folder.config), load_ids(path, _IDS)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} holds no fit of a classifier, or files of it are damaged: {error}") from error
-    return json.loads(written.parameters), ids, load_checkpoint(folder.model)
+    return read_finished(path, _IDS, "a classifier")
 
 
 def rows_of(saved: Checkpoint, num_annotators: int, num_classes: int) -> Rows:

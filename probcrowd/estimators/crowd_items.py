@@ -89,6 +89,23 @@ def read_items(X: Any, device: str = "cpu", columns: tuple[str, ...] | None = No
     raise TypeError(f"X must be a data frame, an array, a tensor or a torch Dataset, not {type(X).__name__}")
 
 
+def classes_of(truth: Any, items: Items, classes: pd.Index) -> np.ndarray:
+    """True classes, by item id or in the order of the items, as positions in `classes`, -1 where they are missing.
+
+    Raises:
+        ValueError: other numbers of them, or classes that nobody gave.
+    """
+    if isinstance(truth, pd.Series):
+        known = truth.loc[~truth.index.duplicated()].reindex(items.ids)
+    else:
+        if len(truth) != len(items.ids):
+            raise ValueError(f"{len(truth)} true classes for {len(items.ids)} items")
+        known = pd.Series(np.asarray(truth), items.ids)
+    codes = np.where(known.notna(), classes.get_indexer(pd.Index(known)), -1)
+    reject(np.asarray((codes < 0) & known.notna(), dtype=bool), known, f"true classes that nobody gave: the classes are {some(classes)}")
+    return codes.astype(np.int64)
+
+
 def _ordered(frame: pd.DataFrame, columns: tuple[str, ...] | None) -> pd.DataFrame:
     """By name where both have names, else as they stand."""
     here = tuple(map(str, frame.columns))

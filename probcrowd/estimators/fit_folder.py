@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from probcrowd.storage.checkpoint import Checkpoint, load_checkpoint
 from probcrowd.storage.files import write_atomically
-from probcrowd.storage.settings import Settings
+from probcrowd.storage.folder import RunFolder
+from probcrowd.storage.settings import Settings, read_written
 from probcrowd.tables import some
 
 
@@ -51,6 +53,24 @@ def save_ids(path: Path, ids: Mapping[str, pd.Index]) -> None:
 def load_ids(path: Path, names: Iterable[str]) -> dict[str, pd.Index]:
     """The ids of those names."""
     return {name: _ids(path / f"{name}.parquet").rename(name) for name in names}
+
+
+def read_finished(path: Path, names: Iterable[str], what: str) -> tuple[dict[str, Any], dict[str, pd.Index], Checkpoint]:
+    """Parameters, ids of those names, and the model of a finished fit.
+
+    Raises:
+        ValueError: there is none in the folder, or files of it are damaged.
+    """
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise ValueError(f"{path} holds no fit: it has no {folder.config.name}")
+    if not folder.model.is_file():
+        raise ValueError(f"the fit in {path} has not finished: fit the same data with resume=True")
+    try:
+        written, ids = read_written(FitSettings, folder.config), load_ids(path, names)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} holds no fit of {what}, or files of it are damaged: {error}") from error
+    return json.loads(written.parameters), ids, load_checkpoint(folder.model)
 
 
 def _packed(ids: pd.Index) -> bytes:

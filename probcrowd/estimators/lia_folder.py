@@ -8,7 +8,6 @@ spreads.parquet                                                                 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probcrowd.estimators.fit_folder import FitSettings, fit_settings, load_ids, save_ids
+from probcrowd.estimators.fit_folder import FitSettings, fit_settings, read_finished, save_ids
 from probcrowd.estimators.table import Table
 from probcrowd.inference.gem_fit import State
 from probcrowd.models.lia_prior import Inputs
-from probcrowd.storage.checkpoint import load_checkpoint, load_latest, save_checkpoint, save_latest, under
+from probcrowd.storage.checkpoint import load_latest, save_checkpoint, save_latest, under
 from probcrowd.storage.files import write_atomically
 from probcrowd.storage.folder import RunFolder
-from probcrowd.storage.settings import read_written
 
 _SPREADS = "spreads.parquet"
 _IDS = ("items", "annotators", "classes")
@@ -92,23 +90,13 @@ def load_fit(path: Path) -> tuple[dict[str, Any], Table, dict[str, np.ndarray], 
     Raises:
         ValueError: there is none in the folder, or files of it are damaged.
     """
-    folder = RunFolder(path)
-    if not folder.config.is_file():
-        raise ValueError(f"{path} holds no fit: it has no {folder.config.name}")
-    if not folder.model.is_file():
-        raise ValueError(f"the fit in {path} has not finished: fit the same data with resume=True")
-    try:
-        written = read_written(FitSettings, folder.config)
-        ids = load_ids(path, _IDS)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} holds no fit of LIA, or files of it are damaged: {error}") from error
-    saved = load_checkpoint(folder.model)
+    parameters, ids, saved = read_finished(path, _IDS, "LIA")
     state = dict(saved.state)
     arrays = {name: value.numpy() for name, value in under("table", saved.tensors).items()}
     parts: dict[str, Any] = {"weight": None} | arrays | ids
     table = Table(**parts, num_labels=state.pop("num_labels"))
     others = {name: value.numpy() for name, value in under("arrays", saved.tensors).items()}
-    return json.loads(written.parameters), table, others, under("parameters", saved.tensors), state
+    return parameters, table, others, under("parameters", saved.tensors), state
 
 
 def _arrays(table: Table) -> dict[str, np.ndarray | None]:

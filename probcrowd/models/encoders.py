@@ -1,7 +1,8 @@
-"""Networks that embed items: (n, *input) -> (n, d). Any `torch.nn.Module` with that signature does as well."""
+"""Networks that embed items, (n, *input) -> (n, d), or give logits of classes. Any `torch.nn.Module` with that signature does as well."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -37,6 +38,13 @@ class Conv4(nn.Sequential):
         for inputs in (image_channels, channels, channels, channels):
             blocks += [nn.Conv2d(inputs, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(2)]
         super().__init__(*blocks, nn.Flatten())
+
+
+def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """One hidden layer for numbers in any units: standardised by batches, 128 units, dropout of one half."""
+    width = math.prod(shape)
+    hidden = [nn.Flatten(), nn.BatchNorm1d(width, affine=False), nn.Linear(width, 128), nn.ReLU(), nn.Dropout(0.5)]
+    return nn.Sequential(*hidden, nn.Linear(128, classes))
 
 
 def embed(encoder: nn.Module, *groups: Tensor) -> list[Tensor]:

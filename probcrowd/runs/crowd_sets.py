@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from probcrowd.runs.lia_sets import read_folder
+
 CIFAR_TRAIN, CIFAR_VALID, CIFAR_TEST = 10_000, 500, 10_000  # of the 50,000 images with labels, drawn once
 MUSIC_VALID = 100  # of the 300 test songs, drawn by the seed; selection by gold is judged on the others
 
@@ -47,18 +49,11 @@ def read_task(root: Path, name: str) -> CrowdTask:
     """The set in a folder of the data folder.
 
     Raises:
-        ValueError: there is no such folder, or it has no features.
+        ValueError: see `probcrowd.runs.lia_sets.read_folder`.
     """
-    folder = root / name
-    if not (folder / "features.npy").is_file():
-        raise ValueError(f"{folder} holds no data set with features; give the data folder with --data or PROBCROWD_DATA")
-    labels = pd.read_parquet(folder / "annotations.parquet", columns=["task", "worker", "label"]).dropna()
-    labels = labels.set_axis(["item", "annotator", "label"], axis=1)
-    gold = pd.read_parquet(folder / "gold.parquet")
-    truth = pd.Series(gold["label"].to_numpy(), pd.Index(gold["task"], name="item"))
-    tasks = pd.read_csv(folder / "tasks.csv")
-    ids = pd.Index(tasks["task"].astype(labels["item"].dtype))
-    features = pd.DataFrame(np.load(folder / "features.npy").astype(np.float64), ids)
+    labels, gold, features = read_folder(root, name)
+    truth = pd.Series(gold["label"].to_numpy(), gold.index.rename("item"))
+    tasks, ids = pd.read_csv(root / name / "tasks.csv"), features.index
     if "split" in tasks:
         test, valid = (ids[(tasks["split"] == part).to_numpy(bool)] for part in ("test", "valid"))
         return CrowdTask(name, features, labels, truth, test, valid)

@@ -35,8 +35,8 @@ class CrowdSet:
         return shuffled.loc[kept].sort_index()
 
 
-def read_set(root: Path, name: str) -> CrowdSet:
-    """The set in a folder of the data folder.
+def read_folder(root: Path, name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Of a folder of the data folder: labels (item, annotator, label), gold as it stands there by task, and features by item.
 
     Raises:
         ValueError: there is no such folder, or it has no features.
@@ -49,7 +49,16 @@ def read_set(root: Path, name: str) -> CrowdSet:
     gold = pd.read_parquet(folder / "gold.parquet").drop_duplicates("task").set_index("task")
     tasks = pd.read_csv(folder / "tasks.csv")["task"].astype(labels["item"].dtype)
     features = np.load(folder / "features.npy")
-    table = pd.DataFrame(features.reshape(len(features), -1).astype(np.float64), index=pd.Index(tasks))
+    return labels, gold, pd.DataFrame(features.reshape(len(features), -1).astype(np.float64), index=pd.Index(tasks))
+
+
+def read_set(root: Path, name: str) -> CrowdSet:
+    """The set in a folder of the data folder.
+
+    Raises:
+        ValueError: see `read_folder`.
+    """
+    labels, gold, table = read_folder(root, name)
     truths: dict[str, Any]
     if name == "snow_wordsim":
         labels["label"] = (labels["label"] >= SIMILAR).astype(np.int64)
