@@ -45,6 +45,26 @@ def test_what_is_said_is_the_formula(name: str) -> None:
 
 
 @every
+def test_all_labels_of_an_item_share_a_class_where_there_is_one(name: str) -> None:
+    labels = some_labels()
+    channel, part = made(name, labels), some_batch(labels)
+    seen = some_seen(len(part.items))
+    found = channel.log_labels(seen, part).detach().numpy()
+    confusion = channel.confusion().detach().numpy()
+    truth = channel.log_truth(seen).detach().exp().numpy()
+    alone = channel.log_said(seen, part).detach().numpy()
+    rows = list(zip(part.item.tolist(), part.annotator.tolist(), part.label.tolist(), part.weight.tolist(), strict=True))
+    for i in range(len(part.items)):
+        if name.startswith(("crowd layer", "conal", "union", "doctor")):
+            expected = sum(w * alone[n, l] for n, (item, _, l, w) in enumerate(rows) if item == i)
+        else:
+            expected = np.log(
+                sum(truth[i, k] * np.prod([confusion[j, k, l] ** w for item, j, l, w in rows if item == i]) for k in range(3))
+            )
+        assert found[i] == pytest.approx(expected, abs=1e-9)
+
+
+@every
 def test_the_loss_is_the_formula(name: str) -> None:
     labels = some_labels()
     channel = made(name, labels)
