@@ -12,13 +12,14 @@ from jaxtyping import Float
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from probcrowd.columns import reject
 from probcrowd.estimators.crowd_items import Items, classes_of, read_items
 from probcrowd.inference.crowd_training import look_at_all
 from probcrowd.models.channels.base import Channel, Labels, Seen
 from probcrowd.scoring import hits
 from probcrowd.tables import some
 
-ROWS = 2**16  # of (item, annotator) pairs that are answered at once
+ROWS = 2**22  # numbers of an item, an annotator, a class and a label that are held at once
 
 
 class CrowdAnswers:
@@ -29,6 +30,7 @@ class CrowdAnswers:
     device: str
     _made: Channel
     _annotators: pd.Index
+    _labels: np.ndarray
     _columns: tuple[str, ...]
     _shape: tuple[int, ...]
 
@@ -36,7 +38,8 @@ class CrowdAnswers:
         """p(class | x) by item and class."""
         items, seen = self._seen(X)
         with torch.no_grad():
-            found = self._made.log_truth(seen).exp().double().cpu().numpy()
+            found = torch.softmax(self._made.log_truth(seen).double(), 1).cpu().numpy()
+        reject(np.asarray(np.isnan(found).any(1), dtype=bool), pd.Series(list(items.ids)), "items for which the network gives no number")
         return pd.DataFrame(found, items.ids.rename("item"), self.classes_.rename("class"))
 
     def predict(self, X: Any) -> pd.Series:
@@ -48,8 +51,8 @@ class CrowdAnswers:
         """The share of items whose class is predicted; y: true classes by item id, or in the order of X. In a tie of m classes, 1/m."""
         found = self.predict_proba(X)
         codes = classes_of(y, read_items(X, self.device, self._columns or None), self.classes_)
-        if not (codes >= 0).any():
-            raise ValueError("y has no class of any of these items")
+        if isinstance(sample_weight, pd.Series):
+            sample_weight = sample_weight.reindex(found.index)
         weights = None if sample_weight is None else np.asarray(sample_weight)[codes >= 0]
         return float(np.average(hits(found.to_numpy()[codes >= 0], codes[codes >= 0]), weights=weights))
 
@@ -64,11 +67,11 @@ class CrowdAnswers:
 
     @property
     def annotators_(self) -> pd.DataFrame:
-        """By annotator: accuracy, the mean of the diagonal of the confusion matrix."""
+        """By annotator: accuracy, the mean of the diagonal of the confusion matrix, and how many labels it was learned from."""
         check_is_fitted(self, "classes_")
         with torch.no_grad():
             accuracy = self._made.confusion().double().diagonal(dim1=1, dim2=2).mean(1).cpu().numpy()
-        return pd.DataFrame({"accuracy": accuracy}, self._annotators.rename("annotator"))
+        return pd.DataFrame({"accuracy": accuracy, "labels": self._labels}, self._annotators.rename("annotator"))
 
     def annotator_proba(self, X: Any, annotators: Sequence[Any] | pd.Index | None = None) -> pd.DataFrame:
         """P(annotator says label | x) by (item, annotator) and label, for all annotators or for some."""
@@ -78,7 +81,7 @@ class CrowdAnswers:
         if (code < 0).any():
             raise ValueError(f"annotators that the fit does not know: {some(chosen[code < 0])}")
         found = np.empty((len(items.ids) * len(code), len(self.classes_)))
-        step = max(ROWS // max(len(code), 1), 1)
+        step = max(ROWS // max(len(code) * len(self.classes_) ** 2, 1), 1)
         for low in range(0, len(items.ids), step):
             high = min(low + step, len(items.ids))
             found[low * len(code) : high * len(code)] = self._said(seen, low, high, code)
@@ -94,7 +97,7 @@ class CrowdAnswers:
         nothing = torch.zeros(pairs, dtype=torch.int64, device=device)
         labels = Labels(item.repeat_interleave(len(code)), annotator, nothing, torch.ones(pairs, device=device), item, float(len(code)))
         with torch.no_grad():
-            return self._made.log_said(part, labels).exp().double().cpu().numpy()
+            return torch.softmax(self._made.log_said(part, labels).double(), 1).cpu().numpy()
 
     def _seen(self, X: Any) -> tuple[Items, Seen]:
         check_is_fitted(self, "classes_")

@@ -23,14 +23,15 @@ from probcrowd.estimators.crowd_answers import CrowdAnswers
 from probcrowd.estimators.crowd_folder import load_result, load_training, rows_of, save_result, save_training, settings_of
 from probcrowd.estimators.crowd_items import Items, classes_of, read_items
 from probcrowd.estimators.crowd_methods import Start, Task, find_method, make_channel
-from probcrowd.estimators.crowd_split import Judge, Split, held_out_scores, known_scores, split_of
+from probcrowd.estimators.crowd_split import Judge, Split, held_out_scores, known_scores, renamed, split_of
 from probcrowd.estimators.crowd_strength import chosen_strength, compared_strengths, load_strengths
 from probcrowd.estimators.table import Table, read_table
-from probcrowd.inference.crowd_training import Trained, Training, last_linear, train
+from probcrowd.inference.crowd_training import Trained, Training, head_of, train
 from probcrowd.models.channels.base import Channel, Labels
 from probcrowd.models.encoders import small_network
 from probcrowd.storage.checkpoint import load_module
 from probcrowd.storage.folder import RunFolder
+from probcrowd.tables import some
 
 Network = nn.Module | Callable[[tuple[int, ...], int], nn.Module]
 Selection = Literal["held-out", "last", "gold"]
@@ -45,7 +46,8 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         method: see `probcrowd.estimators.crowd_methods.METHODS`.
         strength: of the method's term (the volumes of GeoCrowdNet, the trace of TraceReg). None: the method's own. "selected": of
             `probcrowd.estimators.crowd_strength.STRENGTHS`, by the items that select the epoch, one fit each (`strengths_`, `strength_`).
-        initial_accuracy: where confusion matrices start on their diagonal, for any number of classes, or "published": the method's start.
+        initial_accuracy: where confusion matrices start on their diagonal, for any number of classes, or "published": the method's start. Methods that
+            count (raykar, mbem, max-mig, doctor-net, majority-vote, dawid-skene) start at the votes instead.
         epochs, batch, learning_rate, channel_learning_rate, weight_decay, patience: of Adam, see
             `probcrowd.inference.crowd_training.Training`. Confusion matrices learn faster than the network by default, or would stay near their start.
         selection: which epoch is the result. "held-out": the best by the log score of the labels of items that are held out; "last": the
@@ -122,6 +124,12 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         self._check(validation, folder, resume)
         items = read_items(X, self.device)
         table = read_table(_said(annotations, missing_label, items))
+        if len(table.classes) < 2:
+            raise ValueError(
+                f"all labels are alike, {some(table.classes)}: there is nothing to tell apart; declare classes in Annotations.from_frame"
+            )
+        self.__dict__.pop("strengths_", None)
+        self.__dict__.pop("strength_", None)
         split = split_of(table, items, self._held_share, int(self.random_state), self.device)
         network = self._network(items, len(table.classes))
         judge = self._score(items, table, split, validation)
@@ -134,9 +142,16 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             strength = self.strength
             if strength == "selected":
                 self.strengths_ = self._strengths(items, table, split, validation, None if kept is None else kept.path)
-                strength = self.strength_ = chosen_strength(self.strengths_, gold=self.selection == "gold")
-            channel = self._channel(network, split, strength)
+                strongest = self.selection == "held-out" and self._name.startswith("geocrowdnet")
+                strength = self.strength_ = chosen_strength(self.strengths_, strongest=strongest)
+            channel = self._channel(network, split, items.shape, strength)
             stands = self._train(network, channel, items, split, judge, **options)
+            if self._renamed(network, channel, items, split):
+                words = "a smaller strength, a lower learning rate or a larger initial_accuracy may keep them"
+                warnings.warn(
+                    f"classes seem to have changed their names: what annotators call one, the network calls another: {words}", stacklevel=2
+                )
+            self._labels = np.bincount(split.rows.annotator, minlength=len(table.annotators))
             self._install(network, channel, stands, {"annotators": table.annotators, "classes": table.classes}, items.columns, items.shape)
             if kept is not None:
                 own = self.network is not None
@@ -161,7 +176,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         if self.degenerate_:
             words = (
                 "a larger batch, options={'running': True} or a smaller strength helps"
-                if self.method.endswith("f")
+                if self._name == "geocrowdnet-f"
                 else "lower the strength"
             )
             warnings.warn(f"in {self.degenerate_} steps the volume was next to singular, and was taken with a ridge: {words}", stacklevel=3)
@@ -180,6 +195,10 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             number = getattr(self, name)
             if name == "strength" and number == "selected":
                 continue
+            if number is None and name in ("learning_rate", "weight_decay"):
+                raise ValueError(f"{name}=None: choose a number")
+            if not (number is None or isinstance(number, (int, float, np.number))):
+                raise ValueError(f"{name}={number!r}: choose a number")
             if number is not None and not (0 <= number < math.inf and (number > 0 or not positive)):
                 raise ValueError(f"{name}={number!r}: choose a number {'>' if positive else '>='} 0")
         if self.selection not in ("held-out", "last", "gold"):
@@ -196,6 +215,10 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             raise ValueError(f"validation_fraction={self.validation_fraction!r}: choose a number between 0 and 1")
         if resume and folder is None:
             raise ValueError("resume=True needs the folder of the fit to go on with")
+
+    @property
+    def _name(self) -> str:
+        return self.method.replace("_", "-").lower()
 
     @property
     def _held_share(self) -> float:
@@ -230,13 +253,16 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         judge = self._score(items, table, split, validation)
         assert judge is not None
 
-        def scores(strength: float) -> np.ndarray:
+        def scores(strength: float) -> tuple[np.ndarray, bool]:
             network = self._network(items, len(table.classes))
-            channel = self._channel(network, split, strength)
+            channel = self._channel(network, split, items.shape, strength)
             self._train(network, channel, items, split, judge)
-            return judge(network, channel)
+            return judge(network, channel), self._renamed(network, channel, items, split)
 
         return compared_strengths(scores, out)
+
+    def _renamed(self, network: nn.Module, channel: Channel, items: Items, split: Split) -> bool:
+        return renamed(network, channel, lambda places: items(split.place[places]), split.labels, split.rows.num_classes)
 
     def _train(self, network: nn.Module, channel: Channel, items: Items, split: Split, judge: Judge | None, **options: Any) -> Trained:
         training = Training(
@@ -251,13 +277,21 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         options |= {"seed": int(self.random_state), "progress": self.progress}
         return train(network, channel, lambda places: items(split.place[places]), split.labels, training, score=score, **options)
 
-    def _channel(self, network: nn.Module, split: Split, strength: float | None) -> Channel:
-        width = last_linear(network).in_features if any(isinstance(part, nn.Linear) for part in network.modules()) else 0
+    def _channel(self, network: nn.Module, split: Split, shape: tuple[int, ...], strength: float | None) -> Channel:
+        with torch.no_grad():
+            head = head_of(network.eval(), torch.zeros(2, *shape, device=self.device))
+        layer = None if head is None else network.get_submodule(head)
+        width = layer.in_features if isinstance(layer, nn.Linear) else 1
         with torch.random.fork_rng():
             torch.manual_seed(int(self.random_state) + 1)
             task = Task(split.rows, split.labels, width)
             channel = make_channel(self.method, task, self.initial_accuracy, strength, self.options or {})
-        if self.method == "geocrowdnet-f" and self.batch < 4 * task.num_classes and not (self.options or {}).get("running"):
+        channel.head = head or ""
+        if channel.needs_features and head is None:
+            raise ValueError(
+                f"{self.method} needs a network whose logits are those of a torch.nn.Linear, and {type(network).__name__} has none"
+            )
+        if self._name == "geocrowdnet-f" and self.batch < 4 * task.num_classes and not (self.options or {}).get("running"):
             words = f"batches of {self.batch} items say little of a volume over {task.num_classes} classes"
             warnings.warn(f"{words}: take at least {4 * task.num_classes}, or options={{'running': True}}", stacklevel=3)
         return channel.to(self.device)
@@ -269,6 +303,8 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         if validation is None:
             return None
         known = read_items(validation[0], self.device, items.columns or None)
+        if known.shape != items.shape:
+            raise ValueError(f"validation: inputs of shape {known.shape}, those of X have {items.shape}")
         return partial(known_scores, inputs=known, truth=classes_of(validation[1], known, table.classes))
 
 
@@ -281,22 +317,24 @@ def load_crowd_classifier(folder: Path | str, network: Network | None = None) ->
     path = Path(folder)
     parameters, ids, saved = load_result(path)
     state = dict(saved.state)
-    parameters.pop("network")
     if state["own_network"] != (network is not None):
         words = "has a network of its own: give it" if state["own_network"] else "has the default network: give none"
         raise ValueError(f"the fit in {folder} {words}")
-    made = CrowdClassifier(network, **parameters)
+    made = CrowdClassifier(network, **{name: value for name, value in parameters.items() if name != "network"})
     shape, classes = tuple(state["shape"]), len(ids["classes"])
     blank = network if isinstance(network, nn.Module) else (network or small_network)(shape, classes)
+    if repr(blank) != parameters.pop("network"):
+        raise ValueError(f"the fit in {folder} has another network than\n{blank}")
     learned = copy.deepcopy(blank)
     load_module(learned, saved.tensors, "network")
     rows = rows_of(saved, len(ids["annotators"]), classes)
     empty = torch.zeros(0, dtype=torch.int64)
-    channel = made._channel(learned, Split(rows, Labels.of(rows), empty, Labels.of(rows), empty), state["strength"])
+    channel = made._channel(learned, Split(rows, Labels.of(rows), empty, Labels.of(rows), empty), shape, state["strength"])
     load_module(channel, saved.tensors, "channel")
     stands = Trained(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
     learned.eval()
     channel.eval()
+    made._labels = np.bincount(rows.annotator, minlength=rows.num_annotators)
     made._install(learned, channel, stands, ids, tuple(state["columns"]), shape)
     if made.strength == "selected":
         made.strengths_, made.strength_ = load_strengths(path), state["strength"]
@@ -304,6 +342,12 @@ def load_crowd_classifier(folder: Path | str, network: Network | None = None) ->
 
 
 def _said(annotations: Any, missing_label: Any, items: Items) -> Any:
+    if isinstance(annotations, torch.Tensor):
+        annotations = annotations.detach().cpu().numpy()
+    if isinstance(annotations, pd.DataFrame) and "label" not in annotations.columns:  # a matrix under ids of its own
+        if not annotations.index.isin(items.ids).all():
+            raise ValueError("annotations need the columns item, annotator and label; a matrix needs a row per item, under the ids of X")
+        return Annotations.from_wide(annotations, missing_label=missing_label)
     if isinstance(annotations, (np.ndarray, list)):
         if len(annotations) != len(items.ids):
             raise ValueError(

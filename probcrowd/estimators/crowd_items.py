@@ -21,13 +21,15 @@ from probcrowd.tables import by_item, some
 class Items:
     """Inputs by item id. values: a tensor with a row per item, or a dataset whose elements are inputs, or tuples that begin with one.
 
-    columns: of a table, whose order must be that of the fit. device: where batches go; a tensor is there already.
+    columns: of a table, whose order must be that of the fit. device: where batches go; a tensor is there already. named: the ids are the
+    user's, not places.
     """
 
     ids: pd.Index
     values: Any
     columns: tuple[str, ...]
     device: str
+    named: bool = False
 
     def __call__(self, items: Int[Tensor, " b"]) -> Tensor:
         """The inputs of the items at those places."""
@@ -70,18 +72,21 @@ def read_items(X: Any, device: str = "cpu", columns: tuple[str, ...] | None = No
         ValueError: no items, repeated ids, values that are no numbers, missing or infinite; other columns than the fit's.
     """
     if isinstance(X, pd.DataFrame):
-        frame = numeric(_ordered(by_item(X, "X"), columns), "X")
+        frame = X.set_axis(X.index.to_flat_index(), axis=0) if isinstance(X.index, pd.MultiIndex) else X
+        frame = numeric(_ordered(by_item(frame, "X"), columns), "X")
         _require_items(len(frame))
-        return Items(frame.index, _tensor(frame.to_numpy(), device), tuple(map(str, frame.columns)), device)
+        if not frame.shape[1]:
+            raise ValueError("X: a table without columns")
+        return Items(frame.index, _tensor(frame.to_numpy(), frame.index, device), tuple(map(str, frame.columns)), device, True)
     if isinstance(X, Tensor):
-        X = X.detach().cpu().numpy()
+        X = X.detach().float().cpu().numpy()
     if isinstance(X, np.ndarray):
         if X.ndim < 2 or X.dtype.kind not in "buif":
             raise ValueError(f"X: an array of numbers with one row per item is needed, got shape {X.shape} of {X.dtype}")
         _require_items(len(X))
-        finite = np.asarray(np.isfinite(X).reshape(len(X), -1).all(1), dtype=bool)
-        reject(~finite, pd.Series(np.arange(len(X))), "X: missing or infinite values: fill them or leave these items out")
-        return Items(pd.RangeIndex(len(X)), _tensor(X, device), (), device)
+        if np.ma.is_masked(X):
+            raise ValueError("X: a masked array: fill what is masked or leave these items out")
+        return Items(pd.RangeIndex(len(X)), _tensor(X, pd.RangeIndex(len(X)), device), (), device)
     if isinstance(X, Dataset):
         size = len(X)  # pyright: ignore[reportArgumentType]
         _require_items(size)
@@ -93,16 +98,22 @@ def classes_of(truth: Any, items: Items, classes: pd.Index) -> np.ndarray:
     """True classes, by item id or in the order of the items, as positions in `classes`, -1 where they are missing.
 
     Raises:
-        ValueError: other numbers of them, or classes that nobody gave.
+        ValueError: other numbers of them, ids where the items have none, repeated ids, classes that nobody gave, or none at all.
     """
-    if isinstance(truth, pd.Series):
-        known = truth.loc[~truth.index.duplicated()].reindex(items.ids)
+    if isinstance(truth, pd.Series) and items.named:
+        reject(truth.index.duplicated(keep=False), pd.Series(list(truth.index)), "items with more than one true class: keep one each")
+        known = truth.reindex(items.ids)
+    elif isinstance(truth, pd.Series) and not truth.index.equals(pd.RangeIndex(len(items.ids))):
+        raise ValueError("the true classes have ids and X has none: give them as an array in the order of X, or X as a data frame")
     else:
-        if len(truth) != len(items.ids):
-            raise ValueError(f"{len(truth)} true classes for {len(items.ids)} items")
-        known = pd.Series(np.asarray(truth), items.ids)
+        values = np.asarray(truth)
+        if values.ndim != 1 or len(values) != len(items.ids):
+            raise ValueError(f"true classes of shape {values.shape} for {len(items.ids)} items: one each is needed")
+        known = pd.Series(values, items.ids)
     codes = np.where(known.notna(), classes.get_indexer(pd.Index(known)), -1)
     reject(np.asarray((codes < 0) & known.notna(), dtype=bool), known, f"true classes that nobody gave: the classes are {some(classes)}")
+    if not (codes >= 0).any():
+        raise ValueError(f"no true class of any of these items, such as {some(items.ids)}")
     return codes.astype(np.int64)
 
 
@@ -116,8 +127,13 @@ def _ordered(frame: pd.DataFrame, columns: tuple[str, ...] | None) -> pd.DataFra
     raise ValueError(f"X: the columns are {some(here)} ({len(here)}), those of the fit {some(columns)} ({len(columns)})")
 
 
-def _tensor(values: np.ndarray, device: str) -> Tensor:
-    return torch.from_numpy(np.require(values, np.float32, ["C", "W"])).to(device)
+def _tensor(values: np.ndarray, ids: pd.Index, device: str) -> Tensor:
+    with np.errstate(over="ignore"):
+        single = np.require(values, np.float32, ["C", "W"])
+    bad = ~np.isfinite(single).reshape(len(single), -1).all(1)
+    words = "X: missing or infinite values, or too large for single precision: fill them or leave these items out"
+    reject(np.asarray(bad, dtype=bool), pd.Series(list(ids)), words)
+    return torch.from_numpy(single).to(device)
 
 
 def _require_items(count: int) -> None:

@@ -112,7 +112,7 @@ METHODS: dict[str, Method] = {
     "ccem": Method(partial(_mixture, None), published=1.0),
     "geocrowdnet-f": Method(partial(_mixture, "truth_volume"), 0.01, 1.0),
     "geocrowdnet-w": Method(partial(_mixture, "confusion_volume"), 0.01, 1.0),
-    "trace-reg": Method(partial(_mixture, "trace"), 0.01, 5.0),
+    "trace-reg": Method(partial(_mixture, "trace"), 0.01, 6.0),
     "crowd-layer": Method(_crowd_layer, published=1.0),
     "conal": Method(_conal, 1e-5, 2.0),
     "union-net": Method(_union_net, published=1.0),

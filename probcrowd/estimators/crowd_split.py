@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float64, Int
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from probcrowd.estimators.crowd_items import Items
@@ -17,6 +18,7 @@ from probcrowd.inference.crowd_training import Inputs, look_at_all
 from probcrowd.models.channels.base import Channel, Labels
 from probcrowd.models.rows import Rows
 
+CLEARLY = 0.1  # share of all labels that other names of classes must gain
 Judge = Callable[[nn.Module, Channel], Float64[np.ndarray, " b"]]  # of every item that selects: how well it is foretold
 
 
@@ -40,6 +42,8 @@ def split_of(table: Table, items: Items, held_share: float, seed: int, device: s
     labelled = np.unique(table.item)
     place = items.place(table.items[labelled])
     labelled, place = labelled[np.argsort(place)], np.sort(place)
+    if not len(labelled):
+        raise ValueError("there are no labels to learn from")
     count = math.ceil(held_share * len(labelled))
     if held_share and len(labelled) - count < 2:
         raise ValueError(f"{len(labelled)} items with labels are too few to hold any out: say selection='last'")
@@ -63,6 +67,18 @@ def known_scores(network: nn.Module, channel: Channel, inputs: Items, truth: np.
     with torch.no_grad():
         found = channel.log_truth(look_at_all(network, channel, inputs, known)).argmax(1).cpu().numpy()
     return (found == truth[truth >= 0]).astype(np.float64)
+
+
+def renamed(network: nn.Module, channel: Channel, inputs: Inputs, labels: Labels, num_classes: int) -> bool:
+    """Whether the classes would be closer to what annotators call them under other names.
+
+    Nothing but the start ties class k to label k: a term that is too strong can name classes anew, which no label that is held out would tell.
+    """
+    seen = look_at_all(network, channel, inputs, torch.arange(len(labels.items), device=labels.items.device))
+    with torch.no_grad():
+        agreement = (channel.log_truth(seen).exp().double().T @ labels.votes(num_classes).double()).cpu().numpy()
+    best = agreement[linear_sum_assignment(-agreement)].sum()
+    return bool(best > agreement.trace() + CLEARLY * agreement.sum())
 
 
 def _rows(table: Table, items: np.ndarray) -> Rows:

@@ -96,7 +96,11 @@ def train(
             row["degenerate"] = float(channel.degenerate)
             if score is not None:
                 row["score"] = score(network, channel)
-                if row["score"] > stands.best_score:
+                if math.isnan(row["score"]):
+                    raise FloatingPointError(
+                        f"the score is {row['score']} after epoch {stands.epoch}: lower the learning rate or the strength"
+                    )
+                if row["score"] > stands.best_score and channel.selectable:
                     stands.best_epoch, stands.best_score = stands.epoch, row["score"]
                     best = _both(network, channel, "best")
             stands.history.append(row)
@@ -108,6 +112,8 @@ def train(
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
     if best:
         _load(network, channel, best, "best")
+    if not all(bool(torch.isfinite(value).all()) for value in _both(network, channel, "now").values()):
+        raise FloatingPointError("a parameter is not a number any more: lower the learning rate or the strength")
     network.eval()
     channel.eval()
     return stands
@@ -118,7 +124,7 @@ def look(network: nn.Module, channel: Channel, inputs: Tensor) -> Seen:
     if not channel.needs_features:
         return Seen(torch.log_softmax(network(inputs), -1))
     caught: list[Tensor] = []
-    hook = last_linear(network).register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+    hook = network.get_submodule(channel.head).register_forward_pre_hook(lambda _, given: caught.append(given[0]))
     try:
         log_truth = torch.log_softmax(network(inputs), -1)
     finally:
@@ -139,16 +145,24 @@ def look_at_all(network: nn.Module, channel: Channel, inputs: Inputs, items: Int
     return Seen(torch.cat([part.log_truth for part in parts]), torch.cat(features) if features else None)
 
 
-def last_linear(network: nn.Module) -> nn.Linear:
-    """The last linear layer.
+def head_of(network: nn.Module, inputs: Tensor) -> str | None:
+    """The name of the linear layer that gives the logits of these inputs; None where there is none."""
+    called: list[tuple[str, Tensor]] = []
 
-    Raises:
-        ValueError: there is none.
-    """
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-    if not layers:
-        raise ValueError(f"this method needs a network that ends in a torch.nn.Linear, and {type(network).__name__} has none")
-    return layers[-1]
+    def noting(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def note(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+            if given[0].ndim == 2:
+                called.append((name, made))
+
+        return note
+
+    hooks = [layer.register_forward_hook(noting(name)) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    try:
+        logits = network(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next((name for name, made in reversed(called) if made is logits), None)
 
 
 def _adam(network: nn.Module, channel: Channel, training: Training) -> torch.optim.Adam:

@@ -91,7 +91,7 @@ class Labels:
         row = begin + torch.arange(len(self.item), device=self.item.device)
         place = torch.repeat_interleave(torch.arange(total, device=self.item.device), count[order])
         annotator, label, weight = self.annotator[row], self.label[row], self.weight[row]
-        batches = max(round(total / size), 1)
+        batches = max(min(round(total / size), total // 2), 1)  # of one item nothing is known that could be standardised
         edges = [total * number // batches for number in range(batches + 1)]
         rows = [0, *ends[[edge - 1 for edge in edges[1:]]].tolist()]
         for (low, high), (begins, stop) in zip(pairwise(edges), pairwise(rows), strict=True):
@@ -100,14 +100,17 @@ class Labels:
 
 
 class Channel(nn.Module, abc.ABC):
-    """One way to learn from what annotators say. `needs_features`: `Seen.features` must be there. `shared_truth`: labels of an item are
-    independent given its class; where there is no class that they could share, they are independent given x.
+    """One way to learn from what annotators say. `needs_features`: `Seen.features` must be there, what the layer `head` of the network sees. `shared_truth`: labels of an item are
+    independent given its class; where there is no class that they could share, they are independent given x. `selectable`: not while a
+    first phase lasts, after which more is to be learned.
 
     `degenerate` counts steps in which a volume had to be taken of a matrix that is next to singular.
     """
 
     needs_features = False
     shared_truth = True
+    selectable = True
+    head = ""
     degenerate: Tensor
 
     def __init__(self) -> None:

@@ -31,7 +31,6 @@ class DoctorNet(Channel):
     averaging: the share of the epochs that averaging takes, at the end: one at least if there are two, none if it is 0.
     """
 
-    shared_truth = False
     needs_features = True
     matrices: Tensor
 
@@ -72,6 +71,7 @@ class DoctorNet(Channel):
         """Which of the two is learnt now, and what f makes of the annotators."""
         last = min(max(round(self.averaging * epochs), 1), epochs - 1) if self.averaging else 0
         self.averages = epoch >= epochs - last
+        self.selectable = self.averages or not last
         if epoch:
             self.matrices = smoothed_confusion(self.told.labels().counts(self.log_truth(evaluate()).exp(), len(self.log_weight)))
 
