@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from probcrowd.estimators.crowd_classifier import CrowdClassifier, load_crowd_classifier
-from probcrowd.estimators.crowd_strength import chosen_strength
+from probcrowd.estimators.crowd_strength import chosen_strength, compared_strengths
 
 QUICK: dict[str, Any] = {"epochs": 4, "batch": 16, "learning_rate": 0.01, "method": "ccem"}
 
@@ -58,6 +58,17 @@ def test_classes_that_changed_their_names_are_told_and_no_strength_that_does_it_
         {"score": [-2.0, -1.9, -1.0], "lost": [0.1, 0.0, -0.9], "standard_error": 0.2, "renamed": [False, False, True]}, [0.1, 0.2, 0.3]
     )
     assert chosen_strength(table, strongest=True) == 0.2 and chosen_strength(table, strongest=False) == 0.2
+
+
+def test_a_strength_whose_training_fails_is_left_out() -> None:
+    def scores(strength: float) -> tuple[np.ndarray, bool] | None:
+        return None if strength > 0.05 else (np.full(4, -1.0) - strength * np.arange(4), False)
+
+    table = compared_strengths(scores, None)
+    assert table.loc[0.1:, "renamed"].all() and table.loc[0.1:, "score"].isna().all() and not table.loc[:0.03, "renamed"].any()
+    assert chosen_strength(table, strongest=False) == 0.0 and chosen_strength(table, strongest=True) <= 0.03
+    with pytest.raises(FloatingPointError, match="all strengths"):
+        compared_strengths(lambda strength: None, None)
 
 
 def test_ids_of_true_classes_are_not_taken_for_places() -> None:

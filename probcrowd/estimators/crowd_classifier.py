@@ -253,10 +253,13 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         judge = self._score(items, table, split, validation)
         assert judge is not None
 
-        def scores(strength: float) -> tuple[np.ndarray, bool]:
+        def scores(strength: float) -> tuple[np.ndarray, bool] | None:
             network = self._network(items, len(table.classes))
             channel = self._channel(network, split, items.shape, strength)
-            self._train(network, channel, items, split, judge)
+            try:
+                self._train(network, channel, items, split, judge)
+            except FloatingPointError:
+                return None
             return judge(network, channel), self._renamed(network, channel, items, split)
 
         return compared_strengths(scores, out)

@@ -21,15 +21,24 @@ STRENGTHS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _FILE = "strengths.csv"
 
 
-def compared_strengths(scores: Callable[[float], tuple[np.ndarray, bool]], out: Path | None) -> pd.DataFrame:
+def compared_strengths(scores: Callable[[float], tuple[np.ndarray, bool] | None], out: Path | None) -> pd.DataFrame:
     """By strength: the mean score of the items held out, how much less that is than the best, the standard error of this, and `renamed`.
 
-    scores: of every item, and whether classes were named anew. out: a folder that keeps the table.
+    scores: of every item, and whether classes were named anew; None where the training came to no numbers. out: a folder that keeps the table.
+
+    Raises:
+        FloatingPointError: no training came to numbers.
     """
     if out is not None and (out / _FILE).is_file():
         return load_strengths(out)
     both = [scores(strength) for strength in STRENGTHS]
-    found, anew = np.stack([one for one, _ in both]), np.array([other for _, other in both])
+    some = next((one for one in both if one is not None), None)
+    if some is None:
+        raise FloatingPointError("trainings of all strengths came to no numbers: lower the learning rate")
+    found, anew = (
+        np.stack([np.full(len(some[0]), np.nan) if one is None else one[0] for one in both]),
+        [one is None or one[1] for one in both],
+    )
     lost = found[np.where(anew, -np.inf, found.mean(1)).argmax()] - found
     error = lost.std(1, ddof=1) / math.sqrt(found.shape[1]) if found.shape[1] > 1 else np.zeros(len(found))
     columns = {"score": found.mean(1), "lost": lost.mean(1), "standard_error": error, "renamed": anew}
@@ -48,7 +57,7 @@ def load_strengths(out: Path) -> pd.DataFrame:
 def chosen_strength(table: pd.DataFrame, *, strongest: bool) -> float:
     """The best, or the strongest that is within a standard error of it, where strength is what identifies; none that names classes anew."""
     left = table.loc[~table["renamed"].to_numpy(bool)]
-    left = left if len(left) else table
+    left = left if len(left) else table.dropna()
     if not strongest:
         return float(left.index[left["score"].to_numpy().argmax()])
     return float(left.index[(left["lost"] <= left["standard_error"]).to_numpy(bool)].max())
