@@ -31,7 +31,7 @@ from probcrowd import CrowdClassifier, load_crowd_classifier
 from probcrowd.figures import confusion_figure
 
 OUT = Path(os.environ.get("PROBCROWD_OUT", "outputs/crowds"))
-EPOCHS = int(os.environ.get("PROBCROWD_DRAWS", "60"))
+EPOCHS = int(os.environ.get("PROBCROWD_DRAWS", "360")) // 6
 OUT.mkdir(parents=True, exist_ok=True)
 
 # %%

@@ -249,7 +249,7 @@ def test_options_go_where_they_are_taken() -> None:
 
 
 def test_lia_looks_at_features_and_writes_what_its_networks_say(files: dict[str, Path], tmp_path: Path) -> None:
-    options = ["--model", "lia", "--prior", "held-out", "--features", files["features.csv"], "--annotator-features", files["skills.csv"]]
+    options = ["--model", "lia", "--features", files["features.csv"], "--annotator-features", files["skills.csv"]]
     results = [invoke("aggregate", files["labels.csv"], *options, "--out", tmp_path / name) for name in ("out", "again")]
     assert results[0].exit_code == 0, results[0].output
     out = tmp_path / "out"
@@ -258,7 +258,7 @@ def test_lia_looks_at_features_and_writes_what_its_networks_say(files: dict[str,
     for name in (*FILES, *LIA_FILES):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
     frame, truth = crowd()
-    fitted = LIA(prior="held-out", dependence="ignore").fit(frame, features=seen_of(truth), annotator_features=skills_of(frame))
+    fitted = LIA(dependence="ignore").fit(frame, features=seen_of(truth), annotator_features=skills_of(frame))
     labels = pd.read_csv(out / "labels.csv", index_col="item")
     np.testing.assert_allclose(labels[["p_no", "p_yes"]], fitted.probabilities_, atol=1e-9)
     heard = pd.read_csv(out / "truth.csv", index_col="item")
@@ -273,6 +273,11 @@ def test_lia_looks_at_features_and_writes_what_its_networks_say(files: dict[str,
     assert summary["model"] == "lia" and summary["options"]["objective"] == "joint" and "progress" not in summary["options"]
     without = LIA(dependence="ignore").fit(frame, annotator_features=skills_of(frame)).probabilities_
     assert np.abs(without - fitted.probabilities_).to_numpy().max() > 0.01  # it did look
+
+
+def test_held_out_labels_may_choose_lias_prior() -> None:
+    made = make_aggregator("lia", prior="held-out")
+    assert isinstance(made, LIA) and made.prior == "held-out"
 
 
 def test_networks_without_features_learn_a_place_for_every_item(files: dict[str, Path], tmp_path: Path) -> None:

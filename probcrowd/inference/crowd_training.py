@@ -22,11 +22,13 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from probcrowd.inference.threads import one_thread
 from probcrowd.models.channels.base import Channel, Labels, Seen
 from probcrowd.storage.checkpoint import Checkpoint, load_module, load_optimizer, module_tensors, optimizer_tensors, under
 
 Inputs = Callable[[Int[Tensor, " b"]], Tensor]  # the inputs of those items, on the device
 Score = Callable[[nn.Module, Channel], float]  # higher is better
+SMALL, PER_INPUT = 3e7, 100  # products of a batch; of a small convolution for every number of an input
 AT_ONCE = 1024  # items of a pass without gradients
 
 
@@ -87,7 +89,7 @@ def train(
     if resume is not None:
         stands, best = _restored(network, channel, optimizer, resume)
     bar = tqdm(total=training.epochs, initial=stands.epoch, desc="train", unit="epoch", disable=not progress, leave=False)
-    with bar:
+    with bar, one_thread(_small(network, inputs, labels, training)):
         while not stands.finished(training):
             row = {"epoch": stands.epoch + 1.0, "loss": _epoch(network, channel, optimizer, inputs, labels, training, seed, stands.epoch)}
             if not math.isfinite(row["loss"]):
@@ -163,6 +165,13 @@ def head_of(network: nn.Module, inputs: Tensor) -> str | None:
         for hook in hooks:
             hook.remove()
     return next((name for name, made in reversed(called) if made is logits), None)
+
+
+def _small(network: nn.Module, inputs: Inputs, labels: Labels, training: Training) -> bool:
+    """Whether a batch is so little work that several threads would be slower than one: by its weights and, for convolutions, its inputs."""
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    work = training.batch * (weights + PER_INPUT * inputs(labels.items[:1]).numel())
+    return labels.item.device.type == "cpu" and work < SMALL
 
 
 def _adam(network: nn.Module, channel: Channel, training: Training) -> torch.optim.Adam:

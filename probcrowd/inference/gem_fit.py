@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -22,12 +21,12 @@ from itertools import pairwise
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
 
 from probcrowd.inference.ascent import State, Target, climb, wander
 from probcrowd.inference.gem import Objective, e_step, last_objective, log_prior, m_objective, vote_posterior
+from probcrowd.inference.threads import one_thread
 from probcrowd.models.lia import Parameters, Said, log_truth
 from probcrowd.models.lia_prior import Inputs, LIAPrior, Site, sites
 from probcrowd.models.rows import Rows
@@ -100,7 +99,7 @@ def fit_lia(
     state = State(_start(declared, seed, said.weight.dtype)) if state is None else state
     first = vote_posterior(said) if start is None else torch.from_numpy(np.array(start)).to(said.weight.dtype)
     bar = tqdm(total=schedule.units, initial=state.unit, desc="lia", unit="round", disable=not progress, leave=False)
-    with bar, _threads(said):
+    with bar, one_thread(_small(said)):
         while state.unit < schedule.units and not state.converged:
             state = advance(state, said, declared, first, objective, schedule, seed)
             if not math.isfinite(state.values[-1]):
@@ -176,18 +175,9 @@ def parts(said: Said) -> Iterator[Said]:
         yield said.part(torch.arange(low, high))
 
 
-@contextmanager
-def _threads(said: Said) -> Iterator[None]:
-    """One thread inside for small problems, whose threads would wait for each other most of the time."""
-    before = torch.get_num_threads()
+def _small(said: Said) -> bool:
     width = 1 if said.item_features is None else said.item_features.shape[1]
-    small = len(said.item) * said.possible.shape[1] ** 2 + len(said.place) * width < SMALL
-    with threadpool_limits(1, "blas") if small else nullcontext():
-        torch.set_num_threads(1 if small else before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    return len(said.item) * said.possible.shape[1] ** 2 + len(said.place) * width < SMALL
 
 
 def _expected(q: Float[Tensor, "i k"], objective: Objective, parameters: Parameters, part: Said) -> Float[Tensor, ""]:
