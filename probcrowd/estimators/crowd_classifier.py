@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +16,11 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import nn
 
-from probcrowd.annotations import Annotations
 from probcrowd.estimators.crowd_answers import CrowdAnswers
+from probcrowd.estimators.crowd_checks import check, read_said
 from probcrowd.estimators.crowd_folder import load_result, load_training, rows_of, save_result, save_training, settings_of
 from probcrowd.estimators.crowd_items import Items, classes_of, read_items
-from probcrowd.estimators.crowd_methods import Start, Task, find_method, make_channel
+from probcrowd.estimators.crowd_methods import Start, Task, make_channel
 from probcrowd.estimators.crowd_split import Judge, Split, held_out_scores, known_scores, renamed, split_of
 from probcrowd.estimators.crowd_strength import chosen_strength, compared_strengths, load_strengths
 from probcrowd.estimators.table import Table, read_table
@@ -121,9 +119,9 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             TypeError, ValueError: tables that cannot be read, items that X has not, a network that gives other numbers of logits.
             FloatingPointError: the loss is not a number any more.
         """
-        self._check(validation, folder, resume)
+        check(self, validation, folder, resume)
         items = read_items(X, self.device)
-        table = read_table(_said(annotations, missing_label, items))
+        table = read_table(read_said(annotations, missing_label, items))
         if len(table.classes) < 2:
             raise ValueError(
                 f"all labels are alike, {some(table.classes)}: there is nothing to tell apart; declare classes in Annotations.from_frame"
@@ -180,41 +178,6 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
                 else "lower the strength"
             )
             warnings.warn(f"in {self.degenerate_} steps the volume was next to singular, and was taken with a ridge: {words}", stacklevel=3)
-
-    def _check(self, validation: Any, folder: Any, resume: bool) -> None:
-        find_method(self.method)
-        if not (
-            self.initial_accuracy == "published" or (isinstance(self.initial_accuracy, (int, float)) and 0 < self.initial_accuracy < 1)
-        ):
-            raise ValueError(f"initial_accuracy={self.initial_accuracy!r}: choose a number between 0 and 1, or 'published'")
-        for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("random_state", 0)):
-            number = getattr(self, name)
-            if not (isinstance(number, Integral) and int(number) >= least) and not (name == "patience" and number is None):
-                raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}")
-        for name, positive in (("learning_rate", True), ("channel_learning_rate", True), ("weight_decay", False), ("strength", False)):
-            number = getattr(self, name)
-            if name == "strength" and number == "selected":
-                continue
-            if number is None and name in ("learning_rate", "weight_decay"):
-                raise ValueError(f"{name}=None: choose a number")
-            if not (number is None or isinstance(number, (int, float, np.number))):
-                raise ValueError(f"{name}={number!r}: choose a number")
-            if number is not None and not (0 <= number < math.inf and (number > 0 or not positive)):
-                raise ValueError(f"{name}={number!r}: choose a number {'>' if positive else '>='} 0")
-        if self.selection not in ("held-out", "last", "gold"):
-            raise ValueError(f"selection={self.selection!r}: choose 'held-out', 'last' or 'gold'")
-        if self.selection == "last" and self.patience is not None:
-            raise ValueError("patience waits for a better score, and selection='last' has none")
-        if self.strength == "selected" and self.selection == "last":
-            raise ValueError("strength='selected' needs selection='held-out' or 'gold': nothing selects otherwise")
-        if self.strength == "selected" and find_method(self.method).strength is None:
-            raise ValueError(f"strength='selected': the method {self.method!r} has no term that it would weigh")
-        if (self.selection == "gold") != (validation is not None):
-            raise ValueError("selection='gold' and validation=(X, classes) go together")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction={self.validation_fraction!r}: choose a number between 0 and 1")
-        if resume and folder is None:
-            raise ValueError("resume=True needs the folder of the fit to go on with")
 
     @property
     def _name(self) -> str:
@@ -342,21 +305,3 @@ def load_crowd_classifier(folder: Path | str, network: Network | None = None) ->
     if made.strength == "selected":
         made.strengths_, made.strength_ = load_strengths(path), state["strength"]
     return made
-
-
-def _said(annotations: Any, missing_label: Any, items: Items) -> Any:
-    if isinstance(annotations, torch.Tensor):
-        annotations = annotations.detach().cpu().numpy()
-    if isinstance(annotations, pd.DataFrame) and "label" not in annotations.columns:  # a matrix under ids of its own
-        if not annotations.index.isin(items.ids).all():
-            raise ValueError("annotations need the columns item, annotator and label; a matrix needs a row per item, under the ids of X")
-        return Annotations.from_wide(annotations, missing_label=missing_label)
-    if isinstance(annotations, (np.ndarray, list)):
-        if len(annotations) != len(items.ids):
-            raise ValueError(
-                f"a matrix of {len(annotations)} rows for {len(items.ids)} items: give it a row per item, a column per annotator"
-            )
-        return Annotations.from_wide(annotations, missing_label=missing_label, items=items.ids)
-    if missing_label is not None:
-        raise ValueError("missing_label marks cells of a matrix; a long table has no row where nobody said anything")
-    return annotations
