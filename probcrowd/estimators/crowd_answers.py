@@ -36,7 +36,9 @@ class CrowdAnswers:
 
     def predict_proba(self, X: Any) -> pd.DataFrame:
         """p(class | x) by item and class."""
-        items, seen = self._seen(X)
+        return self._probabilities(*self._seen(X))
+
+    def _probabilities(self, items: Items, seen: Seen) -> pd.DataFrame:
         with torch.no_grad():
             found = torch.softmax(self._made.log_truth(seen).double(), 1).cpu().numpy()
         reject(np.asarray(np.isnan(found).any(1), dtype=bool), pd.Series(list(items.ids)), "items for which the network gives no number")
@@ -49,8 +51,8 @@ class CrowdAnswers:
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of items whose class is predicted; y: true classes by item id, or in the order of X. In a tie of m classes, 1/m."""
-        found = self.predict_proba(X)
-        codes = classes_of(y, read_items(X, self.device, self._columns or None), self.classes_)
+        items, seen = self._seen(X)
+        found, codes = self._probabilities(items, seen), classes_of(y, items, self.classes_)
         if isinstance(sample_weight, pd.Series):
             sample_weight = sample_weight.reindex(found.index)
         weights = None if sample_weight is None else np.asarray(sample_weight)[codes >= 0]

@@ -27,6 +27,7 @@ from probcrowd.estimators.table import Table, read_table
 from probcrowd.inference.crowd_training import Trained, Training, head_of, train
 from probcrowd.models.channels.base import Channel, Labels
 from probcrowd.models.encoders import small_network
+from probcrowd.models.rows import Rows
 from probcrowd.storage.checkpoint import load_module
 from probcrowd.storage.folder import RunFolder
 from probcrowd.tables import some
@@ -139,7 +140,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
                 options = {"resume": load_training(kept) if going_on else None, "keep": partial(save_training, kept)}
             strength = self.strength
             if strength == "selected":
-                self.strengths_ = self._strengths(items, table, split, validation, None if kept is None else kept.path)
+                self.strengths_ = self._strengths(items, split, judge, None if kept is None else kept.path)
                 strongest = self.selection == "held-out" and self._name.startswith("geocrowdnet")
                 strength = self.strength_ = chosen_strength(self.strengths_, strongest=strongest)
             channel = self._channel(network, split, items.shape, strength)
@@ -149,8 +150,8 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
                 warnings.warn(
                     f"classes seem to have changed their names: what annotators call one, the network calls another: {words}", stacklevel=2
                 )
-            self._labels = np.bincount(split.rows.annotator, minlength=len(table.annotators))
-            self._install(network, channel, stands, {"annotators": table.annotators, "classes": table.classes}, items.columns, items.shape)
+            ids = {"annotators": table.annotators, "classes": table.classes}
+            self._install(network, channel, stands, split.rows, ids, items.columns, items.shape)
             if kept is not None:
                 own = self.network is not None
                 save_result(kept, network, channel, stands, table, items, split.rows, {"own_network": own, "strength": strength})
@@ -161,6 +162,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         network: nn.Module,
         channel: Channel,
         stands: Trained,
+        rows: Rows,
         ids: Mapping[str, pd.Index],
         columns: tuple[str, ...],
         shape: tuple[int, ...],
@@ -168,6 +170,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         self.network_, self._made = network, channel
         self.classes_, self._annotators = ids["classes"], ids["annotators"]
         self._columns, self._shape = columns, shape
+        self._labels = np.bincount(rows.annotator, minlength=rows.num_annotators)
         self.history_ = pd.DataFrame(stands.history).astype({"epoch": int, "degenerate": int}).set_index("epoch")
         self.epoch_ = stands.best_epoch or stands.epoch
         self.degenerate_ = int(stands.history[-1]["degenerate"])
@@ -211,13 +214,12 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             )
         return made
 
-    def _strengths(self, items: Items, table: Table, split: Split, validation: tuple[Any, Any] | None, out: Path | None) -> pd.DataFrame:
+    def _strengths(self, items: Items, split: Split, judge: Judge | None, out: Path | None) -> pd.DataFrame:
         """What the items that select the epoch say of every strength."""
-        judge = self._score(items, table, split, validation)
         assert judge is not None
 
         def scores(strength: float) -> tuple[np.ndarray, bool] | None:
-            network = self._network(items, len(table.classes))
+            network = self._network(items, split.rows.num_classes)
             channel = self._channel(network, split, items.shape, strength)
             try:
                 self._train(network, channel, items, split, judge)
@@ -300,8 +302,7 @@ def load_crowd_classifier(folder: Path | str, network: Network | None = None) ->
     stands = Trained(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
     learned.eval()
     channel.eval()
-    made._labels = np.bincount(rows.annotator, minlength=rows.num_annotators)
-    made._install(learned, channel, stands, ids, tuple(state["columns"]), shape)
+    made._install(learned, channel, stands, rows, ids, tuple(state["columns"]), shape)
     if made.strength == "selected":
         made.strengths_, made.strength_ = load_strengths(path), state["strength"]
     return made

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probcrowd.annotations import Annotations
 from probcrowd.estimators.dawid_skene import DawidSkene
-from probcrowd.models.channels.base import Channel, Labels
+from probcrowd.models.channels.base import Channel, Labels, normalised
 from probcrowd.models.channels.conal import CoNAL
 from probcrowd.models.channels.crowd_layer import CrowdLayer
 from probcrowd.models.channels.doctor_net import DoctorNet
@@ -71,8 +71,7 @@ def _mixture(term: str | None, task: Task, size: float, strength: float, running
 
 def _votes(task: Task, size: float, strength: float, soft: bool = False) -> Channel:
     votes = task.labels.votes(task.num_classes)
-    shares = votes / votes.sum(1, keepdim=True)
-    return Targets(shares if soft else majority(votes), task.labels, task.num_annotators)
+    return Targets(normalised(votes) if soft else majority(votes), task.labels, task.num_annotators)
 
 
 def _dawid_skene(task: Task, size: float, strength: float, soft: bool = True) -> Channel:

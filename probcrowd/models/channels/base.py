@@ -100,7 +100,9 @@ class Labels:
 
 
 class Channel(nn.Module, abc.ABC):
-    """One way to learn from what annotators say. `needs_features`: `Seen.features` must be there, what the layer `head` of the network sees. `shared_truth`: labels of an item are
+    """One way to learn from what annotators say.
+
+    `needs_features`: `Seen.features` must be there, what the layer `head` of the network sees. `shared_truth`: labels of an item are
     independent given its class; where there is no class that they could share, they are independent given x. `selectable`: not while a
     first phase lasts, after which more is to be learned.
 
@@ -127,8 +129,7 @@ class Channel(nn.Module, abc.ABC):
 
     def log_said(self, seen: Seen, labels: Labels) -> Float[Tensor, "n l"]:
         """log P(label | item, annotator) for every row."""
-        log_confusion = self.confusion().clamp_min(torch.finfo(seen.log_truth.dtype).tiny).log()
-        return torch.logsumexp(self.log_truth(seen)[labels.item][:, :, None] + log_confusion[labels.annotator], 1)
+        return torch.logsumexp(self.log_truth(seen)[labels.item][:, :, None] + logs(self.confusion())[labels.annotator], 1)
 
     def log_labels(self, seen: Seen, labels: Labels) -> Float[Tensor, " b"]:
         """log P(all that was said of an item | x), by item.
@@ -137,9 +138,7 @@ class Channel(nn.Module, abc.ABC):
         probability are right.
         """
         if self.shared_truth:
-            log_confusion = self.confusion().clamp_min(torch.finfo(seen.log_truth.dtype).tiny).log()
-            evidence = log_confusion[labels.annotator, :, labels.label] * labels.weight[:, None]
-            return torch.logsumexp(self.log_truth(seen).index_add(0, labels.item, evidence), 1)
+            return torch.logsumexp(self.log_truth(seen) + labels.log_likelihood(logs(self.confusion())), 1)
         said = self.log_said(seen, labels).gather(1, labels.label[:, None])[:, 0]
         return torch.zeros_like(seen.log_truth[:, 0]).index_add(0, labels.item, said * labels.weight)
 
@@ -156,6 +155,11 @@ def smoothed_confusion(counts: Float[Tensor, "j k l"], amount: float = 1.0) -> F
     pooled = counts.sum(0) + 1 / counts.shape[-1]
     added = counts + amount * pooled / pooled.sum(-1, keepdim=True)
     return added / added.sum(-1, keepdim=True)
+
+
+def logs(probabilities: Float[Tensor, "*n l"]) -> Float[Tensor, "*n l"]:
+    """Their logs; that of 0 is large, and a number."""
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
 def normalised(counts: Float[Tensor, "*n l"]) -> Float[Tensor, "*n l"]:

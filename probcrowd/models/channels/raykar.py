@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcrowd.models.channels.base import Channel, Kept, Labels, Seen, normalised
+from probcrowd.models.channels.base import Channel, Kept, Labels, Seen, logs, normalised
 from probcrowd.models.channels.targets import target_loss
 
 
@@ -61,8 +61,7 @@ class Raykar(Channel):
         self.posterior = self._expected(labels, log_truth)
 
     def _expected(self, labels: Labels, log_truth: Float[Tensor, "i k"]) -> Float[Tensor, "i k"]:
-        log_confusion = self.matrices.clamp_min(torch.finfo(self.matrices.dtype).tiny).log()
-        return torch.softmax(log_truth + labels.log_likelihood(log_confusion), 1)
+        return torch.softmax(log_truth + labels.log_likelihood(logs(self.matrices)), 1)
 
     def _mode(self, labels: Labels) -> Float[Tensor, "j k l"]:
         return normalised(labels.counts(self.posterior, self.num_annotators) + self.more)
