@@ -29,6 +29,7 @@ __all__ = [
     "MultiLabelLIA",
     "OneCoin",
     "Prior",
+    "SimLabel",
     "SnorkelLabelModel",
     "TwoStage",
     "ZenCrowd",
@@ -38,6 +39,7 @@ __all__ = [
     "load_multi_label_lia",
     "load_posterior",
     "load_run",
+    "load_sim_label",
     "meta_train",
     "sample_posterior",
     "save_posterior",
@@ -59,6 +61,7 @@ _HOMES = {
     "MultiLabelLIA": "probcrowd.estimators.multi_label",
     "OneCoin": "probcrowd.estimators.coins",
     "Prior": "probcrowd.models.prototype",
+    "SimLabel": "probcrowd.estimators.sim_label",
     "SnorkelLabelModel": "probcrowd.estimators.label_models",
     "TwoStage": "probcrowd.estimators.two_stage",
     "ZenCrowd": "probcrowd.estimators.coins",
@@ -68,6 +71,7 @@ _HOMES = {
     "load_multi_label_lia": "probcrowd.estimators.multi_label",
     "load_posterior": "probcrowd.inference.tree",
     "load_run": "probcrowd.runs.trained",
+    "load_sim_label": "probcrowd.estimators.sim_label",
     "meta_train": "probcrowd.runs.meta_train",
     "sample_posterior": "probcrowd.inference.posterior",
     "save_posterior": "probcrowd.inference.tree",
@@ -83,6 +87,7 @@ if TYPE_CHECKING:
     from probcrowd.estimators.lia import LIA, load_lia
     from probcrowd.estimators.majority import MajorityVote
     from probcrowd.estimators.multi_label import MultiLabelLIA, load_multi_label_lia
+    from probcrowd.estimators.sim_label import SimLabel, load_sim_label
     from probcrowd.estimators.two_stage import TwoStage
     from probcrowd.inference.checks import check_posterior
     from probcrowd.inference.posterior import sample_posterior

@@ -20,6 +20,8 @@ LAYERS = [
     "annotations",
     "tables",
     "scoring",
+    "agreement",
+    "annotator_scores",
     "votes",
     "datasets",
     "episodes",

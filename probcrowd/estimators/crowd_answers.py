@@ -22,8 +22,8 @@ from probcrowd.tables import some
 ROWS = 2**22  # numbers of an item, an annotator, a class and a label that are held at once
 
 
-class CrowdAnswers:
-    """Answers of a fitted `CrowdClassifier`."""
+class Answers:
+    """What every fit of a network to annotators answers."""
 
     network_: nn.Module
     classes_: pd.Index
@@ -58,23 +58,6 @@ class CrowdAnswers:
         weights = None if sample_weight is None else np.asarray(sample_weight)[codes >= 0]
         return float(np.average(hits(found.to_numpy()[codes >= 0], codes[codes >= 0]), weights=weights))
 
-    @property
-    def confusion_(self) -> pd.DataFrame:
-        """P(label | true class) by (annotator, true class) and label, for items that are surely of that class; up to a permutation of classes."""
-        check_is_fitted(self, "classes_")
-        with torch.no_grad():
-            matrices = self._made.confusion().double().cpu().numpy()
-        index = pd.MultiIndex.from_product([self._annotators.rename("annotator"), self.classes_.rename("true_class")])
-        return pd.DataFrame(matrices.reshape(-1, len(self.classes_)), index, self.classes_.rename("label"))
-
-    @property
-    def annotators_(self) -> pd.DataFrame:
-        """By annotator: accuracy, the mean of the diagonal of the confusion matrix, and how many labels it was learned from."""
-        check_is_fitted(self, "classes_")
-        with torch.no_grad():
-            accuracy = self._made.confusion().double().diagonal(dim1=1, dim2=2).mean(1).cpu().numpy()
-        return pd.DataFrame({"accuracy": accuracy, "labels": self._labels}, self._annotators.rename("annotator"))
-
     def annotator_proba(self, X: Any, annotators: Sequence[Any] | pd.Index | None = None) -> pd.DataFrame:
         """P(annotator says label | x) by (item, annotator) and label, for all annotators or for some."""
         items, seen = self._seen(X)
@@ -107,3 +90,24 @@ class CrowdAnswers:
         if items.shape != self._shape:
             raise ValueError(f"X: inputs of shape {items.shape}, those of the fit had {self._shape}")
         return items, look_at_all(self.network_, self._made, items, torch.arange(len(items.ids), device=self.device))
+
+
+class CrowdAnswers(Answers):
+    """Answers of a fitted `CrowdClassifier`."""
+
+    @property
+    def confusion_(self) -> pd.DataFrame:
+        """P(label | true class) by (annotator, true class) and label, for items that are surely of that class; up to a permutation of classes."""
+        check_is_fitted(self, "classes_")
+        with torch.no_grad():
+            matrices = self._made.confusion().double().cpu().numpy()
+        index = pd.MultiIndex.from_product([self._annotators.rename("annotator"), self.classes_.rename("true_class")])
+        return pd.DataFrame(matrices.reshape(-1, len(self.classes_)), index, self.classes_.rename("label"))
+
+    @property
+    def annotators_(self) -> pd.DataFrame:
+        """By annotator: accuracy, the mean of the diagonal of the confusion matrix, and how many labels it was learned from."""
+        check_is_fitted(self, "classes_")
+        with torch.no_grad():
+            accuracy = self._made.confusion().double().diagonal(dim1=1, dim2=2).mean(1).cpu().numpy()
+        return pd.DataFrame({"accuracy": accuracy, "labels": self._labels}, self._annotators.rename("annotator"))

@@ -24,32 +24,58 @@ def check(asked: Any, validation: Any, folder: Any, resume: bool) -> None:
     find_method(asked.method)
     if not (asked.initial_accuracy == "published" or (isinstance(asked.initial_accuracy, (int, float)) and 0 < asked.initial_accuracy < 1)):
         raise ValueError(f"initial_accuracy={asked.initial_accuracy!r}: choose a number between 0 and 1, or 'published'")
-    for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("random_state", 0)):
-        number = getattr(asked, name)
-        if not (isinstance(number, Integral) and int(number) >= least) and not (name == "patience" and number is None):
-            raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}")
-    for name, positive in (("learning_rate", True), ("channel_learning_rate", True), ("weight_decay", False), ("strength", False)):
-        number = getattr(asked, name)
-        if name == "strength" and number == "selected":
-            continue
-        if number is None and name in ("learning_rate", "weight_decay"):
-            raise ValueError(f"{name}=None: choose a number")
-        if not (number is None or isinstance(number, (int, float, np.number))):
-            raise ValueError(f"{name}={number!r}: choose a number")
-        if number is not None and not (0 <= number < math.inf and (number > 0 or not positive)):
-            raise ValueError(f"{name}={number!r}: choose a number {'>' if positive else '>='} 0")
+    check_training(asked)
+    check_number(asked, "channel_learning_rate", positive=True, optional=True)
+    if asked.strength != "selected":
+        check_number(asked, "strength", optional=True)
     if asked.selection not in ("held-out", "last", "gold"):
         raise ValueError(f"selection={asked.selection!r}: choose 'held-out', 'last' or 'gold'")
-    if asked.selection == "last" and asked.patience is not None:
-        raise ValueError("patience waits for a better score, and selection='last' has none")
     if asked.strength == "selected" and asked.selection == "last":
         raise ValueError("strength='selected' needs selection='held-out' or 'gold': nothing selects otherwise")
     if asked.strength == "selected" and find_method(asked.method).strength is None:
         raise ValueError(f"strength='selected': the method {asked.method!r} has no term that it would weigh")
     if (asked.selection == "gold") != (validation is not None):
         raise ValueError("selection='gold' and validation=(X, classes) go together")
+    check_folder(folder, resume)
+
+
+def check_training(asked: Any) -> None:
+    """Refuses parameters of a training that cannot be.
+
+    Raises:
+        ValueError: the parameter, what it was, and what it may be.
+    """
+    for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("random_state", 0)):
+        number = getattr(asked, name)
+        if not (isinstance(number, Integral) and int(number) >= least) and not (name == "patience" and number is None):
+            raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}")
+    check_number(asked, "learning_rate", positive=True)
+    check_number(asked, "weight_decay")
+    if asked.selection == "last" and asked.patience is not None:
+        raise ValueError("patience waits for a better score, and selection='last' has none")
     if not 0 < asked.validation_fraction < 1:
         raise ValueError(f"validation_fraction={asked.validation_fraction!r}: choose a number between 0 and 1")
+
+
+def check_number(asked: Any, name: str, *, positive: bool = False, optional: bool = False) -> None:
+    """Refuses a parameter that is no finite number of at least 0, or above 0.
+
+    Raises:
+        ValueError: the parameter, what it was, and what it may be.
+    """
+    number = getattr(asked, name)
+    if number is None and optional:
+        return
+    if not (isinstance(number, (int, float, np.number)) and 0 <= number < math.inf and (number > 0 or not positive)):
+        raise ValueError(f"{name}={number!r}: choose a number {'>' if positive else '>='} 0")
+
+
+def check_folder(folder: Any, resume: bool) -> None:
+    """Refuses to go on nowhere.
+
+    Raises:
+        ValueError: there is no folder.
+    """
     if resume and folder is None:
         raise ValueError("resume=True needs the folder of the fit to go on with")
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,18 +16,18 @@ from torch import nn
 
 from probcrowd.estimators.crowd_answers import CrowdAnswers
 from probcrowd.estimators.crowd_checks import check, read_said
-from probcrowd.estimators.crowd_folder import load_result, load_training, rows_of, save_result, save_training, settings_of
+from probcrowd.estimators.crowd_fit import fitted, held_out_from, kept_in, made, same_network, some_of, trained_on
+from probcrowd.estimators.crowd_folder import load_result, rows_of, save_result, settings_of
 from probcrowd.estimators.crowd_items import Items, classes_of, read_items
 from probcrowd.estimators.crowd_methods import Start, Task, make_channel
 from probcrowd.estimators.crowd_split import Judge, Split, held_out_scores, known_scores, renamed, split_of
 from probcrowd.estimators.crowd_strength import chosen_strength, compared_strengths, load_strengths
 from probcrowd.estimators.table import Table, read_table
-from probcrowd.inference.crowd_training import Trained, Training, head_of, train
+from probcrowd.inference.crowd_training import Trained, head_of
 from probcrowd.models.channels.base import Channel, Labels
 from probcrowd.models.encoders import small_network
 from probcrowd.models.rows import Rows
 from probcrowd.storage.checkpoint import load_module
-from probcrowd.storage.folder import RunFolder
 from probcrowd.tables import some
 
 Network = nn.Module | Callable[[tuple[int, ...], int], nn.Module]
@@ -132,19 +130,15 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         split = split_of(table, items, self._held_share, int(self.random_state), self.device)
         network = self._network(items, len(table.classes))
         judge = self._score(items, table, split, validation)
-        with ExitStack() as stack:
-            kept = None if folder is None else stack.enter_context(RunFolder(Path(folder)))
-            options: dict[str, Any] = {}
-            if kept is not None:
-                going_on = kept.start(settings_of(kept.path, self._asked_for, network, table, items, validation), resume)
-                options = {"resume": load_training(kept) if going_on else None, "keep": partial(save_training, kept)}
+        settings = lambda path: settings_of(path, self._asked_for, network, table, items, validation)
+        with kept_in(folder, resume, settings) as (kept, options):
             strength = self.strength
             if strength == "selected":
                 self.strengths_ = self._strengths(items, split, judge, None if kept is None else kept.path)
                 strongest = self.selection == "held-out" and self._name.startswith("geocrowdnet")
                 strength = self.strength_ = chosen_strength(self.strengths_, strongest=strongest)
             channel = self._channel(network, split, items.shape, strength)
-            stands = self._train(network, channel, items, split, judge, **options)
+            stands = fitted(self, network, channel, items, split, judge, **options)
             if self._renamed(network, channel, items, split):
                 words = "a smaller strength, a lower learning rate or a larger initial_accuracy may keep them"
                 warnings.warn(
@@ -154,7 +148,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             self._install(network, channel, stands, split.rows, ids, items.columns, items.shape)
             if kept is not None:
                 own = self.network is not None
-                save_result(kept, network, channel, stands, table, items, split.rows, {"own_network": own, "strength": strength})
+                save_result(kept, network, channel, stands, ids, items, split.rows, {"own_network": own, "strength": strength})
         return self
 
     def _install(
@@ -198,21 +192,14 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         return parameters | {"options": dict(self.options or {})}
 
     def _network(self, items: Items, classes: int) -> nn.Module:
-        with torch.random.fork_rng():
-            torch.manual_seed(int(self.random_state))
-            if isinstance(self.network, nn.Module):
-                made = copy.deepcopy(self.network)
-            else:
-                made = (self.network or small_network)(items.shape, classes)
-        made = made.to(self.device)
-        made.eval()
+        network = made(self.network or small_network, (items.shape, classes), int(self.random_state), self.device).eval()
         with torch.no_grad():
-            found = made(items(torch.arange(min(2, len(items.ids)), device=self.device)))
+            found = network(some_of(items))
         if found.ndim != 2 or found.shape[1] != classes:
             raise ValueError(
                 f"the network gives {tuple(found.shape)} for a batch of {len(found)}; it must give a logit for each of {classes} classes"
             )
-        return made
+        return network
 
     def _strengths(self, items: Items, split: Split, judge: Judge | None, out: Path | None) -> pd.DataFrame:
         """What the items that select the epoch say of every strength."""
@@ -222,7 +209,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             network = self._network(items, split.rows.num_classes)
             channel = self._channel(network, split, items.shape, strength)
             try:
-                self._train(network, channel, items, split, judge)
+                fitted(self, network, channel, items, split, judge)
             except FloatingPointError:
                 return None
             return judge(network, channel), self._renamed(network, channel, items, split)
@@ -230,20 +217,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         return compared_strengths(scores, out)
 
     def _renamed(self, network: nn.Module, channel: Channel, items: Items, split: Split) -> bool:
-        return renamed(network, channel, lambda places: items(split.place[places]), split.labels, split.rows.num_classes)
-
-    def _train(self, network: nn.Module, channel: Channel, items: Items, split: Split, judge: Judge | None, **options: Any) -> Trained:
-        training = Training(
-            int(self.epochs),
-            int(self.batch),
-            float(self.learning_rate),
-            float(self.weight_decay),
-            None if self.channel_learning_rate is None else float(self.channel_learning_rate),
-            None if self.patience is None else int(self.patience),
-        )
-        score = None if judge is None else lambda *both: float(judge(*both).mean())
-        options |= {"seed": int(self.random_state), "progress": self.progress}
-        return train(network, channel, lambda places: items(split.place[places]), split.labels, training, score=score, **options)
+        return renamed(network, channel, trained_on(items, split), split.labels, split.rows.num_classes)
 
     def _channel(self, network: nn.Module, split: Split, shape: tuple[int, ...], strength: float | None) -> Channel:
         with torch.no_grad():
@@ -267,7 +241,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
     def _score(self, items: Items, table: Table, split: Split, validation: tuple[Any, Any] | None) -> Judge | None:
         """How well the items that select the epoch are foretold, each of them; None where the last epoch is selected."""
         if self.selection == "held-out":
-            return partial(held_out_scores, inputs=lambda places: items(split.held_place[places]), labels=split.held)
+            return partial(held_out_scores, inputs=held_out_from(items, split), labels=split.held)
         if validation is None:
             return None
         known = read_items(validation[0], self.device, items.columns or None)
@@ -285,24 +259,18 @@ def load_crowd_classifier(folder: Path | str, network: Network | None = None) ->
     path = Path(folder)
     parameters, ids, saved = load_result(path)
     state = dict(saved.state)
-    if state["own_network"] != (network is not None):
-        words = "has a network of its own: give it" if state["own_network"] else "has the default network: give none"
-        raise ValueError(f"the fit in {folder} {words}")
-    made = CrowdClassifier(network, **{name: value for name, value in parameters.items() if name != "network"})
+    again = CrowdClassifier(network, **{name: value for name, value in parameters.items() if name != "network"})
     shape, classes = tuple(state["shape"]), len(ids["classes"])
-    blank = network if isinstance(network, nn.Module) else (network or small_network)(shape, classes)
-    if repr(blank) != parameters.pop("network"):
-        raise ValueError(f"the fit in {folder} has another network than\n{blank}")
-    learned = copy.deepcopy(blank)
+    learned = same_network(network, small_network, (shape, classes), state["own_network"], parameters["network"], folder)
     load_module(learned, saved.tensors, "network")
     rows = rows_of(saved, len(ids["annotators"]), classes)
     empty = torch.zeros(0, dtype=torch.int64)
-    channel = made._channel(learned, Split(rows, Labels.of(rows), empty, Labels.of(rows), empty), shape, state["strength"])
+    channel = again._channel(learned, Split(rows, Labels.of(rows), empty, Labels.of(rows), empty), shape, state["strength"])
     load_module(channel, saved.tensors, "channel")
     stands = Trained(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
     learned.eval()
     channel.eval()
-    made._install(learned, channel, stands, rows, ids, tuple(state["columns"]), shape)
-    if made.strength == "selected":
-        made.strengths_, made.strength_ = load_strengths(path), state["strength"]
-    return made
+    again._install(learned, channel, stands, rows, ids, tuple(state["columns"]), shape)
+    if again.strength == "selected":
+        again.strengths_, again.strength_ = load_strengths(path), state["strength"]
+    return again

@@ -8,7 +8,7 @@ The code of the network is not kept: who reads a fit of a network of their own h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,22 @@ from probcrowd.models.rows import Rows
 from probcrowd.storage.checkpoint import Checkpoint, load_latest, module_tensors, save_checkpoint, save_latest, under
 from probcrowd.storage.folder import RunFolder
 
-_IDS = ("annotators", "classes")
+IDS = ("annotators", "classes")
 
 
 def settings_of(
-    out: Path, parameters: Mapping[str, Any], network: nn.Module, table: Table, items: Items, validation: tuple[Any, Any] | None
+    out: Path,
+    parameters: Mapping[str, Any],
+    network: nn.Module,
+    table: Table,
+    items: Items,
+    validation: tuple[Any, Any] | None = None,
+    more: Sequence[np.ndarray] = (),
 ) -> FitSettings:
-    """The settings of a fit: parameters, the network as it prints and as it starts, annotations, inputs and true classes."""
+    """The settings of a fit: parameters, the network as it prints and as it starts, annotations, inputs, true classes, and what more it depends on."""
     arrays = [table.item, table.annotator, table.label, table.weight]
     arrays += [value.numpy() for _, value in sorted(module_tensors(network, "network").items())]
-    arrays += [_numbers(items.values)]
+    arrays += [_numbers(items.values), *more]
     if validation is not None:
         arrays += [_numbers(validation[0]), np.frombuffer(repr(list(validation[1])).encode(), np.uint8)]
     ids = {"items": table.items, "annotators": table.annotators, "classes": table.classes}
@@ -60,26 +66,29 @@ def save_result(
     network: nn.Module,
     channel: Channel,
     stands: Trained,
-    table: Table,
+    ids: Mapping[str, pd.Index],
     items: Items,
     rows: Rows,
     state: Mapping[str, Any],
+    more: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes ids and fit; the model last, so that a folder with it is whole."""
-    save_ids(folder.path, {name: getattr(table, name) for name in _IDS})
-    tensors = module_tensors(network, "network") | module_tensors(channel, "channel")
+    """Writes ids and fit, and tensors that belong to it; the model last, so that a folder with it is whole."""
+    save_ids(folder.path, ids)
+    tensors = module_tensors(network, "network") | module_tensors(channel, "channel") | dict(more or {})
     parts = {"item": rows.item, "annotator": rows.annotator, "label": rows.label, "weight": rows.weight, "gold": rows.gold}
     tensors |= {f"rows/{name}": torch.from_numpy(np.array(part)) for name, part in parts.items()}
     save_checkpoint(folder.model, tensors, {**vars(stands), "columns": list(items.columns), "shape": list(items.shape), **state})
 
 
-def load_result(path: Path) -> tuple[dict[str, Any], dict[str, pd.Index], Checkpoint]:
-    """Parameters, ids, and what `save_result` saved.
+def load_result(
+    path: Path, names: Sequence[str] = IDS, what: str = "a classifier"
+) -> tuple[dict[str, Any], dict[str, pd.Index], Checkpoint]:
+    """Parameters, ids of those names, and what `save_result` saved.
 
     Raises:
         ValueError: there is none in the folder, or files of it are damaged.
     """
-    return read_finished(path, _IDS, "a classifier")
+    return read_finished(path, names, what)
 
 
 def rows_of(saved: Checkpoint, num_annotators: int, num_classes: int) -> Rows:

@@ -4,7 +4,7 @@ r"""The one loop that trains a network together with what it believes of annotat
 
 Everything random in an epoch comes from (seed, e), so a training that goes on after any epoch ends at the bits of one that was never
 stopped. The score, where there is one, chooses the epoch whose network and channel are the result; without it the last epoch's are. Weight
-decay is the network's alone: on logits of confusion matrices it would pull annotators towards guessing.
+decay is the network's alone, unless the channel is one as well: on logits of confusion matrices it would pull annotators towards guessing.
 
 Memory: the network three times over with its optimizer, and once more for the best epoch; one batch of inputs.
 """
@@ -95,7 +95,7 @@ def train(
             if not math.isfinite(row["loss"]):
                 raise FloatingPointError(f"the loss is {row['loss']} in epoch {stands.epoch + 1}: lower the learning rate or the strength")
             stands.epoch += 1
-            row["degenerate"] = float(channel.degenerate)
+            row |= {"degenerate": float(channel.degenerate), **channel.notes()}
             if score is not None:
                 row["score"] = score(network, channel)
                 if math.isnan(row["score"]):
@@ -122,7 +122,10 @@ def train(
 
 
 def look(network: nn.Module, channel: Channel, inputs: Tensor) -> Seen:
-    """What the network makes of some inputs, and the channel of that."""
+    """What the network makes of some inputs, as the channel wants it."""
+    if channel.embeds:
+        embedding = network(inputs)
+        return Seen(embedding.new_zeros(len(embedding), 0), embedding)
     if not channel.needs_features:
         return Seen(torch.log_softmax(network(inputs), -1))
     caught: list[Tensor] = []
@@ -178,7 +181,7 @@ def _adam(network: nn.Module, channel: Channel, training: Training) -> torch.opt
     rate = training.learning_rate if training.channel_learning_rate is None else training.channel_learning_rate
     groups = [
         {"params": list(network.parameters()), "weight_decay": training.weight_decay},
-        {"params": list(channel.parameters()), "weight_decay": 0.0, "lr": rate},
+        {"params": list(channel.parameters()), "weight_decay": training.weight_decay if channel.decays else 0.0, "lr": rate},
     ]
     return torch.optim.Adam(groups, training.learning_rate, fused=True)
 

@@ -42,9 +42,13 @@ class Conv4(nn.Sequential):
 
 def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
     """One hidden layer for numbers in any units: standardised by batches, 128 units, dropout of one half."""
+    return nn.Sequential(*small_encoder(shape), nn.Linear(128, classes))
+
+
+def small_encoder(shape: tuple[int, ...]) -> nn.Sequential:
+    """The same without the last layer: 128 units."""
     width = math.prod(shape)
-    hidden = [nn.Flatten(), nn.BatchNorm1d(width, affine=False), nn.Linear(width, 128), nn.ReLU(), nn.Dropout(0.5)]
-    return nn.Sequential(*hidden, nn.Linear(128, classes))
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(width, affine=False), nn.Linear(width, 128), nn.ReLU(), nn.Dropout(0.5))
 
 
 def embed(encoder: nn.Module, *groups: Tensor) -> list[Tensor]:

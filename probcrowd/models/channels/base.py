@@ -17,12 +17,15 @@ from probcrowd.models.rows import Rows
 
 @dataclass(frozen=True)
 class Seen:
-    """What the network makes of b items: log class probabilities, and, for channels that ask, what its last linear layer sees."""
+    """What the network makes of b items: log class probabilities, and, for channels that ask, what its last linear layer sees.
+
+    For channels that embed, features are all that the network makes, of any shape, and log_truth has no columns.
+    """
 
     log_truth: Float[Tensor, "b k"]
-    features: Float[Tensor, "b d"] | None = None
+    features: Float[Tensor, "b ..."] | None = None
 
-    def some_features(self) -> Float[Tensor, "b d"]:
+    def some_features(self) -> Float[Tensor, "b ..."]:
         """The features.
 
         Raises:
@@ -104,12 +107,15 @@ class Channel(nn.Module, abc.ABC):
 
     `needs_features`: `Seen.features` must be there, what the layer `head` of the network sees. `shared_truth`: labels of an item are
     independent given its class; where there is no class that they could share, they are independent given x. `selectable`: not while a
-    first phase lasts, after which more is to be learned.
+    first phase lasts, after which more is to be learned. `embeds`: the network gives embeddings, and the channel holds all that follows.
+    `decays`: what the channel learns is subject to the network's weight decay.
 
     `degenerate` counts steps in which a volume had to be taken of a matrix that is next to singular.
     """
 
     needs_features = False
+    embeds = False
+    decays = False
     shared_truth = True
     selectable = True
     head = ""
@@ -140,11 +146,15 @@ class Channel(nn.Module, abc.ABC):
         if self.shared_truth:
             return torch.logsumexp(self.log_truth(seen) + labels.log_likelihood(logs(self.confusion())), 1)
         said = self.log_said(seen, labels).gather(1, labels.label[:, None])[:, 0]
-        return torch.zeros_like(seen.log_truth[:, 0]).index_add(0, labels.item, said * labels.weight)
+        return said.new_zeros(len(labels.items)).index_add(0, labels.item, said * labels.weight)
 
     def log_truth(self, seen: Seen) -> Float[Tensor, "b k"]:
         """Log class probabilities of items that nobody has labelled."""
         return seen.log_truth
+
+    def notes(self) -> dict[str, float]:
+        """What the history of a training says of an epoch besides loss and score."""
+        return {}
 
     def begin(self, epoch: int, epochs: int, evaluate: Callable[[], Seen]) -> None:
         """Called before every epoch; `evaluate` passes all items of the fit through the network, without dropout and without gradients."""

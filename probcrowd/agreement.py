@@ -1,0 +1,145 @@
+r"""How far annotators agree beyond chance, by pair of them, on the items that both have labelled.
+
+For annotators j and j' with n items in common, N[l, m] of which got l from j and m from j':
+
+    po = sum_l N[l, l] / n           p, p' = the shares of labels of j and of j' on these items          q = (p + p') / 2
+
+    kappa           (po - pe) / (1 - pe),  pe = sum_l p_l p'_l                                 Cohen 1960
+    bennett         the same with pe = 1 / L                                                   Bennett, Alpert & Goldstein 1954
+    krippendorff    1 - (2n - 1) (1 - po) / (2n (1 - sum_l q_l^2))                             two coders, nominal
+    pearson         correlation of the labels as numbers: their values, or their places among the classes
+
+NaN where a coefficient is 0 / 0: no item in common, or nothing but one label on them.
+
+The standard error of the first three is sqrt(po (1 - po) / n) / (1 - pe) with the chance taken as known and two agreements and two disagreements added to po,
+so that none is sure of itself; that of a correlation is (1 - r^2) / sqrt(n) at r n / (n + 4).
+
+Counts come from one sparse product V'V (V: items x (annotator, label)): memory and work are those of the row pairs that there are, sum_i n_i^2, and at
+most pairs x L^2 counts; no array of annotators x annotators is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float64, Int
+from scipy.sparse import coo_array, csr_array
+
+COEFFICIENTS = ("kappa", "bennett", "krippendorff", "pearson")
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class PairTables:
+    """Joint counts of the labels of pairs of annotators, left[p] < right[p]: entry e counts items with left_label[e] and right_label[e] for pair[e]."""
+
+    left: Int[np.ndarray, " p"]
+    right: Int[np.ndarray, " p"]
+    pair: Int[np.ndarray, " e"]
+    left_label: Int[np.ndarray, " e"]
+    right_label: Int[np.ndarray, " e"]
+    count: Float64[np.ndarray, " e"]
+    num_labels: int
+
+    @cached_property
+    def items(self) -> Float64[np.ndarray, " p"]:
+        """Items in common."""
+        return self._sums(self.count)
+
+    @cached_property
+    def agreement(self) -> Float64[np.ndarray, " p"]:
+        """po."""
+        return self._sums(self.count * (self.left_label == self.right_label)) / self.items
+
+    @cached_property
+    def shares(self) -> tuple[Float64[np.ndarray, "p l"], Float64[np.ndarray, "p l"]]:
+        """p and p'."""
+        return self._shares(self.left_label), self._shares(self.right_label)
+
+    def chance(self, kind: str) -> Float64[np.ndarray, " p"]:
+        """pe; for a correlation nothing that is used."""
+        first, second = self.shares
+        if kind == "bennett":
+            return np.full(len(self.items), 1 / self.num_labels)
+        if kind == "krippendorff":
+            return (((first + second) / 2) ** 2).sum(1)
+        return (first * second).sum(1)
+
+    def moments(self, values: Float64[np.ndarray, " l"]) -> Float64[np.ndarray, " p"]:
+        """The correlation of the labels as those numbers."""
+        first, second = (share @ values for share in self.shares)
+        square = [np.maximum(share @ values**2 - mean**2, 0) for share, mean in zip(self.shares, (first, second), strict=True)]
+        cross = self._sums(self.count * values[self.left_label] * values[self.right_label]) / self.items - first * second
+        return _ratio(cross, np.sqrt(square[0] * square[1]), _ROUNDING * max(float((values**2).max()), 1e-300))
+
+    def _sums(self, values: Float64[np.ndarray, " e"]) -> Float64[np.ndarray, " p"]:
+        return np.bincount(self.pair, values, minlength=len(self.left))
+
+    def _shares(self, label: Int[np.ndarray, " e"]) -> Float64[np.ndarray, "p l"]:
+        flat = np.bincount(self.pair * self.num_labels + label, self.count, minlength=len(self.left) * self.num_labels)
+        return flat.reshape(-1, self.num_labels) / self.items[:, None]
+
+
+def pair_tables(
+    item: Int[np.ndarray, " n"],
+    annotator: Int[np.ndarray, " n"],
+    label: Int[np.ndarray, " n"],
+    weight: Float64[np.ndarray, " n"] | None = None,
+    *,
+    num_annotators: int,
+    num_labels: int,
+) -> PairTables:
+    """The tables of all pairs with an item in common. Several labels of one annotator for one item share its place, by their weights."""
+    seat = annotator * num_labels + label
+    place, owner = np.unique(item * num_annotators + annotator, return_inverse=True)
+    given = np.ones(len(item)) if weight is None else weight
+    share = given / np.bincount(owner, given, minlength=len(place))[owner]
+    shape = (int(item.max(initial=-1)) + 1, num_annotators * num_labels)
+    votes = csr_array(coo_array((share, (item, seat)), shape))
+    joint = (votes.T @ votes).tocoo()
+    left, right = joint.row // num_labels, joint.col // num_labels
+    kept = left < right
+    left, right, row, column, count = (part[kept] for part in (left, right, joint.row, joint.col, joint.data))
+    keys, pair = np.unique(left.astype(np.int64) * num_annotators + right, return_inverse=True)
+    labels = ((part % num_labels).astype(np.int64) for part in (row, column))
+    return PairTables(keys // num_annotators, keys % num_annotators, pair, *labels, count.astype(np.float64), num_labels)
+
+
+def coefficients(
+    tables: PairTables, kind: str = "kappa", values: Float64[np.ndarray, " l"] | None = None
+) -> tuple[Float64[np.ndarray, " p"], Float64[np.ndarray, " p"]]:
+    """Coefficient and standard error by pair; values: of the labels, for a correlation.
+
+    Raises:
+        ValueError: an unknown coefficient.
+    """
+    if kind not in COEFFICIENTS:
+        raise ValueError(f"similarity={kind!r}: choose one of {', '.join(COEFFICIENTS)}")
+    n, po = tables.items, tables.agreement
+    if kind == "pearson":
+        found = tables.moments(np.arange(tables.num_labels, dtype=np.float64) if values is None else values)
+        shrunk = found * n / (n + 4)
+        return found, (1 - shrunk**2) / np.sqrt(n)
+    room = 1 - tables.chance(kind)
+    if kind == "krippendorff":
+        found = 1 - _ratio((1 - po) * (2 * n - 1) / (2 * n), room)
+    else:
+        found = 1 - _ratio(1 - po, room)
+    smooth = (po * n + 2) / (n + 4)
+    return found, _ratio(np.sqrt(smooth * (1 - smooth) / n), room)
+
+
+def as_matrix(
+    tables: PairTables, values: Float64[np.ndarray, " p"], num_annotators: int, diagonal: float = 1.0
+) -> Float64[np.ndarray, "j j"]:
+    """Values of pairs as a symmetric matrix; NaN where there is no pair."""
+    matrix = np.full((num_annotators, num_annotators), np.nan)
+    matrix[tables.left, tables.right] = matrix[tables.right, tables.left] = values
+    np.fill_diagonal(matrix, diagonal)
+    return matrix
+
+
+def _ratio(above: Float64[np.ndarray, " p"], below: Float64[np.ndarray, " p"], least: float = _ROUNDING) -> Float64[np.ndarray, " p"]:
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > least)

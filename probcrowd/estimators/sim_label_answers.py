@@ -1,0 +1,161 @@
+"""What a fit of every annotator's own voice answers, as pandas objects under the user's ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.utils.validation import check_is_fitted
+
+from probcrowd.annotator_scores import annotator_scores, overall_scores
+from probcrowd.estimators.crowd_answers import Answers
+from probcrowd.estimators.crowd_checks import read_said
+from probcrowd.estimators.crowd_items import classes_of
+from probcrowd.estimators.sim_label_asked import withdrawn_pairs
+from probcrowd.estimators.table import read_table, recode
+from probcrowd.models.channels.base import Labels
+from probcrowd.models.channels.soft_labels import Imputed, SoftLabels
+from probcrowd.models.rows import Rows
+from probcrowd.models.similarity import Similarity
+from probcrowd.scoring import scores
+from probcrowd.tables import some
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """annotators: labels, accuracy with a 95 % interval and log loss, by annotator. overall: see `probcrowd.annotator_scores.overall_scores`, and
+    consensus_accuracy and consensus_log_loss where true classes were given."""
+
+    annotators: pd.DataFrame
+    overall: pd.Series
+
+    def __str__(self) -> str:
+        return f"{self.overall.to_string()}\n\n{self.annotators.to_string()}"
+
+
+class SimLabelAnswers(Answers):
+    """Answers of a fitted `SimLabel`. `predict_proba` and `predict` are what annotators have in common; each one's own are `annotator_proba` and
+    `predict_annotators`."""
+
+    _made: SoftLabels  # pyright: ignore[reportIncompatibleVariableOverride]
+    _items: pd.Index
+    _imputed: Imputed
+
+    def predict_annotators(self, X: Any, annotators: Sequence[Any] | pd.Index | None = None) -> pd.DataFrame:
+        """The label that each annotator would most probably give, by item and annotator."""
+        found = self.annotator_proba(X, annotators)
+        best = pd.Series(self.classes_[found.to_numpy().argmax(1)], found.index)
+        columns = found.index.get_level_values("annotator")[: len(found) // max(found.index.get_level_values("item").nunique(), 1)]
+        return pd.DataFrame(
+            best.to_numpy().reshape(-1, len(columns)), found.index.get_level_values("item")[:: max(len(columns), 1)], pd.Index(columns)
+        )
+
+    def evaluate(self, X: Any, annotations: Any, gold: Any = None, *, missing_label: Any = None) -> Evaluation:
+        """How well the labels of annotators are foretold: labels that the fit has not seen, in any form that `fit` takes.
+
+        gold: true classes by item id, or in the order of X, for what annotators have in common.
+
+        Raises:
+            ValueError: annotators, labels or items that the fit or X does not know.
+        """
+        items, seen = self._seen(X)
+        table = recode(read_table(read_said(annotations, missing_label, items)), self._annotators, self.classes_, len(self.classes_))
+        if len(unknown := table.annotators[len(self._annotators) :]):
+            raise ValueError(f"annotators that the fit does not know: {some(unknown)}; leave their labels out")
+        item = items.place(table.items)[table.item]
+        gold_of_nobody = np.full(len(items.ids), -1, np.int64)
+        sizes = len(self._annotators), len(self.classes_)
+        labels = Labels.of(Rows(item, table.annotator, table.label, table.weights, gold_of_nobody, *sizes), self.device)
+        with torch.no_grad():
+            p = torch.softmax(self._made.log_said(seen, labels).double(), 1).cpu().numpy()
+            features = self._made.annotator_features(seen).double().cpu().numpy()
+        rows = item, table.annotator, table.label, p
+        overall = overall_scores(*rows, num_annotators=len(self._annotators), features=features)
+        if gold is not None:
+            known = scores(self._probabilities(items, seen).to_numpy(), classes_of(gold, items, self.classes_))
+            overall |= {"consensus_accuracy": known["accuracy"], "consensus_log_loss": known["log_loss"]}
+        return Evaluation(annotator_scores(*rows[1:], self._annotators), pd.Series(overall))
+
+    @property
+    def annotators_(self) -> pd.DataFrame:
+        """By annotator: how many labels it was learned from, how many were imputed, and the mean similarity to all others."""
+        check_is_fitted(self, "classes_")
+        matrix = self._similarity().matrix()
+        others = max(len(matrix) - 1, 1)
+        made = np.bincount(self._imputed.annotator.cpu().numpy(), minlength=len(matrix))
+        columns = {"labels": self._labels, "imputed": made, "mean_similarity": (matrix.sum(1) - 1) / others}
+        return pd.DataFrame(columns, self._annotators.rename("annotator"))
+
+    @property
+    def similarity_(self) -> pd.DataFrame:
+        """A row per pair of annotators with items in common: items, agreement, coefficient and standard error, and the similarity that is made of these
+        with its own; by the labels trained on, and those imputed where there are any."""
+        check_is_fitted(self, "classes_")
+        return self._similarity().frame(self._annotators)
+
+    @property
+    def similarity_matrix_(self) -> pd.DataFrame:
+        """The same as a matrix, annotators x annotators; pairs without items in common have the mean of all, or 0 where nothing is shrunk."""
+        check_is_fitted(self, "classes_")
+        return pd.DataFrame(self._similarity().matrix(), self._annotators.rename("annotator"), self._annotators.rename("other"))
+
+    @property
+    def imputed_(self) -> pd.DataFrame:
+        """The labels that stand imputed: item, annotator, label, confidence. Items held out have none."""
+        check_is_fitted(self, "classes_")
+        item, annotator, label, sure = (getattr(self._imputed, name).cpu().numpy() for name in ("item", "annotator", "label", "confidence"))
+        columns = {"item": self._items[item], "annotator": self._annotators[annotator], "label": self.classes_[label], "confidence": sure}
+        return pd.DataFrame(columns)
+
+    @property
+    def withdrawn_(self) -> pd.DataFrame:
+        """Pairs of item and annotator that are never imputed."""
+        check_is_fitted(self, "classes_")
+        item, annotator = np.divmod(self._made.withdrawn, len(self._annotators))
+        return pd.DataFrame({"item": self._items[item], "annotator": self._annotators[annotator]})
+
+    def completed(self, annotations: Any, *, missing_label: Any = None) -> pd.DataFrame:
+        """A table of labels with those imputed below: item, annotator, label, whether it was observed, and confidence, which is missing where it was."""
+        check_is_fitted(self, "classes_")
+        table = read_table(_long(annotations, missing_label))
+        columns = {"item": table.items[table.item], "annotator": table.annotators[table.annotator], "label": table.classes[table.label]}
+        observed = pd.DataFrame(columns).assign(observed=True, confidence=np.nan)
+        return pd.concat([observed, self.imputed_.assign(observed=False)], ignore_index=True)
+
+    def withdraw(self, pairs: pd.DataFrame | None = None) -> SimLabelAnswers:
+        """This fit without the labels imputed for some pairs (columns item and annotator, such as rows of `imputed_`), or without any.
+
+        `imputed_` and `similarity_` are as if these had never been imputed. The weights of the network are as they were: to learn without them, fit
+        again with withdrawn=`withdrawn_`.
+
+        Raises:
+            ValueError: pairs that were not imputed.
+        """
+        check_is_fitted(self, "classes_")
+        here = (self._imputed.item * len(self._annotators) + self._imputed.annotator).cpu().numpy()
+        gone = here if pairs is None else withdrawn_pairs(pairs, self._items, self._annotators)
+        known = 0 if pairs is None else len(pairs[["item", "annotator"]].drop_duplicates())
+        if pairs is not None and (len(gone) < known or not np.isin(gone, here).all()):
+            raise ValueError("some of these pairs of item and annotator were not imputed; `imputed_` lists those that were")
+        self._imputed = self._imputed.kept(torch.from_numpy(~np.isin(here, gone)).to(self._imputed.item.device))
+        self._made.withdrawn = np.union1d(self._made.withdrawn, gone)
+        return self
+
+    def _similarity(self) -> Similarity:
+        return self._made.similarity(self._imputed if len(self._imputed.item) else None)
+
+
+def _long(annotations: Any, missing_label: Any) -> Any:
+    """A matrix as `Annotations`; anything else as it is."""
+    if isinstance(annotations, (np.ndarray, list, torch.Tensor)) or (
+        isinstance(annotations, pd.DataFrame) and "label" not in annotations.columns
+    ):
+        from probcrowd.annotations import Annotations
+
+        matrix = annotations.detach().cpu().numpy() if isinstance(annotations, torch.Tensor) else annotations
+        return Annotations.from_wide(matrix, missing_label=missing_label)
+    return annotations
