@@ -12,7 +12,8 @@ For annotators j and j' with n items in common, N[l, m] of which got l from j an
 NaN where a coefficient is 0 / 0: no item in common, or nothing but one label on them.
 
 The standard error of the first three is sqrt(po (1 - po) / n) / (1 - pe) with the chance taken as known and two agreements and two disagreements added to po,
-so that none is sure of itself; that of a correlation is (1 - r^2) / sqrt(n) at r n / (n + 4).
+so that none is sure of itself; that of a correlation is the delta method's, sqrt(mean of (x y - r (x^2 + y^2) / 2)^2 / n) in standard units, with four
+terms of 1/4 added.
 
 Counts come from one sparse product V'V (V: items x (annotator, label)): memory and work are those of the row pairs that there are, sum_i n_i^2, and at
 most pairs x L^2 counts; no array of annotators x annotators is made.
@@ -67,15 +68,20 @@ class PairTables:
             return (((first + second) / 2) ** 2).sum(1)
         return (first * second).sum(1)
 
-    def moments(self, values: Float64[np.ndarray, " l"]) -> Float64[np.ndarray, " p"]:
-        """The correlation of the labels as those numbers."""
-        first, second = (share @ values for share in self.shares)
-        square = [np.maximum(share @ values**2 - mean**2, 0) for share, mean in zip(self.shares, (first, second), strict=True)]
-        cross = self._sums(self.count * values[self.left_label] * values[self.right_label]) / self.items - first * second
-        return _ratio(cross, np.sqrt(square[0] * square[1]), _ROUNDING * max(float((values**2).max()), 1e-300))
+    def correlations(self, values: Float64[np.ndarray, " l"]) -> tuple[Float64[np.ndarray, " p"], Float64[np.ndarray, " p"]]:
+        """The correlation of the labels as those numbers, and its standard error."""
+        scores, n = [], self.items
+        for share, label in zip(self.shares, (self.left_label, self.right_label), strict=True):
+            mean = share @ values
+            spread = np.sqrt(np.maximum(share @ values**2 - mean**2, 0))
+            scores.append(_ratio(values[label] - mean[self.pair], spread[self.pair], _ROUNDING * float(np.abs(values).max(initial=0))))
+        x, y = scores
+        found = self._sums(self.count * x * y) / n
+        influence = x * y - found[self.pair] * (x**2 + y**2) / 2
+        return found, np.sqrt((self._sums(self.count * influence**2) + 1) / (n + 4) / n)
 
     def _sums(self, values: Float64[np.ndarray, " e"]) -> Float64[np.ndarray, " p"]:
-        return np.bincount(self.pair, values, minlength=len(self.left))
+        return np.bincount(self.pair, values, minlength=len(self.left)).astype(np.float64)
 
     def _shares(self, label: Int[np.ndarray, " e"]) -> Float64[np.ndarray, "p l"]:
         flat = np.bincount(self.pair * self.num_labels + label, self.count, minlength=len(self.left) * self.num_labels)
@@ -117,11 +123,9 @@ def coefficients(
     """
     if kind not in COEFFICIENTS:
         raise ValueError(f"similarity={kind!r}: choose one of {', '.join(COEFFICIENTS)}")
-    n, po = tables.items, tables.agreement
     if kind == "pearson":
-        found = tables.moments(np.arange(tables.num_labels, dtype=np.float64) if values is None else values)
-        shrunk = found * n / (n + 4)
-        return found, (1 - shrunk**2) / np.sqrt(n)
+        return tables.correlations(np.arange(tables.num_labels, dtype=np.float64) if values is None else values)
+    n, po = tables.items, tables.agreement
     room = 1 - tables.chance(kind)
     if kind == "krippendorff":
         found = 1 - _ratio((1 - po) * (2 * n - 1) / (2 * n), room)

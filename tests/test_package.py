@@ -30,6 +30,7 @@ LAYERS = [
     "inference",
     "estimators",
     "figures",
+    "annotator_figures",
     "aggregation_figures",
     "posterior_tables",
     "check_figures",
@@ -121,5 +122,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path, monkeypatc
         "probcrowd/anesthesia.csv",
         "probcrowd/runs/published_crowds.csv",
         "probcrowd/runs/published_lia.csv",
+        "probcrowd/runs/published_simlabel.csv",
         "probcrowd/runs/report.html",
     }

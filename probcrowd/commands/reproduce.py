@@ -102,6 +102,61 @@ def crowds(data: Path | None, out: Path | None, sets: str | None, methods: str |
         click.echo(str(out / name))
 
 
+@reproduce.command()
+@_DATA
+@click.option("--out", type=FILE, help="Folder for the results.  [default: outputs/simlabel; with --quick outputs/simlabel_quick]")
+@click.option("--panels", metavar="NAME,NAME", help="Which panels.  [default: all that there are; with --quick digits-groups]")
+@click.option("--methods", metavar="NAME;NAME", help="Which methods, between semicolons.  [default: all but other variants]")
+@click.option("--rates", metavar="RATE,RATE", help="Shares of labels removed besides.  [default: 0,.2,.3,.4; with --quick 0,.4]")
+@click.option("--base", default=0.79, show_default=True, type=float, help="Share of labels hidden first, at random.")
+@click.option("--seeds", type=click.IntRange(min=1), help="How many draws of labels and networks.  [default: 5; with --quick 2]")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes.")
+@click.option("--quick", is_flag=True, help="One generated panel, which needs no data folder, fewer epochs.")
+@told
+def simlabel(
+    data: Path | None,
+    out: Path | None,
+    panels: str | None,
+    methods: str | None,
+    rates: str | None,
+    base: float,
+    seeds: int | None,
+    jobs: int,
+    quick: bool,
+) -> None:
+    """SimLabel (Zhang et al. 2025) against skipping missing labels, and against controls that its paper lacks.
+
+    Its data are not public: labels are hidden from complete panels instead. Writes results.csv, gains.csv (differences with intervals), published.csv
+    and, in cells/, every number, into the folder `out`. Run it again to go on after a stop, or to add panels, rates and methods.
+    """
+    import pandas as pd
+
+    from probcrowd.runs.reproduce_simlabel import RATES, gains_text, published_text, reproduce_simlabel, results_text
+    from probcrowd.runs.simlabel_sets import GENERATED, SETS
+
+    out = out or Path("outputs", "simlabel_quick" if quick else "simlabel")
+    without_data = GENERATED[:1] if quick or data is None else SETS
+    results = reproduce_simlabel(
+        data,
+        out,
+        panels=[name.strip() for name in panels.split(",")] if panels else without_data,
+        methods=[name.strip() for name in methods.split(";")] if methods else (),
+        rates=[float(rate) for rate in rates.split(",")] if rates else (0.0, 0.4) if quick else RATES,
+        base=base,
+        seeds=seeds or (2 if quick else 5),
+        jobs=jobs,
+        progress=sys.stderr.isatty(),
+        **({"epochs": 10, "removals": ("random",)} if quick else {}),
+    )
+    click.echo("mean accuracy over annotators ± standard error in per cent, by the share of labels removed besides\n")
+    click.echo(results_text(results))
+    click.echo("\ndifferences with half widths of 95 % intervals, paired by seed; * where the interval leaves 0 out\n")
+    click.echo(gains_text(pd.read_csv(out / "gains.csv")))
+    click.echo(f"\npublished, on data that are not public\n\n{published_text()}\n")
+    for name in ("results.csv", "gains.csv", "published.csv", "cells"):
+        click.echo(str(out / name))
+
+
 def _folder(data: Path | None) -> Path:
     if data is None:
         raise ValueError("give the data folder with --data, or name it in the environment variable PROBCROWD_DATA")

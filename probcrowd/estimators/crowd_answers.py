@@ -60,18 +60,23 @@ class Answers:
 
     def annotator_proba(self, X: Any, annotators: Sequence[Any] | pd.Index | None = None) -> pd.DataFrame:
         """P(annotator says label | x) by (item, annotator) and label, for all annotators or for some."""
+        items, chosen, found = self._of_annotators(X, annotators)
+        index = pd.MultiIndex.from_product([items.ids.rename("item"), chosen.rename("annotator")])
+        return pd.DataFrame(found.reshape(-1, len(self.classes_)), index, self.classes_.rename("label"))
+
+    def _of_annotators(self, X: Any, annotators: Sequence[Any] | pd.Index | None) -> tuple[Items, pd.Index, Float[np.ndarray, "b j l"]]:
+        """Items, annotators, and what each would say of each."""
         items, seen = self._seen(X)
         chosen = self._annotators if annotators is None else pd.Index(annotators)
         code = self._annotators.get_indexer(chosen)
         if (code < 0).any():
             raise ValueError(f"annotators that the fit does not know: {some(chosen[code < 0])}")
-        found = np.empty((len(items.ids) * len(code), len(self.classes_)))
+        found = np.empty((len(items.ids), len(code), len(self.classes_)))
         step = max(ROWS // max(len(code) * len(self.classes_) ** 2, 1), 1)
-        for low in range(0, len(items.ids), step):
+        for low in range(0, len(items.ids) if len(code) else 0, step):
             high = min(low + step, len(items.ids))
-            found[low * len(code) : high * len(code)] = self._said(seen, low, high, code)
-        index = pd.MultiIndex.from_product([items.ids.rename("item"), chosen.rename("annotator")])
-        return pd.DataFrame(found, index, self.classes_.rename("label"))
+            found[low:high] = self._said(seen, low, high, code).reshape(high - low, len(code), -1)
+        return items, chosen, found
 
     def _said(self, seen: Seen, low: int, high: int, code: np.ndarray) -> Float[np.ndarray, "n l"]:
         device = seen.log_truth.device

@@ -45,16 +45,27 @@ def check_training(asked: Any) -> None:
     Raises:
         ValueError: the parameter, what it was, and what it may be.
     """
-    for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("random_state", 0)):
-        number = getattr(asked, name)
-        if not (isinstance(number, Integral) and int(number) >= least) and not (name == "patience" and number is None):
-            raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}")
+    for name, least in (("epochs", 1), ("batch", 1), ("random_state", 0)):
+        check_whole(asked, name, least)
+    if asked.patience is not None:
+        check_whole(asked, "patience", 1)
     check_number(asked, "learning_rate", positive=True)
     check_number(asked, "weight_decay")
     if asked.selection == "last" and asked.patience is not None:
         raise ValueError("patience waits for a better score, and selection='last' has none")
     if not 0 < asked.validation_fraction < 1:
         raise ValueError(f"validation_fraction={asked.validation_fraction!r}: choose a number between 0 and 1")
+
+
+def check_whole(asked: Any, name: str, least: int) -> None:
+    """Refuses a parameter that is no whole number of at least so much.
+
+    Raises:
+        ValueError: the parameter, what it was, and what it may be.
+    """
+    number = getattr(asked, name)
+    if not (isinstance(number, Integral) and int(number) >= least):
+        raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}")
 
 
 def check_number(asked: Any, name: str, *, positive: bool = False, optional: bool = False) -> None:

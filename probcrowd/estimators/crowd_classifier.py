@@ -16,7 +16,7 @@ from torch import nn
 
 from probcrowd.estimators.crowd_answers import CrowdAnswers
 from probcrowd.estimators.crowd_checks import check, read_said
-from probcrowd.estimators.crowd_fit import fitted, held_out_from, kept_in, made, same_network, some_of, trained_on
+from probcrowd.estimators.crowd_fit import fitted, held_out_from, kept_in, made, remade, same_network, some_of, trained_on
 from probcrowd.estimators.crowd_folder import load_result, rows_of, save_result, settings_of
 from probcrowd.estimators.crowd_items import Items, classes_of, read_items
 from probcrowd.estimators.crowd_methods import Start, Task, make_channel
@@ -192,7 +192,8 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         return parameters | {"options": dict(self.options or {})}
 
     def _network(self, items: Items, classes: int) -> nn.Module:
-        network = made(self.network or small_network, (items.shape, classes), int(self.random_state), self.device).eval()
+        network = made(small_network if self.network is None else self.network, (items.shape, classes), int(self.random_state), self.device)
+        network.eval()
         with torch.no_grad():
             found = network(some_of(items))
         if found.ndim != 2 or found.shape[1] != classes:
@@ -259,7 +260,7 @@ def load_crowd_classifier(folder: Path | str, network: Network | None = None) ->
     path = Path(folder)
     parameters, ids, saved = load_result(path)
     state = dict(saved.state)
-    again = CrowdClassifier(network, **{name: value for name, value in parameters.items() if name != "network"})
+    again = remade(CrowdClassifier, network, parameters, folder)
     shape, classes = tuple(state["shape"]), len(ids["classes"])
     learned = same_network(network, small_network, (shape, classes), state["own_network"], parameters["network"], folder)
     load_module(learned, saved.tensors, "network")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from probcrowd.estimators.fit_folder import FitSettings
 from probcrowd.inference.crowd_training import Inputs, Trained, Training, train
 from probcrowd.models.channels.base import Channel
 from probcrowd.storage.folder import RunFolder
+from probcrowd.tables import some
 
 
 def made(network: nn.Module | Callable[..., nn.Module], arguments: tuple[Any, ...], seed: int, device: str) -> nn.Module:
@@ -73,6 +75,18 @@ def fitted(asked: Any, network: nn.Module, channel: Channel, items: Items, split
     return train(network, channel, trained_on(items, split), split.labels, training, score=score, **options)
 
 
+def remade(kind: Callable[..., Any], network: Any, parameters: Mapping[str, Any], folder: Path | str) -> Any:
+    """An estimator of that kind with the parameters that a folder has.
+
+    Raises:
+        ValueError: the fit in the folder is of another kind.
+    """
+    known = set(inspect.signature(kind).parameters)
+    if strange := sorted(set(parameters) - known - {"network"}):
+        raise ValueError(f"{folder} holds a fit of something else than {kind.__name__}: it has the parameters {some(strange)}")
+    return kind(network, **{name: value for name, value in parameters.items() if name != "network"})
+
+
 def same_network(
     network: nn.Module | Callable[..., nn.Module] | None,
     fallback: Callable[..., nn.Module],
@@ -88,7 +102,7 @@ def same_network(
     """
     if own != (network is not None):
         raise ValueError(f"the fit in {folder} has " + ("a network of its own: give it" if own else "the default network: give none"))
-    blank = copy.deepcopy(network) if isinstance(network, nn.Module) else (network or fallback)(*arguments)
+    blank = copy.deepcopy(network) if isinstance(network, nn.Module) else (fallback if network is None else network)(*arguments)
     if repr(blank) != printed:
         raise ValueError(f"the fit in {folder} has another network than\n{blank}")
     return blank

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,24 +10,25 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Int
 from pandas.api.types import is_numeric_dtype
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import nn
 
 from probcrowd.estimators.crowd_checks import read_said
-from probcrowd.estimators.crowd_fit import fitted, held_out_from, kept_in, made, same_network, some_of, trained_on
+from probcrowd.estimators.crowd_fit import fitted, held_out_from, kept_in, made, remade, same_network, some_of, trained_on
 from probcrowd.estimators.crowd_folder import load_result, rows_of, save_result, settings_of
 from probcrowd.estimators.crowd_items import read_items
 from probcrowd.estimators.crowd_split import held_out_scores, split_of
 from probcrowd.estimators.sim_label_answers import SimLabelAnswers
-from probcrowd.estimators.sim_label_asked import asked_how, check, make_predictor, withdrawn_pairs
-from probcrowd.estimators.table import read_table
+from probcrowd.estimators.sim_label_asked import among, asked_how, check, embedding_shape, in_order, make_predictor, pair_codes
+from probcrowd.estimators.table import read_table, recode
 from probcrowd.inference.crowd_training import Trained, look_at_all
 from probcrowd.models.channels.base import Labels
 from probcrowd.models.channels.soft_labels import Imputed, Missing, SoftLabels
 from probcrowd.models.encoders import small_encoder
 from probcrowd.models.rows import Rows
-from probcrowd.storage.checkpoint import Checkpoint, load_module, under
+from probcrowd.storage.checkpoint import load_module, under
 from probcrowd.tables import some
 
 Encoder = nn.Module | Callable[[tuple[int, ...]], nn.Module]
@@ -39,7 +40,7 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
 
     Args:
         encoder: a module from inputs (b, ...) to embeddings (b, d) or feature maps (b, channels, ...), which is copied and trained on from its
-            weights (`torch.nn.Identity()` for features that are taken as they are); or a function of the shape of an input that makes one, under the
+            weights (`torch.nn.Identity()` for features that are taken as they are; places of a map come last); or a function of the shape of an input that makes one, under the
             seed. None: one hidden layer of 128 units for tables.
         architecture: what is shared among annotators and what is their own: "qumatl" (a query each, with attention), "madl" (an annotator
             performance network), "padl" (common mean and spread, and residuals), see `probcrowd.models.predictors`; "pooled": confusion matrices
@@ -60,7 +61,10 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
         random_state: the seed of new networks, of what is held out, of batches and of dropout. progress: shows a bar.
         device: of torch.
 
-    After `fit`: `classes_`, `network_` (the encoder), `history_`, `epoch_` (the one selected), `similarity_`, `imputed_`, `withdrawn_`.
+    Annotators are in the order of their ids, so that the order of a table does not matter.
+
+    After `fit`: `classes_`, `network_` (the encoder), `history_`, `epoch_` (the one selected), `annotators_`, `similarity_`, `similarity_matrix_`,
+    `imputed_`, `withdrawn_`.
     """
 
     def __init__(
@@ -138,34 +142,37 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
         if len(table.classes) < 2:
             raise ValueError(f"all labels are alike, {some(table.classes)}: there is nothing to foretell")
         held_share = float(self.validation_fraction) if self.selection == "held-out" else 0.0
+        annotators = in_order(table.annotators)
+        table = recode(table, annotators, table.classes, len(table.classes))
+        held_share = float(self.validation_fraction) if self.selection == "held-out" else 0.0
         split = split_of(table, items, held_share, int(self.random_state), self.device)
-        ids = {"items": items.ids[split.place.cpu().numpy()], "annotators": table.annotators, "classes": table.classes}
-        pairs = withdrawn_pairs(withdrawn, ids["items"], ids["annotators"])
-        encoder = made(self.encoder or small_encoder, (items.shape,), int(self.random_state), self.device).eval()
-        with torch.no_grad():
-            embedding = tuple(encoder(some_of(items)).shape[1:])
+        ids = {"items": items.ids, "annotators": annotators, "classes": table.classes}
+        pairs = pair_codes(withdrawn, items.ids, annotators)
+        encoder = made(small_encoder if self.encoder is None else self.encoder, (items.shape,), int(self.random_state), self.device).eval()
+        state = {"own_network": self.encoder is not None, "embedding": list(embedding_shape(encoder, some_of(items)))}
         settings = lambda path: settings_of(path, self._asked_for, encoder, table, items, more=[pairs])
         judge = partial(held_out_scores, inputs=held_out_from(items, split), labels=split.held) if held_share else None
         with kept_in(folder, resume, settings) as (kept, options):
-            channel = self._channel(embedding, split.rows, split.labels, ids["classes"], pairs)
+            channel = self._channel(state["embedding"], split.rows, split.labels, ids["classes"])
+            place = split.place.cpu().numpy()
+            channel.withdrawn = among(pairs, place, len(annotators))
             stands = fitted(self, encoder, channel, items, split, judge, **options)
-            found = Imputed.none(split.place.device)
-            if channel.active and channel.how.threshold is not None:
-                seen = look_at_all(encoder, channel, trained_on(items, split), split.labels.items)
-                found = channel.impute(seen, channel.how.threshold)
-            self._install(encoder, channel, stands, ids, items.columns, items.shape, found)
+            found, how = Imputed.none(split.place.device), channel.how
+            if how.threshold is not None and (stands.best_epoch or stands.epoch) > how.warm_up:
+                found = channel.impute(look_at_all(encoder, channel, trained_on(items, split), split.labels.items), how.threshold)
+            self._install(encoder, channel, stands, ids, items.columns, items.shape, found, place, pairs)
             if kept is not None:
-                state = {"own_network": self.encoder is not None, "embedding": list(embedding)}
-                tensors = {f"imputed/{name}": value for name, value in vars(found).items()} | {"withdrawn": torch.from_numpy(pairs.copy())}
+                tensors = {f"imputed/{name}": value for name, value in vars(found).items()}
+                tensors |= {"place": split.place, "withdrawn": torch.from_numpy(pairs.copy())}
                 save_result(kept, encoder, channel, stands, ids, items, split.rows, state, tensors)
         return self
 
-    def _channel(self, embedding: tuple[int, ...], rows: Rows, labels: Labels, classes: pd.Index, withdrawn: np.ndarray) -> SoftLabels:
+    def _channel(self, embedding: Sequence[int], rows: Rows, labels: Labels, classes: pd.Index) -> SoftLabels:
         with torch.random.fork_rng():
             torch.manual_seed(int(self.random_state) + 1)
-            predictor = make_predictor(self.architecture, embedding, rows.num_annotators, rows.num_classes, self.options or {})
+            predictor = make_predictor(self.architecture, tuple(embedding), rows.num_annotators, rows.num_classes, self.options or {})
         values = classes.to_numpy(np.float64) if is_numeric_dtype(classes.dtype) else None
-        return SoftLabels(predictor.to(self.device), rows, labels, asked_how(self), values, withdrawn).to(self.device)
+        return SoftLabels(predictor.to(self.device), rows, labels, asked_how(self), values).to(self.device)
 
     def _install(
         self,
@@ -176,10 +183,12 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
         columns: tuple[str, ...],
         shape: tuple[int, ...],
         imputed: Imputed,
+        place: Int[np.ndarray, " i"],
+        withdrawn: Int[np.ndarray, " w"],
     ) -> None:
         self.network_, self._made = encoder, channel
-        self.classes_, self._annotators, self._items = ids["classes"], ids["annotators"], ids["items"]
-        self._columns, self._shape, self._imputed = columns, shape, imputed
+        self.classes_, self._annotators, self._ids = ids["classes"], ids["annotators"], ids["items"]
+        self._columns, self._shape, self._imputed, self._place, self._withdrawn = columns, shape, imputed, place, withdrawn
         self._labels = np.bincount(channel.rows.annotator, minlength=channel.rows.num_annotators)
         self.history_ = pd.DataFrame(stands.history).astype({"epoch": int}).drop(columns="degenerate").set_index("epoch")
         self.epoch_ = stands.best_epoch or stands.epoch
@@ -200,20 +209,17 @@ def load_sim_label(folder: Path | str, encoder: Encoder | None = None) -> SimLab
     """
     parameters, ids, saved = load_result(Path(folder), _IDS, "SimLabel")
     state = dict(saved.state)
-    again = SimLabel(encoder, **{name: value for name, value in parameters.items() if name != "network"})
+    again = remade(SimLabel, encoder, parameters, folder)
     shape = tuple(state["shape"])
     learned = same_network(encoder, small_encoder, (shape,), state["own_network"], parameters["network"], folder)
     load_module(learned, saved.tensors, "network")
     rows = rows_of(saved, len(ids["annotators"]), len(ids["classes"]))
-    pairs = saved.tensors["withdrawn"].numpy()
-    channel = again._channel(tuple(state["embedding"]), rows, Labels.of(rows), ids["classes"], pairs)
+    channel = again._channel(state["embedding"], rows, Labels.of(rows), ids["classes"])
+    place, pairs = (saved.tensors[name].numpy() for name in ("place", "withdrawn"))
+    channel.withdrawn = among(pairs, place, len(ids["annotators"]))
     load_module(channel, saved.tensors, "channel")
     stands = Trained(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
     learned.eval()
     channel.eval()
-    again._install(learned, channel, stands, ids, tuple(state["columns"]), shape, _imputed(saved))
+    again._install(learned, channel, stands, ids, tuple(state["columns"]), shape, Imputed(**under("imputed", saved.tensors)), place, pairs)
     return again
-
-
-def _imputed(saved: Checkpoint) -> Imputed:
-    return Imputed(**under("imputed", saved.tensors))

@@ -14,8 +14,8 @@ from sklearn.utils.validation import check_is_fitted
 from probcrowd.annotator_scores import annotator_scores, overall_scores
 from probcrowd.estimators.crowd_answers import Answers
 from probcrowd.estimators.crowd_checks import read_said
-from probcrowd.estimators.crowd_items import classes_of
-from probcrowd.estimators.sim_label_asked import withdrawn_pairs
+from probcrowd.estimators.crowd_items import Items, classes_of
+from probcrowd.estimators.sim_label_asked import pair_codes
 from probcrowd.estimators.table import read_table, recode
 from probcrowd.models.channels.base import Labels
 from probcrowd.models.channels.soft_labels import Imputed, SoftLabels
@@ -42,20 +42,19 @@ class SimLabelAnswers(Answers):
     `predict_annotators`."""
 
     _made: SoftLabels  # pyright: ignore[reportIncompatibleVariableOverride]
-    _items: pd.Index
+    _ids: pd.Index
+    _place: np.ndarray
     _imputed: Imputed
+    _withdrawn: np.ndarray
 
     def predict_annotators(self, X: Any, annotators: Sequence[Any] | pd.Index | None = None) -> pd.DataFrame:
         """The label that each annotator would most probably give, by item and annotator."""
-        found = self.annotator_proba(X, annotators)
-        best = pd.Series(self.classes_[found.to_numpy().argmax(1)], found.index)
-        columns = found.index.get_level_values("annotator")[: len(found) // max(found.index.get_level_values("item").nunique(), 1)]
-        return pd.DataFrame(
-            best.to_numpy().reshape(-1, len(columns)), found.index.get_level_values("item")[:: max(len(columns), 1)], pd.Index(columns)
-        )
+        items, chosen, found = self._of_annotators(X, annotators)
+        best = self.classes_[found.argmax(2).ravel()].to_numpy().reshape(found.shape[:2])
+        return pd.DataFrame(best, items.ids.rename("item"), chosen.rename("annotator"))
 
     def evaluate(self, X: Any, annotations: Any, gold: Any = None, *, missing_label: Any = None) -> Evaluation:
-        """How well the labels of annotators are foretold: labels that the fit has not seen, in any form that `fit` takes.
+        """How well the labels of annotators are foretold: labels that the fit has not seen, in any form that `fit` takes, each of which counts once.
 
         gold: true classes by item id, or in the order of X, for what annotators have in common.
 
@@ -82,9 +81,9 @@ class SimLabelAnswers(Answers):
 
     @property
     def annotators_(self) -> pd.DataFrame:
-        """By annotator: how many labels it was learned from, how many were imputed, and the mean similarity to all others."""
+        """By annotator: how many labels it was learned from, how many were imputed, and the mean similarity to all others by observed labels."""
         check_is_fitted(self, "classes_")
-        matrix = self._similarity().matrix()
+        matrix = self._made.similarity().matrix()
         others = max(len(matrix) - 1, 1)
         made = np.bincount(self._imputed.annotator.cpu().numpy(), minlength=len(matrix))
         columns = {"labels": self._labels, "imputed": made, "mean_similarity": (matrix.sum(1) - 1) / others}
@@ -93,69 +92,66 @@ class SimLabelAnswers(Answers):
     @property
     def similarity_(self) -> pd.DataFrame:
         """A row per pair of annotators with items in common: items, agreement, coefficient and standard error, and the similarity that is made of these
-        with its own; by the labels trained on, and those imputed where there are any."""
+        with its own; by the labels trained on alone. `attrs` has mean and spread of all pairs, where these are drawn to each other."""
         check_is_fitted(self, "classes_")
-        return self._similarity().frame(self._annotators)
+        return self._made.similarity().frame(self._annotators)
 
     @property
     def similarity_matrix_(self) -> pd.DataFrame:
         """The same as a matrix, annotators x annotators; pairs without items in common have the mean of all, or 0 where nothing is shrunk."""
         check_is_fitted(self, "classes_")
-        return pd.DataFrame(self._similarity().matrix(), self._annotators.rename("annotator"), self._annotators.rename("other"))
+        return self._frame(self._made.similarity())
+
+    @property
+    def refreshed_similarity_matrix_(self) -> pd.DataFrame:
+        """The same with the labels that stand imputed taken for labels: what soft labels are weighted by, and no evidence."""
+        check_is_fitted(self, "classes_")
+        return self._frame(self._made.similarity(self._imputed))
 
     @property
     def imputed_(self) -> pd.DataFrame:
         """The labels that stand imputed: item, annotator, label, confidence. Items held out have none."""
         check_is_fitted(self, "classes_")
         item, annotator, label, sure = (getattr(self._imputed, name).cpu().numpy() for name in ("item", "annotator", "label", "confidence"))
-        columns = {"item": self._items[item], "annotator": self._annotators[annotator], "label": self.classes_[label], "confidence": sure}
-        return pd.DataFrame(columns)
+        columns = {"item": self._ids[self._place[item]], "annotator": self._annotators[annotator], "label": self.classes_[label]}
+        return pd.DataFrame({**columns, "confidence": sure})
 
     @property
     def withdrawn_(self) -> pd.DataFrame:
         """Pairs of item and annotator that are never imputed."""
         check_is_fitted(self, "classes_")
-        item, annotator = np.divmod(self._made.withdrawn, len(self._annotators))
-        return pd.DataFrame({"item": self._items[item], "annotator": self._annotators[annotator]})
+        item, annotator = np.divmod(self._withdrawn, len(self._annotators))
+        return pd.DataFrame({"item": self._ids[item], "annotator": self._annotators[annotator]})
 
     def completed(self, annotations: Any, *, missing_label: Any = None) -> pd.DataFrame:
-        """A table of labels with those imputed below: item, annotator, label, whether it was observed, and confidence, which is missing where it was."""
+        """A table of labels, in any form that `fit` takes, with those imputed below, of pairs that it has not: item, annotator, label, whether it was
+        observed, and confidence, which is missing where it was."""
         check_is_fitted(self, "classes_")
-        table = read_table(_long(annotations, missing_label))
+        known = Items(self._ids, None, (), self.device, True)
+        table = read_table(read_said(annotations, missing_label, known))
         columns = {"item": table.items[table.item], "annotator": table.annotators[table.annotator], "label": table.classes[table.label]}
         observed = pd.DataFrame(columns).assign(observed=True, confidence=np.nan)
-        return pd.concat([observed, self.imputed_.assign(observed=False)], ignore_index=True)
+        pairs = ["item", "annotator"]
+        whole = pd.concat([observed, self.imputed_.assign(observed=False)], ignore_index=True)
+        return whole.loc[whole["observed"] | ~whole.duplicated(pairs)].reset_index(drop=True)
 
     def withdraw(self, pairs: pd.DataFrame | None = None) -> SimLabelAnswers:
         """This fit without the labels imputed for some pairs (columns item and annotator, such as rows of `imputed_`), or without any.
 
-        `imputed_` and `similarity_` are as if these had never been imputed. The weights of the network are as they were: to learn without them, fit
-        again with withdrawn=`withdrawn_`.
+        `imputed_` and `refreshed_similarity_matrix_` are as if these had never been imputed; the network, and a folder, are as they were. A fit with
+        withdrawn=`withdrawn_` never imputes them; their soft labels stay in its loss.
 
         Raises:
             ValueError: pairs that were not imputed.
         """
         check_is_fitted(self, "classes_")
-        here = (self._imputed.item * len(self._annotators) + self._imputed.annotator).cpu().numpy()
-        gone = here if pairs is None else withdrawn_pairs(pairs, self._items, self._annotators)
-        known = 0 if pairs is None else len(pairs[["item", "annotator"]].drop_duplicates())
-        if pairs is not None and (len(gone) < known or not np.isin(gone, here).all()):
+        here = self._place[self._imputed.item.cpu().numpy()] * len(self._annotators) + self._imputed.annotator.cpu().numpy()
+        gone = here if pairs is None else pair_codes(pairs, self._ids, self._annotators)
+        if not np.isin(gone, here).all():
             raise ValueError("some of these pairs of item and annotator were not imputed; `imputed_` lists those that were")
         self._imputed = self._imputed.kept(torch.from_numpy(~np.isin(here, gone)).to(self._imputed.item.device))
-        self._made.withdrawn = np.union1d(self._made.withdrawn, gone)
+        self._withdrawn = np.union1d(self._withdrawn, gone)
         return self
 
-    def _similarity(self) -> Similarity:
-        return self._made.similarity(self._imputed if len(self._imputed.item) else None)
-
-
-def _long(annotations: Any, missing_label: Any) -> Any:
-    """A matrix as `Annotations`; anything else as it is."""
-    if isinstance(annotations, (np.ndarray, list, torch.Tensor)) or (
-        isinstance(annotations, pd.DataFrame) and "label" not in annotations.columns
-    ):
-        from probcrowd.annotations import Annotations
-
-        matrix = annotations.detach().cpu().numpy() if isinstance(annotations, torch.Tensor) else annotations
-        return Annotations.from_wide(matrix, missing_label=missing_label)
-    return annotations
+    def _frame(self, found: Similarity) -> pd.DataFrame:
+        return pd.DataFrame(found.matrix(), self._annotators.rename("annotator"), self._annotators.rename("other"))

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Int
+from torch import Tensor, nn
 
 from probcrowd.agreement import COEFFICIENTS
 from probcrowd.columns import reject
-from probcrowd.estimators.crowd_checks import check_folder, check_number, check_training
+from probcrowd.estimators.crowd_checks import check_folder, check_number, check_training, check_whole
 from probcrowd.models.channels.soft_labels import SoftLabelling
 from probcrowd.models.predictors.base import Predictor
 from probcrowd.models.predictors.performance import Performance
@@ -52,12 +54,14 @@ def check(asked: Any, folder: Any, resume: bool) -> None:
         raise ValueError(f"similarity={asked.similarity!r}: choose one of {', '.join(COEFFICIENTS)}")
     check_training(asked)
     check_number(asked, "kl_weight")
-    check_number(asked, "warm_up")
+    check_whole(asked, "warm_up", 0)
+    if not (asked.options is None or isinstance(asked.options, Mapping)):
+        raise ValueError(f"options={asked.options!r}: give a dictionary of options of the architecture")
     check_number(asked, "threshold", positive=True, optional=True)
     if asked.threshold is not None and asked.threshold > 1:
         raise ValueError(f"threshold={asked.threshold!r}: a confidence is at most 1")
-    if asked.threshold is not None and asked.missing == "skip":
-        raise ValueError("a threshold imputes soft labels, and missing='skip' makes none")
+    if asked.threshold is not None and (asked.missing == "skip" or asked.kl_weight == 0):
+        raise ValueError("a threshold imputes soft labels, and missing='skip' or kl_weight=0 makes none")
     if asked.imputed == "loss" and asked.threshold is None:
         raise ValueError("imputed='loss' needs a threshold: nothing is imputed without one")
     check_folder(folder, resume)
@@ -82,23 +86,56 @@ def make_predictor(name: str, shape: tuple[int, ...], num_annotators: int, num_c
         raise ValueError("the encoder gives one number per item; it must give an embedding (b, d), or a feature map (b, channels, ...)")
     try:
         return ARCHITECTURES[name](num_annotators, num_classes, shape, **options)
-    except TypeError as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         if options:
             raise ValueError(f"options={dict(options)!r} do not fit the architecture {name!r}: {error}") from error
         raise
 
 
-def withdrawn_pairs(pairs: pd.DataFrame | None, items: pd.Index, annotators: pd.Index) -> Int[np.ndarray, " w"]:
-    """Pairs of item and annotator as item * annotators + annotator; those of items that are not there are left out.
+def embedding_shape(encoder: nn.Module, inputs: Tensor) -> tuple[int, ...]:
+    """The shape of one embedding.
 
     Raises:
-        ValueError: no such columns, or annotators that are not there.
+        ValueError: the encoder gives something else than a tensor of floats with a row per item.
+    """
+    with torch.no_grad():
+        found = encoder(inputs)
+    if not isinstance(found, Tensor) or found.dtype != inputs.dtype or len(found) != len(inputs):
+        what = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ValueError(
+            f"the encoder gives {what} for {len(inputs)} items; it must give a tensor of {inputs.dtype}, an embedding per item"
+        )
+    return tuple(found.shape[1:])
+
+
+def pair_codes(pairs: pd.DataFrame | None, items: pd.Index, annotators: pd.Index) -> Int[np.ndarray, " w"]:
+    """Pairs of item and annotator as item * annotators + annotator.
+
+    Raises:
+        ValueError: no such columns, or items or annotators that are not there.
     """
     if pairs is None:
         return np.zeros(0, np.int64)
     if not isinstance(pairs, pd.DataFrame) or not {"item", "annotator"} <= set(pairs.columns):
         raise ValueError("pairs are a data frame with the columns item and annotator, as `imputed_` is")
-    who = pd.Series(pairs["annotator"])
-    item, annotator = items.get_indexer(pd.Index(pairs["item"])), annotators.get_indexer(pd.Index(who))
-    reject(annotator < 0, who, "annotators that the annotations have not")
-    return np.unique((item * len(annotators) + annotator)[item >= 0]).astype(np.int64)
+    codes = []
+    for name, known in (("item", items), ("annotator", annotators)):
+        ids = pd.Series(pairs[name])
+        codes.append(known.get_indexer(pd.Index(ids)))
+        reject(codes[-1] < 0, ids, f"pairs of {name}s that the fit has not")
+    return np.unique(codes[0] * len(annotators) + codes[1]).astype(np.int64)
+
+
+def among(pairs: Int[np.ndarray, " w"], place: Int[np.ndarray, " i"], num_annotators: int) -> Int[np.ndarray, " v"]:
+    """Codes of pairs by the numbers of the items trained on, which are at those places; pairs of other items are left out."""
+    item, annotator = np.divmod(pairs, num_annotators)
+    number = pd.Index(place).get_indexer(pd.Index(item))
+    return (number * num_annotators + annotator)[number >= 0].astype(np.int64)
+
+
+def in_order(ids: pd.Index) -> pd.Index:
+    """The ids in their order; those that have none, in that of their text."""
+    try:
+        return ids.sort_values()
+    except TypeError:
+        return ids[np.argsort(ids.astype(str), kind="stable")]

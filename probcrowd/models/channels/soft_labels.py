@@ -21,7 +21,7 @@ labelled peers has a weight has no term. `soft` carries no gradient; it is made 
 Imputation, once per epoch and before it: for missing pairs of the items trained on whose confidence reaches the threshold, the most probable label of `soft`
 is taken for a label when the similarity is computed anew from all labels observed and those imputed now; earlier ones are forgotten. With
 imputed="loss" it takes the place of the soft label in the loss as well. Agreement with labels that were made of agreement is no evidence: the similarity of
-annotators can only rise by it, and `notes` shows how far.
+annotators rises by it almost always, whether they are alike or not, and `notes` shows how far.
 
 Memory of a step: batch x annotators x L numbers, a few times; of more than `MOST` annotators those are asked who labelled something in the batch, and
 so many others drawn at random, which stand for all others.
