@@ -101,23 +101,22 @@ shuffled = pd.DataFrame(rng.permuted(kept.to_numpy(), axis=1), kept.index, kept.
 control = SimLabel(encoder, missing="skip", epochs=1, selection="last").fit(pictures, long(shuffled))
 
 
-def groups(fit: SimLabel) -> str:
+def groups(matrix: pd.DataFrame) -> str:
     """Mean similarity in a group, between two, of upside; the least and the most of all pairs; for how many the most similar is of their group."""
-    pairs = fit.similarity_
-    group, other = (pairs[side].str.split("-").str[0] for side in ("annotator", "other"))
-    upside = (group == "upside") | (other == "upside")
-    low, high = pairs["similarity"].min(), pairs["similarity"].max()
-    parts = {"one group": group == other, "two groups": (group != other) & ~upside, "upside": upside}
-    matrix = fit.similarity_matrix_
+    group = matrix.index.str.split("-").str[0].to_numpy()
+    pairs = np.triu_indices(len(matrix), 1)
+    upside = (group[pairs[0]] == "upside") | (group[pairs[1]] == "upside")
+    same, values = group[pairs[0]] == group[pairs[1]], matrix.to_numpy()[pairs]
     closest = matrix.mask(np.eye(len(matrix), dtype=bool)).idxmax().drop("upside")
     alike = (closest.str.split("-").str[0] == closest.index.str.split("-").str[0]).sum()
-    means = ", ".join(f"{name} {pairs['similarity'][rows].mean():.2f}" for name, rows in parts.items())
-    return f"{means}; {low:.2f} to {high:.2f}; {alike} of {len(closest)}"
+    parts = {"one group": same, "two groups": ~same & ~upside, "upside": upside}
+    means = ", ".join(f"{name} {values[rows].mean():.2f}" for name, rows in parts.items())
+    return f"{means}; {values.min():.2f} to {values.max():.2f}; {alike} of {len(closest)}"
 
 
 print(skipped.similarity_.sort_values("similarity").iloc[[0, 1, -2, -1]].round(2).to_string(index=False))
-print(f"as said         {groups(skipped)}")
-print(f"names shuffled  {groups(control)}")
+print(f"as said         {groups(skipped.similarity_matrix_)}")
+print(f"names shuffled  {groups(control.similarity_matrix_)}")
 similarity_figure(skipped.similarity_matrix_, skipped.similarity_).savefig(OUT / "similarity.png")
 similarity_figure(control.similarity_matrix_, control.similarity_).savefig(OUT / "similarity-shuffled.png")
 
@@ -151,9 +150,9 @@ imputed_figure(found, fitted.annotators_).savefig(OUT / "imputed.png")
 # of four, it ends nearly as high for two groups as for one, and the one who is upside down seems to agree with everybody.
 
 # %%
-print(f"observed labels          {groups(skipped)}")
-print(f"with those imputed       {groups(fitted)}")
-rise = (fitted.similarity_matrix_ - skipped.similarity_matrix_).to_numpy()[np.triu_indices(len(crowd), 1)]
+print(f"observed labels          {groups(skipped.similarity_matrix_)}")
+print(f"with those imputed       {groups(fitted.refreshed_similarity_matrix_)}")
+rise = (fitted.refreshed_similarity_matrix_ - fitted.similarity_matrix_).to_numpy()[np.triu_indices(len(crowd), 1)]
 print(f"it rose for {(rise > 0).sum()} of {len(rise)} pairs, and fell by {max(-rise.min(), 0):.3f} at most")
 if "mean_weight" in fitted.history_:
     print(fitted.history_[["imputed", "mean_weight"]].iloc[[0, fitted.epoch_ - 1, -1]].round(2))
@@ -161,15 +160,14 @@ if "mean_weight" in fitted.history_:
 # %% [markdown]
 # ## Taking some back
 #
-# Any of them can be withdrawn: here the less sure half, and all of the one who is like nobody. `imputed_` and `similarity_` follow at once; a new
-# fit with `withdrawn=fitted.withdrawn_` never imputes them. `completed` is the table with what is left, observed and imputed marked.
+# Any of them can be withdrawn: here the less sure half. `imputed_` and the refreshed similarity follow at once; a new fit with `withdrawn=fitted.withdrawn_` never imputes them. `completed` is the table with what is left, observed and imputed marked.
 
 # %%
 less_sure = found["confidence"] < found["confidence"].median()
-fitted.withdraw(found[less_sure | (found["annotator"] == "upside")])
-left = found[~less_sure & (found["annotator"] != "upside")]
+fitted.withdraw(found[less_sure])
+left = found[~less_sure]
 print(f"{len(fitted.imputed_):,} labels left" + (f", {left['right'].mean():.0%} of them right" if len(left) else ""))
-print(f"with those left          {groups(fitted)}")
+print(f"with those left          {groups(fitted.refreshed_similarity_matrix_)}")
 print(fitted.completed(said)["observed"].value_counts())
 
 # %% [markdown]

@@ -254,20 +254,40 @@ def test_what_is_imputed_is_missing_sure_and_by_the_soft_label(monkeypatch: pyte
         torch.testing.assert_close(found.confidence, confidence(soft[found.item, found.annotator]))
 
 
+def pass_through(made: SoftLabels, epoch: int, batch: int = 9) -> Imputed:
+    """An epoch without steps of the optimizer: what was imputed in it."""
+    made.begin(epoch, 9, lambda: seen(len(made.told.items)))
+    for part in made.told.labels().batches(batch, torch.Generator().manual_seed(epoch)):
+        made.loss(Seen(torch.zeros(len(part.items), 0), part.items.double()[:, None]), part)
+    made.end()
+    return Imputed.joined([*made.imputed, Imputed.none(torch.device("cpu"))])
+
+
 def test_similarities_are_refreshed_by_what_is_imputed_now_and_nothing_else() -> None:
     said = crowd(0.5, items=40)
     made = channel(said, SoftLabelling(threshold=0.1, shrink=False))
     first = made.weights.clone()
-    made.begin(0, 9, lambda: seen(40))
-    assert made.weights.equal(first) and not len(made.imputed.item)  # before the first epoch the network knows nothing
-    for _ in range(3):  # forgotten, not added up
-        made.begin(1, 9, lambda: seen(40))
+    assert not len(pass_through(made, 0).item) and made.weights.equal(first)  # at first the network knows nothing
+    for epoch in range(1, 4):  # forgotten, not added up
+        expected = made.impute(seen(40), 0.1)
+        found = pass_through(made, epoch)
+        assert sorted(zip(found.item.tolist(), found.annotator.tolist(), found.label.tolist(), strict=True)) == sorted(
+            zip(expected.item.tolist(), expected.annotator.tolist(), expected.label.tolist(), strict=True)
+        )
         filled = said.copy()
-        filled[made.imputed.item, made.imputed.annotator] = made.imputed.label
+        filled[found.item, found.annotator] = found.label
         item, annotator = np.nonzero(filled >= 0)
-        expected = similarity(item, annotator, filled[item, annotator], num_annotators=J, num_labels=L, shrink=False).weights()
-        np.testing.assert_allclose(made.weights.numpy(), expected, atol=1e-12)
-    assert made.notes()["imputed"] == len(made.imputed.item) > 0
+        weights = similarity(item, annotator, filled[item, annotator], num_annotators=J, num_labels=L, shrink=False).weights()
+        np.testing.assert_allclose(made.weights.numpy(), weights, atol=1e-12)
+        assert made.notes()["imputed"] == len(found.item) > 0
+    assert (made.weights - first).abs().max() > 0.01
+
+
+def test_warming_up_skips_missing_labels() -> None:
+    made, skipped = (channel(crowd(), SoftLabelling(missing, warm_up=2)) for missing in ("uniform", "skip"))
+    for epoch in (0, 1, 2):
+        made.begin(epoch, 9, lambda: seen())
+        assert (value(made) == value(skipped)) == (epoch < 2)
 
 
 def test_agreement_made_of_agreement_confirms_and_stays_bounded_when_it_is_replaced() -> None:
@@ -283,10 +303,8 @@ def test_agreement_made_of_agreement_confirms_and_stays_bounded_when_it_is_repla
             4 * torch.nn.functional.one_hot(torch.from_numpy(np.maximum(said, 0)), L).double() * torch.from_numpy(said >= 0)[..., None]
         )
     between = lambda found: float(found.matrix()[:4, 4:].mean())
-    observed, drift = between(made.similarity()), []
-    for epoch in range(1, 4):
-        made.begin(epoch, 9, lambda: seen(400))
-        drift.append(between(made.similarity(made.imputed)))
+    observed = between(made.similarity())
+    drift = [between(made.similarity(pass_through(made, epoch))) for epoch in range(1, 4)]
     assert observed == pytest.approx(0, abs=0.1) and drift[0] > observed + 0.02
     assert max(drift) - min(drift) < 0.1
 
@@ -302,22 +320,21 @@ def test_withdrawn_pairs_are_never_imputed() -> None:
 @pytest.mark.parametrize("most", [256, 1])
 def test_imputed_labels_take_the_place_of_soft_ones_in_the_loss(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soft_labels, "MOST", most)
-    monkeypatch.setattr(torch, "randperm", lambda count, **_: torch.arange(count))
     said = crowd(0.5, items=20)
     how = SoftLabelling("uniform", threshold=0.1, imputed="loss", kl_weight=0.5)
-    made, plain = channel(said, how), channel(said, replace(how, imputed="similarity"))
-    made.imputed = made.impute(seen(20), 0.1).kept(torch.arange(len(made.impute(seen(20), 0.1).item)) % 2 == 0)
-    log_said = made.predictor(seen(20).some_features(), slice(None)).log_said
+    some = (channel(said, how).impute(seen(20), 0.1).item * J + channel(said, how).impute(seen(20), 0.1).annotator).numpy()[::2]
+    made, plain = channel(said, how, withdrawn=some), channel(said, replace(how, imputed="similarity"))
+    log_said = made.predictor(seen(20).some_features(), slice(None)).log_said.detach()
     soft = made.soft(log_said, torch.from_numpy(said >= 0), slice(None))[0]
-    change = 0.0
-    for i, k, l in zip(made.imputed.item.tolist(), made.imputed.annotator.tolist(), made.imputed.label.tolist(), strict=True):
-        change += float((-log_said[i, k, l] - made._divergence(log_said, soft)[i, k]).detach())
+    found, change = made.impute(seen(20), 0.1), 0.0
+    for i, k, l in zip(found.item.tolist(), found.annotator.tolist(), found.label.tolist(), strict=True):
+        change += float(-log_said[i, k, l] - made._divergence(log_said, soft)[i, k])
     if most == 1:  # every annotator labelled something: all are asked, and each stands for itself alone
         assert set(np.nonzero(said >= 0)[1]) == set(range(J))
-    assert value(made) == pytest.approx(value(plain) + 0.5 * change / (said >= 0).sum(), abs=1e-12)
-    part = next(made.told.labels().batches(6, torch.Generator().manual_seed(0)))  # items in another order
-    partly = made.loss(Seen(torch.zeros(len(part.items), 0), part.items.double()[:, None]), part)
-    assert bool(torch.isfinite(partly))
+    for one in (made, plain):
+        one.begin(1, 9, lambda: seen(20))
+    assert value(made) == pytest.approx(value(plain) + 0.5 * change / (said >= 0).sum(), abs=1e-12) and len(found.item)
+    assert pass_through(made, 1, 6).item.sort().values.equal(found.item)
 
 
 def test_of_many_annotators_some_are_drawn_who_stand_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

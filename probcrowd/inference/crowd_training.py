@@ -1,6 +1,6 @@
 r"""The one loop that trains a network together with what it believes of annotators, whatever that is (`probcrowd.models.channels`).
 
-    epoch e    channel.begin(e) -> batches of whole items in an order drawn from (seed, e) -> Adam on network and channel -> score
+    epoch e    channel.begin(e) -> batches of whole items in an order drawn from (seed, e) -> Adam on network and channel -> channel.end -> score
 
 Everything random in an epoch comes from (seed, e), so a training that goes on after any epoch ends at the bits of one that was never
 stopped. The score, where there is one, chooses the epoch whose network and channel are the result; without it the last epoch's are. Weight
@@ -209,6 +209,7 @@ def _epoch(
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
+        channel.end()
     return float(torch.stack(losses).mean())
 
 

@@ -159,6 +159,9 @@ class Channel(nn.Module, abc.ABC):
     def begin(self, epoch: int, epochs: int, evaluate: Callable[[], Seen]) -> None:
         """Called before every epoch; `evaluate` passes all items of the fit through the network, without dropout and without gradients."""
 
+    def end(self) -> None:
+        """Called after the last batch of every epoch, before anything is kept or scored."""
+
 
 def smoothed_confusion(counts: Float[Tensor, "j k l"], amount: float = 1.0) -> Float[Tensor, "j k l"]:
     """Rows of counts as probabilities; a row without counts is that of all annotators together."""

@@ -18,9 +18,9 @@ labelled peers has a weight has no term. `soft` carries no gradient; it is made 
     divergence    "paper"        D(p | soft), as printed: mode-seeking, its gradient vanishes as p becomes sure, right or wrong
                   "released"     D(soft | p) / L, as the released code has it: the gradient of soft cross-entropy
 
-Imputation, once per epoch and before it: for missing pairs of the items trained on whose confidence reaches the threshold, the most probable label of `soft`
-is taken for a label when the similarity is computed anew from all labels observed and those imputed now; earlier ones are forgotten. With
-imputed="loss" it takes the place of the soft label in the loss as well. Agreement with labels that were made of agreement is no evidence: the similarity of
+Imputation, from the second epoch on: for missing pairs of a batch whose confidence reaches the threshold, the most probable label of `soft` is taken for a
+label when, at the end of the epoch, the similarity is computed anew from all labels observed and those imputed in this epoch; earlier ones are forgotten.
+With imputed="loss" it takes the place of the soft label in the loss of the batch as well. Agreement with labels that were made of agreement is no evidence: the similarity of
 annotators rises by it almost always, whether they are alike or not, and `notes` shows how far.
 
 Memory of a step: batch x annotators x L numbers, a few times; of more than `MOST` annotators those are asked who labelled something in the batch, and
@@ -30,7 +30,7 @@ so many others drawn at random, which stand for all others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -53,7 +53,7 @@ Divergence = Literal["paper", "released"]
 
 @dataclass(frozen=True)
 class Imputed:
-    """Labels that were made for pairs of item and annotator, sorted by item."""
+    """Labels that were made for pairs of item and annotator."""
 
     item: Int[Tensor, " n"]
     annotator: Int[Tensor, " n"]
@@ -63,6 +63,12 @@ class Imputed:
     def kept(self, rows: Bool[Tensor, " n"]) -> Imputed:
         """Those alone."""
         return Imputed(self.item[rows], self.annotator[rows], self.label[rows], self.confidence[rows])
+
+    @staticmethod
+    def joined(parts: Sequence[Imputed]) -> Imputed:
+        """All of some."""
+        names = ("item", "annotator", "label", "confidence")
+        return Imputed(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     @staticmethod
     def none(device: torch.device) -> Imputed:
@@ -111,8 +117,9 @@ class SoftLabels(Channel):
         self.told = Kept(labels)
         self.withdrawn = np.zeros(0, np.int64) if withdrawn is None else withdrawn
         self.total = float(rows.weight.sum())
-        self.imputed = Imputed.none(labels.item.device)
+        self.imputed: list[Imputed] = []  # by batch of the epoch
         self.active = how.missing != "skip" and how.kl_weight > 0
+        self.imputes = False
         count = rows.num_annotators
         if how.missing == "similarity":
             weights = torch.from_numpy(self.similarity().weights()).to(labels.weight)
@@ -135,11 +142,11 @@ class SoftLabels(Channel):
         raise NotImplementedError("predictors of single annotators know no truth that they would confuse")
 
     def notes(self) -> dict[str, float]:
-        """How many labels are imputed, and the mean weight of two annotators for each other, where these move."""
+        """How many labels were imputed in the epoch, and the mean weight of two annotators for each other, where these move."""
         if self.how.threshold is None:
             return {}
         pairs = max(self.rows.num_annotators * (self.rows.num_annotators - 1), 1)
-        return {"imputed": float(len(self.imputed.item)), "mean_weight": float(self.weights.sum()) / pairs}
+        return {"imputed": float(sum(len(part.item) for part in self.imputed)), "mean_weight": float(self.weights.sum()) / pairs}
 
     def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
         """See above."""
@@ -159,8 +166,14 @@ class SoftLabels(Channel):
         has = _cells(labels.item, place, log_said.shape[:2])
         soft, usable = self.soft(log_said, has, asked)
         terms = torch.where(usable, self._divergence(log_said, soft), 0.0)
-        if self.how.imputed == "loss":
-            terms = self._replaced(terms, log_said, labels, asked)
+        if self.imputes and self.how.threshold is not None:
+            row, seat, label, sure = self._sure(soft, usable, self.how.threshold)
+            found = Imputed(labels.items[row], seat if isinstance(asked, slice) else asked[seat], label, sure)
+            allowed = self._allowed(found)
+            self.imputed.append(found.kept(allowed))
+            if self.how.imputed == "loss":
+                row, seat, label = row[allowed], seat[allowed], label[allowed]
+                terms = terms.index_put((row, seat), -log_said[row, seat, label])
         return loss + self.how.kl_weight * (terms * share).sum() / (len(labels.items) * labels.per_item)
 
     def soft(
@@ -203,34 +216,43 @@ class SoftLabels(Channel):
             parts = [self.predictor.annotator_features(part, slice(None)).sum(0) for part in features.split(self._step)]
         return torch.stack(parts).sum(0) / len(features)
 
-    @torch.no_grad()
     def begin(self, epoch: int, epochs: int, evaluate: Callable[[], Seen]) -> None:
-        """Imputes, and computes the similarity anew."""
+        """Whether missing labels count yet, and are imputed."""
         how = self.how
         self.active = how.missing != "skip" and how.kl_weight > 0 and epoch >= how.warm_up
-        if self.active and how.threshold is not None and epoch:
-            self.imputed = self.impute(evaluate(), how.threshold)
-            if how.missing == "similarity":
-                self.weights.copy_(torch.from_numpy(self.similarity(self.imputed).weights()))
+        self.imputes, self.imputed = self.active and how.threshold is not None and epoch > 0, []
+
+    def end(self) -> None:
+        """The similarity by what was observed and what was imputed in this epoch."""
+        if self.imputes and self.how.missing == "similarity":
+            self.weights.copy_(torch.from_numpy(self.similarity(Imputed.joined(self.imputed)).weights()))
 
     @torch.no_grad()
     def impute(self, seen: Seen, threshold: float) -> Imputed:
-        """The labels of missing pairs of the items trained on, all of which were seen, whose confidence reaches the threshold."""
+        """The labels of missing pairs of the items trained on, all of which were seen, whose confidence reaches the threshold, by item."""
         labels, low, parts = self.told.labels(), 0, [Imputed.none(seen.log_truth.device)]
         for spoken in self._answers(seen, slice(None)):
             high = low + len(spoken.log_said)
             first, stop = torch.searchsorted(labels.item, torch.tensor([low, high], device=labels.item.device)).tolist()
             has = _cells(labels.item[first:stop] - low, labels.annotator[first:stop], spoken.log_said.shape[:2])
-            soft, usable = self.soft(spoken.log_said, has, slice(None))
-            sure = confidence(soft)
-            item, annotator = torch.nonzero(usable & (sure >= threshold), as_tuple=True)
-            parts.append(Imputed(item + low, annotator, soft[item, annotator].argmax(-1), sure[item, annotator]))
+            row, annotator, label, sure = self._sure(*self.soft(spoken.log_said, has, slice(None)), threshold)
+            parts.append(Imputed(row + low, annotator, label, sure))
             low = high
-        found = Imputed(*(torch.cat([getattr(part, name) for part in parts]) for name in ("item", "annotator", "label", "confidence")))
-        if not len(self.withdrawn):
-            return found
-        pair = (found.item * self.rows.num_annotators + found.annotator).cpu().numpy()
-        return found.kept(torch.from_numpy(~np.isin(pair, self.withdrawn)).to(found.item.device))
+        found = Imputed.joined(parts)
+        return found.kept(self._allowed(found))
+
+    def _sure(
+        self, soft: Float[Tensor, "b a l"], usable: Bool[Tensor, "b a"], threshold: float
+    ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """Rows, columns, labels and confidences of the soft labels that are sure enough."""
+        sure = confidence(soft)
+        row, column = torch.nonzero(usable & (sure >= threshold), as_tuple=True)
+        return row, column, soft[row, column].argmax(-1), sure[row, column]
+
+    def _allowed(self, found: Imputed) -> Bool[Tensor, " n"]:
+        """Which of them were not withdrawn."""
+        pair = found.item * self.rows.num_annotators + found.annotator
+        return ~torch.isin(pair, torch.from_numpy(self.withdrawn).to(pair.device))
 
     @property
     def _step(self) -> int:
@@ -265,21 +287,6 @@ class SoftLabels(Channel):
         if self.how.divergence == "released":
             return (soft * (log_soft - log_said)).sum(-1) / soft.shape[-1]
         return (log_said.exp() * (log_said - log_soft)).sum(-1)
-
-    def _replaced(
-        self, terms: Float[Tensor, "b a"], log_said: Float[Tensor, "b a l"], labels: Labels, asked: Chosen
-    ) -> Float[Tensor, "b a"]:
-        """With the cross-entropy of imputed labels in the place of the divergence."""
-        found = self.imputed
-        order = labels.items.argsort()
-        place = torch.searchsorted(labels.items[order], found.item).clamp_max(len(order) - 1)
-        here = labels.items[order][place] == found.item
-        row, annotator = order[place[here]], found.annotator[here]
-        if not isinstance(asked, slice):
-            seat = torch.searchsorted(asked, annotator).clamp_max(len(asked) - 1)
-            present = asked[seat] == annotator
-            row, annotator, here = row[present], seat[present], torch.nonzero(here)[:, 0][present]
-        return terms.index_put((row, annotator), -log_said[row, annotator, found.label[here]])
 
 
 def confidence(soft: Float[Tensor, "*b l"]) -> Float[Tensor, "*b"]:

@@ -1,0 +1,114 @@
+"""Seconds of an epoch of SimLabel, and the ratio to the same network that skips missing labels: `python benchmarks/simlabel.py`.
+
+Three sizes: the panel of the experiments (1,000 items of 64 features, 12 annotators, 10 classes, 79 % missing), a large sparse crowd (5,000 items of 384
+features, 203 annotators, 5 labels an item, 2 classes), and small pictures before a convolutional encoder (1,000 of 3 x 32 x 32, 12 annotators, 79 % missing).
+Ways take turns, epoch by epoch, so that whatever else the machine does falls on all of them; medians over epochs of the ratio, after the first two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from probcrowd.estimators.sim_label_asked import ARCHITECTURES, make_predictor
+from probcrowd.inference.crowd_training import Training, train
+from probcrowd.models.channels.base import Channel, Labels, Seen
+from probcrowd.models.channels.soft_labels import SoftLabelling, SoftLabels
+from probcrowd.models.encoders import small_encoder
+from probcrowd.models.rows import Rows
+
+WAYS = {
+    "skip": SoftLabelling("skip"),
+    "SimLabel": SoftLabelling(),
+    "SimLabel + confidence": SoftLabelling(threshold=0.6),
+    "imputed in the loss": SoftLabelling(threshold=0.6, imputed="loss"),
+    "uniform weights": SoftLabelling("uniform"),
+}
+SIZES: dict[str, tuple[int, tuple[int, ...], int, int, float]] = {  # items, inputs, annotators, classes, share of labels that are there
+    "panel": (1000, (64,), 12, 10, 0.21),
+    "crowd": (5000, (384,), 203, 2, 5 / 203),
+    "pictures": (1000, (3, 32, 32), 12, 10, 0.21),
+}
+
+
+class Later(Channel):
+    """A channel as it is after its first epoch, in which nothing is imputed."""
+
+    embeds, decays, shared_truth = True, True, False
+
+    def __init__(self, inner: SoftLabels) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def loss(self, seen: Seen, labels: Labels) -> torch.Tensor:
+        return self.inner.loss(seen, labels)
+
+    def confusion(self) -> torch.Tensor:
+        return self.inner.confusion()
+
+    def begin(self, epoch: int, epochs: int, evaluate: Callable[[], Seen]) -> None:
+        self.inner.begin(epoch + 1, epochs, evaluate)
+
+    def end(self) -> None:
+        self.inner.end()
+
+
+def convolutional(shape: tuple[int, ...]) -> nn.Module:
+    """Two layers; a feature map of 32 x 8 x 8."""
+    first = [nn.Conv2d(shape[0], 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*first, nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+
+
+def rows(items: int, annotators: int, classes: int, share: float, rng: np.random.Generator) -> Rows:
+    """Labels at random places, one at least of every item."""
+    there = rng.random((items, annotators)) < share
+    there[np.arange(items), rng.integers(annotators, size=items)] = True
+    item, annotator = np.nonzero(there)
+    truth = rng.integers(classes, size=items)
+    label = np.where(rng.random(len(item)) < 0.7, truth[item], rng.integers(classes, size=len(item)))
+    return Rows(item, annotator, label, np.ones(len(item)), np.full(items, -1), annotators, classes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sizes", nargs="*", default=list(SIZES))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    for size in given.sizes:
+        items, shape, annotators, classes, share = SIZES[size]
+        rng = np.random.default_rng(0)
+        table = rows(items, annotators, classes, share, rng)
+        inputs, labels = torch.from_numpy(rng.normal(size=(items, *shape)).astype(np.float32)), Labels.of(table)
+        encoder: Callable[[tuple[int, ...]], nn.Module] = convolutional if len(shape) > 1 else small_encoder
+        embedding = tuple(encoder(shape)(inputs[:2]).shape[1:])
+        for architecture in [name for name in ARCHITECTURES if name != "pooled"]:
+            both = {}
+            for way, how in WAYS.items():
+                torch.manual_seed(0)
+                predictor = make_predictor(architecture, embedding, annotators, classes, {})
+                both[way] = encoder(shape), SoftLabels(predictor, table, labels, how)
+            seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+            for epoch in range(given.epochs):
+                for way, (network, channel) in both.items():
+                    begun = time.perf_counter()
+                    train(network, Later(channel), inputs.__getitem__, labels, Training(epochs=1, batch=given.batch), seed=epoch)
+                    seconds[way].append(time.perf_counter() - begun)
+            base = np.array(seconds["skip"][2:])
+            for way, found in seconds.items():
+                ratio = np.median(np.array(found[2:]) / base)
+                print(
+                    f"{size:9s} {architecture:7s} {way:22s} {1000 * np.median(found[2:]):7.1f} ms an epoch, {ratio:.2f} times skip",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
