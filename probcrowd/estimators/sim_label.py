@@ -47,10 +47,11 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
             with a hierarchical prior, which shares by a prior and goes with missing="skip".
         missing: what stands in for missing labels. "similarity": soft labels of those who have labelled the item, weighted by how similar they are;
             "uniform": all alike; "consensus": the mean of all annotators' predictions; "skip": nothing.
-        variant: "recommended": the published method with similarities drawn towards their mean where few items tell of them; "paper": as
-            written; "released": the released code, agreement beyond equal chances and the divergence the other way round, over the number of classes.
+        variant: "recommended": the published method with similarities drawn towards their mean where few items tell of them, and a weight that does not
+            outweigh the labels; "paper": as written; "released": the released code, agreement beyond equal chances and the divergence the other way
+            round, over the number of classes.
         similarity: of annotators: "kappa", "pearson", "krippendorff" or "bennett". None: the variant's.
-        kl_weight: of missing pairs in the loss, labelled ones having 1.
+        kl_weight: of missing pairs in the loss, labelled ones having 1. None: the variant's, .1 as recommended and 1 as written or released.
         threshold: of the confidence at which soft labels are imputed, after the first epoch (.6 in the paper). None: none are. imputed: what imputed
             labels are good for: the "similarity", or the "loss" as well.
         warm_up: epochs in which missing labels are skipped.
@@ -75,7 +76,7 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
         missing: Missing = "similarity",
         variant: Literal["recommended", "paper", "released"] = "recommended",
         similarity: str | None = None,
-        kl_weight: float = 1.0,
+        kl_weight: float | None = None,
         threshold: float | None = None,
         imputed: Literal["similarity", "loss"] = "similarity",
         warm_up: int = 0,
@@ -96,7 +97,7 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
         self.missing: Missing = missing
         self.variant: Literal["recommended", "paper", "released"] = variant
         self.similarity = similarity
-        self.kl_weight = kl_weight
+        self.kl_weight: float | None = kl_weight
         self.threshold = threshold
         self.imputed: Literal["similarity", "loss"] = imputed
         self.warm_up = warm_up

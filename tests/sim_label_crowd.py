@@ -1,0 +1,68 @@
+"""A small crowd for `SimLabel`, fits that take no time, and what makes two fits the same."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from torch import nn
+
+from probcrowd.estimators.crowd_items import read_items
+from probcrowd.estimators.crowd_split import split_of
+from probcrowd.estimators.sim_label import SimLabel
+from probcrowd.estimators.sim_label_asked import ARCHITECTURES
+from probcrowd.estimators.table import read_table
+
+CLASSES = np.array(["ant", "bee", "cat"])
+LOW = 0.02  # a threshold that many soft labels reach after a few epochs
+every_architecture = pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+
+
+def simulate(items: int = 60, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
+    """Three classes that features decide, five annotators right for 60 to 95 in 100, three labels an item; the last ten items have none.
+
+    Rows begin with one of each annotator, from "u" to "y", and are in no order then.
+    """
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(items + 10, 4))
+    truth = (x @ rng.normal(size=(4, 3))).argmax(1)
+    item = np.repeat(np.arange(items), 3)
+    annotator = np.concatenate([rng.choice(5, 3, replace=False) for _ in range(items)])
+    right = rng.random(len(item)) < np.linspace(0.6, 0.95, 5)[annotator]
+    ids = np.array([f"pic{n}" for n in range(items + 10)])
+    columns = {"item": ids[item], "annotator": np.array([*"uvwxy"])[annotator]}
+    said = pd.DataFrame(columns | {"label": CLASSES[np.where(right, truth[item], rng.integers(0, 3, len(item)))]})
+    return shuffled(said.sort_values("annotator"), seed), pd.DataFrame(x, ids, [*"abcd"]), pd.Series(CLASSES[truth], ids)
+
+
+def shuffled(said: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The rows in another order, in which annotators come first in the order that they had."""
+    first = said.drop_duplicates("annotator")
+    return pd.concat([first, said.drop(first.index).sample(frac=1, random_state=seed)], ignore_index=True)
+
+
+def embed(shape: tuple[int, ...]) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 8), nn.ReLU())
+
+
+def ready(architecture: str = "madl", encoder: Any = embed, **more: Any) -> SimLabel:
+    options = {"width": 16} if architecture == "qumatl" else {}
+    return SimLabel(encoder, architecture, **{"epochs": 3, "batch": 16, "learning_rate": 0.02, "options": options} | more)
+
+
+def held_out(said: pd.DataFrame, seen: pd.DataFrame, seed: int = 0) -> list[str]:
+    split = split_of(read_table(said), read_items(seen), 0.1, seed, "cpu")
+    return list(seen.index[split.held_place.numpy()])
+
+
+def require_same(left: SimLabel, right: SimLabel, seen: Any) -> None:
+    """To the bit."""
+    pd.testing.assert_frame_equal(left.history_, right.history_, check_exact=True)
+    pd.testing.assert_frame_equal(left.predict_proba(seen), right.predict_proba(seen), check_exact=True)
+    pd.testing.assert_frame_equal(left.annotator_proba(seen), right.annotator_proba(seen), check_exact=True)
+    for name in ("imputed_", "withdrawn_", "similarity_", "similarity_matrix_", "refreshed_similarity_matrix_", "annotators_"):
+        pd.testing.assert_frame_equal(getattr(left, name), getattr(right, name), check_exact=True, obj=name)
+    assert left.epoch_ == right.epoch_ and left.classes_.equals(right.classes_)
