@@ -160,7 +160,8 @@ if "mean_weight" in fitted.history_:
 # %% [markdown]
 # ## Taking some back
 #
-# Any of them can be withdrawn: here the less sure half. `imputed_` and the refreshed similarity follow at once; a new fit with `withdrawn=fitted.withdrawn_` never imputes them. `completed` is the table with what is left, observed and imputed marked.
+# Any of them can be withdrawn: here the less sure half. `imputed_` and the refreshed similarity follow at once; a new fit with
+# `withdrawn=fitted.withdrawn_` never imputes them. `completed` is the table with what is left, observed and imputed marked.
 
 # %%
 less_sure = found["confidence"] < found["confidence"].median()

@@ -149,6 +149,19 @@ def test_shrinkage_is_closer_to_the_truth_and_its_uncertainty_is_right(overlap: 
     assert 0.88 < np.mean(covered) < 0.99
 
 
+def test_mean_and_spread_of_all_pairs_are_those_of_dersimonian_and_laird() -> None:
+    found = similarity(*rows(panel(80, 6)), num_annotators=6, num_labels=4)
+    c, s2 = found.coefficient, found.standard_error**2
+    w = [1 / one for one in s2]
+    fixed = sum(a * b for a, b in zip(w, c, strict=True)) / sum(w)
+    q = sum(a * (b - fixed) ** 2 for a, b in zip(w, c, strict=True))
+    v = max(0.0, (q - (len(c) - 1)) / (sum(w) - sum(a**2 for a in w) / sum(w)))
+    m = sum(b / (one + v) for b, one in zip(c, s2, strict=True)) / sum(1 / (one + v) for one in s2)
+    assert v > 0.01 and found.mean == pytest.approx(m) and found.spread**2 == pytest.approx(v)
+    np.testing.assert_allclose(found.value, (v * c + s2 * m) / (v + s2))
+    np.testing.assert_allclose(found.value_error**2, v * s2 / (v + s2))
+
+
 def test_with_much_overlap_nothing_is_shrunk_and_with_none_in_the_truth_all_is() -> None:
     said, _ = groups(20_000, 0, 1.0)
     found, raw = (similarity(*rows(said), num_annotators=10, num_labels=4, shrink=shrink) for shrink in (True, False))
