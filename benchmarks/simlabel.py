@@ -18,7 +18,8 @@ from torch import nn
 from probcrowd.estimators.sim_label_asked import ARCHITECTURES, make_predictor
 from probcrowd.inference.crowd_training import Training, train
 from probcrowd.models.channels.base import Channel, Labels, Seen
-from probcrowd.models.channels.soft_labels import SoftLabelling, SoftLabels
+from probcrowd.models.channels.imputed import SoftLabelling
+from probcrowd.models.channels.soft_labels import SoftLabels
 from probcrowd.models.encoders import small_encoder
 from probcrowd.models.rows import Rows
 

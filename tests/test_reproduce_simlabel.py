@@ -18,8 +18,9 @@ from probcrowd.agreement import as_matrix, coefficients, pair_tables
 from probcrowd.app import main
 from probcrowd.runs import reproduce_simlabel as reproduction
 from probcrowd.runs import simlabel_sets
-from probcrowd.runs.reproduce_simlabel import ARCHITECTURES, METHODS, RIVALS, gains, published, reproduce_simlabel, summary, tuned
+from probcrowd.runs.reproduce_simlabel import ARCHITECTURES, METHODS, RIVALS, reproduce_simlabel
 from probcrowd.runs.simlabel_sets import GROUPS, Panel, generated, hidden, read_panel
+from probcrowd.runs.simlabel_tables import MEASURES, gains, published, summary, tuned
 
 FEW = ["skip", "SimLabel", "uniform weights", "hierarchical prior"]
 
@@ -155,7 +156,7 @@ def test_what_was_imputed_is_held_against_what_was_hidden(small: None, tmp_path:
 
 def rows_of(method: str, accuracy: list[float], held: float = -1.0, setting: str = "a", architecture: str = "madl") -> list[dict[str, Any]]:
     common = {"panel": "p", "removal": "none", "rate": 0.0, "architecture": architecture, "method": method, "setting": setting}
-    measures = dict.fromkeys(reproduction.MEASURES, 0.0)
+    measures = dict.fromkeys(MEASURES, 0.0)
     return [{**common, **measures, "seed": seed, "held_out_score": held, "mean_accuracy": one} for seed, one in enumerate(accuracy)]
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from probcrowd.models.channels import soft_labels
 from probcrowd.models.channels.base import Labels, Seen
-from probcrowd.models.channels.soft_labels import Imputed, SoftLabelling, SoftLabels, confidence
+from probcrowd.models.channels.imputed import Imputed, SoftLabelling, confidence
+from probcrowd.models.channels.soft_labels import SoftLabels
 from probcrowd.models.predictors.base import Chosen, Predictor, Spoken
 from probcrowd.models.rows import Rows
 from probcrowd.models.similarity import similarity

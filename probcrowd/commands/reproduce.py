@@ -131,8 +131,9 @@ def simlabel(
     """
     import pandas as pd
 
-    from probcrowd.runs.reproduce_simlabel import RATES, gains_text, published_text, reproduce_simlabel, results_text
+    from probcrowd.runs.reproduce_simlabel import RATES, reproduce_simlabel
     from probcrowd.runs.simlabel_sets import GENERATED, SETS
+    from probcrowd.runs.simlabel_tables import gains_text, published_text, results_text
 
     out = out or Path("outputs", "simlabel_quick" if quick else "simlabel")
     without_data = GENERATED[:1] if quick or data is None else SETS

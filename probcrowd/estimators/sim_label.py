@@ -25,7 +25,8 @@ from probcrowd.estimators.sim_label_asked import among, asked_how, check, embedd
 from probcrowd.estimators.table import read_table, recode
 from probcrowd.inference.crowd_training import Trained, look_at_all
 from probcrowd.models.channels.base import Labels
-from probcrowd.models.channels.soft_labels import Imputed, Missing, SoftLabels
+from probcrowd.models.channels.imputed import Imputed, Missing
+from probcrowd.models.channels.soft_labels import SoftLabels
 from probcrowd.models.encoders import small_encoder
 from probcrowd.models.rows import Rows
 from probcrowd.storage.checkpoint import load_module, under

@@ -18,7 +18,8 @@ from probcrowd.estimators.crowd_items import Items, classes_of
 from probcrowd.estimators.sim_label_asked import pair_codes
 from probcrowd.estimators.table import read_table, recode
 from probcrowd.models.channels.base import Labels
-from probcrowd.models.channels.soft_labels import Imputed, SoftLabels
+from probcrowd.models.channels.imputed import Imputed
+from probcrowd.models.channels.soft_labels import SoftLabels
 from probcrowd.models.rows import Rows
 from probcrowd.models.similarity import Similarity
 from probcrowd.scoring import scores

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from probcrowd.agreement import COEFFICIENTS
 from probcrowd.columns import reject
 from probcrowd.estimators.crowd_checks import check_folder, check_number, check_training, check_whole
-from probcrowd.models.channels.soft_labels import SoftLabelling
+from probcrowd.models.channels.imputed import SoftLabelling
 from probcrowd.models.predictors.base import Predictor
 from probcrowd.models.predictors.performance import Performance
 from probcrowd.models.predictors.pooled import PooledConfusions
