@@ -46,6 +46,7 @@ METHODS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {  # parameter
 MORE: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {  # run by name alone
     "SimLabel, paper": ({"variant": "paper"}, _WEIGHTS),
     "SimLabel, released": ({"variant": "released"}, _WEIGHTS),
+    "SimLabel, small weights": ({}, [{"kl_weight": weight} for weight in (0.01, 0.03)]),
     "SimLabel, imputed labels in the loss": ({"threshold": 0.6, "imputed": "loss"}, _WEIGHTS),
 }
 RIVALS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 SKIP, OURS, RIVAL = "skip", "SimLabel", "pooled"  # two methods, and the architecture of the rivals
+ALIKE, DECAY = "skip, same weight decay", "weight_decay=0.0001"  # skipping with the weight decay of those who choose another weight
 MEASURES = (
     "mean_accuracy",
     "accuracy",
@@ -33,11 +34,12 @@ _KEYS = ["panel", "removal", "rate", "architecture", "method"]
 
 
 def tuned(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each method's setting: the one with the best mean held-out score over seeds."""
+    """The rows of each method's setting: the one with the best mean held-out score over seeds; and those of skipping at the weight decay of the others."""
     groups: Any = rows.groupby([*_KEYS, "setting"], sort=False)
     mean = groups["held_out_score"].mean().reset_index()
     best = mean.loc[mean.groupby(_KEYS, sort=False)["held_out_score"].idxmax(), [*_KEYS, "setting"]]
-    return rows.merge(best, on=[*_KEYS, "setting"])
+    alike = rows.loc[(rows["method"] == SKIP) & (rows["setting"] == DECAY)].assign(method=ALIKE)
+    return pd.concat([rows.merge(best, on=[*_KEYS, "setting"]), alike], ignore_index=True)
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -127,8 +129,11 @@ def _compared(columns: pd.MultiIndex) -> list[tuple[tuple[str, str], str, str]]:
     for architecture, method in columns:
         if architecture == RIVAL:
             continue
-        if method != SKIP and (architecture, SKIP) in here:
-            found.append(((architecture, architecture), method, SKIP))
+        found += [
+            ((architecture, architecture), method, skip)
+            for skip in (SKIP, ALIKE)
+            if method not in (SKIP, ALIKE) and (architecture, skip) in here
+        ]
         if method == OURS:
             controls = [((architecture, architecture), method, other) for other in ("uniform weights", "consensus")]
             controls += [((architecture, RIVAL), method, other) for rival, other in columns if rival == RIVAL]
