@@ -48,8 +48,8 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
             with a hierarchical prior, which shares by a prior and goes with missing="skip".
         missing: what stands in for missing labels. "similarity": soft labels of those who have labelled the item, weighted by how similar they are;
             "uniform": all alike; "consensus": the mean of all annotators' predictions; "skip": nothing.
-        variant: "recommended": the published method with similarities drawn towards their mean where few items tell of them, and a weight that does not
-            outweigh the labels; "paper": as written; "released": the released code, agreement beyond equal chances and the divergence the other way
+        variant: "recommended": the published method with similarities drawn towards their mean where few items tell of them, nobody speaking for one who
+            is known to disagree with everybody, and a weight that does not outweigh the labels; "paper": as written; "released": the released code, agreement beyond equal chances and the divergence the other way
             round, over the number of classes.
         similarity: of annotators: "kappa", "pearson", "krippendorff" or "bennett". None: the variant's.
         kl_weight: of missing pairs in the loss, labelled ones having 1. None: the variant's, .1 as recommended and 1 as written or released.
