@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sizes", nargs="*", default=list(SIZES))
+    parser.add_argument("--architectures", nargs="*", default=[name for name in ARCHITECTURES if name != "pooled"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     for size in given.sizes:
@@ -90,7 +91,7 @@ def main() -> None:
         inputs, labels = torch.from_numpy(rng.normal(size=(items, *shape)).astype(np.float32)), Labels.of(table)
         encoder: Callable[[tuple[int, ...]], nn.Module] = convolutional if len(shape) > 1 else small_encoder
         embedding = tuple(encoder(shape)(inputs[:2]).shape[1:])
-        for architecture in [name for name in ARCHITECTURES if name != "pooled"]:
+        for architecture in given.architectures:
             both = {}
             for way, how in WAYS.items():
                 torch.manual_seed(0)

@@ -88,20 +88,26 @@ class PairTables:
         return flat.reshape(-1, self.num_labels) / self.items[:, None]
 
 
+def pair_shares(
+    item: Int[np.ndarray, " n"], annotator: Int[np.ndarray, " n"], weight: Float64[np.ndarray, " n"], num_annotators: int
+) -> Float64[np.ndarray, " n"]:
+    """The share of each row in what its annotator says of its item: 1, but where an annotator gave an item several labels, by their weights."""
+    place, owner = np.unique(item * num_annotators + annotator, return_inverse=True)
+    return weight / np.bincount(owner, weight, minlength=len(place))[owner]
+
+
 def pair_tables(
     item: Int[np.ndarray, " n"],
     annotator: Int[np.ndarray, " n"],
     label: Int[np.ndarray, " n"],
-    weight: Float64[np.ndarray, " n"] | None = None,
+    share: Float64[np.ndarray, " n"] | None = None,
     *,
     num_annotators: int,
     num_labels: int,
 ) -> PairTables:
-    """The tables of all pairs with an item in common. Several labels of one annotator for one item share its place, by their weights."""
+    """The tables of all pairs with an item in common. share: see `pair_shares`; None: no annotator gave an item several labels."""
     seat = annotator * num_labels + label
-    place, owner = np.unique(item * num_annotators + annotator, return_inverse=True)
-    given = np.ones(len(item)) if weight is None else weight
-    share = given / np.bincount(owner, given, minlength=len(place))[owner]
+    share = np.ones(len(item)) if share is None else share
     shape = (int(item.max(initial=-1)) + 1, num_annotators * num_labels)
     votes = csr_array(coo_array((share, (item, seat)), shape))
     joint = (votes.T @ votes).tocoo()

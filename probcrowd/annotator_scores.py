@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy.stats import beta
 
-from probcrowd.agreement import PairTables, as_matrix, coefficients, pair_tables
+from probcrowd.agreement import PairTables, as_matrix, coefficients, pair_shares, pair_tables
 from probcrowd.scoring import hits, log_losses, most_probable, scores
 
 LEAST = 20  # items in common without which a kappa says little
@@ -101,7 +101,8 @@ def overall_scores(
     mean, error = mean_accuracy(item, annotator, label, probabilities)
     sizes = {"num_annotators": num_annotators, "num_labels": probabilities.shape[1]}
     predicted = most_probable(probabilities).argmax(1).astype(np.int64)
-    tables, made = (pair_tables(item, annotator, said, **sizes) for said in (label, predicted))
+    share = pair_shares(item, annotator, np.ones(len(item)), num_annotators)
+    tables, made = (pair_tables(item, annotator, said, share, **sizes) for said in (label, predicted))
     found = {"mean_accuracy": mean, "standard_error": error, **pooled, "soft_cross_entropy": soft_cross_entropy(item, label, probabilities)}
     found |= consistency(tables, made, num_annotators)
     return found if features is None else found | {"bae": alignment(features, tables)}

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from probcrowd import models
-from probcrowd.agreement import COEFFICIENTS, as_matrix, coefficients, pair_tables
+from probcrowd.agreement import COEFFICIENTS, as_matrix, coefficients, pair_shares, pair_tables
 from probcrowd.models import similarity as home
 from probcrowd.models.similarity import similarity
 
@@ -96,14 +96,15 @@ def test_order_names_and_weights_do_not_matter_where_they_should_not() -> None:
     place, name = np.random.default_rng(2).permutation(5), np.random.default_rng(3).permutation(4)
     renamed = pair_tables(item[order], place[annotator][order], name[label][order], num_annotators=5, num_labels=4)
     np.testing.assert_allclose(as_matrix(renamed, coefficients(renamed)[0], 5)[np.ix_(place, place)], expected, atol=1e-12)
-    doubled = pair_tables(*(np.tile(part, 2) for part in (item, annotator, label)), num_annotators=5, num_labels=4)
+    twice = [np.tile(part, 2) for part in (item, annotator, label)]
+    doubled = pair_tables(*twice, pair_shares(*twice[:2], np.ones(2 * len(item)), 5), num_annotators=5, num_labels=4)
     np.testing.assert_allclose(doubled.items, tables_of(matrix).items)  # two labels of a pair share its place
     np.testing.assert_allclose(coefficients(doubled)[0], coefficients(tables_of(matrix))[0], atol=1e-12)
     split = pair_tables(
         np.array([0, 0, 0, 1, 1]),
         np.array([0, 0, 1, 0, 1]),
         np.array([0, 1, 0, 1, 1]),
-        np.array([3.0, 1, 1, 1, 1]),
+        pair_shares(np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 0, 1]), np.array([3.0, 1, 1, 1, 1]), 2),
         num_annotators=2,
         num_labels=2,
     )

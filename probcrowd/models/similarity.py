@@ -79,7 +79,7 @@ def similarity(
     item: Int[np.ndarray, " n"],
     annotator: Int[np.ndarray, " n"],
     label: Int[np.ndarray, " n"],
-    weight: Float64[np.ndarray, " n"] | None = None,
+    share: Float64[np.ndarray, " n"] | None = None,
     *,
     num_annotators: int,
     num_labels: int,
@@ -89,6 +89,7 @@ def similarity(
 ) -> Similarity:
     """The similarity of all pairs of annotators.
 
+    share: of rows, where an annotator gave an item several labels (`probcrowd.agreement.pair_shares`).
     shrink: towards the mean of all pairs, by how little is known; if not, a coefficient that is not known is 0.
 
     Raises:
@@ -98,7 +99,7 @@ def similarity(
         raise ValueError(
             f"{num_annotators:,} annotators: their similarities would take {4e-9 * num_annotators**2:.1f} GB; leave the rarest out"
         )
-    tables = pair_tables(item, annotator, label, weight, num_annotators=num_annotators, num_labels=num_labels)
+    tables = pair_tables(item, annotator, label, share, num_annotators=num_annotators, num_labels=num_labels)
     found, error = coefficients(tables, kind, values)
     if not shrink:
         return Similarity(tables, found, error, np.nan_to_num(found), error, 0.0, 0.0, num_annotators, False)

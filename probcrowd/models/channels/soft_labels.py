@@ -38,6 +38,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probcrowd.agreement import pair_shares
 from probcrowd.models.channels.base import Channel, Kept, Labels, Seen, logs
 from probcrowd.models.channels.imputed import Imputed, SoftLabelling, confidence
 from probcrowd.models.predictors.base import Chosen, Predictor, Spoken
@@ -71,6 +72,7 @@ class SoftLabels(Channel):
         self.told = Kept(labels)
         self.withdrawn = np.zeros(0, np.int64) if withdrawn is None else withdrawn
         self.total = float(rows.weight.sum())
+        self.share = pair_shares(rows.item, rows.annotator, rows.weight, rows.num_annotators)
         self.imputed: list[Imputed] = []  # by batch of the epoch
         self.active = how.missing != "skip" and how.kl_weight > 0
         self.imputes = False
@@ -84,7 +86,7 @@ class SoftLabels(Channel):
     def similarity(self, imputed: Imputed | None = None) -> Similarity:
         """Of the annotators, by the labels trained on and those imputed."""
         rows, how = self.rows, self.how
-        parts = [rows.item, rows.annotator, rows.label, rows.weight]
+        parts = [rows.item, rows.annotator, rows.label, self.share]
         if imputed is not None:
             more = [part.cpu().numpy() for part in (imputed.item, imputed.annotator, imputed.label)]
             parts = [np.concatenate(both) for both in zip(parts, [*more, np.ones(len(more[0]))], strict=True)]
@@ -123,11 +125,13 @@ class SoftLabels(Channel):
         if self.imputes and self.how.threshold is not None:
             row, seat, label, sure = self._sure(soft, usable, self.how.threshold)
             found = Imputed(labels.items[row], seat if isinstance(asked, slice) else asked[seat], label, sure)
-            allowed = self._allowed(found)
-            self.imputed.append(found.kept(allowed))
+            if len(self.withdrawn):
+                allowed = self._allowed(found)
+                found, row, seat = found.kept(allowed), row[allowed], seat[allowed]
+            self.imputed.append(found)
             if self.how.imputed == "loss":
-                row, seat, label = row[allowed], seat[allowed], label[allowed]
-                terms = terms.index_put((row, seat), -log_said[row, seat, label])
+                hard = -log_said.gather(-1, soft.argmax(-1, keepdim=True))[..., 0]
+                terms = torch.where(_cells(row, seat, terms.shape), hard, terms)
         return loss + self.how.kl_weight * (terms * share).sum() / (len(labels.items) * labels.per_item)
 
     def soft(
@@ -199,9 +203,11 @@ class SoftLabels(Channel):
         self, soft: Float[Tensor, "b a l"], usable: Bool[Tensor, "b a"], threshold: float
     ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
         """Rows, columns, labels and confidences of the soft labels that are sure enough."""
-        sure = confidence(soft)
-        row, column = torch.nonzero(usable & (sure >= threshold), as_tuple=True)
-        return row, column, soft[row, column].argmax(-1), sure[row, column]
+        row, column = torch.nonzero(usable & (soft.amax(-1) >= threshold), as_tuple=True)  # no confidence is above the highest probability
+        some = soft[row, column]
+        sure = confidence(some)
+        kept = sure >= threshold
+        return row[kept], column[kept], some[kept].argmax(-1), sure[kept]
 
     def _allowed(self, found: Imputed) -> Bool[Tensor, " n"]:
         """Which of them were not withdrawn."""
