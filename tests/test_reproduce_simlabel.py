@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,22 @@ def test_the_command_runs_without_a_data_folder(tmp_path: Path, monkeypatch: pyt
     assert {"results.csv", "gains.csv", "published.csv", "cells", "config.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
     wrong = CliRunner().invoke(main, ["reproduce", "simlabel", *arguments, "--panels", "llmbar"], env={"PROBCROWD_DATA": None})
     assert wrong.exit_code == 1 and "llmbar is in a data folder: name it with --data or PROBCROWD_DATA" in wrong.output
+
+
+@pytest.mark.skipif("PROBCROWD_DATA" not in os.environ, reason="needs the data folder")
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "there"),
+    [
+        ("dices350", (350, 24), 3, 1.0),
+        ("llmbar", (419, 24), 2, 0.99),
+        ("bluebirds", (108, 24), 2, 1.0),
+        ("labelme-groups", (2688, 12), 8, 1.0),
+    ],
+)
+def test_panels_of_the_data_folder_are_complete(name: str, shape: tuple[int, int], classes: int, there: float) -> None:
+    root = Path(os.environ["PROBCROWD_DATA"])
+    panel = read_panel(root, name, 0)
+    assert panel.labels.shape == shape and panel.labels.max() == classes - 1 and len(panel.features) == shape[0]
+    assert (panel.labels >= 0).mean() >= there and panel.truth is not None and len(panel.truth) == shape[0]
+    again = read_panel(root, name, 1)  # real labels are no draw of the seed
+    assert np.array_equal(again.labels, panel.labels) == (not name.endswith("groups"))
