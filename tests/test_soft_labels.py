@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probcrowd.models.channels import soft_labels
 from probcrowd.models.channels.base import Labels, Seen
-from probcrowd.models.channels.imputed import Imputed, SoftLabelling, confidence
+from probcrowd.models.channels.imputed import Imputed, SoftLabelling, confidence, least_probability
 from probcrowd.models.channels.soft_labels import SoftLabels
 from probcrowd.models.predictors.base import Chosen, Predictor, Spoken
 from probcrowd.models.rows import Rows
@@ -168,6 +168,17 @@ def test_what_passes_the_threshold_depends_on_the_number_of_labels(labels: int, 
     for top, rest in ((even, lambda p: [(1 - p) / (labels - 1)] * (labels - 1)), (one, lambda p: [1 - p] + [0.0] * (labels - 2))):
         below, above = (float(confidence(torch.tensor([p, *rest(p)]))) for p in (top - 1e-4, top + 1e-4))
         assert below < 0.6 < above
+    assert least_probability(0.6, labels) == pytest.approx(one, abs=1e-4)
+
+
+@pytest.mark.parametrize("labels", [2, 3, 8])
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.6, 0.9, 1.0])
+def test_no_soft_label_below_the_least_probability_reaches_the_threshold(labels: int, threshold: float) -> None:
+    soft = torch.distributions.Dirichlet(torch.full((labels,), 0.3)).sample((20_000,))
+    least = least_probability(threshold, labels)
+    assert not bool((confidence(soft)[soft.amax(-1) < least] >= threshold).any())
+    if threshold == 0.6:
+        assert 0 < int((confidence(soft) >= threshold).sum()) < int((soft.amax(-1) >= threshold).sum())
 
 
 def test_soft_labels_are_mixtures_of_the_peers_who_labelled() -> None:

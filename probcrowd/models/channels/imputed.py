@@ -62,3 +62,15 @@ def confidence(soft: Float[Tensor, "*b l"]) -> Float[Tensor, "*b"]:
     """The highest probability times one minus the entropy in shares of log L: 1 where one label is certain, 0 where all are alike."""
     entropy = torch.special.entr(soft).sum(-1) / math.log(soft.shape[-1])
     return soft.amax(-1) * (1 - entropy)
+
+
+def least_probability(threshold: float, num_classes: int) -> float:
+    """The highest probability of a soft label must be at least this for its confidence to reach the threshold: what it is with the rest on one class."""
+    bound = lambda p: p * (1 + (p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(num_classes))
+    low, high = 0.5, 1 - 1e-9
+    if not bound(low) < threshold < bound(high):
+        return threshold  # no confidence is above the highest probability
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if bound(middle) < threshold else (low, middle)
+    return low - 1e-6

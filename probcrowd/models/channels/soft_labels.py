@@ -40,7 +40,7 @@ from torch import Tensor
 
 from probcrowd.agreement import pair_shares
 from probcrowd.models.channels.base import Channel, Kept, Labels, Seen, logs
-from probcrowd.models.channels.imputed import Imputed, SoftLabelling, confidence
+from probcrowd.models.channels.imputed import Imputed, SoftLabelling, confidence, least_probability
 from probcrowd.models.predictors.base import Chosen, Predictor, Spoken
 from probcrowd.models.rows import Rows
 from probcrowd.models.similarity import Similarity, similarity
@@ -203,7 +203,7 @@ class SoftLabels(Channel):
         self, soft: Float[Tensor, "b a l"], usable: Bool[Tensor, "b a"], threshold: float
     ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
         """Rows, columns, labels and confidences of the soft labels that are sure enough."""
-        row, column = torch.nonzero(usable & (soft.amax(-1) >= threshold), as_tuple=True)  # no confidence is above the highest probability
+        row, column = torch.nonzero(usable & (soft.amax(-1) >= least_probability(threshold, soft.shape[-1])), as_tuple=True)
         some = soft[row, column]
         sure = confidence(some)
         kept = sure >= threshold
