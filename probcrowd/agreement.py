@@ -16,7 +16,7 @@ so that none is sure of itself; that of a correlation is the delta method's, sqr
 terms of 1/4 added.
 
 Counts come from one sparse product V'V (V: items x (annotator, label)): memory and work are those of the row pairs that there are, sum_i n_i^2, and at
-most pairs x L^2 counts; no array of annotators x annotators is made.
+most pairs x L^2 counts; no array of annotators x annotators is made. Where most annotators have labelled most items, the product is one of dense blocks of 8 MB.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from scipy.sparse import coo_array, csr_array
 
 COEFFICIENTS = ("kappa", "bennett", "krippendorff", "pearson")
 _ROUNDING = 1e-12
+_FASTER, _MOST_DENSE, _AT_ONCE = 20, 2_000, 2**20  # a dense multiplication; columns and numbers of a dense block
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def pair_tables(
     share = np.ones(len(item)) if share is None else share
     shape = (int(item.max(initial=-1)) + 1, num_annotators * num_labels)
     votes = csr_array(coo_array((share, (item, seat)), shape))
-    joint = (votes.T @ votes).tocoo()
+    joint = coo_array(_product(votes, *shape)) if _is_full(np.bincount(item), shape[1]) else (votes.T @ votes).tocoo()
     left, right = joint.row // num_labels, joint.col // num_labels
     kept = left < right
     left, right, row, column, count = (part[kept] for part in (left, right, joint.row, joint.col, joint.data))
@@ -149,6 +150,20 @@ def as_matrix(
     matrix[tables.left, tables.right] = matrix[tables.right, tables.left] = values
     np.fill_diagonal(matrix, diagonal)
     return matrix
+
+
+def _is_full(per_item: Int[np.ndarray, " i"], columns: int) -> bool:
+    """Whether a product of dense blocks takes less time than a sparse one, and its result little memory."""
+    return columns <= _MOST_DENSE and bool(_FASTER * (per_item.astype(np.float64) ** 2).sum() > len(per_item) * columns**2)
+
+
+def _product(votes: csr_array, rows: int, columns: int) -> Float64[np.ndarray, "s s"]:
+    """V'V, of some items at a time."""
+    step, found = max(_AT_ONCE // max(columns, 1), 1), np.zeros((columns, columns))
+    for low in range(0, rows, step):
+        block = votes[low : low + step].toarray()
+        found += block.T @ block
+    return found
 
 
 def _ratio(above: Float64[np.ndarray, " p"], below: Float64[np.ndarray, " p"], least: float = _ROUNDING) -> Float64[np.ndarray, " p"]:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from probcrowd import models
+from probcrowd import agreement, models
 from probcrowd.agreement import COEFFICIENTS, as_matrix, coefficients, pair_shares, pair_tables
 from probcrowd.models import similarity as home
 from probcrowd.models.similarity import similarity
@@ -53,6 +53,21 @@ def test_every_pair_has_the_coefficients_of_other_libraries() -> None:
         assert found["pearson"][j, other] == pytest.approx(np.corrcoef(both.T)[0, 1], abs=1e-12)
         agree = (both[:, 0] == both[:, 1]).mean()
         assert found["bennett"][j, other] == pytest.approx((agree - 1 / 4) / (1 - 1 / 4), abs=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_full_panels_are_multiplied_in_blocks_to_the_same_counts(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, found = panel(share=share, items=101), []
+    monkeypatch.setattr(agreement, "_AT_ONCE", 70)
+    for faster in (0, 10**9):
+        monkeypatch.setattr(agreement, "_FASTER", faster)
+        tables = tables_of(matrix)
+        order = np.lexsort((tables.right_label, tables.left_label, tables.pair))
+        found.append(
+            [tables.left, tables.right, *(getattr(tables, name)[order] for name in ("pair", "left_label", "right_label", "count"))]
+        )
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_correlations_are_of_the_values_of_the_labels() -> None:
