@@ -142,13 +142,11 @@ def coefficients(
     return found, _ratio(np.sqrt(smooth * (1 - smooth) / n), room)
 
 
-def as_matrix(
-    tables: PairTables, values: Float64[np.ndarray, " p"], num_annotators: int, diagonal: float = 1.0
-) -> Float64[np.ndarray, "j j"]:
-    """Values of pairs as a symmetric matrix; NaN where there is no pair."""
+def as_matrix(tables: PairTables, values: Float64[np.ndarray, " p"], num_annotators: int) -> Float64[np.ndarray, "j j"]:
+    """Values of pairs as a symmetric matrix, 1 on the diagonal; NaN where there is no pair."""
     matrix = np.full((num_annotators, num_annotators), np.nan)
     matrix[tables.left, tables.right] = matrix[tables.right, tables.left] = values
-    np.fill_diagonal(matrix, diagonal)
+    np.fill_diagonal(matrix, 1.0)
     return matrix
 
 

@@ -136,11 +136,11 @@ def simlabel(
     from probcrowd.runs.simlabel_tables import gains_text, published_text, results_text
 
     out = out or Path("outputs", "simlabel_quick" if quick else "simlabel")
-    without_data = GENERATED[:1] if quick or data is None else SETS
+    usual = GENERATED[:1] if quick or data is None else SETS
     results = reproduce_simlabel(
         data,
         out,
-        panels=[name.strip() for name in panels.split(",")] if panels else without_data,
+        panels=[name.strip() for name in panels.split(",")] if panels else usual,
         methods=[name.strip() for name in methods.split(";")] if methods else (),
         rates=[float(rate) for rate in rates.split(",")] if rates else (0.0, 0.4) if quick else RATES,
         base=base,

@@ -166,7 +166,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         self._columns, self._shape = columns, shape
         self._labels = np.bincount(rows.annotator, minlength=rows.num_annotators)
         self.history_ = pd.DataFrame(stands.history).astype({"epoch": int, "degenerate": int}).set_index("epoch")
-        self.epoch_ = stands.best_epoch or stands.epoch
+        self.epoch_ = stands.selected
         self.degenerate_ = int(stands.history[-1]["degenerate"])
         if self.degenerate_:
             words = (

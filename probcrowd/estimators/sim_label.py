@@ -143,7 +143,6 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
         table = read_table(read_said(annotations, missing_label, items))
         if len(table.classes) < 2:
             raise ValueError(f"all labels are alike, {some(table.classes)}: there is nothing to foretell")
-        held_share = float(self.validation_fraction) if self.selection == "held-out" else 0.0
         annotators = in_order(table.annotators)
         table = recode(table, annotators, table.classes, len(table.classes))
         held_share = float(self.validation_fraction) if self.selection == "held-out" else 0.0
@@ -155,12 +154,11 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
         settings = lambda path: settings_of(path, self._asked_for, encoder, table, items, more=[pairs])
         judge = partial(held_out_scores, inputs=held_out_from(items, split), labels=split.held) if held_share else None
         with kept_in(folder, resume, settings) as (kept, options):
-            channel = self._channel(state["embedding"], split.rows, split.labels, ids["classes"])
             place = split.place.cpu().numpy()
-            channel.withdrawn = among(pairs, place, len(annotators))
+            channel = self._channel(state["embedding"], split.rows, split.labels, ids["classes"], among(pairs, place, len(annotators)))
             stands = fitted(self, encoder, channel, items, split, judge, **options)
             found, how = Imputed.none(split.place.device), channel.how
-            if how.threshold is not None and (stands.best_epoch or stands.epoch) > how.warm_up:
+            if how.threshold is not None and stands.selected > how.warm_up:
                 found = channel.impute(look_at_all(encoder, channel, trained_on(items, split), split.labels.items), how.threshold)
             self._install(encoder, channel, stands, ids, items.columns, items.shape, found, place, pairs)
             if kept is not None:
@@ -169,12 +167,14 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
                 save_result(kept, encoder, channel, stands, ids, items, split.rows, state, tensors)
         return self
 
-    def _channel(self, embedding: Sequence[int], rows: Rows, labels: Labels, classes: pd.Index) -> SoftLabels:
+    def _channel(
+        self, embedding: Sequence[int], rows: Rows, labels: Labels, classes: pd.Index, withdrawn: Int[np.ndarray, " v"]
+    ) -> SoftLabels:
         with torch.random.fork_rng():
             torch.manual_seed(int(self.random_state) + 1)
             predictor = make_predictor(self.architecture, tuple(embedding), rows.num_annotators, rows.num_classes, self.options or {})
         values = classes.to_numpy(np.float64) if is_numeric_dtype(classes.dtype) else None
-        return SoftLabels(predictor.to(self.device), rows, labels, asked_how(self), values).to(self.device)
+        return SoftLabels(predictor.to(self.device), rows, labels, asked_how(self), values, withdrawn).to(self.device)
 
     def _install(
         self,
@@ -193,7 +193,7 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
         self._columns, self._shape, self._imputed, self._place, self._withdrawn = columns, shape, imputed, place, withdrawn
         self._labels = np.bincount(channel.rows.annotator, minlength=channel.rows.num_annotators)
         self.history_ = pd.DataFrame(stands.history).astype({"epoch": int}).drop(columns="degenerate").set_index("epoch")
-        self.epoch_ = stands.best_epoch or stands.epoch
+        self.epoch_ = stands.selected
 
     @property
     def _asked_for(self) -> dict[str, Any]:
@@ -216,9 +216,8 @@ def load_sim_label(folder: Path | str, encoder: Encoder | None = None) -> SimLab
     learned = same_network(encoder, small_encoder, (shape,), state["own_network"], parameters["network"], folder)
     load_module(learned, saved.tensors, "network")
     rows = rows_of(saved, len(ids["annotators"]), len(ids["classes"]))
-    channel = again._channel(state["embedding"], rows, Labels.of(rows), ids["classes"])
     place, pairs = (saved.tensors[name].numpy() for name in ("place", "withdrawn"))
-    channel.withdrawn = among(pairs, place, len(ids["annotators"]))
+    channel = again._channel(state["embedding"], rows, Labels.of(rows), ids["classes"], among(pairs, place, len(ids["annotators"])))
     load_module(channel, saved.tensors, "channel")
     stands = Trained(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
     learned.eval()

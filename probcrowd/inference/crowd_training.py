@@ -54,6 +54,11 @@ class Trained:
     best_score: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def selected(self) -> int:
+        """The epoch that is the result: the best, or the last where nothing was scored."""
+        return self.best_epoch or self.epoch
+
     def finished(self, training: Training) -> bool:
         """Whether there is nothing left to do."""
         waited = self.epoch - self.best_epoch

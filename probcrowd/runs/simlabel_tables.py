@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any
 
@@ -82,31 +81,17 @@ def published() -> pd.DataFrame:
 
 def results_text(results: pd.DataFrame) -> str:
     """Mean accuracy and standard error in per cent for readers: a table per panel and removal, methods by rate."""
-    parts = []
-    for (panel, removal), part in _both_removals(results, ["panel", "removal"]):
-        cell = [f"{mean:.1f}±{error:.1f}" for mean, error in zip(part["mean_accuracy"], part["standard_error"].fillna(0.0), strict=True)]
-        name = part["architecture"] + " " + part["method"]
-        wide = part.assign(cell=cell, name=name).pivot_table(index="name", columns="rate", values="cell", aggfunc="first", sort=False)
-        parts.append(
-            f"{panel}, removed by {removal}\n{wide.sort_index(axis=1).fillna('').rename_axis(None).rename_axis(None, axis=1).to_string()}"
-        )
-    return "\n\n".join(parts)
+    cell = [f"{mean:.1f}±{error:.1f}" for mean, error in zip(results["mean_accuracy"], results["standard_error"].fillna(0.0), strict=True)]
+    return _by_rate(results.assign(cell=cell, name=results["architecture"] + " " + results["method"]))
 
 
 def gains_text(found: pd.DataFrame) -> str:
     """Gains for readers, in per cent with half widths of 95 % intervals, starred where the interval leaves 0 out."""
-    parts = []
-    for (panel, removal), part in _both_removals(found, ["panel", "removal"]):
-        cell = [
-            f"{mean:+.1f}±{width:.1f}{'*' if abs(mean) > width else ' '}"
-            for mean, width in zip(part["mean_accuracy"], part["mean_accuracy_half_width"], strict=True)
-        ]
-        name = part["architecture"] + " " + part["method"] + " - " + part["less"]
-        wide = part.assign(cell=cell, name=name).pivot_table(index="name", columns="rate", values="cell", aggfunc="first", sort=False)
-        parts.append(
-            f"{panel}, removed by {removal}\n{wide.sort_index(axis=1).fillna('').rename_axis(None).rename_axis(None, axis=1).to_string()}"
-        )
-    return "\n\n".join(parts)
+    cell = [
+        f"{mean:+.1f}±{width:.1f}{'*' if abs(mean) > width else ' '}"
+        for mean, width in zip(found["mean_accuracy"], found["mean_accuracy_half_width"], strict=True)
+    ]
+    return _by_rate(found.assign(cell=cell, name=found["architecture"] + " " + found["method"] + " - " + found["less"]))
 
 
 def published_text() -> str:
@@ -115,12 +100,15 @@ def published_text() -> str:
     return wide.to_string(na_rep="")
 
 
-def _both_removals(table: pd.DataFrame, keys: list[str]) -> Iterable[tuple[tuple[str, str], pd.DataFrame]]:
-    """The groups of the table; where nothing more is removed, both ways of removal have the same rows."""
-    groups: Any = table.loc[table["removal"] != "none"].groupby(keys, sort=False)
-    for key, part in groups:
-        nothing = table.loc[(table["removal"] == "none") & (table["panel"] == key[0])]
-        yield key, pd.concat([nothing, part])
+def _by_rate(table: pd.DataFrame) -> str:
+    """A table of cells by name and rate per panel and removal; where nothing more is removed, both ways of removal have the same rows."""
+    parts = []
+    groups: Any = table.loc[table["removal"] != "none"].groupby(["panel", "removal"], sort=False)
+    for (panel, removal), part in groups:
+        both = pd.concat([table.loc[(table["removal"] == "none") & (table["panel"] == panel)], part])
+        wide = both.pivot_table(index="name", columns="rate", values="cell", aggfunc="first", sort=False).sort_index(axis=1).fillna("")
+        parts.append(f"{panel}, removed by {removal}\n{wide.rename_axis(None).rename_axis(None, axis=1).to_string()}")
+    return "\n\n".join(parts)
 
 
 def _compared(columns: pd.MultiIndex) -> list[tuple[tuple[str, str], str, str]]:

@@ -43,7 +43,7 @@ class Imputed:
 
 @dataclass(frozen=True)
 class SoftLabelling:
-    """How missing labels are treated, see above. kind, shrink, values: of the similarity. threshold: None: nothing is imputed.
+    """How missing labels are treated, see `probcrowd.models.channels.soft_labels`. kind, shrink: of the similarity. threshold: None: nothing is imputed.
 
     warm_up: epochs in which missing labels are skipped.
     """

@@ -14,7 +14,12 @@ def diagonal(accuracy: float, num_classes: int) -> float:
 
     A logit of 1 (identity logits, the published start of several methods) is .73 at K = 2, .23 at K = 10 and .03 at K = 100; this start
     does not depend on K.
+
+    Raises:
+        ValueError: a probability that is not between 0 and 1.
     """
+    if not 0 < accuracy < 1:
+        raise ValueError(f"initial_accuracy={accuracy}: choose a number between 0 and 1")
     return math.log(accuracy * (num_classes - 1) / (1 - accuracy))
 
 

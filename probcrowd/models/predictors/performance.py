@@ -39,8 +39,6 @@ class Performance(Predictor):
         kernel: bool = True,
     ) -> None:
         super().__init__(num_annotators, num_classes)
-        if not 0 < initial_accuracy < 1:
-            raise ValueError(f"initial_accuracy={initial_accuracy}: choose a number between 0 and 1")
         self.pooled, self.kernel = Pooled(), kernel
         self.truth = nn.Linear(shape[0], num_classes)
         self.annotators = nn.Parameter(torch.randn(num_annotators, width) * width**-0.5)

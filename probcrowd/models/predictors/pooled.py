@@ -27,8 +27,6 @@ class PooledConfusions(Predictor):
         self, num_annotators: int, num_classes: int, shape: tuple[int, ...], *, spread: float = 1.0, initial_accuracy: float = 0.8
     ) -> None:
         super().__init__(num_annotators, num_classes)
-        if not 0 < initial_accuracy < 1:
-            raise ValueError(f"initial_accuracy={initial_accuracy}: choose a number between 0 and 1")
         if not spread > 0:
             raise ValueError(f"spread={spread}: choose a number above 0, or math.inf")
         self.spread, self.pooled = spread, Pooled()
