@@ -1,6 +1,6 @@
 """Items by class, for episodes: scikit-learn's digits, which are always there, a folder of few-shot image sets, or the user's file.
 
-The folder is named by the environment variable PROBCROWD_DATA; it holds `omniglot28`, `olivetti_faces` and `tiny_imagenet_fewshot`,
+The folder is named by the environment variable PROBCROWD_DATA; it holds `omniglot28`, `olivetti_faces`, `tiny_imagenet_fewshot` and `labelme`,
 each with the files that the readers below open. A file is .npz with the arrays `inputs` (n, ...) and `labels` (n,). Images are uint8 (n,
 channels, height, width) and stay so until an episode draws them; anything else is float32, used as it is.
 """
@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +22,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
+
+CLUSTERS, SMALLEST_CLUSTER = 48, 16
 
 
 @dataclass(frozen=True)
@@ -200,9 +203,53 @@ def _tiny_imagenet() -> ClassItems:
     return _by_class(images.transpose(0, 3, 1, 2), frame["wnid"].to_numpy())
 
 
+@dataclass(frozen=True)
+class LabelMe:
+    """Features of all images, their true classes, what 59 annotators said of some (-1: nothing), and what an image is for.
+
+    part: "support" for the annotated images, "source" for the 500 that are for validation and half of those for testing, "query" for the other half.
+    """
+
+    features: Float[np.ndarray, "n d"]
+    truth: Int[np.ndarray, " n"]
+    said: Int[np.ndarray, "n j"]
+    part: Shaped[np.ndarray, " n"]
+
+
+@cache
+def label_me() -> LabelMe:
+    """The LabelMe images of Rodrigues & Pereira (2018); features are centred on the source images, with a mean variance of 1."""
+    folder = _folder("labelme")
+    tables = [pd.read_parquet(folder / f"{name}.parquet") for name in ("annotations", "gold")]
+    order = pd.read_csv(folder / "tasks.csv")
+    place = pd.Series(np.arange(len(order)), order["task"])
+    said = np.full((len(order), tables[0]["worker"].nunique()), -1)
+    said[place.loc[tables[0]["task"]].to_numpy(), pd.factorize(tables[0]["worker"], sort=True)[0]] = tables[0]["label"].to_numpy()
+    truth = tables[1].set_index("task")["label"].loc[order["task"]].to_numpy()
+    part = order["split"].map({"train": "support", "valid": "source", "test": "query"}).to_numpy(object)
+    tests = np.flatnonzero(part == "query")
+    part[np.random.default_rng(0).permutation(tests)[: len(tests) // 2]] = "source"
+    features = np.load(folder / "features.npy").astype(np.float32)
+    source = features[part == "source"]
+    return LabelMe((features - source.mean(0)) / np.sqrt(source.var(0).mean()), truth.astype(np.int64), said, part)
+
+
+def _label_me_clusters() -> ClassItems:
+    """Clusters of LabelMe's source images, for want of classes that anybody named: `CLUSTERS` by k-means, less those that are too small."""
+    from sklearn.cluster import KMeans
+
+    images = label_me()
+    source = images.features[images.part == "source"]
+    cluster = KMeans(CLUSTERS, n_init=4, random_state=0).fit_predict(source)
+    large = np.flatnonzero(np.bincount(cluster) >= SMALLEST_CLUSTER)
+    kept = np.isin(cluster, large)
+    return _by_class(source[kept], cluster[kept])
+
+
 READERS: dict[str, Callable[[], ClassItems]] = {
     "digits": _digits,
     "omniglot": _omniglot,
     "olivetti": _olivetti,
     "tiny-imagenet": _tiny_imagenet,
+    "labelme": _label_me_clusters,
 }

@@ -14,18 +14,30 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probcrowd.datasets import ClassItems
-from probcrowd.simulate import Mixture, annotate, draw_confusion
+from probcrowd.simulate import Mixture, RandomMixture, annotate, draw_confusion
 
 
 @dataclass(frozen=True)
 class EpisodeShape:
-    """The size of every episode of a batch. `observed` is the probability that an annotator is asked about a support item."""
+    """The size of every episode of a batch. `observed` is the probability that an annotator is asked about a support item.
+
+    imbalanced: half of the classes have two fifths of `shots` support items, rounded, and at least one, another half as many more; an odd one
+    has `shots`. Queries are balanced always.
+    """
 
     ways: int
     shots: int
     queries: int
     annotators: int
     observed: float = 1.0
+    imbalanced: bool = False
+
+    @property
+    def support_sizes(self) -> tuple[int, ...]:
+        """Support items of each class."""
+        few = max(1, round(0.4 * self.shots)) if self.imbalanced else self.shots
+        half = self.ways // 2
+        return (few,) * half + (self.shots,) * (self.ways - 2 * half) + (2 * self.shots - few,) * half
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,9 @@ class EpisodeSource:
         return self.pool[index].float() / self.scale
 
 
-def draw_episodes(source: EpisodeSource, shape: EpisodeShape, mixture: Mixture, num_tasks: int, generator: torch.Generator) -> Episodes:
+def draw_episodes(
+    source: EpisodeSource, shape: EpisodeShape, mixture: Mixture | RandomMixture, num_tasks: int, generator: torch.Generator
+) -> Episodes:
     """A batch of episodes. The order of classes and of items within an episode carries no information.
 
     Raises:
@@ -81,24 +95,30 @@ def draw_episodes(source: EpisodeSource, shape: EpisodeShape, mixture: Mixture, 
     """
     index = draw_items(source, shape, num_tasks, generator)
     truth = torch.arange(shape.ways, device=index.device)[:, None].expand_as(index)
-    support, query = index[..., : shape.shots].flatten(1), index[..., shape.shots :].flatten(1)
-    support_truth, query_truth = truth[..., : shape.shots].flatten(1), truth[..., shape.shots :].flatten(1)
+    most = max(shape.support_sizes)
+    sizes = torch.tensor(shape.support_sizes, device=index.device)
+    shown = (torch.arange(most, device=index.device) < sizes[:, None]).flatten()  # of the first items of each class
+    support, support_truth = (part[..., :most].flatten(1)[:, shown] for part in (index, truth))
+    query, query_truth = index[..., most:].flatten(1), truth[..., most:].flatten(1)
     confusion = draw_confusion(mixture, num_tasks, shape.annotators, shape.ways, generator)
-    labels = annotate(support_truth, confusion, generator, observed=shape.observed)
+    observed = mixture.observed(num_tasks, generator) if isinstance(mixture, RandomMixture) else shape.observed
+    labels = annotate(support_truth, confusion, generator, observed=observed)
     return Episodes(support, support_truth, labels, query, query_truth, confusion)
 
 
 def draw_items(source: EpisodeSource, shape: EpisodeShape, num_tasks: int, generator: torch.Generator) -> Int[Tensor, "b k n"]:
-    """Which items each class of each episode shows, without annotators: first its `shots` support items, then its queries.
+    """Which items each class of each episode shows, without annotators: first its support items, as many as the
+    largest class has, then its queries.
 
     Raises:
         ValueError: see `draw_episodes`.
     """
-    per_class = shape.shots + shape.queries
+    shots = max(shape.support_sizes)
+    per_class = shots + shape.queries
     if shape.ways > len(source.families):
         raise ValueError(f"episodes of {shape.ways} classes need as many kinds of classes, the source has {len(source.families)}")
     if per_class > int(source.sizes.min()):
-        raise ValueError(f"{shape.shots} shots + {shape.queries} queries need {per_class} items a class, one has {int(source.sizes.min())}")
+        raise ValueError(f"{shots} shots + {shape.queries} queries need {per_class} items a class, one has {int(source.sizes.min())}")
     device = source.items.device
 
     def uniform(*size: int) -> Tensor:

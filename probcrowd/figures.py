@@ -36,6 +36,25 @@ def accuracy_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def share_figure(table: pd.DataFrame) -> Figure:
+    """Accuracy against the share of spammers, a line per method, bars for 95 % intervals.
+
+    table: columns method, share, accuracy, half_width, as `runs.evaluate.summary` gives them.
+    """
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axis = figure.subplots()
+    methods = list(table["method"].unique())
+    offsets = np.linspace(-0.012, 0.012, len(methods)) if len(methods) > 1 else [0.0]
+    for number, (method, offset) in enumerate(zip(methods, offsets, strict=True)):
+        rows = table[table["method"] == method].sort_values("share")
+        style = {"marker": "osD^vPX"[number % 7], "ms": 4, "lw": 1.2, "capsize": 2, "color": f"C{number}"}
+        axis.errorbar(rows["share"] + offset, rows["accuracy"], rows["half_width"], label=method, **style)
+    axis.set(xlabel="share of spammers", ylabel="query accuracy", xticks=sorted(table["share"].unique()))
+    axis.grid(alpha=0.3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    return figure
+
+
 def confusion_figure(estimated: pd.DataFrame, true: pd.DataFrame | None = None) -> Figure:
     """Confusion matrices of the annotators, estimated and, where given, true ones below; at most the first `SHOWN` annotators.
 

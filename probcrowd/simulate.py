@@ -12,7 +12,7 @@ their meta-training never sees. Ranges of the last two are ours. Randomness is a
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -35,13 +35,38 @@ class Mixture:
             raise ValueError(f"shares of annotator kinds must be >= 0 with a positive, finite sum, got {self}")
 
 
+@dataclass(frozen=True)
+class RandomMixture:
+    """Other shares in every task: those of `mixture`, each times a standard exponential, normalised; a share of 0 stays 0.
+
+    In every task each annotator is asked about an item with the same probability, uniform between `least_observed` and 1.
+    """
+
+    mixture: Mixture = field(default_factory=lambda: Mixture(0.1, 0.5, 0.2, 0.1, 0.1))
+    least_observed: float = 0.4
+
+    def shares(self, num_tasks: int, generator: torch.Generator) -> Float[Tensor, "b kinds"]:
+        """Shares of the kinds in each task."""
+        uniform = torch.rand(num_tasks, len(astuple(self.mixture)), generator=generator, device=generator.device)
+        drawn = -torch.log1p(-uniform) * torch.tensor([float(share) for share in astuple(self.mixture)], device=generator.device)
+        return drawn / drawn.sum(-1, keepdim=True)
+
+    def observed(self, num_tasks: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+        """The probability of being asked in each task."""
+        return 1 - (1 - self.least_observed) * torch.rand(num_tasks, generator=generator, device=generator.device)
+
+
 def draw_confusion(
-    mixture: Mixture, num_tasks: int, num_annotators: int, num_classes: int, generator: torch.Generator
+    mixture: Mixture | RandomMixture, num_tasks: int, num_annotators: int, num_classes: int, generator: torch.Generator
 ) -> Float[Tensor, "b j k l"]:
     """Confusion matrices of fresh annotators; rows sum to 1."""
     shape, device = (num_tasks, num_annotators), generator.device
-    shares = torch.tensor([float(share) for share in astuple(mixture)], device=device)
-    kind = torch.multinomial(shares, num_tasks * num_annotators, replacement=True, generator=generator).view(*shape, 1)  # (b, j, 1)
+    if isinstance(mixture, RandomMixture):
+        kind = torch.multinomial(mixture.shares(num_tasks, generator), num_annotators, replacement=True, generator=generator)[..., None]
+        mixture = mixture.mixture
+    else:
+        shares = torch.tensor([float(share) for share in astuple(mixture)], device=device)
+        kind = torch.multinomial(shares, num_tasks * num_annotators, replacement=True, generator=generator).view(*shape, 1)  # (b, j, 1)
     skill = 1 - torch.rand(*shape, 1, generator=generator, device=device)  # in (0, 1], one per annotator
     # Accuracy is lowest + width * skill; a spammer has no width
     lowest = torch.tensor([0.8, 0.5, 1 / num_classes, 0.0, 0.0], device=device)[kind]
@@ -62,11 +87,15 @@ def draw_confusion(
 
 
 def annotate(
-    truth: Int[Tensor, "b i"], confusion: Float[Tensor, "b j k l"], generator: torch.Generator, *, observed: float = 1.0
+    truth: Int[Tensor, "b i"],
+    confusion: Float[Tensor, "b j k l"],
+    generator: torch.Generator,
+    *,
+    observed: float | Float[Tensor, " b"] = 1.0,
 ) -> Int[Tensor, "b i j"]:
     """What each annotator says of each item; -1 where not asked.
 
-    observed: the probability that an annotator is asked about an item. Every item keeps at least one label: one annotator, drawn at
+    observed: the probability that an annotator is asked about an item, of all tasks or of each. Every item keeps at least one label: one annotator, drawn at
     random, is always asked.
     """
     tasks, items = truth.shape
@@ -76,8 +105,9 @@ def annotate(
     bounds = cumulative.gather(2, truth[:, None, :, None].expand(tasks, num_annotators, items, num_classes - 1))  # (b, j, i, l)
     draw = torch.rand(tasks, num_annotators, items, 1, generator=generator, device=generator.device)
     labels = (draw >= bounds).sum(-1).transpose(1, 2)  # (b, i, j)
-    if observed < 1:
-        asked = torch.rand(labels.shape, generator=generator, device=generator.device) < observed
+    if isinstance(observed, Tensor) or observed < 1:
+        bound = observed[:, None, None] if isinstance(observed, Tensor) else observed
+        asked = torch.rand(labels.shape, generator=generator, device=generator.device) < bound
         always = torch.randint(num_annotators, (tasks, items, 1), generator=generator, device=generator.device)
         asked.scatter_(2, always, True)
         labels = torch.where(asked, labels, -1)

@@ -158,6 +158,69 @@ def simlabel(
         click.echo(str(out / name))
 
 
+@reproduce.command("meta-learning")
+@click.option(
+    "--data", "name", default="digits", show_default=True, help="digits, omniglot, olivetti, tiny-imagenet, labelme or a .npz file."
+)
+@click.option("--encoder", type=click.Choice(["mlp", "conv4"]), help="The network.  [default: that of the configuration]")
+@click.option("--config", type=FILE, help="Other settings than the usual ones of the data, a TOML file.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. training.steps=500. Repeatable.")
+@click.option("--out", type=FILE, help="Folder for the results.  [default: outputs/meta_DATA; with --quick outputs/meta_DATA_quick]")
+@click.option("--methods", metavar="NAME;NAME", help="Which methods, between semicolons.  [default: all]")
+@click.option("--kinds", metavar="NAME,NAME", help="Which target tasks.  [default: all; with --quick spammers]")
+@click.option("--splits", type=click.IntRange(min=1), help="Random splits of the classes.  [default: 5; with --quick 2]")
+@click.option("--only", type=click.IntRange(min=0), metavar="N", help="Make split N alone: one job of a cluster.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes.")
+@click.option("--quick", is_flag=True, help="Short training, few target tasks.")
+@told
+def meta_learning(
+    name: str,
+    encoder: str | None,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    methods: str | None,
+    kinds: str | None,
+    splits: int | None,
+    only: int | None,
+    jobs: int,
+    quick: bool,
+) -> None:
+    """Meta-learned representations (Kumagai et al. 2025) beside 13 baselines, two controls that the paper lacks, and variants that go beyond it.
+
+    Writes table.csv, tests.csv (paired t-tests), networks.csv, published.csv, two figures and, by split, every number and every trained network into
+    the folder `out`. Run it again to go on after a stop, or to add methods.
+    """
+    import pandas as pd
+
+    from probcrowd.runs.meta_methods import OURS
+    from probcrowd.runs.meta_settings import meta_settings
+    from probcrowd.runs.meta_tables import BEST, accuracy_text, published_text, tests_text
+    from probcrowd.runs.reproduce_meta import reproduce_meta
+
+    plain = name if not name.endswith(".npz") else Path(name).stem
+    out = out or Path("outputs", f"meta_{plain}_quick" if quick else f"meta_{plain}")
+    table = reproduce_meta(
+        meta_settings(name, out, encoder=encoder, config=config, overrides=overrides, quick=quick),
+        splits=splits or (2 if quick else 5),
+        only=only,
+        methods=[each.strip() for each in methods.split(";")] if methods else (),
+        kinds=[each.strip() for each in kinds.split(",")] if kinds else ("spammers",) if quick and name != "labelme" else (),
+        jobs=jobs,
+        progress=sys.stderr.isatty(),
+    )
+    tests = pd.read_csv(out / "tests.csv")
+    for kind in table["kind"].unique():
+        click.echo(f"\n{kind}: accuracy in per cent by shots x annotators\n\n{accuracy_text(table, kind)}")
+        for method in (OURS, BEST):
+            click.echo(
+                f"\n{kind}: differences on the same tasks in per cent, 95 % intervals over tasks\n\n{tests_text(tests, kind, method)}"
+            )
+    click.echo(f"\nreported of the paper, on other splits and networks\n\n{published_text()}\n")
+    for path in ("table.csv", "tests.csv", "networks.csv", "published.csv", "spammers.png", "annotators.png"):
+        click.echo(str(out / path))
+
+
 def _folder(data: Path | None) -> Path:
     if data is None:
         raise ValueError("give the data folder with --data, or name it in the environment variable PROBCROWD_DATA")

@@ -32,11 +32,15 @@ Gradient = Literal["unrolled", "implicit", "implicit-neumann", "one-step"]
 
 @dataclass(frozen=True)
 class Parameters:
-    """What EM fits in each task. `confusion[b, j, k, l]` = P(annotator j says l | truth k), 0 for classes that are not in the task."""
+    """What EM fits in each task. `confusion[b, j, k, l]` = P(annotator j says l | truth k), 0 for classes that are not in the task.
+
+    `spread` is the variance of each prototype where it is known, in units of the embeddings' variance: `inference.variational`.
+    """
 
     prototypes: Float[Tensor, "b k d"]
     log_class_prior: Float[Tensor, "b k"]
     log_confusion: Float[Tensor, "b j k l"]
+    spread: Float[Tensor, "b k"] | None = None
 
     @property
     def class_prior(self) -> Float[Tensor, "b k"]:
@@ -47,6 +51,11 @@ class Parameters:
     def confusion(self) -> Float[Tensor, "b j k l"]:
         """P(label l | annotator j, truth k); rows sum to 1."""
         return self.log_confusion.exp()
+
+    def double(self) -> Parameters:
+        """The same in double precision."""
+        spread = None if self.spread is None else self.spread.double()
+        return Parameters(self.prototypes.double(), self.log_class_prior.double(), self.log_confusion.double(), spread)
 
 
 def fit(support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = "unrolled", tolerance: float = 1e-8) -> Parameters:
@@ -61,7 +70,7 @@ def fit(support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = 
 
 
 def iterate(
-    support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = "unrolled", tolerance: float = 1e-8
+    support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = "unrolled", tolerance: float = 1e-8, tie_noise: float = 0.0
 ) -> Float[Tensor, "b i k"]:
     """The responsibilities that the last M step of `fit` takes, with their gradient: those after `steps` - 1 EM steps, or one step after the
     fixed point where the gradient is implicit."""
@@ -69,9 +78,9 @@ def iterate(
         raise ValueError(f"steps must be at least 1, got {steps}")
     step = partial(em_step, support=support, prior=prior)
     if gradient in ("implicit", "implicit-neumann"):
-        reached = converge(support, prior, steps=steps, tolerance=tolerance)
+        reached = converge(support, prior, steps=steps, tolerance=tolerance, tie_noise=tie_noise)
         return implicit_step(step, reached, curvature.at(reached.value, support, prior), dense=gradient == "implicit")
-    responsibilities = start(support)
+    responsibilities = start(support, tie_noise)
     if gradient == "unrolled":
         for _ in range(steps - 1):
             responsibilities = step(responsibilities)
@@ -83,19 +92,28 @@ def iterate(
     return responsibilities
 
 
-def converge(support: Support, prior: Prior, *, steps: int = 1000, tolerance: float = 1e-8) -> FixedPoint:
+def converge(support: Support, prior: Prior, *, steps: int = 1000, tolerance: float = 1e-8, tie_noise: float = 0.0) -> FixedPoint:
     """Responsibilities at the fixed point of EM, with each task's steps and last change; no gradient.
 
     A tolerance below what rounding allows, 16 units in the last place of 1, is raised to that.
     """
     tolerance = max(tolerance, 16 * torch.finfo(support.embeddings.dtype).eps)
     with torch.no_grad():
-        return run_to_fixed_point(partial(em_step, support=support, prior=prior), start(support), steps=steps, tolerance=tolerance)
+        return run_to_fixed_point(
+            partial(em_step, support=support, prior=prior), start(support, tie_noise), steps=steps, tolerance=tolerance
+        )
 
 
-def start(support: Support) -> Float[Tensor, "b i k"]:
-    """Soft majority vote: each label's share of the item's annotations (1/|I_n| in the paper's letters), 0 for padding items."""
+def start(support: Support, tie_noise: float = 0.0) -> Float[Tensor, "b i k"]:
+    """Soft majority vote: each label's share of the item's annotations (1/|I_n| in the paper's letters), 0 for padding items.
+
+    tie_noise: votes are raised by up to so much, the same in every task, so that no two classes start alike: EM never parts those that do.
+    """
     totals = support.votes.totals().detach()
+    if tie_noise:
+        noise = torch.rand(totals.shape[1:], generator=torch.Generator().manual_seed(0)).to(totals) * tie_noise
+        noise = noise * (totals.sum(-1, keepdim=True) > 0)
+        totals = totals + (noise if support.classes is None else noise * support.classes[:, None])
     return totals / totals.sum(-1, keepdim=True).clamp(min=torch.finfo(totals.dtype).tiny)
 
 

@@ -50,7 +50,13 @@ def point_guide(prototypes: Float[Tensor, "b k d"], log_class_prior: Float[Tenso
     pyro.sample("prototype", dist.Delta(prototypes, event_dim=3))
 
 
-def query_labels(queries: Float[Tensor, "b q d"], truth: Int[Tensor, "b q"], num_classes: int) -> None:
+def query_labels(
+    queries: Float[Tensor, "b q d"],
+    truth: Int[Tensor, "b q"],
+    num_classes: int,
+    spread: Float[Tensor, "b k"] | None = None,
+    temperature: Tensor | float = 1.0,
+) -> None:
     """The part of the model that meta-training scores: clean labels of query items, given class prior and prototypes.
 
     Class prior and prototypes are declared flat here, as their prior density belongs to adaptation, not to the score. All batch
@@ -60,12 +66,17 @@ def query_labels(queries: Float[Tensor, "b q d"], truth: Int[Tensor, "b q"], num
     flat = partial(dist.ImproperUniform, dist.constraints.real, ())  # log density 0 everywhere
     class_prior = pyro.sample("class_prior", flat((tasks, num_classes)))
     prototypes = pyro.sample("prototype", flat((tasks, num_classes, dimension)))
-    scores = predictive_scores(queries, prototypes, class_prior.log())
+    scores = predictive_scores(queries, prototypes, class_prior.log(), spread) / temperature
     pyro.sample("query_truth", dist.Categorical(logits=scores, validate_args=False).to_event(2), obs=truth)
 
 
 def query_elbo(
-    queries: Float[Tensor, "b q d"], truth: Int[Tensor, "b q"], prototypes: Float[Tensor, "b k d"], log_class_prior: Float[Tensor, "b k"]
+    queries: Float[Tensor, "b q d"],
+    truth: Int[Tensor, "b q"],
+    prototypes: Float[Tensor, "b k d"],
+    log_class_prior: Float[Tensor, "b k"],
+    spread: Float[Tensor, "b k"] | None = None,
+    temperature: Tensor | float = 1.0,
 ) -> Float[Tensor, ""]:
     """The ELBO of `query_labels` under `point_guide`: minus equation (10), summed over tasks.
 
@@ -73,5 +84,5 @@ def query_elbo(
     """
     with pyro.validation_enabled(False):  # the checks cost as much as the model
         guided = poutine.trace(partial(point_guide, prototypes, log_class_prior)).get_trace()
-        model = poutine.replay(partial(query_labels, queries, truth, prototypes.shape[1]), trace=guided)
+        model = poutine.replay(partial(query_labels, queries, truth, prototypes.shape[1], spread, temperature), trace=guided)
         return cast(Tensor, poutine.trace(model).get_trace().log_prob_sum())

@@ -10,11 +10,14 @@ A method says how the parameters of a task are fitted, and whether the support s
 
 Without pseudo-annotators the network is trained on clean support labels: with the paper's prior this is its ablation, with a flat prior
 (`PROTOTYPICAL`) it is a prototypical network.
+
+Beyond the paper: variational Bayes in place of EM, with a population prior of annotators or without (`inference.variational`), a prior that is
+learned with the network (`models.learned_prior`), and a share of the loss that takes the same support sets with clean labels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -22,10 +25,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probcrowd.episodes import Episodes, EpisodeSource
-from probcrowd.inference import em
+from probcrowd.inference import em, variational
 from probcrowd.inference.guide import query_elbo
 from probcrowd.models.encoders import embed
-from probcrowd.models.prototype import Prior, log_predictive
+from probcrowd.models.learned_prior import LearnedPrior
+from probcrowd.models.population import Population
+from probcrowd.models.prototype import Prior, predictive_scores
 from probcrowd.votes import DenseVotes, Support
 
 FLAT_PRECISION, FLAT_COUNT = 1e-6, 1e6  # no shrinkage of prototypes, equal class probabilities
@@ -34,27 +39,72 @@ PROTOTYPICAL = Prior(FLAT_PRECISION, FLAT_COUNT)
 
 @dataclass(frozen=True)
 class Method:
-    """How a task is adapted to, and what the support sets of meta-training look like."""
+    """How a task is adapted to, and what the support sets of meta-training look like.
+
+    inference: of joint labels; "variational" has no gradient but the unrolled one. population: of annotators; spread: whether prototypes are averaged over
+    as well; both in variational inference alone.
+    temperature: divides the scores of queries. clean_share: the part of the meta-training loss that is of clean support labels; separate: the encoder
+    learns from those alone, and what is learned beside it from noisy ones alone. tie_noise: how far votes are moved at random before EM, so
+    that classes with equal votes part.
+
+    Raises:
+        ValueError: a combination that has no meaning.
+    """
 
     labels: Literal["joint", "dawid-skene", "majority-vote"] = "joint"
     steps: int = 2
     gradient: em.Gradient = "unrolled"
     pseudo_annotators: bool = True
     prior: Prior = field(default_factory=Prior)
+    inference: Literal["map", "variational"] = "map"
+    population: Population | None = None
+    spread: bool = True
+    temperature: Tensor | float = 1.0
+    clean_share: float = 0.0
+    separate: bool = False
+    tie_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.inference == "variational" and (self.gradient != "unrolled" or self.labels != "joint"):
+            raise ValueError(f"variational inference is of joint labels by the unrolled gradient, not {self.labels!r} by {self.gradient!r}")
+        if self.population is not None and self.inference != "variational":
+            raise ValueError("a population of annotators needs inference = 'variational'")
+
+    def learned(self, encoder: nn.Module) -> Method:
+        """This method with what the encoder has learned beside itself, if it has."""
+        beside = _beside(encoder)
+        if beside is None:
+            return self
+        return replace(self, prior=beside.prior, population=beside.population, temperature=beside.temperature)
 
 
 def adapt(support: Support, method: Method) -> em.Parameters:
     """The parameters that a method fits to the noisily labelled support sets of a batch of tasks."""
-    return em.m_step(responsibilities(support, method), support, method.prior)
+    known = responsibilities(support, method)
+    if method.inference == "variational":
+        return variational.parameters(known, support, method.prior, method.population, spread=method.spread)
+    return em.m_step(known, support, method.prior)
+
+
+def explained(parameters: em.Parameters, support: Support, method: Method) -> Float[Tensor, "b i k"]:
+    """p(truth | embedding, annotations) of the support items, at fitted parameters or averaged over them."""
+    if method.inference == "variational":
+        known = responsibilities(support, method)
+        return variational.step(known, support, method.prior, method.population, spread=method.spread)
+    return em.e_step(parameters, support)
 
 
 def responsibilities(support: Support, method: Method) -> Float[Tensor, "b i k"]:
     """What a method's last M step takes for the true labels of the support items."""
-    if method.labels == "joint":
-        return em.iterate(support, method.prior, steps=method.steps, gradient=method.gradient)
     if method.labels == "majority-vote":
         return majority(support.votes.totals())
-    return dawid_skene(support, method.prior, steps=method.steps)
+    if method.labels == "dawid-skene":
+        return dawid_skene(support, method.prior, steps=method.steps)
+    if method.inference == "variational":
+        return variational.responsibilities(
+            support, method.prior, method.population, steps=method.steps, spread=method.spread, tie_noise=method.tie_noise
+        )
+    return em.iterate(support, method.prior, steps=method.steps, gradient=method.gradient, tie_noise=method.tie_noise)
 
 
 def dawid_skene(support: Support, prior: Prior, *, steps: int) -> Float[Tensor, "b i k"]:
@@ -75,9 +125,44 @@ def majority(totals: Float[Tensor, "b i k"]) -> Float[Tensor, "b i k"]:
 def meta_loss(encoder: nn.Module, source: EpisodeSource, episodes: Episodes, method: Method) -> Float[Tensor, ""]:
     """Equation (10): summed over the queries of a task, averaged over tasks; as an ELBO under the guide that adaptation gives."""
     support, queries = embed(encoder, source.inputs(episodes.support), source.inputs(episodes.query))
-    task = noisy_support(support, episodes) if method.pseudo_annotators else clean_support(support, episodes)
-    known = responsibilities(task, method) if method.pseudo_annotators else em.start(task)
-    return -query_elbo(queries, episodes.query_truth, *em.class_parameters(known, task, method.prior)) / len(queries)
+    beside = _beside(encoder)
+    if method.separate and beside is not None:
+        raw, raw_queries = support / beside.scale, queries / beside.scale
+        clean = _clean_loss(raw, raw_queries, episodes, replace(method, prior=beside.given))
+        return clean + _noisy_loss(raw.detach() * beside.scale, raw_queries.detach() * beside.scale, episodes, method.learned(encoder))
+    method = method.learned(encoder)
+    share = method.clean_share if method.pseudo_annotators else 1.0
+    if share in (0, 1):
+        return (_clean_loss if share else _noisy_loss)(support, queries, episodes, method)
+    return share * _clean_loss(support, queries, episodes, method) + (1 - share) * _noisy_loss(support, queries, episodes, method)
+
+
+def _clean_loss(support: Float[Tensor, "b i d"], queries: Float[Tensor, "b q d"], episodes: Episodes, method: Method) -> Float[Tensor, ""]:
+    task = clean_support(support, episodes)
+    return _query_loss(queries, episodes, task, em.start(task), method)
+
+
+def _noisy_loss(support: Float[Tensor, "b i d"], queries: Float[Tensor, "b q d"], episodes: Episodes, method: Method) -> Float[Tensor, ""]:
+    task = noisy_support(support, episodes)
+    return _query_loss(queries, episodes, task, responsibilities(task, method), method)
+
+
+def _query_loss(
+    queries: Float[Tensor, "b q d"], episodes: Episodes, task: Support, known: Float[Tensor, "b i k"], method: Method
+) -> Float[Tensor, ""]:
+    """Minus equation (10) with these responsibilities of the support items."""
+    spread = None
+    if method.inference == "variational":
+        prototypes, variance, log_class_prior = variational.class_parameters(known, task, method.prior)
+        spread = variance if method.spread else None
+    else:
+        prototypes, log_class_prior = em.class_parameters(known, task, method.prior)
+    return -query_elbo(queries, episodes.query_truth, prototypes, log_class_prior, spread, method.temperature) / len(queries)
+
+
+def _beside(encoder: nn.Module) -> LearnedPrior | None:
+    inner = encoder.module if isinstance(encoder, nn.parallel.DistributedDataParallel) else encoder
+    return inner if isinstance(inner, LearnedPrior) else None
 
 
 def noisy_support(embeddings: Float[Tensor, "b i d"], episodes: Episodes) -> Support:
@@ -94,5 +179,12 @@ def predict(encoder: nn.Module, source: EpisodeSource, episodes: Episodes, metho
     """Log class probabilities of the query items and the fitted parameters, after adapting to the noisy support; no gradient."""
     with torch.no_grad():
         support, queries = embed(encoder, source.inputs(episodes.support), source.inputs(episodes.query))
+        method = method.learned(encoder)
         parameters = adapt(noisy_support(support, episodes), method)
-        return log_predictive(queries, parameters.prototypes, parameters.log_class_prior), parameters
+        return log_classes(queries, parameters, method), parameters
+
+
+def log_classes(queries: Float[Tensor, "b q d"], parameters: em.Parameters, method: Method) -> Float[Tensor, "b q k"]:
+    """Log class probabilities of query embeddings: equation (8), averaged over prototypes where their spread is known, by the temperature."""
+    scores = predictive_scores(queries, parameters.prototypes, parameters.log_class_prior, parameters.spread)
+    return torch.log_softmax(scores / method.temperature, -1)

@@ -115,15 +115,29 @@ def prototype_crowd(
 
 
 def predictive_scores(
-    queries: Float[Tensor, "b q d"], prototypes: Float[Tensor, "b k d"], log_class_prior: Float[Tensor, "b k"]
+    queries: Float[Tensor, "b q d"],
+    prototypes: Float[Tensor, "b k d"],
+    log_class_prior: Float[Tensor, "b k"],
+    spread: Float[Tensor, "b k"] | None = None,
 ) -> Float[Tensor, "b q k"]:
-    """ln p(query embedding, truth = k; fitted parameters), up to what is the same for every k: class prior times Gaussian."""
-    offset = log_class_prior - 0.5 * prototypes.square().sum(-1)
-    return torch.baddbmm(offset[:, None], queries, prototypes.transpose(1, 2))
+    """ln p(query embedding, truth = k; fitted parameters), up to what is the same for every k: class prior times Gaussian.
+
+    spread: variances of the prototypes, which add to the unit variance of the embeddings; None: prototypes are known.
+    """
+    if spread is None:
+        offset = log_class_prior - 0.5 * prototypes.square().sum(-1)
+        return torch.baddbmm(offset[:, None], queries, prototypes.transpose(1, 2))
+    variance, dimension = 1 + spread, queries.shape[-1]
+    squares = queries.square().sum(-1, keepdim=True) - 2 * torch.bmm(queries, prototypes.transpose(1, 2))
+    squares = squares + prototypes.square().sum(-1)[:, None]
+    return (log_class_prior - 0.5 * dimension * variance.log())[:, None] - 0.5 * squares / variance[:, None]
 
 
 def log_predictive(
-    queries: Float[Tensor, "b q d"], prototypes: Float[Tensor, "b k d"], log_class_prior: Float[Tensor, "b k"]
+    queries: Float[Tensor, "b q d"],
+    prototypes: Float[Tensor, "b k d"],
+    log_class_prior: Float[Tensor, "b k"],
+    spread: Float[Tensor, "b k"] | None = None,
 ) -> Float[Tensor, "b q k"]:
-    """log p(truth = k | query embedding; fitted parameters), equation (8)."""
-    return torch.log_softmax(predictive_scores(queries, prototypes, log_class_prior), -1)
+    """log p(truth = k | query embedding; fitted parameters), equation (8); with `spread`, averaged over the prototypes."""
+    return torch.log_softmax(predictive_scores(queries, prototypes, log_class_prior, spread), -1)

@@ -19,6 +19,7 @@ from probcrowd.storage.folder import RunFolder
 from probcrowd.storage.settings import Settings
 
 Cell = Callable[[int], list[dict[str, Any]]]
+Whole = Callable[[], list[dict[str, Any]]]
 
 
 def run_cells(out: Path, settings: Settings, cells: Mapping[str, Cell], seeds: int, *, jobs: int = 1, progress: bool = True) -> None:
@@ -41,10 +42,31 @@ def run_cells(out: Path, settings: Settings, cells: Mapping[str, Cell], seeds: i
                 write_atomically(_path(out, name), pd.DataFrame(rows).to_csv(index=False).encode())
 
 
+def run_whole_cells(out: Path, settings: Settings, cells: Mapping[str, Whole], *, jobs: int = 1, progress: bool = True) -> None:
+    """Makes the cells that the folder has not, `jobs` at a time, each by one call; joblib's backend is the caller's to choose.
+
+    Raises:
+        ValueError: see `run_cells`.
+    """
+    with RunFolder(out) as folder:
+        folder.start(settings, resume=True)
+        (out / "cells").mkdir(exist_ok=True)
+        missing = {name: cell for name, cell in cells.items() if not _path(out, name).exists()}
+        made: Any = Parallel(jobs, return_as="generator_unordered")(
+            delayed(_make)(_path(out, name), cell) for name, cell in missing.items()
+        )
+        for _ in tqdm(made, total=len(missing), disable=not progress or not missing, unit="cell", desc=out.name):
+            pass
+
+
 def read_cells(out: Path, names: Iterable[str]) -> pd.DataFrame:
     """The rows of those of the named cells that the folder has, in the order of the names."""
     paths = [_path(out, name) for name in names]
     return pd.concat([pd.read_csv(path) for path in paths if path.exists()], ignore_index=True)
+
+
+def _make(path: Path, cell: Whole) -> None:
+    write_atomically(path, pd.DataFrame(cell()).to_csv(index=False).encode())
 
 
 def _path(out: Path, name: str) -> Path:

@@ -6,17 +6,22 @@ Every default here is the demo's or the paper's; `probcrowd meta-train` reads th
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from probcrowd.episodes import EpisodeShape
+from probcrowd.inference.maml import GradientSteps
 from probcrowd.inference.meta import Method
 from probcrowd.models.encoders import MLP, Conv4
+from probcrowd.models.learned_prior import Learned, LearnedPrior
+from probcrowd.models.population import Population
 from probcrowd.models.prototype import Prior
-from probcrowd.simulate import Mixture
+from probcrowd.simulate import Mixture, RandomMixture
 from probcrowd.storage.settings import Settings
 
 Positive = Annotated[int, Field(gt=0)]
@@ -43,7 +48,10 @@ class Encoder(Settings):
 
 
 class Annotators(Settings):
-    """Shares of the kinds of simulated annotators, and the probability that one is asked about an item."""
+    """Shares of the kinds of simulated annotators, and the probability that one is asked about an item.
+
+    random: every training task has other shares, around these, and another probability, between `observed` and 1.
+    """
 
     expert: Share = 0.1
     hammer: Share = 0.7
@@ -51,6 +59,12 @@ class Annotators(Settings):
     flipper: Share = 0.0
     class_spammer: Share = 0.0
     observed: Annotated[float, Field(gt=0, le=1)] = 1.0
+    random: bool = False
+
+    @property
+    def drawn(self) -> Mixture | RandomMixture:
+        """What meta-training draws annotators from."""
+        return RandomMixture(self.mixture, self.observed) if self.random else self.mixture
 
     @property
     def mixture(self) -> Mixture:
@@ -69,11 +83,12 @@ class Episode(Settings):
 
 
 class Adaptation(Settings):
-    """How a task is adapted to: see `probcrowd.inference.meta.Method` and `probcrowd.models.prototype.Prior`.
+    """How a task is adapted to, by prototypes or by gradient steps of `rate` (`probcrowd.inference.maml`): see `probcrowd.inference.meta.Method` and `probcrowd.models.prototype.Prior`.
 
     With an implicit gradient `steps` is the most EM steps that a task may take to its fixed point: allow 100 or more.
     """
 
+    learner: Literal["prototypes", "maml"] = "prototypes"
     labels: Literal["joint", "dawid-skene", "majority-vote"] = "joint"
     steps: Positive = 2
     gradient: Literal["unrolled", "implicit", "implicit-neumann", "one-step"] = "unrolled"
@@ -82,6 +97,14 @@ class Adaptation(Settings):
     class_count: Number = 10.0
     label_count: Number = 0.5
     accuracy: Annotated[float, Field(gt=0, lt=1)] | None = None
+    inference: Literal["map", "variational"] = "map"
+    population: bool = False
+    spread: bool = True
+    learned: tuple[Learned, ...] = ()
+    clean_share: Share = 0.0
+    separate: bool = False
+    tie_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    rate: Number = 0.1
 
     @model_validator(mode="after")
     def _enough_steps(self) -> "Adaptation":
@@ -93,7 +116,33 @@ class Adaptation(Settings):
     def method(self) -> Method:
         """The same as a record of `probcrowd.inference.meta`."""
         prior = Prior(self.precision, self.class_count, self.label_count, self.accuracy)
-        return Method(self.labels, self.steps, self.gradient, self.pseudo_annotators, prior)
+        return Method(
+            self.labels,
+            self.steps,
+            self.gradient,
+            self.pseudo_annotators,
+            prior,
+            inference=self.inference,
+            population=Population.usual() if self.population else None,
+            spread=self.spread,
+            clean_share=self.clean_share,
+            separate=self.separate,
+            tie_noise=self.tie_noise,
+        )
+
+    @property
+    def gradient_steps(self) -> GradientSteps:
+        """The same as a record of `probcrowd.inference.maml`, for majority labels."""
+        return GradientSteps(steps=self.steps, rate=self.rate, prior=self.method.prior)
+
+    def network(self, encoder: nn.Module, input_shape: tuple[int, ...], ways: int) -> nn.Module:
+        """The encoder with what is learned beside it: parts of the prior, or a last layer of as many classes as episodes have."""
+        if self.learner == "maml":
+            with torch.no_grad():
+                width = deepcopy(encoder).eval()(torch.zeros(1, *input_shape)).shape[-1]
+            return nn.Sequential(encoder, nn.Linear(width, ways))
+        method = self.method
+        return LearnedPrior(encoder, self.learned, method.prior, method.population) if self.learned else encoder
 
 
 class Training(Settings):

@@ -54,7 +54,9 @@ def evaluate_run(path: Path, *, encoder: nn.Module | None = None) -> pd.DataFram
     It is written to the folder `evaluation` in the run. `encoder` is needed where the run trained a network of the user's own.
     """
     run = load_run(path, encoder=encoder)
-    own = run.settings.adaptation.method
+    if run.settings.adaptation.learner != "prototypes":
+        raise ValueError("this run trained MAML: compare it by `probcrowd reproduce meta-learning`")
+    own = run.settings.adaptation.method.learned(run.encoder)
     methods = {"as trained": own} | {f"{labels} labels": replace(own, labels=labels) for labels in ("majority-vote", "dawid-skene")}
     source = class_sources(run.settings).target
     pairs: dict[str, tuple[nn.Module, Method]] = {name: (run.encoder, method) for name, method in methods.items()}

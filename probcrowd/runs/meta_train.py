@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from probcrowd.datasets import ClassItems, augmented, load, split
 from probcrowd.episodes import Episodes, EpisodeSource, draw_episodes, draw_items
+from probcrowd.inference.maml import GradientSteps, maml_loss, maml_predict
 from probcrowd.inference.meta import Method, meta_loss, predict
 from probcrowd.metrics import accuracy
 from probcrowd.runs.configuration import MetaTraining, build_encoder
@@ -122,10 +123,10 @@ def new_encoder(settings: MetaTraining, input_shape: tuple[int, ...], encoder: n
     if encoder is not None:
         if settings.encoder.kind != "own":
             raise ValueError(f"an encoder was passed, but encoder.kind is {settings.encoder.kind!r}: set it to 'own'")
-        return encoder
+        return settings.adaptation.network(encoder, input_shape, settings.episode.ways)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_seed(settings, "encoder", 0))
-        return build_encoder(settings.encoder, input_shape)
+        return settings.adaptation.network(build_encoder(settings.encoder, input_shape), input_shape, settings.episode.ways)
 
 
 def generator_of(settings: MetaTraining, purpose: str, index: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
@@ -133,7 +134,7 @@ def generator_of(settings: MetaTraining, purpose: str, index: int = 0, device: t
     return torch.Generator(device).manual_seed(_seed(settings, purpose, index))
 
 
-def validate(settings: MetaTraining, source: EpisodeSource, encoder: nn.Module, method: Method) -> float:
+def validate(settings: MetaTraining, source: EpisodeSource, encoder: nn.Module, method: Method | GradientSteps) -> float:
     """Mean query accuracy over the validation tasks, the same ones each time; every size of episode counts the same."""
     scores = []
     for shots, annotators in product(settings.episode.shots, settings.episode.annotators):
@@ -141,7 +142,10 @@ def validate(settings: MetaTraining, source: EpisodeSource, encoder: nn.Module, 
         generator = generator_of(settings, f"validation/{shots}/{annotators}", 0, source.items.device)
         episodes = draw_episodes(source, shape, settings.annotators.mixture, settings.training.validation_tasks, generator)
         with evaluating(encoder):
-            log_probabilities, _ = predict(encoder, source, episodes, method)
+            if isinstance(method, GradientSteps):
+                log_probabilities = maml_predict(encoder, source, episodes, method)
+            else:
+                log_probabilities, _ = predict(encoder, source, episodes, method)
         scores.append(accuracy(log_probabilities, episodes.query_truth).mean())
     return float(torch.stack(scores).mean())
 
@@ -181,13 +185,18 @@ def _train(
     bar: Any,
 ) -> tuple[Progress, dict[str, Tensor]]:
     """Steps until the last one or until validation has not improved for long; the final state and the best weights."""
-    training, method = settings.training, settings.adaptation.method
+    training, adaptation = settings.training, settings.adaptation
+    method = adaptation.method if adaptation.learner == "prototypes" else adaptation.gradient_steps
     shared = crew.share_gradients(network)
     network.train()
     while state.step < training.steps and not state.stopped:
         step = state.step + 1
         torch.manual_seed(_seed(settings, "network", step))  # for layers that draw, such as dropout
-        loss = meta_loss(shared, sources.training, _training_episodes(settings, sources.training, step).part(crew.rank, crew.size), method)
+        episodes = _training_episodes(settings, sources.training, step).part(crew.rank, crew.size)
+        if isinstance(method, GradientSteps):
+            loss = maml_loss(shared, sources.training, episodes, method)
+        else:
+            loss = meta_loss(shared, sources.training, episodes, method)
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower training.learning_rate or check the inputs")
         optimizer.zero_grad()
@@ -235,7 +244,7 @@ def _training_episodes(settings: MetaTraining, source: EpisodeSource, step: int)
     chance = random.Random(_seed(settings, "sizes", step))
     shape = settings.shape(chance.choice(settings.episode.shots), chance.choice(settings.episode.annotators))
     generator = generator_of(settings, "episodes", step, source.items.device)
-    return draw_episodes(source, shape, settings.annotators.mixture, settings.episode.tasks, generator)
+    return draw_episodes(source, shape, settings.annotators.drawn, settings.episode.tasks, generator)
 
 
 def _judged(state: Progress, score: float, patience: int) -> Progress:

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from probcrowd.annotations import Annotations
-from probcrowd.inference import em
-from probcrowd.inference.meta import Method, adapt
-from probcrowd.models.prototype import log_predictive
+from probcrowd.inference.meta import Method, adapt, explained, log_classes
 from probcrowd.runs.configuration import MetaTraining
 from probcrowd.runs.meta_train import evaluating, new_encoder
 from probcrowd.storage.checkpoint import load_checkpoint, load_module
@@ -87,9 +85,11 @@ class TrainedRun:
         method: how to adapt, if not as in training.
 
         Raises:
-            ValueError: inputs of another size, missing, infinite or out of range; repeated ids; annotated items without inputs; support
+            ValueError: a run of MAML; inputs of another size, missing, infinite or out of range; repeated ids; annotated items without inputs; support
                 items without annotations.
         """
+        if self.settings.adaptation.learner != "prototypes":
+            raise ValueError("this run trained MAML for comparison, which has no model of annotators: adapt a run of learner 'prototypes'")
         support, query = by_item(support, "support"), by_item(query, "query")
         query = _same_columns(support, query)
         annotations = _labelled(annotations)
@@ -98,9 +98,10 @@ class TrainedRun:
         with torch.no_grad(), evaluating(self.encoder):
             known, asked = self._embedded(aligned, "support"), self._embedded(query, "query")
             task = Support(known, SparseVotes.from_annotations(annotations, known.dtype))
-            parameters = adapt(task, method or self.settings.adaptation.method)
-            responsibilities = em.e_step(parameters, task)[0].double()
-            log_probabilities = log_predictive(asked.double(), parameters.prototypes.double(), parameters.log_class_prior.double())[0]
+            chosen = method or self.settings.adaptation.method.learned(self.encoder)
+            parameters = adapt(task, chosen)
+            responsibilities = explained(parameters, task, chosen)[0].double()
+            log_probabilities = log_classes(asked.double(), parameters.double(), chosen)[0]
         classes, annotators = annotations.classes.rename("class"), annotations.annotators.rename("annotator")
         columns = classes.rename(None)
         confusion, prior = parameters.confusion[0].double(), parameters.class_prior[0].double()
