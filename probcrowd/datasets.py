@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -220,13 +221,16 @@ class LabelMe:
 def label_me() -> LabelMe:
     """The LabelMe images of Rodrigues & Pereira (2018); features are centred on the source images, with a mean variance of 1."""
     folder = _folder("labelme")
-    tables = [pd.read_parquet(folder / f"{name}.parquet") for name in ("annotations", "gold")]
-    order = pd.read_csv(folder / "tasks.csv")
-    place = pd.Series(np.arange(len(order)), order["task"])
-    said = np.full((len(order), tables[0]["worker"].nunique()), -1)
-    said[place.loc[tables[0]["task"]].to_numpy(), pd.factorize(tables[0]["worker"], sort=True)[0]] = tables[0]["label"].to_numpy()
-    truth = tables[1].set_index("task")["label"].loc[order["task"]].to_numpy()
-    part = order["split"].map({"train": "support", "valid": "source", "test": "query"}).to_numpy(object)
+    labels, gold, order = (
+        *(pd.read_parquet(folder / f"{name}.parquet") for name in ("annotations", "gold")),
+        pd.read_csv(folder / "tasks.csv"),
+    )
+    tasks = pd.Index(order["task"])
+    annotator, names = pd.factorize(labels["worker"], sort=True)
+    said = np.full((len(tasks), len(names)), -1)
+    said[tasks.get_indexer(labels["task"]), annotator] = labels["label"].to_numpy()
+    truth = gold["label"].to_numpy()[pd.Index(gold["task"]).get_indexer(tasks)]
+    part = np.array([{"train": "support", "valid": "source", "test": "query"}[name] for name in order["split"]], object)
     tests = np.flatnonzero(part == "query")
     part[np.random.default_rng(0).permutation(tests)[: len(tests) // 2]] = "source"
     features = np.load(folder / "features.npy").astype(np.float32)
@@ -240,7 +244,8 @@ def _label_me_clusters() -> ClassItems:
 
     images = label_me()
     source = images.features[images.part == "source"]
-    cluster = KMeans(CLUSTERS, n_init=4, random_state=0).fit_predict(source)
+    model: Any = KMeans(CLUSTERS, random_state=0).set_params(n_init=4)
+    cluster = model.fit_predict(source)
     large = np.flatnonzero(np.bincount(cluster) >= SMALLEST_CLUSTER)
     kept = np.isin(cluster, large)
     return _by_class(source[kept], cluster[kept])

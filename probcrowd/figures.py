@@ -42,11 +42,11 @@ def share_figure(table: pd.DataFrame) -> Figure:
     table: columns method, share, accuracy, half_width, as `runs.evaluate.summary` gives them.
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis = figure.subplots()
+    axis, table = figure.subplots(), table.sort_values(by="share")
     methods = list(table["method"].unique())
     offsets = np.linspace(-0.012, 0.012, len(methods)) if len(methods) > 1 else [0.0]
     for number, (method, offset) in enumerate(zip(methods, offsets, strict=True)):
-        rows = table[table["method"] == method].sort_values("share")
+        rows = table[table["method"] == method]
         style = {"marker": "osD^vPX"[number % 7], "ms": 4, "lw": 1.2, "capsize": 2, "color": f"C{number}"}
         axis.errorbar(rows["share"] + offset, rows["accuracy"], rows["half_width"], label=method, **style)
     axis.set(xlabel="share of spammers", ylabel="query accuracy", xticks=sorted(table["share"].unique()))

@@ -30,6 +30,7 @@ OURS = "EM, J = 2"
 Answers = dict[str, tuple[Tensor, em.Parameters | None]]  # by setting: log class probabilities of queries, and what was fitted
 Answer = Callable[[EpisodeSource, Episodes, torch.Generator], Answers]
 DAWID_SKENE_STEPS, GRADIENT_STEPS, FITTED_STEPS, FITTED_RATE = (1, 2, 3, 10), (1, 5, 10), (5, 15, 40), 1e-2
+TIE_NOISE = 0.01  # of a vote
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ def _prototypes(context: Context) -> Answer:
 
 def _votes(context: Context) -> Answer:
     return _adapted(context, {"": replace(context.method, labels="majority-vote")})
+
+
+def _parted(context: Context) -> Answer:
+    return _adapted(context, {"": replace(context.method, tie_noise=TIE_NOISE)})
 
 
 def _dawid_skene(context: Context) -> Answer:
@@ -135,5 +140,6 @@ METHODS: dict[str, Entry] = {
     "EM, J = 1": Entry("control", "em-1", _prototypes),
     OURS: Entry("paper", "em-2", _prototypes),
     "EM, J = 3": Entry("paper", "em-3", _prototypes),
+    "tie-noise": Entry("beyond", "em-2", _parted),
     **{name: Entry("beyond", name, _prototypes) for name in VARIANTS},
 }

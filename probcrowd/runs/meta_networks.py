@@ -33,7 +33,6 @@ VARIANTS = {
     "variational": {"inference": "variational"},
     "averaged": _AVERAGED,
     "population": {**_AVERAGED, "population": True},
-    "tie-noise": {"tie_noise": 0.01},
     "random-annotators": {},
     "half-clean": {"clean_share": 0.5},
     "separate": {"separate": True, "learned": (*_PRIOR, "temperature")},

@@ -63,7 +63,10 @@ def reproduce_meta(
             raise ValueError(f"unknown: {', '.join(wrong)}; choose from {', '.join(names)}")
     if only is not None and not 0 <= only < splits:
         raise ValueError(f"only = {only}: splits are numbered from 0 to {splits - 1}")
-    chosen, asked = tuple(methods or METHODS), tuple(kinds or known)
+    of_other_ways = {name for name, entry in METHODS.items() if entry.network == "maml"} if settings.data == LABELME else set()
+    if wrong := sorted(of_other_ways & set(methods)):
+        raise ValueError(f"{', '.join(wrong)}: MAML's last layer has as many classes as meta-training, LabelMe has eight: leave it out")
+    chosen, asked = tuple(methods or (name for name in METHODS if name not in of_other_ways)), tuple(kinds or known)
     for number in range(splits) if only is None else (only,):
         split = settings.model_copy(update={"seed": settings.seed + number, "out": settings.out / f"split-{number}"})
         needed = dict.fromkeys(network for name in chosen if (network := METHODS[name].network))
