@@ -228,7 +228,7 @@ def label_me() -> LabelMe:
     tasks = pd.Index(order["task"])
     annotator, names = pd.factorize(labels["worker"], sort=True)
     said = np.full((len(tasks), len(names)), -1)
-    said[tasks.get_indexer(labels["task"]), annotator] = labels["label"].to_numpy()
+    said[tasks.get_indexer(pd.Index(labels["task"])), annotator] = labels["label"].to_numpy()
     truth = gold["label"].to_numpy()[pd.Index(gold["task"]).get_indexer(tasks)]
     part = np.array([{"train": "support", "valid": "source", "test": "query"}[name] for name in order["split"]], object)
     tests = np.flatnonzero(part == "query")
