@@ -238,7 +238,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_choice() -> None:
-    with pytest.raises(ValueError, match=r"unknown data set 'mnist': choose one of digits, olivetti, omniglot, tiny-imagenet, or .*\.npz"):
+    with pytest.raises(
+        ValueError, match=r"unknown data set 'mnist': choose one of digits, labelme, olivetti, omniglot, tiny-imagenet, or .*\.npz"
+    ):
         load("mnist")
 
 

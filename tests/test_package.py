@@ -122,6 +122,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path, monkeypatc
         "probcrowd/anesthesia.csv",
         "probcrowd/runs/published_crowds.csv",
         "probcrowd/runs/published_lia.csv",
+        "probcrowd/runs/published_meta.csv",
+        "probcrowd/runs/meta_labelme.toml",
+        "probcrowd/runs/meta_omniglot.toml",
         "probcrowd/runs/published_simlabel.csv",
         "probcrowd/runs/report.html",
     }

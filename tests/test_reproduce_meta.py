@@ -26,7 +26,7 @@ from probcrowd.episodes import Episodes, EpisodeSource
 from probcrowd.figures import share_figure
 from probcrowd.inference.meta import Method
 from probcrowd.models.prototype import Prior
-from probcrowd.runs import evaluate, meta_inputs, meta_tables
+from probcrowd.runs import evaluate, meta_tables
 from probcrowd.runs.configuration import MetaTraining
 from probcrowd.runs.labelme_tasks import labelme_episodes
 from probcrowd.runs.meta_inputs import input_classifiers

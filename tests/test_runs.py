@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 from probcrowd import Annotations, MetaTraining, load_run, meta_train
@@ -265,6 +266,64 @@ def test_convolutional_networks_resume_with_their_running_statistics(tmp_path: P
     meta_train(settings("stopped"), resume=True, progress=False)
     assert any("running_mean" in name for name in weights(tmp_path / "whole"))
     assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+
+
+LEARNED = {"inference": "variational", "population": True, "learned": ("precision", "scale", "temperature", "population"), "separate": True}
+
+
+@pytest.mark.parametrize(
+    ("adaptation", "loss"), [(LEARNED, "meta_loss"), ({"learner": "maml", "steps": 2}, "maml_loss")], ids=["learned prior", "maml"]
+)
+def test_what_is_learned_beside_the_network_resumes_as_well(
+    adaptation: dict[str, object], loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import probcrowd.runs.meta_train as module
+
+    meta_train(small(tmp_path / "whole", adaptation=adaptation), progress=False)
+    original, calls = getattr(module, loss), []
+
+    def interrupted(*arguments: object) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) == 33:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(module, loss, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(small(tmp_path / "stopped", adaptation=adaptation), progress=False)
+    monkeypatch.undo()
+    meta_train(small(tmp_path / "stopped", adaptation=adaptation), resume=True, progress=False)
+    assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+    run = load_run(tmp_path / "whole")
+    images, said = pd.DataFrame(load_digits().data * 255 / 16), pd.DataFrame({"a": [3, 5, 3], "b": [3, 5, 5]}, index=[3, 5, 13])
+    labels = Annotations.from_wide(said)
+    if loss == "maml_loss":
+        with pytest.raises(ValueError, match="this run trained MAML"):
+            run.adapt(images.loc[labels.items], labels, images.loc[[23, 25]])
+        return
+    learned = run.settings.adaptation.method.learned(run.encoder)
+    assert float(torch.as_tensor(learned.temperature).detach()) != 1.0
+    plain = run.settings.adaptation.method
+    answers = [run.adapt(images.loc[labels.items], labels, images.loc[[23, 25]], method=each) for each in (None, learned, plain)]
+    pd.testing.assert_frame_equal(answers[0].probabilities, answers[1].probabilities)
+    assert not np.allclose(answers[0].probabilities, answers[2].probabilities, atol=1e-4)
+    for table in (answers[0].probabilities, answers[0].responsibilities, answers[0].confusion):
+        assert np.allclose(table.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize(
+    ("adaptation", "words"),
+    [
+        ({"separate": True}, "leaves nothing to learn"),
+        ({"learned": ("accuracy",)}, "give accuracy"),
+        ({"population": True}, "needs inference = 'variational'"),
+        ({"learned": ("population",)}, "set population = true"),
+        ({"inference": "variational", "gradient": "one-step"}, "by the unrolled gradient"),
+    ],
+)
+def test_adaptations_without_a_meaning_are_refused(adaptation: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        small(tmp_path / "run", adaptation=adaptation)
 
 
 def test_conv4_sizes_are_the_papers() -> None:

@@ -107,6 +107,22 @@ class Adaptation(Settings):
     rate: Number = 0.1
 
     @model_validator(mode="after")
+    def _meaningful(self) -> "Adaptation":
+        if self.separate and not self.learned:
+            raise ValueError(
+                "separate = true leaves nothing to learn from annotators: name what is learned beside the network in `learned`"
+            )
+        if "accuracy" in self.learned and self.accuracy is None:
+            raise ValueError("an accuracy to learn needs one to start from: give accuracy")
+        if "population" in self.learned and not self.population:
+            raise ValueError("a population to learn needs one to start from: set population = true")
+        if self.population and self.inference != "variational":
+            raise ValueError("a population of annotators needs inference = 'variational'")
+        if self.inference == "variational" and (self.gradient != "unrolled" or self.labels != "joint"):
+            raise ValueError("variational inference is of joint labels, by the unrolled gradient")
+        return self
+
+    @model_validator(mode="after")
     def _enough_steps(self) -> "Adaptation":
         if self.gradient.startswith("implicit") and self.steps < 20:
             raise ValueError(f"gradient = {self.gradient!r} iterates to a fixed point and needs steps = 100 or more, got {self.steps}")

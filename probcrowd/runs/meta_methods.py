@@ -30,7 +30,7 @@ OURS = "EM, J = 2"
 Answers = dict[str, tuple[Tensor, em.Parameters | None]]  # by setting: log class probabilities of queries, and what was fitted
 Answer = Callable[[EpisodeSource, Episodes, torch.Generator], Answers]
 DAWID_SKENE_STEPS, GRADIENT_STEPS, FITTED_STEPS, FITTED_RATE = (1, 2, 3, 10), (1, 5, 10), (5, 15, 40), 1e-2
-TIE_NOISE = 0.01  # of a vote
+TIE_NOISE, TEMPERATURES = 0.01, (0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)  # noise in votes
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,16 @@ def _votes(context: Context) -> Answer:
 
 def _parted(context: Context) -> Answer:
     return _adapted(context, {"": replace(context.method, tie_noise=TIE_NOISE)})
+
+
+def _tempered(context: Context) -> Answer:
+    plain = _prototypes(context)
+
+    def answer(source: EpisodeSource, episodes: Episodes, generator: torch.Generator) -> Answers:
+        ((log_classes, parameters),) = plain(source, episodes, generator).values()
+        return {f"temperature {value:g}": (torch.log_softmax(log_classes / value, -1), parameters) for value in TEMPERATURES}
+
+    return answer
 
 
 def _dawid_skene(context: Context) -> Answer:
@@ -142,4 +152,5 @@ METHODS: dict[str, Entry] = {
     "EM, J = 3": Entry("paper", "em-3", _prototypes),
     "tie-noise": Entry("beyond", "em-2", _parted),
     **{name: Entry("beyond", name, _prototypes) for name in VARIANTS},
+    "best, calibrated": Entry("beyond", "best", _tempered),
 }

@@ -136,14 +136,20 @@ def _scored(settings: MetaTraining, name: str, kind: str) -> list[dict[str, Any]
 
 
 def _chosen(settings: MetaTraining, source: EpisodeSource, answer: Answer, target: Target) -> str | None:
-    """The setting with the highest mean accuracy over validation tasks, which are those of meta-training; None where there is one alone."""
+    """The setting with the highest mean accuracy over validation tasks, which are those of meta-training, and of several the one with the lowest log
+    loss; None where there is one alone."""
     generator = generator_of(settings, f"validation/{target.shots}/{target.annotators}", 0, source.items.device)
     one = draw_episodes(source, target.usual(settings), settings.annotators.mixture, 1, generator)
     if len(_answers(settings, answer, source, one, target)) == 1:
         return None
     episodes = draw_episodes(source, target.usual(settings), settings.annotators.mixture, settings.training.validation_tasks, generator)
     found = _answers(settings, answer, source, episodes, target)
-    return max(found, key=lambda setting: float(accuracy(found[setting][0], episodes.query_truth).mean()))
+
+    def worth(setting: str) -> tuple[float, float]:
+        scores, truth = found[setting][0], episodes.query_truth
+        return round(float(accuracy(scores, truth).mean()), 6), -float(log_loss(scores, truth).mean())
+
+    return max(found, key=worth)
 
 
 def _answers(settings: MetaTraining, answer: Answer, source: EpisodeSource, episodes: Episodes, target: Target) -> Answers:
