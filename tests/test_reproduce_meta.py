@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +16,13 @@ from click.testing import CliRunner
 from matplotlib.image import imread
 from scipy.stats import ttest_1samp, ttest_rel
 from sklearn.linear_model import LogisticRegression
-from torch import nn
+from threadpoolctl import threadpool_limits
 from torch.nn.functional import log_softmax, one_hot
 
 from probcrowd.app import main
 from probcrowd.datasets import ClassItems, label_me
 from probcrowd.episodes import Episodes, EpisodeSource
 from probcrowd.figures import share_figure
-from probcrowd.inference.meta import Method
 from probcrowd.models.prototype import Prior
 from probcrowd.runs import evaluate, meta_tables
 from probcrowd.runs.configuration import MetaTraining
@@ -49,7 +47,7 @@ def tiny(out: Path, *more: str, data: str = "digits") -> MetaTraining:
     return meta_settings(data, out, overrides=[*TINY, *more])
 
 
-def cells(out: Path) -> dict[str, pd.DataFrame]:
+def cells(out: Path) -> dict[str, Any]:
     paths = sorted(path for path in out.glob("split-*/cells/*.csv") if not path.name.startswith("network "))
     return {str(path.relative_to(out)): pd.read_csv(path) for path in paths}
 
@@ -58,55 +56,50 @@ def times(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for part in ("cells/*", "networks/*/model*") for path in out.glob(f"split-*/{part}")}
 
 
-def small(out: Path, methods: Sequence[str] = (OURS, "PrMV"), *more: str, **options: Any) -> pd.DataFrame:
+def small(out: Path, methods: Sequence[str] = (OURS, "PrMV"), *more: str, **options: Any) -> Any:
     options = {"splits": 2, "kinds": ("spammers",), "progress": False} | options
     return reproduce_meta(tiny(out, "target.shots=[1]", *more), methods=methods, **options)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     out = tmp_path_factory.mktemp("digits")
-    return out, reproduce_meta(tiny(out), splits=2, methods=FEW, kinds=KINDS, progress=False)
+    with threadpool_limits(1):  # two threads of BLAS on busy cores take fifty times as long
+        return out, reproduce_meta(tiny(out), splits=2, methods=FEW, kinds=KINDS, progress=False)
 
 
-def test_every_method_has_a_row_for_every_task_and_tables_are_their_means(made: tuple[Path, pd.DataFrame]) -> None:
+def test_every_method_has_a_row_for_every_task_and_tables_are_their_means(made: tuple[Path, Any]) -> None:
     out, table = made
     parts = cells(out)
-    rows = pd.concat([part.assign(split=int(name.split("/")[0][-1])) for name, part in parts.items()])
+    rows: Any = pd.concat([part.assign(split=int(name.split("/")[0][-1])) for name, part in parts.items()])
     assert len(parts) == 2 * len(FEW) * 3 and {METHODS[name].group for name in FEW} == {"baseline", "control", "paper", "beyond"}
     size = {"spammers": 2 * 3, "sparse": 3, "imbalanced": 3}  # shares times tasks; imbalanced: not for one shot
     expected = {(m, k, s, a): 2 * size[k] for m in FEW for k in KINDS for s in (1, 2) for a in (2, 3) if k != "imbalanced" or s > 1}
     assert rows.groupby(KEYS).size().to_dict() == expected and not rows.duplicated([*KEYS, "split", "share", "task"]).any()
     assert rows["accuracy"].between(0, 1).all() and np.isfinite(rows["log_loss"]).all()
-    assert rows["accuracy"].sub((15 * rows["accuracy"]).round() / 15).abs().max() < 1e-6  # of 3 times 5 queries
-    assert rows.groupby("method")["confusion_error"].agg(lambda one: one.isna().all())[["LRDS", "MaMV", OURS]].tolist() == [
-        True,
-        True,
-        False,
-    ]
+    unknown = rows["confusion_error"].isna().groupby(rows["method"]).mean()
+    assert unknown[["LRDS", "MaMV", OURS]].tolist() == [1, 1, 0]
     measures = ["accuracy", "log_loss", "calibration_error", "confusion_error", "seconds"]
-    means = rows.groupby(KEYS)[measures].mean()
-    found = table.set_index(KEYS)
+    found, means = table.set_index(KEYS), rows.groupby(KEYS)[measures].mean()
     pd.testing.assert_frame_equal(found[measures].sort_index(), means.sort_index(), rtol=1e-9)
     assert found["tasks"].to_dict() == expected and list(table["method"].unique()) == list(FEW)
     pd.testing.assert_frame_equal(pd.read_csv(out / "table.csv"), table)
-    networks = pd.read_csv(out / "networks.csv").set_index("network")
+    networks: Any = pd.read_csv(out / "networks.csv").set_index("network")
     assert set(networks.index) == {METHODS[name].network for name in FEW} - {None} and networks["step"].isin([2, 3, 4]).all()
     for name in ("spammers.png", "annotators.png"):
         assert imread(out / name).std() > 0.01
 
 
-def test_target_tasks_of_a_run_are_those_of_evaluation(made: tuple[Path, pd.DataFrame]) -> None:
+def test_target_tasks_of_a_run_are_those_of_evaluation(made: tuple[Path, Any]) -> None:
     out, _ = made
     for split in (0, 1):
         settings = tiny(out / f"split-{split}").model_copy(update={"seed": split})
         sources = class_sources(settings)
         given = context(settings, METHODS[OURS], sources.input_shape, torch.device("cpu"))
         expected = evaluate.target_scores(settings, sources.target, {OURS: (given.network, given.method)})
-        found = pd.read_csv(out / f"split-{split}" / "cells" / f"{OURS} spammers.csv")
+        found = cells(out)[f"split-{split}/cells/{OURS} spammers.csv"]
         for column in ("accuracy", "log_loss", "confusion_error"):
             assert found[column].to_numpy() == pytest.approx(expected[column].to_numpy(), abs=1e-6)
-        assert (found["share"] == expected["spammers"]).all()
 
 
 def test_a_second_call_makes_nothing_and_more_methods_keep_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +112,7 @@ def test_a_second_call_makes_nothing_and_more_methods_keep_the_others(tmp_path: 
     pd.testing.assert_frame_equal(more[more["method"] != "twin"].reset_index(drop=True), table)  # those that were there count
     twins = [more.loc[more["method"] == name, "accuracy"].tolist() for name in (OURS, "twin")]
     assert twins[0] == twins[1]  # the same network on the same tasks
-    found = pd.read_csv(tmp_path / "tests.csv").set_index("less").loc["twin"]
+    found: Any = pd.read_csv(tmp_path / "tests.csv").set_index("less").loc["twin"]
     assert (found["verdict"] == "tied").all() and (found["difference"] == 0).all() and (found["splits_ahead"] == "0 of 2").all()
     path = tmp_path / "split-1" / "cells" / f"{OURS} spammers.csv"
     old = pd.read_csv(path)
@@ -155,7 +148,7 @@ def test_what_cannot_be_is_refused_with_what_can(tmp_path: Path) -> None:
 
 
 def test_validation_tasks_alone_choose_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = [(shots, annotators) for shots in (1, 2) for annotators in (2, 3)]
+    sizes = [(1, 2), (1, 3), (2, 2), (2, 3)]
 
     def oracle(context: Context) -> Answer:
         def answer(source: EpisodeSource, episodes: Episodes, generator: torch.Generator) -> Answers:
@@ -173,13 +166,12 @@ def test_validation_tasks_alone_choose_by_size(tmp_path: Path, monkeypatch: pyte
     assert (rows["accuracy"] == 0).all() and len(rows) == 4 * 2 * 3
 
 
-def scores(**methods: np.ndarray) -> pd.DataFrame:
-    """Accuracies (split, shots, task) of constructed methods."""
+def tested(**methods: np.ndarray) -> Any:
+    """Tests of constructed methods with accuracies (split, shots, task)."""
     named = {OURS if name == "ours" else name: values for name, values in methods.items()}
     places = [(name, *place, float(value)) for name, values in named.items() for place, value in np.ndenumerate(values)]
-    return pd.DataFrame(places, columns=pd.Index(["method", "split", "shots", "task", "accuracy"])).assign(
-        kind="p", annotators=3, share=0.2
-    )
+    table = pd.DataFrame(places, columns=pd.Index(["method", "split", "shots", "task", "accuracy"]))
+    return meta_tables.tests(table.assign(kind="p", annotators=3, share=0.2))
 
 
 def test_tests_are_paired_t_tests_over_tasks_and_over_splits() -> None:
@@ -187,10 +179,10 @@ def test_tests_are_paired_t_tests_over_tasks_and_over_splits() -> None:
     ours = rng.uniform(0.5, 1, (3, 2, 20))
     gain = np.array([0.3, 0.2, -0.1])[:, None, None] + rng.normal(0, 0.02, ours.shape)
     others = {"near": ours + rng.normal(0, 0.1, ours.shape), "low": ours - gain, "best": ours + 0.02 + rng.normal(0, 0.01, ours.shape)}
-    found = meta_tables.tests(scores(ours=ours, **others, same=ours.copy())).set_index(["method", "less", "size"])
+    found = tested(ours=ours, **others, same=ours.copy()).set_index(["method", "less", "size"])
     values = {OURS: ours, "same": ours, **others}
     assert len(found) == 2 * 4 * 3  # two methods, the others, and all sizes with each of two
-    for (first, less, size), row in found.iterrows():  # pyright: ignore[reportGeneralTypeIssues]
+    for (first, less, size), row in found.iterrows():
         a, b = (values[name] if size == "all" else values[name][:, [int(size[0])]] for name in (first, less))
         assert row["tasks"] == a.size and row["difference"] == pytest.approx(a.mean() - b.mean()) and row["kind"] == "p"
         if less == "same" and first == OURS:
@@ -204,15 +196,10 @@ def test_tests_are_paired_t_tests_over_tasks_and_over_splits() -> None:
     assert verdicts == {"low": "ahead", "best": "behind", "near": "tied"} and found.loc[("best", OURS, "all"), "verdict"] == "ahead"
     assert found.loc[(OURS, "low", "all"), "splits_ahead"] == "2 of 3" and found.loc[(OURS, "best", "1x3"), "splits_ahead"] == "0 of 3"
     text = meta_tables.tests_text(found.reset_index(), "p", OURS)
-    assert (
-        f"{OURS} less low" in text
-        and "2/0/0" in text
-        and "0/0/2" in text
-        and meta_tables.tests_text(found.reset_index(), "p", "x") == "nothing to compare"
-    )
-    alone = meta_tables.tests(scores(ours=ours[:1, :1, :1], low=ours[:1, :1, :1] - 0.5)).iloc[0]
+    assert all(words in text for words in (f"{OURS} less low", "2/0/0", "0/2/0", "0/0/2"))
+    alone = tested(ours=ours[:1, :1, :1], low=ours[:1, :1, :1] - 0.5).iloc[0]
     assert np.isnan(alone["p_tasks"]) and np.isnan(alone["half_width"]) and alone["verdict"] == "tied"
-    surely = meta_tables.tests(scores(ours=np.full((2, 1, 3), 0.75), low=np.full((2, 1, 3), 0.5))).iloc[0]
+    surely = tested(ours=np.full((2, 1, 3), 0.75), low=np.full((2, 1, 3), 0.5)).iloc[0]
     assert surely["p_tasks"] == 0 and surely["verdict"] == "ahead"
 
 
@@ -248,7 +235,8 @@ def test_strange_annotators_are_four_tenths(kind: str) -> None:
     alike = (own - own[:, :1]).abs().amax(1) < 1e-6
     flipper = (other[..., 1].abs() < 1e-6).all(1) & ~even.any(1)
     guess = (own - 1 / 3).abs() < 1e-6
-    kinds = {"expert": even.all(1) & alike & (own[:, 0] > 0.8), "hammer": even.all(1) & alike & (own[:, 0] > 0.5) & (own[:, 0] <= 0.8)}
+    plain = even.all(1) & alike
+    kinds = {"expert": plain & (own[:, 0] > 0.8), "hammer": plain & (own[:, 0] > 0.5) & (own[:, 0] <= 0.8)}
     shares = {"expert": 0.1, "hammer": 0.5, "strange": 0.4}
     if kind == "flippers":
         assert other[flipper, :, 0].min() >= 0.1 and other[flipper, :, 0].max() <= 0.5
@@ -258,17 +246,6 @@ def test_strange_annotators_are_four_tenths(kind: str) -> None:
         assert float(guess[kinds["strange"]].double().mean()) == pytest.approx(0.5, abs=0.03)
     for name, share in shares.items():
         assert float(kinds[name].double().mean()) == pytest.approx(share, abs=4.5 * np.sqrt(share * (1 - share) / len(matrix))), name
-
-
-def test_tasks_of_kind_spammers_are_those_that_evaluation_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, seen = tiny(Path("none")), []
-    original = evaluate.predict
-    monkeypatch.setattr(evaluate, "predict", lambda *given: seen.append(given[2]) or original(*given))
-    source = class_sources(settings).target
-    evaluate.target_scores(settings, source, {"": (nn.Flatten(), Method())})
-    for target, theirs in zip(targets(settings, "spammers"), seen, strict=True):
-        ours = target.draw(settings, source)[1]
-        assert all(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in ("support", "labels", "query", "confusion"))
 
 
 def separated(votes: Sequence[Sequence[int]], spread: float = 0.1) -> tuple[EpisodeSource, Episodes]:
@@ -299,7 +276,7 @@ def test_classifiers_of_inputs_are_right_where_it_is_easy(
 
 def test_shared_votes_are_weights_of_items() -> None:
     source, episodes = separated([[0, 0], [1, 2], [2, 2], [0, 1], [1, 1], [2, -1]], 1.0)
-    (found,) = (input_classifiers("logistic", "majority-vote", source, episodes, Prior(), 0)["C = 1"],)
+    found = input_classifiers("logistic", "majority-vote", source, episodes, Prior(), 0)["C = 1"]
     halves = [(0, 0), (0, 0), (1, 1), (1, 2), (2, 2), (2, 2), (3, 0), (3, 1), (4, 1), (4, 1), (5, 2), (5, 2)]  # two to an item
     item, label = (np.array(each) for each in zip(*halves, strict=True))
     plain = LogisticRegression(C=0.5, max_iter=200, tol=1e-8).fit(source.pool[item].numpy(), label)
@@ -309,8 +286,8 @@ def test_shared_votes_are_weights_of_items() -> None:
 
 def test_a_figure_against_shares_has_a_line_for_each_method() -> None:
     table = pd.DataFrame({"method": ["a", "b"] * 2, "share": [0.4, 0.4, 0.1, 0.1], "accuracy": [0.5, 0.6, 0.7, 0.8], "half_width": 0.05})
-    (axis,) = share_figure(table).axes
-    lines = {str(bars.get_label()): bars.lines[0] for bars in axis.containers if (bars.lines[0] is not None)}  # pyright: ignore
+    containers: Any = share_figure(table).axes[0].containers
+    lines = {bars.get_label(): bars.lines[0] for bars in containers}
     assert {name: list(line.get_ydata()) for name, line in lines.items()} == {"a": [0.7, 0.5], "b": [0.8, 0.6]}
     assert all(list(line.get_xdata()) == pytest.approx([0.1, 0.4], abs=0.013) for line in lines.values())
 
@@ -334,7 +311,7 @@ def test_labelme_tasks_have_real_labels_of_images_that_nothing_else_shows(tmp_pa
     folder, images = Path(os.environ["PROBCROWD_DATA"], "labelme"), label_me()
     told, order = pd.read_parquet(folder / "annotations.parquet"), pd.read_csv(folder / "tasks.csv")["task"]
     names = sorted(told["worker"].unique())
-    said = {(row.task, names.index(row.worker)): row.label for row in told.itertuples()}  # pyright: ignore[reportAttributeAccessIssue]
+    said = {(task, names.index(name)): label for task, name, label in told[["task", "worker", "label"]].to_numpy()}
     assert len(names) == images.said.shape[1] == 59 and Counter(images.part) == {"support": 1000, "source": 1094, "query": 594}
     settings = tiny(tmp_path, "episode.annotators=[3]", data="labelme")
     sources = class_sources(settings)
@@ -349,9 +326,6 @@ def test_labelme_tasks_have_real_labels_of_images_that_nothing_else_shows(tmp_pa
         shown = images.features[torch.cat([episodes.support, episodes.query], 1).flatten().unique()]
         trained = torch.cat([sources.training.pool, sources.validation.pool]).numpy()
         assert not {row.tobytes() for row in shown} & {row.tobytes() for row in trained}
-    more = replace(METHODS["PrMV"], network=METHODS[OURS].network)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(METHODS, "votes", more)
-        table = reproduce_meta(settings, splits=1, methods=[OURS, "votes"], progress=False)
+    table: Any = reproduce_meta(settings, splits=1, methods=[OURS, "LRMV"], progress=False)
     assert (table["kind"] == "labelme").all() and (table["annotators"] == 59).all() and table["confusion_error"].isna().all()
     assert table["tasks"].tolist() == [3] * 4 and table["accuracy"].between(0.125, 1).all()
