@@ -274,8 +274,10 @@ def test_random_crowds_differ_by_task_and_keep_to_their_bounds() -> None:
     shares = mixture.shares(20_000, generator)
     close(shares.sum(-1), torch.ones(20_000), 1e-5)
     assert float(shares[:, 3].max()) == 0 and float(shares[:, 1].std()) > 0.1
-    odds = shares[:, 1] / (shares[:, 1] + shares[:, 4])  # exponentials with scales 5 : 2 have a median ratio of 5 : 2
-    assert abs(float((odds > 5 / 7).float().mean()) - 0.5) < 4 * 0.5 / math.sqrt(20_000)
+    first, second = shares[:, 1] / 0.5, shares[:, 4] / 0.2
+    part = first / (first + second)  # of two standard exponentials: uniform
+    for bound in (0.1, 0.25, 0.5, 0.9):
+        assert abs(float((part < bound).double().mean()) - bound) < 4 * math.sqrt(bound * (1 - bound) / 20_000)
     observed = mixture.observed(20_000, generator)
     assert 0.4 <= float(observed.min()) < 0.401 and 0.999 < float(observed.max()) <= 1
     source = EpisodeSource.of(select(load("digits"), range(5)))

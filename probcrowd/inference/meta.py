@@ -128,7 +128,7 @@ def meta_loss(encoder: nn.Module, source: EpisodeSource, episodes: Episodes, met
     beside = _beside(encoder)
     if method.separate and beside is not None:
         raw, raw_queries = support / beside.scale, queries / beside.scale
-        clean = _clean_loss(raw, raw_queries, episodes, replace(method, prior=beside.given))
+        clean = _clean_loss(raw, raw_queries, episodes, method)
         return clean + _noisy_loss(raw.detach() * beside.scale, raw_queries.detach() * beside.scale, episodes, method.learned(encoder))
     method = method.learned(encoder)
     share = method.clean_share if method.pseudo_annotators else 1.0

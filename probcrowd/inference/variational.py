@@ -64,8 +64,7 @@ def class_parameters(
     responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior
 ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k"], Float[Tensor, "b k"]]:
     """Means of prototypes, their variances, and logarithms of the mean class prior: all that classifying query items needs."""
-    spread = 1 / (responsibilities.sum(1) + prior.precision)
-    prototypes = torch.bmm(responsibilities.transpose(1, 2), support.embeddings) * spread[..., None]
+    prototypes, spread = _prototypes(responsibilities, support, prior)
     counts = _class_concentration(responsibilities, support, prior)
     return prototypes, spread, _within((counts / counts.sum(-1, keepdim=True)).clamp(min=1e-30).log(), support.classes)
 
@@ -74,8 +73,7 @@ def step(
     responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior, population: Population | None = None, *, spread: bool = True
 ) -> Float[Tensor, "b i k"]:
     """Responsibilities after one update of q and one of r."""
-    variance = 1 / (responsibilities.sum(1) + prior.precision)
-    means = torch.bmm(responsibilities.transpose(1, 2), support.embeddings) * variance[..., None]
+    means, variance = _prototypes(responsibilities, support, prior)
     counts = _class_concentration(responsibilities, support, prior)
     of_class = torch.digamma(counts.clamp(min=1e-30)) - torch.digamma(counts.sum(-1, keepdim=True))
     occupancy = 0.5 * support.embeddings.shape[-1] * variance if spread else 0.0
@@ -131,6 +129,14 @@ def evidence_bound(
     entropy = torch.xlogy(responsibilities, responsibilities).sum((1, 2))
     kept = normals if real is None else normals * real
     return kept.sum(-1) - squares.sum(-1) + classes + believed(responsibilities, support, prior, population).evidence - entropy
+
+
+def _prototypes(
+    responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior
+) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k"]]:
+    """Means and variances."""
+    variance = 1 / (responsibilities.sum(1) + prior.precision)
+    return torch.bmm(responsibilities.transpose(1, 2), support.embeddings) * variance[..., None], variance
 
 
 def _class_concentration(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Float[Tensor, "b k"]:

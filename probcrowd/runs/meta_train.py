@@ -198,7 +198,9 @@ def _train(
         else:
             loss = meta_loss(shared, sources.training, episodes, method)
         if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower training.learning_rate or check the inputs")
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {step}: lower training.learning_rate or check the inputs; unrolled EM of many steps explodes at ties: take fewer, or gradient = 'one-step'"
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
