@@ -152,5 +152,7 @@ METHODS: dict[str, Entry] = {
     "EM, J = 3": Entry("paper", "em-3", _prototypes),
     "tie-noise": Entry("beyond", "em-2", _parted),
     **{name: Entry("beyond", name, _prototypes) for name in VARIANTS},
+    "J = 2, calibrated": Entry("beyond", "em-2", _tempered),
+    "w/o PA, calibrated": Entry("beyond", "em-clean", _tempered),
     "best, calibrated": Entry("beyond", "best", _tempered),
 }
