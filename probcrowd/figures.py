@@ -49,7 +49,9 @@ def share_figure(table: pd.DataFrame) -> Figure:
         rows = table[table["method"] == method]
         style = {"marker": "osD^vPX"[number % 7], "ms": 4, "lw": 1.2, "capsize": 2, "color": f"C{number}"}
         axis.errorbar(rows["share"] + offset, rows["accuracy"], rows["half_width"], label=method, **style)
-    axis.set(xlabel="share of spammers", ylabel="query accuracy", xticks=sorted(table["share"].unique()))
+    axis.set(
+        xlabel="share of spammers, or of others who err in their own way", ylabel="query accuracy", xticks=sorted(table["share"].unique())
+    )
     axis.grid(alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     return figure

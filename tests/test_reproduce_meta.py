@@ -330,3 +330,11 @@ def test_labelme_tasks_have_real_labels_of_images_that_nothing_else_shows(tmp_pa
     table: Any = reproduce_meta(settings, splits=1, methods=[OURS, "tie-noise"], progress=False)
     assert (table["kind"] == "labelme").all() and (table["annotators"] == 59).all() and table["confusion_error"].isna().all()
     assert table["tasks"].tolist() == [3] * 4 and table["accuracy"].between(0.125, 1).all()
+
+
+def test_any_few_methods_and_kinds_have_tables(tmp_path: Path) -> None:
+    for number, names in enumerate((["PrMV", "MCL"], [OURS], ["MCL"])):
+        small(tmp_path / str(number), names, splits=1)
+        assert pd.read_csv(tmp_path / str(number) / "tests.csv").empty and (tmp_path / str(number) / "spammers.png").exists()
+    with pytest.raises(ValueError, match="holds no results"):
+        reproduce_meta(tiny(tmp_path / "one", "target.shots=[1]"), splits=1, methods=["PrMV"], kinds=["imbalanced"], progress=False)

@@ -217,8 +217,9 @@ def meta_learning(
                 f"\n{kind}: differences on the same tasks in per cent, 95 % intervals over tasks\n\n{tests_text(tests, kind, method)}"
             )
     click.echo(f"\nreported of the paper, on other splits and networks\n\n{published_text()}\n")
-    for path in ("table.csv", "tests.csv", "networks.csv", "published.csv", "spammers.png", "annotators.png"):
-        click.echo(str(out / path))
+    names = ("table.csv", "tests.csv", "networks.csv", "published.csv", "spammers.png", "annotators.png")
+    for path in filter(Path.exists, (out / name for name in names)):
+        click.echo(str(path))
 
 
 def _folder(data: Path | None) -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from probcrowd.episodes import Episodes, EpisodeSource
 from probcrowd.inference.maml import GradientSteps, label_probabilities
+from probcrowd.inference.threads import one_thread
 from probcrowd.models.prototype import Prior
 
 STRENGTHS = (0.1, 1.0, 10.0)  # inverse penalties of logistic regression
@@ -37,19 +38,20 @@ def input_classifiers(
     known = label_probabilities(episodes, GradientSteps(labels, prior=prior), torch.float64).cpu().numpy()
     support, queries = (source.inputs(index).flatten(2).cpu().numpy() for index in (episodes.support, episodes.query))
     found: dict[str, list[np.ndarray]] = {}
-    for task in range(len(known)):
-        item, label = np.nonzero(known[task] > LEAST)
-        weight = known[task][item, label]
-        for name, model in _models(kind, seed).items():
-            probabilities = np.full((queries.shape[1], known.shape[2]), 0.0)
-            if len(np.unique(label)) == 1:
-                probabilities[:, label[0]] = 1.0
-            else:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ConvergenceWarning)
-                    model.fit(support[task][item], label, sample_weight=weight)
-                probabilities[:, model.classes_] = model.predict_proba(queries[task])
-            found.setdefault(name, []).append(probabilities)
+    with one_thread(True):  # of small fits; the libraries' threads would wait for one another
+        for task in range(len(known)):
+            item, label = np.nonzero(known[task] > LEAST)
+            weight = known[task][item, label]
+            for name, model in _models(kind, seed).items():
+                probabilities = np.full((queries.shape[1], known.shape[2]), 0.0)
+                if len(np.unique(label)) == 1:
+                    probabilities[:, label[0]] = 1.0
+                else:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", ConvergenceWarning)
+                        model.fit(support[task][item], label, sample_weight=weight)
+                    probabilities[:, model.classes_] = model.predict_proba(queries[task])
+                found.setdefault(name, []).append(probabilities)
     device = episodes.query.device
     return {name: _smoothed_logs(torch.from_numpy(np.stack(parts))).to(device) for name, parts in found.items()}
 

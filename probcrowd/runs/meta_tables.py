@@ -24,6 +24,10 @@ from probcrowd.storage.files import write_atomically
 
 BEST = "best"
 _KEYS = ["kind", "shots", "annotators"]
+_TESTED = [
+    *("kind", "method", "less", "size", "difference", "half_width", "p_tasks", "p_splits"),
+    *("tasks", "verdict", "splits_ahead"),
+]
 _TASK = ["split", *_KEYS, "share", "task"]
 SHOWN = ("w/o PA", "PrMV", "PrDS", "MaMV", "MCL", "PrDS + PA", "EM, J = 1", OURS, BEST)  # in figures
 
@@ -41,7 +45,9 @@ def write_tables(out: Path, scores: pd.DataFrame, networks: pd.DataFrame | None)
         write_atomically(out / f"{name}.csv", frame.to_csv(index=False).encode())
     kinds = list(scores["kind"].unique())
     first = "spammers" if "spammers" in kinds else kinds[0]
-    main: Any = scores[(scores["kind"] == first) & scores["method"].isin(SHOWN)]
+    main: Any = scores[scores["kind"] == first]
+    shown = main[main["method"].isin(SHOWN)]
+    main = shown if len(shown) else main
     accuracy_figure(summary(main, ["method", "shots", "annotators"])).savefig(out / "annotators.png", dpi=150)
     share_figure(summary(main, ["method", "share"])).savefig(out / "spammers.png", dpi=150)
     return table
@@ -72,7 +78,7 @@ def tests(scores: pd.DataFrame) -> pd.DataFrame:
                 sizes: Any = difference.groupby(level=["shots", "annotators"], sort=True)
                 for size, values in [("all", difference), *((f"{shots}x{annotators}", each) for (shots, annotators), each in sizes)]:
                     rows.append({"kind": kind, "method": first, "less": other, "size": size, **_tested(values)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=pd.Index(_TESTED))
 
 
 def _tested(values: pd.Series) -> dict[str, Any]:
@@ -89,8 +95,8 @@ def _tested(values: pd.Series) -> dict[str, Any]:
 def _p_value(values: np.ndarray) -> float:
     if len(values) < 2:
         return float("nan")
-    if np.ptp(values) == 0:
-        return 1.0 if values[0] == 0 else 0.0
+    if np.ptp(values) < 1e-9:  # the same but for rounding
+        return 1.0 if abs(values[0]) < 1e-9 else 0.0
     found: Any = ttest_1samp(values, 0.0)
     return float(found.pvalue)
 

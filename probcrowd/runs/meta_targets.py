@@ -48,7 +48,7 @@ def targets(settings: MetaTraining, kind: str) -> Iterator[Target]:
     spammers        the shares of `settings.target`, one tenth experts, hammers otherwise: the paper's
     flippers        four tenths say the next class with probability .1 to .5, one tenth are experts, hammers otherwise
     class-spammers  four tenths guess on about half of the classes, one tenth are experts, hammers otherwise
-    sparse          an item has 2.5 labels on average, however many annotators there are; a fifth are spammers
+    sparse          an item has 2.5 labels on average, of three annotators or more; a fifth are spammers
     imbalanced      half of the classes have two fifths of the items that balanced ones would have; a fifth are spammers; not for one shot
     labelme         the annotators of LabelMe, whatever they are; settings are chosen on simulated ones
     """

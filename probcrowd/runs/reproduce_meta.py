@@ -72,7 +72,8 @@ def reproduce_meta(
         needed = dict.fromkeys(network for name in chosen if (network := METHODS[name].network))
         trainings: dict[str, Whole] = {f"network {name}": partial(_trained, split, name) for name in needed}
         run_whole_cells(split.out, split, trainings, jobs=jobs, progress=progress)
-        cells: dict[str, Whole] = {_cell(name, kind): partial(_scored, split, name, kind) for kind in asked for name in chosen}
+        drawn = [kind for kind in asked if next(targets(split, kind), None)]
+        cells: dict[str, Whole] = {_cell(name, kind): partial(_scored, split, name, kind) for kind in drawn for name in chosen}
         run_whole_cells(split.out, split, cells, jobs=jobs, progress=progress)
     return collect(settings.out, splits)
 
