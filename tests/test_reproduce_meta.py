@@ -48,7 +48,7 @@ def tiny(out: Path, *more: str, data: str = "digits") -> MetaTraining:
 
 
 def cells(out: Path) -> dict[str, Any]:
-    paths = sorted(path for path in out.glob("split-*/cells/*.csv") if not path.name.startswith("network "))
+    paths = sorted(path for path in out.glob("split-*/cells/*.csv") if not path.name.startswith("network."))
     return {str(path.relative_to(out)): pd.read_csv(path) for path in paths}
 
 
@@ -97,7 +97,7 @@ def test_target_tasks_of_a_run_are_those_of_evaluation(made: tuple[Path, Any]) -
         sources = class_sources(settings)
         given = context(settings, METHODS[OURS], sources.input_shape, torch.device("cpu"))
         expected = evaluate.target_scores(settings, sources.target, {OURS: (given.network, given.method)})
-        found = cells(out)[f"split-{split}/cells/{OURS} spammers.csv"]
+        found = cells(out)[f"split-{split}/cells/EM_J_2.spammers.csv"]
         for column in ("accuracy", "log_loss", "confusion_error"):
             assert found[column].to_numpy() == pytest.approx(expected[column].to_numpy(), abs=1e-6)
 
@@ -114,7 +114,7 @@ def test_a_second_call_makes_nothing_and_more_methods_keep_the_others(tmp_path: 
     assert twins[0] == twins[1]  # the same network on the same tasks
     found: Any = pd.read_csv(tmp_path / "tests.csv").set_index("less").loc["twin"]
     assert (found["verdict"] == "tied").all() and (found["difference"] == 0).all() and (found["splits_ahead"] == "0 of 2").all()
-    path = tmp_path / "split-1" / "cells" / f"{OURS} spammers.csv"
+    path = tmp_path / "split-1" / "cells" / "EM_J_2.spammers.csv"
     old = pd.read_csv(path)
     path.unlink()
     small(tmp_path)
@@ -162,7 +162,7 @@ def test_validation_tasks_alone_choose_by_size(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setitem(METHODS, "oracle", Entry("beyond", None, oracle))
     reproduce_meta(tiny(tmp_path), splits=1, methods=["oracle", "PrMV"], kinds=["spammers"], progress=False)
-    rows = cells(tmp_path)["split-0/cells/oracle spammers.csv"]
+    rows = cells(tmp_path)["split-0/cells/oracle.spammers.csv"]
     assert rows["setting"].tolist() == [str(size) for size in zip(rows["shots"], rows["annotators"], strict=True)]
     assert (rows["accuracy"] == 0).all() and len(rows) == 4 * 2 * 3  # where "flat" would have been right
 

@@ -13,6 +13,7 @@ Nothing that exists is made again. Splits share nothing, so a cluster makes one 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -70,7 +71,7 @@ def reproduce_meta(
     for number in range(splits) if only is None else (only,):
         split = settings.model_copy(update={"seed": settings.seed + number, "out": settings.out / f"split-{number}"})
         needed = dict.fromkeys(network for name in chosen if (network := METHODS[name].network))
-        trainings: dict[str, Whole] = {f"network {name}": partial(_trained, split, name) for name in needed}
+        trainings: dict[str, Whole] = {f"network.{name}": partial(_trained, split, name) for name in needed}
         run_whole_cells(split.out, split, trainings, jobs=jobs, progress=progress)
         drawn = [kind for kind in asked if next(targets(split, kind), None)]
         cells: dict[str, Whole] = {_cell(name, kind): partial(_scored, split, name, kind) for kind in drawn for name in chosen}
@@ -83,8 +84,8 @@ def collect(out: Path, splits: int) -> pd.DataFrame:
     found, trained = [], []
     for number in range(splits):
         names = sorted(path.stem for path in (out / f"split-{number}" / "cells").glob("*.csv"))
-        for part, kept in ((trained, [name for name in names if name.startswith("network ")]), (found, names)):
-            rows = [name for name in kept if part is trained or not name.startswith("network ")]
+        for part, kept in ((trained, [name for name in names if name.startswith("network.")]), (found, names)):
+            rows = [name for name in kept if part is trained or not name.startswith("network.")]
             if rows:
                 part.append(read_cells(out / f"split-{number}", rows).assign(split=number))
     if not found:
@@ -93,7 +94,7 @@ def collect(out: Path, splits: int) -> pd.DataFrame:
 
 
 def _cell(name: str, kind: str) -> str:
-    return f"{name} {kind}".replace("/", "-")
+    return f"{re.sub(r'[^A-Za-z0-9+]+', '_', name)}.{kind}"
 
 
 def _trained(settings: MetaTraining, name: str) -> list[dict[str, Any]]:
