@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,9 +27,7 @@ def accuracy_figure(table: pd.DataFrame) -> Figure:
     offsets = np.linspace(-0.18, 0.18, len(methods)) if len(methods) > 1 else [0.0]  # so that bars do not hide one another
     for axis, shot in zip(axes, shots, strict=True):
         for number, (method, offset) in enumerate(zip(methods, offsets, strict=True)):
-            rows = table[(table["shots"] == shot) & (table["method"] == method)]
-            style = {"marker": "osD^vPX"[number % 7], "ms": 4, "lw": 1.2, "capsize": 2, "color": f"C{number}"}
-            axis.errorbar(rows["annotators"] + offset, rows["accuracy"], rows["half_width"], label=method, **style)
+            _line(axis, table[(table["shots"] == shot) & (table["method"] == method)], "annotators", offset, method, number)
         axis.set(title=f"{shot} item{'s' if shot > 1 else ''} per class", xlabel="annotators", xticks=sorted(table["annotators"].unique()))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("query accuracy")
@@ -46,9 +45,7 @@ def share_figure(table: pd.DataFrame) -> Figure:
     methods = list(table["method"].unique())
     offsets = np.linspace(-0.012, 0.012, len(methods)) if len(methods) > 1 else [0.0]
     for number, (method, offset) in enumerate(zip(methods, offsets, strict=True)):
-        rows = table[table["method"] == method]
-        style = {"marker": "osD^vPX"[number % 7], "ms": 4, "lw": 1.2, "capsize": 2, "color": f"C{number}"}
-        axis.errorbar(rows["share"] + offset, rows["accuracy"], rows["half_width"], label=method, **style)
+        _line(axis, table[table["method"] == method], "share", offset, method, number)
     axis.set(
         xlabel="share of spammers, or of others who err in their own way", ylabel="query accuracy", xticks=sorted(table["share"].unique())
     )
@@ -121,6 +118,12 @@ def short(name: object, most: int = 18) -> str:
     half = (most - 1) // 2
     text = text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
     return text.replace("$", r"\$")  # which would start mathematics
+
+
+def _line(axis: Axes, rows: Any, along: str, offset: float, method: object, number: int) -> None:
+    """Accuracies of one method with bars for their intervals, moved aside so that bars do not hide one another."""
+    style = {"marker": "osD^vPX"[number % 7], "ms": 4, "lw": 1.2, "capsize": 2, "color": f"C{number}"}
+    axis.errorbar(rows[along] + offset, rows["accuracy"], rows["half_width"], label=str(method), **style)
 
 
 def _cells(axis: Axes, matrix: np.ndarray, names: Sequence[object]) -> None:

@@ -77,11 +77,9 @@ def step(
     counts = _class_concentration(responsibilities, support, prior)
     of_class = torch.digamma(counts.clamp(min=1e-30)) - torch.digamma(counts.sum(-1, keepdim=True))
     occupancy = 0.5 * support.embeddings.shape[-1] * variance if spread else 0.0
-    offset = _within(of_class - 0.5 * means.square().sum(-1) - occupancy, support.classes)
-    table = believed(responsibilities, support, prior, population).expected_log.transpose(2, 3).flatten(1, 2)
-    logits = torch.baddbmm(offset[:, None], support.embeddings, means.transpose(1, 2)) + support.votes.evidence(table)
-    found = torch.softmax(logits.transpose(1, 2), 1).transpose(1, 2)
-    return found if support.items is None else found * support.items[..., None]
+    expected = believed(responsibilities, support, prior, population).expected_log
+    # EM's own E step, where expectations of logarithms stand for the logarithms
+    return em.e_step(em.Parameters(means, _within(of_class - occupancy, support.classes), expected), support)
 
 
 def believed(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior, population: Population | None = None) -> Believed:

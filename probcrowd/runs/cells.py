@@ -39,7 +39,7 @@ def run_cells(out: Path, settings: Settings, cells: Mapping[str, Cell], seeds: i
             if not _path(out, name).exists():
                 made: Any = Parallel(jobs)(delayed(cell)(seed) for seed in range(seeds))
                 rows = [{"seed": seed, **row} for seed, several in enumerate(made) for row in several]
-                write_atomically(_path(out, name), pd.DataFrame(rows).to_csv(index=False).encode())
+                _write(_path(out, name), rows)
 
 
 def run_whole_cells(out: Path, settings: Settings, cells: Mapping[str, Whole], *, jobs: int = 1, progress: bool = True) -> None:
@@ -66,7 +66,11 @@ def read_cells(out: Path, names: Iterable[str]) -> pd.DataFrame:
 
 
 def _make(path: Path, cell: Whole) -> None:
-    write_atomically(path, pd.DataFrame(cell()).to_csv(index=False).encode())
+    _write(path, cell())
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
 
 
 def _path(out: Path, name: str) -> Path:

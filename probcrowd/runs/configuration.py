@@ -116,10 +116,7 @@ class Adaptation(Settings):
             raise ValueError("an accuracy to learn needs one to start from: give accuracy")
         if "population" in self.learned and not self.population:
             raise ValueError("a population to learn needs one to start from: set population = true")
-        if self.population and self.inference != "variational":
-            raise ValueError("a population of annotators needs inference = 'variational'")
-        if self.inference == "variational" and (self.gradient != "unrolled" or self.labels != "joint"):
-            raise ValueError("variational inference is of joint labels, by the unrolled gradient")
+        _ = self.method  # which refuses what has no meaning
         return self
 
     @model_validator(mode="after")

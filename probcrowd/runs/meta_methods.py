@@ -44,21 +44,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is given: the settings of the split, its network, and the shape of inputs."""
+    """What a method is given: the settings of the split, its network, and how that adapts."""
 
     settings: MetaTraining
     network: nn.Module
     method: Method
-    input_shape: tuple[int, ...]
 
 
 def context(settings: MetaTraining, entry: Entry, input_shape: tuple[int, ...], device: torch.device) -> Context:
     """The context of one method, with its trained network, or with one as it starts."""
     if entry.network is None:
-        return Context(settings, new_encoder(settings, input_shape, None).to(device), settings.adaptation.method, input_shape)
+        return Context(settings, new_encoder(settings, input_shape, None).to(device), settings.adaptation.method)
     run = load_run(network_settings(settings, entry.network).out)
     method = run.settings.adaptation.method if run.settings.adaptation.learner == "prototypes" else settings.adaptation.method
-    return Context(settings, run.encoder.to(device), method, input_shape)
+    return Context(settings, run.encoder.to(device), method)
 
 
 def _prototypes(context: Context) -> Answer:

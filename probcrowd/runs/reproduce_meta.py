@@ -83,11 +83,12 @@ def collect(out: Path, splits: int) -> pd.DataFrame:
     """The tables and figures of what the folder holds, written into it; the table of results comes back."""
     found, trained = [], []
     for number in range(splits):
-        names = sorted(path.stem for path in (out / f"split-{number}" / "cells").glob("*.csv"))
-        for part, kept in ((trained, [name for name in names if name.startswith("network.")]), (found, names)):
-            rows = [name for name in kept if part is trained or not name.startswith("network.")]
-            if rows:
-                part.append(read_cells(out / f"split-{number}", rows).assign(split=number))
+        folder = out / f"split-{number}"
+        names = sorted(path.stem for path in (folder / "cells").glob("*.csv"))
+        networks = [name for name in names if name.startswith("network.")]
+        for part, kept in ((trained, networks), (found, [name for name in names if name not in networks])):
+            if kept:
+                part.append(read_cells(folder, kept).assign(split=number))
     if not found:
         raise ValueError(f"{out} holds no results of the first {splits} splits")
     return write_tables(out, pd.concat(found, ignore_index=True), pd.concat(trained, ignore_index=True) if trained else None)
