@@ -29,13 +29,13 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 from scipy.special import logsumexp
 
-from probcrowd.annotations import Annotations
-from probcrowd.estimators.dawid_skene import DawidSkene
-from probcrowd.inference.channels import ClassPrior, DirichletRows
-from probcrowd.inference.patterns import collapsed
-from probcrowd.inference.sweep import sweep
-from probcrowd.inference.table_em import InMemory, fit_table
-from probcrowd.models.cells import occurring, pack
+from probcrowd.data.annotations import Annotations
+from probcrowd.data.packed import occurring, pack
+from probcrowd.estimators.aggregation.dawid_skene import DawidSkene
+from probcrowd.inference.aggregation.e_step import sweep
+from probcrowd.inference.aggregation.em import InMemory, fit_table
+from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows
+from probcrowd.inference.aggregation.patterns import collapsed
 from probcrowd.models.priors import DirichletPrior
 
 PASSES, PSEUDO = 20, 0.01

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from probcrowd.annotations import Annotations
+from probcrowd.data.annotations import Annotations
+from probcrowd.data.table import read_table
+from probcrowd.estimators.aggregation.coins import MACE, OneCoin, ZenCrowd
+from probcrowd.estimators.aggregation.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
+from probcrowd.estimators.aggregation.item_models import GLAD, KOS, MinimaxEntropy
+from probcrowd.estimators.aggregation.majority import MajorityVote
 from probcrowd.estimators.base import Aggregator
-from probcrowd.estimators.coins import MACE, OneCoin, ZenCrowd
-from probcrowd.estimators.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
-from probcrowd.estimators.item_models import GLAD, KOS, MinimaxEntropy
-from probcrowd.estimators.majority import MajorityVote
-from probcrowd.estimators.table import read_table
+from probcrowd.metrics.scores import log_losses, scores
 from probcrowd.models.priors import DirichletPrior
-from probcrowd.scoring import log_losses, scores
 
 COLUMNS = ["MV", "DS", "DS Stan", "iBCC", "one coin", "ZC", "MACE", "GLAD", "MMCE", "KOS"]
 PUBLISHED = {

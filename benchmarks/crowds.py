@@ -14,13 +14,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from probcrowd.estimators.crowd_items import read_items
-from probcrowd.estimators.crowd_methods import METHODS, Task, make_channel
-from probcrowd.estimators.crowd_split import split_of
-from probcrowd.estimators.table import read_table
-from probcrowd.inference.crowd_training import Training, train
-from probcrowd.models.channels.base import Channel, Labels, Seen
-from probcrowd.models.channels.targets import majority
+from probcrowd.data.table import read_table
+from probcrowd.estimators.crowd.inputs import read_items
+from probcrowd.estimators.crowd.methods import METHODS, Task, make_channel
+from probcrowd.estimators.crowd.split import split_of
+from probcrowd.inference.crowd.training import Training, train
+from probcrowd.models.crowd.aggregated_labels import majority
+from probcrowd.models.crowd.base import Channel, Labels, Seen
 
 ITEMS, FEATURES, ANNOTATORS, LABELS, CLASSES = 1000, 512, 59, 2547, 8
 

@@ -40,19 +40,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from probcrowd.episodes import EpisodeShape, EpisodeSource, draw_episodes
-from probcrowd.inference import curvature, em
-from probcrowd.inference.guide import query_elbo
-from probcrowd.inference.meta import Method, meta_loss, noisy_support
+from probcrowd.data.votes import DenseVotes, Support
+from probcrowd.inference.meta import jacobian as curvature
+from probcrowd.inference.meta.adaptation import Method, em, meta_loss, noisy_support
+from probcrowd.inference.meta.guide import query_elbo
 from probcrowd.models.encoders import embed
-from probcrowd.models.prototype import Prior
-from probcrowd.runs.configuration import MetaTraining
-from probcrowd.runs.demo import demo_settings
-from probcrowd.runs.evaluate import paired_difference, target_scores
-from probcrowd.runs.meta_train import class_sources, meta_train, new_encoder
-from probcrowd.runs.trained import load_run
-from probcrowd.simulate import Mixture, annotate, draw_confusion
-from probcrowd.votes import DenseVotes, Support
+from probcrowd.models.meta.prototype import Prior
+from probcrowd.runs.meta.configuration import MetaTraining
+from probcrowd.runs.meta.demo import demo_settings
+from probcrowd.runs.meta.evaluate import paired_difference, target_scores
+from probcrowd.runs.meta.train import class_sources, meta_train, new_encoder
+from probcrowd.runs.meta.trained import load_run
+from probcrowd.simulate.annotators import Mixture, annotate, draw_confusion
+from probcrowd.simulate.episodes import EpisodeShape, EpisodeSource, draw_episodes
 
 STEPS = (2, 3, 10, 50)
 MOST_STEPS = 100

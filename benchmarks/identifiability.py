@@ -25,8 +25,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from probcrowd.estimators.crowd_classifier import CrowdClassifier
-from probcrowd.metrics import aligned_confusion_error
+from probcrowd.estimators.crowd.classifier import CrowdClassifier
+from probcrowd.metrics.tensors import aligned_confusion_error
 
 KINDS, CLASSES, ANNOTATORS = 30, 3, 8
 STARTS = {"no experts": 0.95, "experts": 0.4}

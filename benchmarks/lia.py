@@ -13,10 +13,10 @@ import time
 import numpy as np
 import torch
 
-from probcrowd.inference.gem import OBJECTIVES, ObjectiveName
-from probcrowd.inference.gem_fit import Schedule, State, fit_lia
-from probcrowd.models.lia_prior import Inputs, LIAPrior
-from probcrowd.models.rows import Rows
+from probcrowd.data.rows import Rows
+from probcrowd.inference.lia.em import Schedule, State, fit_lia
+from probcrowd.inference.lia.objectives import OBJECTIVES, ObjectiveName
+from probcrowd.models.lia.prior import Inputs, LIAPrior
 
 ITEMS, ANNOTATORS, EACH, FEATURES = 800, 164, 10, 768
 

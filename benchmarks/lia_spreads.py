@@ -14,12 +14,12 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 
-from probcrowd.estimators.inputs import standardiser
-from probcrowd.inference.gem import OBJECTIVES
-from probcrowd.inference.gem_fit import Schedule
-from probcrowd.inference.spreads import choose_spreads
-from probcrowd.models.lia_prior import Inputs, LIAPrior
-from probcrowd.models.rows import Rows
+from probcrowd.data.features import standardiser
+from probcrowd.data.rows import Rows
+from probcrowd.inference.lia.em import Schedule
+from probcrowd.inference.lia.held_out_prior import choose_spreads
+from probcrowd.inference.lia.objectives import OBJECTIVES
+from probcrowd.models.lia.prior import Inputs, LIAPrior
 
 SETS = [
     ("bluebirds", 2),

@@ -29,12 +29,12 @@ from arviz_stats import ess, rhat
 from numpyro.infer import MCMC, NUTS
 from numpyro.ops.indexing import Vindex
 
-from probcrowd.inference.gibbs import gibbs
-from probcrowd.inference.mcmc import nuts
-from probcrowd.inference.relabel import alignment, invariants, switching
+from probcrowd.data.files import anesthesia
+from probcrowd.data.rows import Rows
+from probcrowd.inference.posterior.gibbs import gibbs
+from probcrowd.inference.posterior.label_switching import alignment, invariants, switching
+from probcrowd.inference.posterior.nuts import nuts
 from probcrowd.models.priors import DirichletPrior
-from probcrowd.models.rows import Rows
-from probcrowd.tables import anesthesia
 
 CLASSES = 4
 

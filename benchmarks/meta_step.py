@@ -19,14 +19,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from probcrowd.datasets import ClassItems
-from probcrowd.episodes import EpisodeShape, EpisodeSource, draw_episodes, draw_items
-from probcrowd.inference import em
-from probcrowd.inference.meta import Method, meta_loss
+from probcrowd.data.images import ClassItems
+from probcrowd.data.votes import DenseVotes, Support
+from probcrowd.inference.meta.adaptation import Method, em, meta_loss
 from probcrowd.models.encoders import MLP, Conv4, embed
-from probcrowd.models.prototype import Prior
-from probcrowd.simulate import Mixture
-from probcrowd.votes import DenseVotes, Support
+from probcrowd.models.meta.prototype import Prior
+from probcrowd.simulate.annotators import Mixture
+from probcrowd.simulate.episodes import EpisodeShape, EpisodeSource, draw_episodes, draw_items
 
 SHAPE = EpisodeShape(ways=4, shots=5, queries=10, annotators=5)
 

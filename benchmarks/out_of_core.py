@@ -23,14 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probcrowd.inference.buckets import Map, in_turn, write_probabilities
-from probcrowd.inference.channels import ClassPrior, DirichletRows, right_counts, row_totals
-from probcrowd.inference.cluster import OnCluster
-from probcrowd.inference.parquet_rows import survey
-from probcrowd.inference.scatter import Job
-from probcrowd.inference.shuffle import shuffle
-from probcrowd.inference.table_em import fit_table
-from probcrowd.models.cells import Cells
+from probcrowd.data.packed import Cells
+from probcrowd.inference.aggregation.em import fit_table
+from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows, right_counts, row_totals
+from probcrowd.inference.out_of_core.buckets import Map, in_turn, write_probabilities
+from probcrowd.inference.out_of_core.dask import OnCluster
+from probcrowd.inference.out_of_core.pack import shuffle
+from probcrowd.inference.out_of_core.parquet import survey
+from probcrowd.inference.out_of_core.partition import Job
 
 CLASSES, LABELS, FILES, CHUNK = 4, 5, 8, 400_000
 

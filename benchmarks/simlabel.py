@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from probcrowd.estimators.sim_label_asked import ARCHITECTURES, make_predictor
-from probcrowd.inference.crowd_training import Training, train
-from probcrowd.models.channels.base import Channel, Labels, Seen
-from probcrowd.models.channels.imputed import SoftLabelling
-from probcrowd.models.channels.soft_labels import SoftLabels
+from probcrowd.data.rows import Rows
+from probcrowd.estimators.simlabel.options import ARCHITECTURES, make_predictor
+from probcrowd.inference.crowd.training import Training, train
+from probcrowd.models.crowd.base import Channel, Labels, Seen
 from probcrowd.models.encoders import small_encoder
-from probcrowd.models.rows import Rows
+from probcrowd.models.simlabel.imputed import SoftLabelling
+from probcrowd.models.simlabel.soft_labels import SoftLabels
 
 WAYS = {
     "skip": SoftLabelling("skip"),

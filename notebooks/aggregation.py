@@ -26,9 +26,9 @@ import numpy as np
 import pandas as pd
 
 from probcrowd import DawidSkene, MajorityVote
-from probcrowd.aggregation_figures import annotators_figure, confidence_figure
-from probcrowd.annotations import Annotations
-from probcrowd.figures import confusion_figure
+from probcrowd.data.annotations import Annotations
+from probcrowd.figures.aggregation import annotators_figure, confidence_figure
+from probcrowd.figures.base import confusion_figure
 from probcrowd.runs.aggregate import aggregate_labels, compare_aggregators, comparison_text
 
 OUT = Path(os.environ.get("PROBCROWD_OUT", "outputs/aggregation"))

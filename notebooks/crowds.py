@@ -28,7 +28,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from probcrowd import CrowdClassifier, load_crowd_classifier
-from probcrowd.figures import confusion_figure
+from probcrowd.figures.base import confusion_figure
 
 OUT = Path(os.environ.get("PROBCROWD_OUT", "outputs/crowds"))
 EPOCHS = int(os.environ.get("PROBCROWD_DRAWS", "360")) // 6

@@ -30,10 +30,10 @@ from numpyro.infer import MCMC, NUTS, init_to_value
 
 from probcrowd import LIA, DawidSkene, MajorityVote, MultiLabelLIA, TwoStage, load_lia
 
-# from probcrowd.aggregation_figures import annotator_map_figure
-from probcrowd.estimators.table import read_table
-from probcrowd.models.lia_numpyro import lia
-from probcrowd.models.lia_prior import LIAPrior
+# from probcrowd.figures.aggregation import annotator_map_figure
+from probcrowd.data.table import read_table
+from probcrowd.models.lia.lia_numpyro import lia
+from probcrowd.models.lia.prior import LIAPrior
 
 OUT = Path(os.environ.get("PROBCROWD_OUT", "outputs/lia"))
 DRAWS = int(os.environ.get("PROBCROWD_DRAWS", "500"))

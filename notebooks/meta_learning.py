@@ -35,17 +35,16 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from probcrowd.episodes import Episodes, EpisodeSource, draw_episodes
-from probcrowd.figures import confusion_figure
-from probcrowd.inference import em
-from probcrowd.inference.meta import PROTOTYPICAL, Method, noisy_support, predict
-from probcrowd.metrics import accuracy, confusion_error, interval
-from probcrowd.runs.configuration import MetaTraining
-from probcrowd.runs.demo import Pixels, demo_settings
-from probcrowd.runs.evaluate import paired_difference, target_scores
-from probcrowd.runs.meta_train import Sources, class_sources, generator_of, meta_train, new_encoder, validate
-from probcrowd.runs.trained import load_run
-from probcrowd.simulate import Mixture, draw_confusion
+from probcrowd.figures.base import confusion_figure
+from probcrowd.inference.meta.adaptation import PROTOTYPICAL, Method, em, noisy_support, predict
+from probcrowd.metrics.tensors import accuracy, confusion_error, interval
+from probcrowd.runs.meta.configuration import MetaTraining
+from probcrowd.runs.meta.demo import Pixels, demo_settings
+from probcrowd.runs.meta.evaluate import paired_difference, target_scores
+from probcrowd.runs.meta.train import Sources, class_sources, generator_of, meta_train, new_encoder, validate
+from probcrowd.runs.meta.trained import load_run
+from probcrowd.simulate.annotators import Mixture, draw_confusion
+from probcrowd.simulate.episodes import Episodes, EpisodeSource, draw_episodes
 
 OUT = Path(os.environ.get("PROBCROWD_OUT", "outputs/meta_learning"))
 STEPS = int(os.environ.get("PROBCROWD_DRAWS", "400"))

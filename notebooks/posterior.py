@@ -23,8 +23,8 @@ from pathlib import Path
 import pandas as pd
 
 from probcrowd import Annotations, check_posterior, load_posterior, sample_posterior, save_posterior
+from probcrowd.data.files import anesthesia
 from probcrowd.models.priors import DirichletPrior
-from probcrowd.tables import anesthesia
 
 DRAWS = int(os.environ.get("PROBCROWD_DRAWS", "1000"))  # per chain; few in a quick run
 OUT = Path(os.environ.get("PROBCROWD_OUT", "outputs/posterior"))
@@ -111,7 +111,7 @@ print(next(str(finding) for finding in warned.findings if "names" in finding.nam
 # Leaving out one patient at a time tells how well a model foresees the judgements of a new one. The models are compared in pairs on the same patients.
 
 # %%
-from probcrowd.inference.leave_one_out import compare_models
+from probcrowd.inference.checks.leave_one_out import compare_models
 
 models = {"dawid_skene": tree} | {
     name: sample_posterior(annotations, name, seed=1, draws=DRAWS, warmup=DRAWS, progress=False)

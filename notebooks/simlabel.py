@@ -30,7 +30,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from probcrowd import SimLabel, load_sim_label
-from probcrowd.annotator_figures import annotator_accuracy_figure, imputed_figure, similarity_figure
+from probcrowd.figures.simlabel import annotator_accuracy_figure, imputed_figure, similarity_figure
 
 OUT = Path(os.environ.get("PROBCROWD_OUT", "outputs/simlabel"))
 EPOCHS = int(os.environ.get("PROBCROWD_DRAWS", "360")) // 9

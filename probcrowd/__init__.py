@@ -46,56 +46,56 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GLAD": "probcrowd.estimators.item_models",
-    "KOS": "probcrowd.estimators.item_models",
-    "LIA": "probcrowd.estimators.lia",
-    "MACE": "probcrowd.estimators.coins",
-    "Annotations": "probcrowd.annotations",
-    "CrowdClassifier": "probcrowd.estimators.crowd_classifier",
-    "DawidSkene": "probcrowd.estimators.dawid_skene",
-    "FastDawidSkene": "probcrowd.estimators.dawid_skene",
-    "HierarchicalDawidSkene": "probcrowd.estimators.dawid_skene",
-    "MajorityVote": "probcrowd.estimators.majority",
-    "MetaTraining": "probcrowd.runs.configuration",
-    "MinimaxEntropy": "probcrowd.estimators.item_models",
-    "MultiLabelLIA": "probcrowd.estimators.multi_label",
-    "OneCoin": "probcrowd.estimators.coins",
-    "Prior": "probcrowd.models.prototype",
-    "SimLabel": "probcrowd.estimators.sim_label",
-    "SnorkelLabelModel": "probcrowd.estimators.label_models",
-    "TwoStage": "probcrowd.estimators.two_stage",
-    "ZenCrowd": "probcrowd.estimators.coins",
-    "check_posterior": "probcrowd.inference.checks",
-    "load_crowd_classifier": "probcrowd.estimators.crowd_classifier",
-    "load_lia": "probcrowd.estimators.lia",
-    "load_multi_label_lia": "probcrowd.estimators.multi_label",
-    "load_posterior": "probcrowd.inference.tree",
-    "load_run": "probcrowd.runs.trained",
-    "load_sim_label": "probcrowd.estimators.sim_label",
-    "meta_train": "probcrowd.runs.meta_train",
-    "sample_posterior": "probcrowd.inference.posterior",
-    "save_posterior": "probcrowd.inference.tree",
+    "GLAD": "probcrowd.estimators.aggregation.item_models",
+    "KOS": "probcrowd.estimators.aggregation.item_models",
+    "LIA": "probcrowd.estimators.lia.lia",
+    "MACE": "probcrowd.estimators.aggregation.coins",
+    "Annotations": "probcrowd.data.annotations",
+    "CrowdClassifier": "probcrowd.estimators.crowd.classifier",
+    "DawidSkene": "probcrowd.estimators.aggregation.dawid_skene",
+    "FastDawidSkene": "probcrowd.estimators.aggregation.dawid_skene",
+    "HierarchicalDawidSkene": "probcrowd.estimators.aggregation.dawid_skene",
+    "MajorityVote": "probcrowd.estimators.aggregation.majority",
+    "MetaTraining": "probcrowd.runs.meta.configuration",
+    "MinimaxEntropy": "probcrowd.estimators.aggregation.item_models",
+    "MultiLabelLIA": "probcrowd.estimators.lia.multi_label",
+    "OneCoin": "probcrowd.estimators.aggregation.coins",
+    "Prior": "probcrowd.models.meta.prototype",
+    "SimLabel": "probcrowd.estimators.simlabel.sim_label",
+    "SnorkelLabelModel": "probcrowd.estimators.aggregation.snorkel",
+    "TwoStage": "probcrowd.estimators.lia.two_stage",
+    "ZenCrowd": "probcrowd.estimators.aggregation.coins",
+    "check_posterior": "probcrowd.inference.checks.check",
+    "load_crowd_classifier": "probcrowd.estimators.crowd.classifier",
+    "load_lia": "probcrowd.estimators.lia.lia",
+    "load_multi_label_lia": "probcrowd.estimators.lia.multi_label",
+    "load_posterior": "probcrowd.inference.posterior.tree",
+    "load_run": "probcrowd.runs.meta.trained",
+    "load_sim_label": "probcrowd.estimators.simlabel.sim_label",
+    "meta_train": "probcrowd.runs.meta.train",
+    "sample_posterior": "probcrowd.inference.posterior.sample",
+    "save_posterior": "probcrowd.inference.posterior.tree",
 }
 
 if TYPE_CHECKING:
-    from probcrowd.annotations import Annotations
-    from probcrowd.estimators.coins import MACE, OneCoin, ZenCrowd
-    from probcrowd.estimators.crowd_classifier import CrowdClassifier, load_crowd_classifier
-    from probcrowd.estimators.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
-    from probcrowd.estimators.item_models import GLAD, KOS, MinimaxEntropy
-    from probcrowd.estimators.label_models import SnorkelLabelModel
-    from probcrowd.estimators.lia import LIA, load_lia
-    from probcrowd.estimators.majority import MajorityVote
-    from probcrowd.estimators.multi_label import MultiLabelLIA, load_multi_label_lia
-    from probcrowd.estimators.sim_label import SimLabel, load_sim_label
-    from probcrowd.estimators.two_stage import TwoStage
-    from probcrowd.inference.checks import check_posterior
-    from probcrowd.inference.posterior import sample_posterior
-    from probcrowd.inference.tree import load_posterior, save_posterior
-    from probcrowd.models.prototype import Prior
-    from probcrowd.runs.configuration import MetaTraining
-    from probcrowd.runs.meta_train import meta_train
-    from probcrowd.runs.trained import load_run
+    from probcrowd.data.annotations import Annotations
+    from probcrowd.estimators.aggregation.coins import MACE, OneCoin, ZenCrowd
+    from probcrowd.estimators.aggregation.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
+    from probcrowd.estimators.aggregation.item_models import GLAD, KOS, MinimaxEntropy
+    from probcrowd.estimators.aggregation.majority import MajorityVote
+    from probcrowd.estimators.aggregation.snorkel import SnorkelLabelModel
+    from probcrowd.estimators.crowd.classifier import CrowdClassifier, load_crowd_classifier
+    from probcrowd.estimators.lia.lia import LIA, load_lia
+    from probcrowd.estimators.lia.multi_label import MultiLabelLIA, load_multi_label_lia
+    from probcrowd.estimators.lia.two_stage import TwoStage
+    from probcrowd.estimators.simlabel.sim_label import SimLabel, load_sim_label
+    from probcrowd.inference.checks.check import check_posterior
+    from probcrowd.inference.posterior.sample import sample_posterior
+    from probcrowd.inference.posterior.tree import load_posterior, save_posterior
+    from probcrowd.models.meta.prototype import Prior
+    from probcrowd.runs.meta.configuration import MetaTraining
+    from probcrowd.runs.meta.train import meta_train
+    from probcrowd.runs.meta.trained import load_run
 
 
 def __getattr__(name: str) -> object:

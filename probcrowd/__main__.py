@@ -1,5 +1,5 @@
 """`python -m probcrowd`, the form that torchrun needs."""
 
-from probcrowd.app import main
+from probcrowd.commands.app import main
 
 main()

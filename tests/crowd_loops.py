@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from probcrowd.models.channels.base import Channel, Labels, Seen
-from probcrowd.models.channels.conal import CoNAL
-from probcrowd.models.channels.crowd_layer import CrowdLayer
-from probcrowd.models.channels.doctor_net import DoctorNet
-from probcrowd.models.channels.max_mig import MaxMIG
-from probcrowd.models.channels.mbem import MBEM
-from probcrowd.models.channels.mixture import Mixture
-from probcrowd.models.channels.raykar import Raykar
-from probcrowd.models.channels.start import start_logits
-from probcrowd.models.channels.targets import Targets, majority
-from probcrowd.models.channels.union_net import UnionNet
+from probcrowd.models.crowd.aggregated_labels import Targets, majority
+from probcrowd.models.crowd.base import Channel, Labels, Seen
+from probcrowd.models.crowd.conal import CoNAL
+from probcrowd.models.crowd.crowd_layer import CrowdLayer
+from probcrowd.models.crowd.doctor_net import DoctorNet
+from probcrowd.models.crowd.max_mig import MaxMIG
+from probcrowd.models.crowd.mbem import MBEM
+from probcrowd.models.crowd.mixture import Mixture
+from probcrowd.models.crowd.raykar import Raykar
+from probcrowd.models.crowd.start import start_logits
+from probcrowd.models.crowd.union_net import UnionNet
 
 K, D = 3, 4  # classes, features
 

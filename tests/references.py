@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from probcrowd.models.prototype import Prior
-from probcrowd.votes import DenseVotes, Support
+from probcrowd.data.votes import DenseVotes, Support
+from probcrowd.models.meta.prototype import Prior
 
 
 @dataclass(frozen=True)

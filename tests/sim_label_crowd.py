@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from torch import nn
 
-from probcrowd.estimators.crowd_items import read_items
-from probcrowd.estimators.crowd_split import split_of
-from probcrowd.estimators.sim_label import SimLabel
-from probcrowd.estimators.sim_label_asked import ARCHITECTURES
-from probcrowd.estimators.table import read_table
+from probcrowd.data.table import read_table
+from probcrowd.estimators.crowd.inputs import read_items
+from probcrowd.estimators.crowd.split import split_of
+from probcrowd.estimators.simlabel.options import ARCHITECTURES
+from probcrowd.estimators.simlabel.sim_label import SimLabel
 
 CLASSES = np.array(["ant", "bee", "cat"])
 LOW = 0.02  # a threshold that many soft labels reach after a few epochs

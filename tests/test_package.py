@@ -14,30 +14,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "probcrowd").rglob("*.py"))
 LAYERS = [
+    "compute",
+    "storage",
+    "data",
     "simulate",
     "metrics",
-    "columns",
-    "annotations",
-    "tables",
-    "scoring",
-    "agreement",
-    "annotator_scores",
-    "votes",
-    "datasets",
-    "episodes",
-    "storage",
     "models",
     "inference",
     "estimators",
     "figures",
-    "annotator_figures",
-    "aggregation_figures",
-    "posterior_tables",
-    "check_figures",
-    "posterior_figures",
     "runs",
+    "experiments",
     "commands",
-    "app",
     "__main__",
 ]
 
@@ -118,13 +106,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path, monkeypatc
     assert {name.split("/")[0].split("-")[0] for name in names} == {"probcrowd"}
     inside = {name for name in names if name.startswith("probcrowd/")}
     assert inside == {path.relative_to(ROOT).as_posix() for path in MODULES} | {
-        "probcrowd/runs/demo.toml",
-        "probcrowd/anesthesia.csv",
-        "probcrowd/runs/published_crowds.csv",
-        "probcrowd/runs/published_lia.csv",
-        "probcrowd/runs/published_meta.csv",
-        "probcrowd/runs/meta_labelme.toml",
-        "probcrowd/runs/meta_omniglot.toml",
-        "probcrowd/runs/published_simlabel.csv",
+        "probcrowd/data/anesthesia.csv",
+        "probcrowd/experiments/crowd/published.csv",
+        "probcrowd/experiments/lia/published.csv",
+        "probcrowd/experiments/meta/labelme.toml",
+        "probcrowd/experiments/meta/omniglot.toml",
+        "probcrowd/experiments/meta/published.csv",
+        "probcrowd/experiments/simlabel/published.csv",
+        "probcrowd/runs/meta/demo.toml",
         "probcrowd/runs/report.html",
     }

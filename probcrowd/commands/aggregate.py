@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from probcrowd.commands.errors import told
 from probcrowd.commands.options import COLUMNS, FILE, MISSING, duplicates_option
-from probcrowd.commands.told import told
 
 
 @click.command()
@@ -66,8 +66,8 @@ def aggregate(
             raise ValueError(f"out of core there is dawid-skene with a prior alone, not {', '.join(refused) or model}")
         _aggregate_files(labels, out, gold, columns, duplicates, options["prior"] or "accurate", cluster)
         return
+    from probcrowd.data.files import named_columns, read_annotations, read_annotator_features, read_features, read_gold
     from probcrowd.runs.aggregate import FILES, LIA_FILES, aggregate_labels
-    from probcrowd.tables import named_columns, read_annotations, read_annotator_features, read_features, read_gold
 
     said = read_annotations(labels, duplicates=duplicates, missing=missing, **named_columns(columns))
     known = None if gold is None else read_gold(gold, said)
@@ -97,8 +97,8 @@ def aggregate(
 def _aggregate_files(
     labels: Path, out: Path, gold: Path | None, columns: str | None, duplicates: str, prior: str, cluster: str | None
 ) -> None:
-    from probcrowd.runs.aggregate_files import aggregate_files
-    from probcrowd.tables import named_columns, read_classes
+    from probcrowd.data.files import named_columns, read_classes
+    from probcrowd.runs.aggregate_parquet import aggregate_files
 
     client = None
     if cluster is not None:
@@ -149,9 +149,9 @@ def compare(
 
     Intervals are 95 %, over items with gold; accuracy counts 1/m where m classes tie.
     """
+    from probcrowd.data.files import named_columns, read_annotations, read_gold
     from probcrowd.runs.aggregate import compare_aggregators, comparison_text
     from probcrowd.storage.files import write_atomically
-    from probcrowd.tables import named_columns, read_annotations, read_gold
 
     said = read_annotations(labels, duplicates=duplicates, missing=missing, **named_columns(columns))
     names = [] if models is None else models.split(",")

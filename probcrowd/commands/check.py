@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from probcrowd.commands.errors import told
 from probcrowd.commands.options import FILE, MISSING, duplicates_option
-from probcrowd.commands.told import told
 
 
 @click.command()
@@ -64,7 +64,7 @@ def check(
         from probcrowd.runs.check import FILES, check_labels
     except ImportError as error:
         raise click.ClickException(f'checking needs more packages ({error}): pip install "probcrowd[mcmc]"') from error
-    from probcrowd.tables import read_annotations, read_features, read_gold
+    from probcrowd.data.files import read_annotations, read_features, read_gold
 
     columns = {"item": item, "annotator": annotator, "label": label, "weight": weight}
     said = read_annotations(labels, duplicates=duplicates, missing=missing, **columns)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from probcrowd.commands.errors import told
 from probcrowd.commands.options import FILE, MISSING, duplicates_option
-from probcrowd.commands.told import told
 
 
 @click.command("meta-train")
@@ -20,8 +20,8 @@ def meta_train_command(config: Path, resume: bool, overrides: tuple[str, ...]) -
 
     Several processes: torchrun --nproc-per-node 2 -m probcrowd meta-train CONFIG
     """
-    from probcrowd.runs.configuration import MetaTraining
-    from probcrowd.runs.meta_train import meta_train
+    from probcrowd.runs.meta.configuration import MetaTraining
+    from probcrowd.runs.meta.train import meta_train
     from probcrowd.storage.settings import read_settings
 
     settings = read_settings(MetaTraining, config, overrides)
@@ -37,7 +37,7 @@ def evaluate(run: Path) -> None:
 
     Writes scores.csv (one row per task), table.csv and accuracy.png into RUN/evaluation.
     """
-    from probcrowd.runs.evaluate import evaluate_run, grid
+    from probcrowd.runs.meta.evaluate import evaluate_run, grid
 
     click.echo(grid(evaluate_run(run)))
     click.echo(f"query accuracy, mean and 95 % interval over tasks; written to {run / 'evaluation'}", err=True)
@@ -59,9 +59,9 @@ def adapt(run: Path, support: Path, annotations: Path, query: Path, out: Path, w
     Features have one row per item, with ids in a column `item`; without that column, and in .npy files, items are 0, 1, ...
     Writes probabilities, responsibilities, confusion, annotators and class_prior as .csv and .parquet, and confusion.png.
     """
-    from probcrowd.figures import confusion_figure
-    from probcrowd.runs.trained import load_run
-    from probcrowd.tables import read_annotations, read_features
+    from probcrowd.data.files import read_annotations, read_features
+    from probcrowd.figures.base import confusion_figure
+    from probcrowd.runs.meta.trained import load_run
 
     said = read_annotations(annotations, weight=weight, duplicates=duplicates, missing=missing)
     adapted = load_run(run).adapt(read_features(support), said, read_features(query))
@@ -78,8 +78,8 @@ def adapt(run: Path, support: Path, annotations: Path, query: Path, out: Path, w
 @told
 def demo(out: Path, splits: int, config: Path | None) -> None:
     """Compare meta-training through EM with its alternatives, on handwritten digits: a table, two figures, minutes on two cores."""
-    from probcrowd.runs.demo import demo_settings, demonstrate
-    from probcrowd.runs.evaluate import grid
+    from probcrowd.runs.meta.demo import demo_settings, demonstrate
+    from probcrowd.runs.meta.evaluate import grid
 
     result = demonstrate(demo_settings(out, config), splits=splits, say=click.echo)
     click.echo("\nquery accuracy, mean and 95 % interval over target tasks\n" + grid(result.table))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from probcrowd.commands.errors import told
 from probcrowd.commands.options import FILE
-from probcrowd.commands.told import told
 
 _DATA = click.option("--data", type=FILE, envvar="PROBCROWD_DATA", help="The data folder.  [default: what PROBCROWD_DATA names]")
 _QUICK = ("bluebirds", "snow_wordsim")
@@ -37,8 +37,8 @@ def lia(data: Path | None, out: Path | None, sets: str | None, methods: str | No
     root = _folder(data)
     import pandas as pd
 
-    from probcrowd.runs.lia_sets import REDUNDANCIES
-    from probcrowd.runs.reproduce_lia import asked_text, missing_text, named_methods, reproduce_lia, results_text
+    from probcrowd.experiments.lia.datasets import REDUNDANCIES
+    from probcrowd.experiments.lia.experiment import asked_text, missing_text, named_methods, reproduce_lia, results_text
 
     out = out or Path("outputs", "lia_quick" if quick else "lia")
     try:
@@ -81,8 +81,8 @@ def crowds(data: Path | None, out: Path | None, sets: str | None, methods: str |
     to go on after a stop, or to add methods.
     """
     root = _folder(data)
-    from probcrowd.runs.crowd_sets import SETS
-    from probcrowd.runs.reproduce_crowds import published_text, reproduce_crowds, results_text
+    from probcrowd.experiments.crowd.datasets import SETS
+    from probcrowd.experiments.crowd.experiment import published_text, reproduce_crowds, results_text
 
     out = out or Path("outputs", "crowds_quick" if quick else "crowds")
     results = reproduce_crowds(
@@ -131,9 +131,9 @@ def simlabel(
     """
     import pandas as pd
 
-    from probcrowd.runs.reproduce_simlabel import RATES, reproduce_simlabel
-    from probcrowd.runs.simlabel_sets import GENERATED, SETS
-    from probcrowd.runs.simlabel_tables import gains_text, published_text, results_text
+    from probcrowd.experiments.simlabel.datasets import GENERATED, SETS
+    from probcrowd.experiments.simlabel.experiment import RATES, reproduce_simlabel
+    from probcrowd.experiments.simlabel.tables import gains_text, published_text, results_text
 
     out = out or Path("outputs", "simlabel_quick" if quick else "simlabel")
     usual = GENERATED[:1] if quick or data is None else SETS
@@ -193,10 +193,10 @@ def meta_learning(
     """
     import pandas as pd
 
-    from probcrowd.runs.meta_methods import OURS
-    from probcrowd.runs.meta_settings import meta_settings
-    from probcrowd.runs.meta_tables import BEST, accuracy_text, published_text, tests_text
-    from probcrowd.runs.reproduce_meta import reproduce_meta
+    from probcrowd.experiments.meta.experiment import reproduce_meta
+    from probcrowd.experiments.meta.methods import OURS
+    from probcrowd.experiments.meta.settings import meta_settings
+    from probcrowd.experiments.meta.tables import BEST, accuracy_text, published_text, tests_text
 
     plain = name if not name.endswith(".npz") else Path(name).stem
     out = out or Path("outputs", f"meta_{plain}_quick" if quick else f"meta_{plain}")

@@ -15,15 +15,15 @@ from jaxtyping import Float64
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from probcrowd.estimators.answers import Answered, DependenceWarning, dependence_of, known_of
-from probcrowd.estimators.table import Abstentions, Table, read_table, recode, warn_of_unknown
-from probcrowd.inference.annotator_table import RowPosterior, annotator_table, confusion_table
-from probcrowd.inference.channels import ClassPrior, DirichletRows
-from probcrowd.inference.dependence import Dependence
-from probcrowd.inference.sweep import Scores, Statistics, count, held_out
-from probcrowd.models.cells import Cells, Packed
+from probcrowd.data.packed import Cells, Packed
+from probcrowd.data.table import Abstentions, Table, read_table, recode, warn_of_unknown
+from probcrowd.estimators.item_answers import Answered, DependenceWarning, dependence_of, known_of
+from probcrowd.inference.aggregation.annotator_summary import RowPosterior, annotator_table, confusion_table
+from probcrowd.inference.aggregation.e_step import Scores, Statistics, count, held_out
+from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows
+from probcrowd.inference.dependence.dependence import Dependence
+from probcrowd.metrics.scores import hits
 from probcrowd.models.priors import rows_base
-from probcrowd.scoring import hits
 
 MOST_CONFUSION = 2 * 10**8
 _KEPT = ("_metadata_request", "_sklearn_output_config")  # what scikit-learn notes, not a fit

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from probcrowd.estimators.aggregation.coins import MACE, OneCoin, ZenCrowd
+from probcrowd.estimators.aggregation.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
+from probcrowd.estimators.aggregation.item_models import GLAD, KOS, MinimaxEntropy
+from probcrowd.estimators.aggregation.majority import MajorityVote
 from probcrowd.estimators.base import Aggregator
-from probcrowd.estimators.coins import MACE, OneCoin, ZenCrowd
-from probcrowd.estimators.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
-from probcrowd.estimators.item_models import GLAD, KOS, MinimaxEntropy
-from probcrowd.estimators.lia import LIA
-from probcrowd.estimators.majority import MajorityVote
-from probcrowd.estimators.truth_network import NetworkAggregator
-from probcrowd.estimators.two_stage import TwoStage
+from probcrowd.estimators.lia.lia import LIA
+from probcrowd.estimators.lia.truth_network import NetworkAggregator
+from probcrowd.estimators.lia.two_stage import TwoStage
 
 AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "majority-vote": MajorityVote,

@@ -62,7 +62,7 @@ def _coin(num_classes: int) -> CoinPrior:
 
 
 def _prototype(num_classes: int) -> Any:
-    from probcrowd.models.prototype import Prior  # brings torch
+    from probcrowd.models.meta.prototype import Prior  # brings torch
 
     return Prior(accuracy=max(0.7, 1 / num_classes))
 
@@ -70,22 +70,22 @@ def _prototype(num_classes: int) -> Any:
 MODELS = {
     model.name: model
     for model in (
-        Model("multinomial", "confusion", _dirichlet, _CLASSES | {"confusion": _ROWS}, conjugate=True),
-        Model("dawid_skene", "confusion", _dirichlet, _CLASSES | _CONFUSION, conjugate=True),
-        Model("one_coin", "confusion", _coin, _CLASSES | {"accuracy": ("annotator",)} | _CONFUSION, conjugate=True),
+        Model("multinomial", "aggregation.confusion", _dirichlet, _CLASSES | {"confusion": _ROWS}, conjugate=True),
+        Model("dawid_skene", "aggregation.confusion", _dirichlet, _CLASSES | _CONFUSION, conjugate=True),
+        Model("one_coin", "aggregation.confusion", _coin, _CLASSES | {"accuracy": ("annotator",)} | _CONFUSION, conjugate=True),
         Model(
             "mace",
-            "confusion",
+            "aggregation.confusion",
             lambda num_classes: SpamPrior(),
             {"competence": ("annotator",), "spam": ("annotator", "label")} | _CONFUSION,
             conjugate=True,
         ),
-        Model("hierarchical_dawid_skene", "logistic", _logit, _CLASSES | _LOGITS | _CONFUSION),
-        Model("item_difficulty", "logistic", _logit, _CLASSES | {"mean": _LOGITS["mean"]} | _BENT),
-        Model("logistic_random_effects", "logistic", _logit, _CLASSES | _LOGITS | _BENT | _CONFUSION),
+        Model("hierarchical_dawid_skene", "aggregation.logistic", _logit, _CLASSES | _LOGITS | _CONFUSION),
+        Model("item_difficulty", "aggregation.logistic", _logit, _CLASSES | {"mean": _LOGITS["mean"]} | _BENT),
+        Model("logistic_random_effects", "aggregation.logistic", _logit, _CLASSES | _LOGITS | _BENT | _CONFUSION),
         Model(
             "prototype_crowd",
-            "prototype",
+            "meta.prototype",
             _prototype,
             _CLASSES | {"prototype": ("true_class", "dimension")} | _CONFUSION,
             conjugate=True,

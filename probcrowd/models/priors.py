@@ -24,7 +24,7 @@ PriorName = Literal["accurate", "rater", "stan", "flat"]
 
 @runtime_checkable
 class Counts(Protocol):
-    """Pseudo-counts, as `probcrowd.models.prototype.Prior` has them."""
+    """Pseudo-counts, as `probcrowd.models.meta.prototype.Prior` has them."""
 
     @property
     def class_count(self) -> Any: ...

@@ -33,16 +33,16 @@ import pandas as pd
 from tqdm import tqdm
 
 import probcrowd
-from probcrowd.aggregation_figures import annotator_map_figure, annotators_figure, confidence_figure
-from probcrowd.annotations import Annotations
+from probcrowd.data.annotations import Annotations
+from probcrowd.data.files import without_formulas
+from probcrowd.data.table import read_table
 from probcrowd.estimators.base import MOST_CONFUSION, Aggregator
 from probcrowd.estimators.catalogue import AGGREGATORS, NETWORKS, find_aggregator
-from probcrowd.estimators.lia import HELD_OUT, LIA
-from probcrowd.estimators.table import read_table
-from probcrowd.figures import SHOWN, confusion_figure
-from probcrowd.scoring import hits, log_losses, scores
+from probcrowd.estimators.lia.lia import HELD_OUT, LIA
+from probcrowd.figures.aggregation import annotator_map_figure, annotators_figure, confidence_figure
+from probcrowd.figures.base import SHOWN, confusion_figure
+from probcrowd.metrics.scores import hits, log_losses, scores
 from probcrowd.storage.files import PARTIAL
-from probcrowd.tables import without_formulas
 
 FILES = ("labels.csv", "annotators.csv", "confusion.csv", "annotators.png", "confidence.png", "confusion.png", "summary.json")
 LIA_FILES = ("competence.csv", "difficulty.csv", "truth.csv", "map.png")

@@ -18,16 +18,16 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import xarray as xr
 
-from probcrowd.annotations import Annotations
-from probcrowd.inference.checks import Checked, check_posterior
-from probcrowd.inference.findings import to_json
-from probcrowd.inference.leave_one_out import compare_models
-from probcrowd.inference.posterior import Sampler, sample_posterior
-from probcrowd.inference.tree import dataset, save_posterior
+from probcrowd.data.annotations import Annotations
+from probcrowd.data.rows import gold_codes
+from probcrowd.inference.checks.check import Checked, check_posterior
+from probcrowd.inference.checks.findings import to_json
+from probcrowd.inference.checks.leave_one_out import compare_models
+from probcrowd.inference.posterior.sample import Sampler, sample_posterior
+from probcrowd.inference.posterior.tables import annotator_table, item_table
+from probcrowd.inference.posterior.tree import dataset, save_posterior
 from probcrowd.models.catalogue import find_model
 from probcrowd.models.priors import CoinPrior, DirichletPrior, LogitPrior, PriorName
-from probcrowd.models.rows import gold_codes
-from probcrowd.posterior_tables import annotator_table, item_table
 from probcrowd.runs.report import make_report
 from probcrowd.storage.files import write_atomically, write_table
 

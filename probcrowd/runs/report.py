@@ -20,10 +20,10 @@ from jaxtyping import Int
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from probcrowd.inference.checks import Checked
-from probcrowd.inference.tree import array, dataset
-from probcrowd.posterior_figures import posterior_figures
-from probcrowd.posterior_tables import class_names
+from probcrowd.figures.posterior import posterior_figures
+from probcrowd.inference.checks.check import Checked
+from probcrowd.inference.posterior.tables import class_names
+from probcrowd.inference.posterior.tree import array, dataset
 
 PARAMETERS, ANNOTATORS, ITEMS, CLASSES = 15, 40, 20, 12  # shown at most
 ADVICE = {
@@ -88,7 +88,7 @@ def make_report(
     comparison: pd.DataFrame | None = None,
     gold: Int[np.ndarray, " i"] | None = None,
 ) -> str:
-    """The page as HTML. items, annotators: from `probcrowd.posterior_tables`; prior: its name; gold: codes by item, -1 where not known."""
+    """The page as HTML. items, annotators: from `probcrowd.inference.posterior.tables`; prior: its name; gold: codes by item, -1 where not known."""
     figures = posterior_figures(tree, checked, gold)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("probcrowd.runs").joinpath("report.html").read_text(encoding="utf-8"))

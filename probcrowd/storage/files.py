@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from probcrowd.tables import without_formulas
+from probcrowd.data.files import without_formulas
 
 PARTIAL = ".probcrowd-partial"  # ending of temporary files; one that outlives its process may be deleted
 

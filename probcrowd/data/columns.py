@@ -1,0 +1,136 @@
+"""One column of a user's table: checked, and turned into codes that point into ids. `probcrowd.data.annotations` puts columns together.
+
+Ids and labels may be text, whole or decimal numbers, booleans, dates or tuples, in any of pandas' encodings; equivalent columns give the
+same codes. What cannot be right raises one ValueError that shows the first few rows by their labels, how many there are, and the remedy.
+"""
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float64, Int64
+from pandas.api.types import infer_dtype, is_bool_dtype, is_extension_array_dtype, is_float_dtype, is_numeric_dtype
+
+PLURALS = {"item": "items", "annotator": "annotators", "label": "classes"}  # a code and the ids that it points into
+_KINDS = {"string": "text", "integer": "number", "floating": "number", "mixed-integer-float": "number", "decimal": "number"}
+_SHOWN = 5
+
+
+def reject(bad: Bool[np.ndarray, " n"], values: pd.Series | np.ndarray, message: str, unit: str = "rows") -> None:
+    """Raises ValueError if any row is bad; the message shows the first few row labels and the first few distinct values."""
+    if not bad.any():
+        return
+    offending = pd.Series(values).loc[bad]
+    distinct = offending.astype(object).map(repr).drop_duplicates().tolist()
+    rows, seen = (
+        ", ".join(part[:_SHOWN]) + ", ..." * (len(part) > _SHOWN) for part in (list(map(repr, offending.index.tolist())), distinct)
+    )
+    raise ValueError(f"{message} ({len(offending)} of {len(bad)} {unit}: {rows}; values: {seen})")
+
+
+def plain(column: pd.Series) -> pd.Series:
+    """The column without the two encodings that would hide what it holds."""
+    if isinstance(column.dtype, pd.ArrowDtype) and str(column.dtype).startswith("dictionary"):
+        return column.astype(pd.ArrowDtype(column.dtype.pyarrow_dtype.value_type))
+    if is_extension_array_dtype(column.dtype) and is_float_dtype(column.dtype):  # NaN is not NA there: it would become an id
+        return pd.Series(column.to_numpy(np.float64, na_value=np.nan), index=column.index)
+    return column
+
+
+def undo_float(column: pd.Series) -> pd.Series:
+    """Whole numbers in a float column as int64; for columns where pandas made them floats to make room for NaN."""
+    if column.dtype.kind == "f" and ((column % 1 == 0) & (column.abs() < 2**53)).all():
+        return column.astype(np.int64)
+    return column
+
+
+def factorize(column: pd.Series) -> tuple[Int64[np.ndarray, " n"], pd.Index]:
+    """Codes in order of first appearance, -1 where missing, and the ids that they point into."""
+    try:
+        codes, values = pd.factorize(column.array)
+    except TypeError:  # a list, a set or a dict among them
+        hashable = np.array([isinstance(value, Hashable) for value in column], dtype=bool)
+        reject(~hashable, column, "ids and labels must be single values such as text or numbers; convert these")
+        raise
+    if isinstance(values, pd.Categorical):
+        values = values.categories.take(values.codes)
+    return codes.astype(np.int64), pd.Index(values).infer_objects()
+
+
+def _kind(ids: pd.Index) -> str:
+    if is_bool_dtype(ids.dtype):
+        return "boolean"
+    if is_numeric_dtype(ids.dtype):
+        return "number"
+    name = infer_dtype(ids.astype(object))
+    return _KINDS.get(name, name)
+
+
+def _value_kind(value: Any) -> str:
+    name = infer_dtype([value], skipna=False)
+    return type(value).__name__ if name == "mixed" else _KINDS.get(name, name)
+
+
+def _check_kinds(column: pd.Series, what: str) -> None:
+    """Raises ValueError if present values are of several kinds, which hashing would merge (True, 1) or keep apart (1, "1")."""
+    values = column.dtype.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+    name = infer_dtype(values, skipna=True)
+    if values.dtype != object or not name.startswith("mixed") or name in _KINDS:
+        return
+    present = column.astype(object).loc[column.notna()]
+    kinds = pd.Series([_value_kind(value) for value in present])  # row by row: columns of one kind have left above
+    first = np.flatnonzero(~kinds.duplicated())
+    if len(first) > 1:
+        found = (f"{kinds.iloc[place]} {present.iloc[place]!r} (row {present.index[place]!r})" for place in first)
+        raise ValueError(f"{what} of several kinds: {', '.join(found)}; convert them to one kind")
+
+
+def declare(ids: Any, plural: str) -> pd.Index:
+    """The ids as an Index of our own: one kind, none missing, none repeated."""
+    index = pd.Index(ids)
+    column = plain(pd.Series(index.to_flat_index() if isinstance(index, pd.MultiIndex) else index))
+    reject(column.isna().to_numpy(bool), column, f"missing ids in `{plural}`; name or remove these", "positions")
+    _check_kinds(column, f"ids in `{plural}`")
+    values = factorize(column)[1]
+    if len(values) < len(column):
+        reject(column.duplicated(keep=False).to_numpy(bool), column, f"repeated ids in `{plural}`; each must be there once", "positions")
+    return values.rename(plural)  # factorize has copied them
+
+
+def encode(column: pd.Series, role: str, declared: Any) -> tuple[Int64[np.ndarray, " n"], pd.Index]:
+    """Codes of a column into the declared ids or, without these, into its own values in order of first appearance."""
+    column, plural = plain(column), PLURALS[role]
+    reject(column.isna().to_numpy(bool), column, f"missing {role} ids; remove these rows or name their {role}")
+    _check_kinds(column, f"{role} values")
+    codes, values = factorize(column)
+    if is_float_dtype(values.dtype):
+        reject(np.isinf(values.to_numpy())[codes], column, f"infinite {role} values; correct or remove these rows")
+    if declared is None:
+        return codes, values
+    ids = declare(declared, plural)
+    lookup, kinds = ids.get_indexer(values), (_kind(values), _kind(ids))
+    hint = "" if kinds[0] == kinds[1] else f" The types differ: the column is {kinds[0]}, `{plural}` is {kinds[1]}; convert one of them."
+    message = f"{role} values outside the declared `{plural}`: correct the rows, or declare these values too.{hint}"
+    reject(lookup[codes] < 0, column, message)
+    return lookup[codes].astype(np.int64), ids
+
+
+def sort_ids(codes: Int64[np.ndarray, " n"], ids: pd.Index) -> tuple[Int64[np.ndarray, " n"], pd.Index]:
+    """The same labels as codes into the sorted ids."""
+    try:
+        order = np.asarray(ids.argsort(), dtype=np.int64)
+    except TypeError as error:
+        raise ValueError(f"labels such as {ids[0]!r} have no order: declare classes") from error
+    return np.argsort(order)[codes], ids[order]
+
+
+def read_weights(column: pd.Series) -> Float64[np.ndarray, " n"]:
+    values = column.infer_objects()
+    numeric = is_numeric_dtype(values.dtype) and not is_bool_dtype(values.dtype)
+    if not numeric:
+        number = np.array([_value_kind(value) == "number" for value in values], dtype=bool)
+        reject(~number, column, "weights must be numbers; convert these rows")
+    weights = values.to_numpy(np.float64, na_value=np.nan)
+    reject(~(np.isfinite(weights) & (weights > 0)), column, "weights must be finite and > 0; correct or remove these rows")
+    return weights

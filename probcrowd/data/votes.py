@@ -1,0 +1,188 @@
+r"""Annotations as one linear operator, which is all that EM needs to know about them.
+
+V has a row per item and a column per (annotator, label) pair; V[i, jl] is the weight with which annotator j gave item i the label l,
+0 where there is no annotation. Two products carry a whole EM iteration (b: tasks in the batch):
+
+    evidence(table)  = V @ table   (b, i, k)    table[jl, k] = log P(j says l | truth k);  sums what the annotations say of each item
+    counts(weights)  = V' @ weights (b, j l, k)  weights[i, k] = responsibilities;          counts who said what of which class
+
+`DenseVotes` holds V as numbers: fastest for episodes, a thousand small tasks in one matrix product. `SparseVotes` holds one row per
+annotation, in O(rows) memory: for long tables. Both are differentiable in the table and in the weights; neither alters its input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from probcrowd.data.annotations import Annotations
+
+
+@dataclass(frozen=True)
+class DenseVotes:
+    """V as an array; `matrix` has shape (b, i, j*l)."""
+
+    matrix: Float[Tensor, "b i jl"]
+    num_annotators: int
+    num_labels: int
+
+    @staticmethod
+    def from_labels(labels: Int[Tensor, "b i j"], num_labels: int, dtype: torch.dtype | None = None) -> DenseVotes:
+        """Votes from coded labels; a negative code means that the annotator did not label the item."""
+        tasks, items, annotators = labels.shape
+        votes = labels[..., None] == torch.arange(num_labels, device=labels.device)  # (b, i, j, l), false where the label is missing
+        return DenseVotes(
+            votes.reshape(tasks, items, annotators * num_labels).to(dtype or torch.get_default_dtype()), annotators, num_labels
+        )
+
+    def evidence(self, table: Float[Tensor, "b jl k"]) -> Float[Tensor, "b i k"]:
+        """V @ table."""
+        return torch.bmm(self.matrix, table)
+
+    def counts(self, weights: Float[Tensor, "b i k"]) -> Float[Tensor, "b jl k"]:
+        """V' @ weights."""
+        return torch.bmm(self.matrix.transpose(1, 2), weights)
+
+    def totals(self) -> Float[Tensor, "b i l"]:
+        """How much weight each label of an item has, over all annotators."""
+        tasks, items, _ = self.matrix.shape
+        return self.matrix.reshape(tasks, items, self.num_annotators, self.num_labels).sum(2)
+
+    def dense(self) -> DenseVotes:
+        """These votes."""
+        return self
+
+
+@dataclass(frozen=True)
+class SparseVotes:
+    """V as rows, kept in two orders; `SparseVotes.build` and `from_annotations` make one.
+
+    Items and (annotator, label) pairs are numbered across the batch: item b*num_items + i, pair (b*num_annotators + j)*num_labels + l.
+    """
+
+    pair_by_item: Int[Tensor, " n"]
+    weight_by_item: Float[Tensor, " n"]
+    item_starts: Int[Tensor, " bi"]
+    item_by_pair: Int[Tensor, " n"]
+    weight_by_pair: Float[Tensor, " n"]
+    pair_starts: Int[Tensor, " bjl"]
+    num_tasks: int
+    num_annotators: int
+    num_labels: int
+
+    @staticmethod
+    def build(
+        task: Int[Tensor, " n"],
+        item: Int[Tensor, " n"],
+        annotator: Int[Tensor, " n"],
+        label: Int[Tensor, " n"],
+        weight: Float[Tensor, " n"],
+        *,
+        num_tasks: int,
+        num_items: int,
+        num_annotators: int,
+        num_labels: int,
+    ) -> SparseVotes:
+        """Votes from one row per annotation, in any order."""
+        items = task * num_items + item
+        pairs = (task * num_annotators + annotator) * num_labels + label
+        by_item, by_pair = torch.argsort(items, stable=True), torch.argsort(pairs, stable=True)
+        return SparseVotes(
+            pairs[by_item],
+            weight[by_item],
+            _starts(items, num_tasks * num_items),
+            items[by_pair],
+            weight[by_pair],
+            _starts(pairs, num_tasks * num_annotators * num_labels),
+            num_tasks,
+            num_annotators,
+            num_labels,
+        )
+
+    @staticmethod
+    def from_annotations(annotations: Annotations, dtype: torch.dtype | None = None) -> SparseVotes:
+        """The votes of one table, as a batch of one task."""
+        weight = torch.ones(len(annotations)) if annotations.weight is None else torch.from_numpy(annotations.weight.copy())
+        item, annotator, label = (torch.from_numpy(codes.copy()) for codes in (annotations.item, annotations.annotator, annotations.label))
+        return SparseVotes.build(
+            torch.zeros_like(item),
+            item,
+            annotator,
+            label,
+            weight.to(dtype or torch.get_default_dtype()),
+            num_tasks=1,
+            num_items=annotations.num_items,
+            num_annotators=annotations.num_annotators,
+            num_labels=annotations.num_classes,
+        )
+
+    def evidence(self, table: Float[Tensor, "b jl k"]) -> Float[Tensor, "b i k"]:
+        """V @ table."""
+        sums = _weighted_sums(self.pair_by_item, self.weight_by_item, self.item_starts, table.flatten(0, 1))
+        return sums.unflatten(0, (self.num_tasks, -1))
+
+    def counts(self, weights: Float[Tensor, "b i k"]) -> Float[Tensor, "b jl k"]:
+        """V' @ weights."""
+        sums = _weighted_sums(self.item_by_pair, self.weight_by_pair, self.pair_starts, weights.flatten(0, 1))
+        return sums.unflatten(0, (self.num_tasks, -1))
+
+    def totals(self) -> Float[Tensor, "b i l"]:
+        """How much weight each label of an item has, over all annotators."""
+        identity = torch.eye(self.num_labels, dtype=self.weight_by_item.dtype, device=self.weight_by_item.device)
+        return self.evidence(identity.repeat(self.num_tasks, self.num_annotators, 1))
+
+    def dense(self) -> DenseVotes:
+        """The same votes as an array, for small tasks: b * i * j * l numbers."""
+        tasks, pairs = self.num_tasks, self.num_annotators * self.num_labels
+        matrix = self.weight_by_item.new_zeros(len(self.item_starts), pairs)
+        sizes = torch.diff(self.item_starts, append=self.item_starts.new_tensor([len(self.pair_by_item)]))
+        rows = torch.repeat_interleave(torch.arange(len(self.item_starts), device=matrix.device), sizes)
+        matrix.index_put_((rows, self.pair_by_item % pairs), self.weight_by_item, accumulate=True)
+        return DenseVotes(matrix.unflatten(0, (tasks, -1)), self.num_annotators, self.num_labels)
+
+
+Votes = DenseVotes | SparseVotes
+
+
+@dataclass(frozen=True)
+class Support:
+    """The labelled items of a batch of tasks: embeddings (b i d), their votes, and which items and classes are real (None: all).
+
+    Raises:
+        ValueError: a real item has no annotation (its start would be undefined), or is said to be of a class outside its task.
+    """
+
+    embeddings: Float[Tensor, "b i d"]
+    votes: Votes
+    items: Bool[Tensor, "b i"] | None = None
+    classes: Bool[Tensor, "b k"] | None = None
+
+    def __post_init__(self) -> None:
+        totals = self.votes.totals().detach()
+        if totals.shape[:2] != self.embeddings.shape[:2]:
+            raise ValueError(f"votes are for (tasks, items) {tuple(totals.shape[:2])}, embeddings for {tuple(self.embeddings.shape[:2])}")
+        empty = totals.sum(-1) == 0 if self.items is None else (totals.sum(-1) == 0) & self.items
+        if bool(empty.any()):
+            named = [tuple(pair) for pair in empty.nonzero()[:5].tolist()]
+            raise ValueError(
+                f"{int(empty.sum())} support items have no annotation, at (task, item) {named}: remove them or pad with items=False"
+            )
+        if self.classes is not None and bool((totals.sum(1) * ~self.classes).any()):
+            raise ValueError("some annotations give a label that `classes` excludes from their task")
+
+
+def _starts(groups: Int[Tensor, " n"], num_groups: int) -> Int[Tensor, " g"]:
+    """Where each group begins once the rows are sorted by group."""
+    sizes = torch.bincount(groups, minlength=num_groups)
+    return torch.cumsum(sizes, 0) - sizes
+
+
+def _weighted_sums(
+    index: Int[Tensor, " n"], weight: Float[Tensor, " n"], starts: Int[Tensor, " g"], table: Float[Tensor, "r k"]
+) -> Float[Tensor, "g k"]:
+    # embedding_bag sums sorted rows without writing the gathered rows to memory; index_add_ is ten times slower on a CPU
+    return embedding_bag(index, table, starts, mode="sum", per_sample_weights=weight)

@@ -1,0 +1,135 @@
+"""Figures of what the checks of a posterior found: chains, energies, replicated labels, leave-one-out."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import xarray as xr
+from arviz_plots import plot_energy
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from probcrowd.figures.base import ALARM, CALM, INK, short
+from probcrowd.inference.checks.check import Checked
+from probcrowd.inference.checks.predictive import PredictiveCheck
+from probcrowd.inference.posterior.tree import dataset
+
+_ENTRIES = 8  # shown at most
+_WITH_INTERVALS = 150  # more entries than that would cover one another
+_BAD_K = 1.0
+
+
+def chains_figure(tree: xr.DataTree, checked: Checked) -> Figure:
+    """Draws in order and their distribution, a colour per chain: the log likelihood, then the functionals with the worst R-hat."""
+    entries = _entries(dataset(tree, "invariants"), "invariants")
+    posterior = dataset(tree, "posterior")
+    entries |= _entries(posterior[["class_prior"]], "posterior") if "class_prior" in posterior else {}
+    r_hat = checked.tables["convergence"]["r_hat"]
+    known = [name for name in r_hat.index[np.argsort(-r_hat.to_numpy(), kind="stable")] if name in entries]
+    chosen = sorted(known, key=lambda name: name[1] != "log_likelihood")[:_ENTRIES]
+    figure = Figure(figsize=(8, 0.95 * len(chosen) + 0.5), layout="constrained")
+    grid = figure.subplots(len(chosen), 2, width_ratios=[3, 1], squeeze=False)
+    for (trace, shape), name in zip(grid, chosen, strict=True):
+        draws = entries[name]
+        bins = np.histogram_bin_edges(draws, 25)
+        for number, chain in enumerate(draws):
+            trace.plot(chain, lw=0.5, alpha=0.7, color=f"C{number % 10}")
+            shape.hist(chain, bins, histtype="step", color=f"C{number % 10}")
+        trace.set_ylabel(
+            f"{short(name[1].replace('_', ' '), 27)}\nR-hat {r_hat[name]:.3f}", rotation=0, ha="right", va="center", fontsize=8
+        )
+        trace.margins(x=0.01)
+        shape.set_yticks([])
+        for axis in (trace, shape):
+            axis.tick_params(labelsize=7)
+        if name != chosen[-1]:
+            trace.set_xticklabels([])
+    grid[-1][0].set_xlabel("draw", fontsize=8)
+    grid[-1][1].set_xlabel("value", fontsize=8)
+    return figure
+
+
+def energy_figure(tree: xr.DataTree) -> Figure:
+    """ArviZ's energy plot."""
+    stats = xr.DataTree.from_dict({"sample_stats": dataset(tree, "sample_stats")[["energy"]]})
+    figure = plot_energy(stats, backend="matplotlib").viz["figure"].item()
+    plt.close(figure)
+    figure.set_size_inches(8, 3)
+    figure.axes[0].set_yticks(range(stats["sample_stats"].sizes["chain"]))
+    return figure
+
+
+def predictive_figure(checked: Checked) -> Figure:
+    """Four statistics of observed labels against those of replicated ones; entries outside their 95 % interval in red."""
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    for axis, (name, check) in zip(figure.subplots(2, 2).flat, checked.predictive.items(), strict=True):
+        title, overall = name.replace("_", " "), check.overall
+        if check.table.empty:
+            words = f"observed {overall['observed']:.2g}\nreplicated {overall['lower']:.2g} to {overall['upper']:.2g}"
+            words = "no rows to compare" if np.isnan(overall["observed"]) else f"too few rows for single entries\n\noverall {words}"
+            axis.text(0.5, 0.5, words, ha="center", va="center", fontsize=9, transform=axis.transAxes)
+            axis.set_title(title, fontsize=9)
+            axis.set(xticks=[], yticks=[])
+            continue
+        axis.set_title(f"{title}: p = {check.p_value:.2g} by entry, {overall['p']:.2g} overall", fontsize=9)
+        axis.grid(alpha=0.3)
+        (_entropy_panel if name == "vote_entropy" else _entries_panel)(axis, check)
+    return figure
+
+
+def pareto_figure(table: pd.DataFrame, good_k: float) -> Figure:
+    """Pareto k of leaving out each item, with thresholds; the items beyond the first are in red, the worst of them named."""
+    k = table["pareto_k"].to_numpy()
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axis, high = figure.subplots(), k > good_k
+    axis.plot(np.flatnonzero(~high), k[~high], ".", color=CALM, ms=4 if len(k) < 1000 else 2)
+    axis.plot(np.flatnonzero(high), k[high], "o", color=ALARM, ms=4)
+    for level, words in ((good_k, "reliable below"), (_BAD_K, "no use above")):
+        axis.axhline(level, color=INK, lw=0.8, ls="--")
+        axis.text(1.005, level, words, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
+    for place in np.argsort(-k)[: min(5, int(high.sum()))]:
+        axis.annotate(short(table.index[place]), (int(place), float(k[place])), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axis.set(xlabel="item, in the order of the table", ylabel="Pareto k", ylim=(min(k.min(), 0) - 0.1, max(k.max(), _BAD_K) + 0.15))
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def _entropy_panel(axis: Axes, check: PredictiveCheck) -> None:
+    table, centre = check.table, np.array([interval.mid for interval in check.table.index])
+    width = 0.9 * (centre[1] - centre[0])
+    axis.bar(centre, table["observed"], width, color="0.8", label="observed")
+    # The mean of a rare bin may lie outside its central interval, so the two are drawn apart
+    axis.vlines(centre, table["lower"], table["upper"], color=CALM, lw=1)
+    axis.plot(centre, table["mean"], "o", ms=3, color=CALM, label="replicated, 95 %")
+    axis.set(xlabel="entropy of an item's labels (nats)", ylabel="share of items")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _entries_panel(axis: Axes, check: PredictiveCheck) -> None:
+    table = check.table
+    outside = (table["observed"] < table["lower"] - 1e-9) | (table["observed"] > table["upper"] + 1e-9)
+    for part, colour in ((table[~outside], CALM), (table[outside], ALARM)):
+        if len(table) <= _WITH_INTERVALS:
+            axis.vlines(part["observed"], part["lower"], part["upper"], color=colour, lw=0.8, alpha=0.5)
+        axis.plot(part["observed"], part["mean"], ".", ms=5 if len(table) <= _WITH_INTERVALS or colour == ALARM else 2, color=colour)
+    observed = table["observed"].to_numpy()
+    lowest, highest = float(observed.min()), float(observed.max())
+    margin = 0.05 * (highest - lowest) + 0.01
+    axis.plot([lowest - margin, highest + margin], [lowest - margin, highest + margin], color=INK, lw=0.8)
+    words = f"{outside.sum():,} of {len(table):,} outside their interval"
+    axis.set_xlabel(f"observed ({words})", fontsize=9)
+    axis.set_ylabel("replicated", fontsize=9)
+
+
+def _entries(group: xr.Dataset, name: str) -> dict[tuple[str, str], Float[np.ndarray, "c s"]]:
+    """The draws of every number of sites with one axis or none, under the names that the table of convergence gives them."""
+    found = {}
+    for site, values in group.data_vars.items():
+        values = values.transpose("chain", "draw", ...)
+        for place in np.ndindex(values.shape[2:]):
+            ids = [values[dim].to_numpy()[at] for dim, at in zip(values.dims[2:], place, strict=True)]
+            entry = f"{site}[{', '.join(map(str, ids))}]" if ids else str(site)
+            found[name, entry] = values.to_numpy()[(..., *place)]
+    return found

@@ -1,0 +1,129 @@
+r"""What expected counts say of annotators: confusion, accuracy, information and spamming, with intervals, in closed form.
+
+Rows of confusion have the posterior Dirichlet(a + n), n the expected counts, with means m and totals A + N; the weights w are the class prior.
+
+    accuracy     = sum_k w_k confusion[k, k]                     mean and variance are exact; interval: the Beta with both
+    information  = H(sum_k w_k confusion[k, :]) - sum_k w_k H(confusion[k, :])      in bits; of the truth, by one label
+                   mean: the second term exact, the first to second order; variance: delta method, plus that of the second order, which is
+                   what is left at a spammer; interval: the Gamma with both
+    P(spamming)  = p s / (p s + (1 - p) r),   r = prod_k B(a_k + h_k) / B(a_k),   s = B(b + sum_k h_k) / B(b),   p = 0.1 a priori
+
+B is the multivariate Beta function. A spammer's labels do not depend on the truth: one row for all classes, of concentrations b, the mean of a over
+classes. h are counts from `sweep.held_out`, in which an annotator's own label has no say in what the truth is; else whoever is alone on
+an item looks perfect. These are posteriors given the responsibilities, so they leave out what is uncertain about those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+from scipy.special import digamma, expit, gammaln
+from scipy.stats import beta, gamma
+
+from probcrowd.data.packed import Cells
+
+SPAM_PRIOR, INTERVAL = 0.1, 0.9
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class RowPosterior:
+    """Dirichlet posteriors of confusion rows: counts by cell (p, k) on top of concentrations that all share (k, l) and of earlier counts (p, k)."""
+
+    cells: Cells
+    base: Float64[np.ndarray, "k l"]
+    said: Float64[np.ndarray, "p k"]
+    history: Float64[np.ndarray, "p k"] | None = None
+
+    def chunks(self, *values: Float64[np.ndarray, "p k"]) -> Iterator[tuple[slice, list[Float64[np.ndarray, "c k l"]]]]:
+        """Those values as arrays over annotator, class and label, some annotators at a time."""
+        cells = self.cells
+        order = np.argsort(cells.annotator, kind="stable")
+        ends = np.searchsorted(cells.annotator[order], np.arange(cells.num_annotators + 1))
+        step = max(1, _CHUNK // (cells.num_classes * cells.num_labels))
+        for low in range(0, cells.num_annotators, step):
+            high = min(low + step, cells.num_annotators)
+            here = order[ends[low] : ends[high]]
+            made = []
+            for value in values:
+                dense = np.zeros((high - low, cells.num_labels, cells.num_classes))
+                dense[cells.annotator[here] - low, cells.label[here]] = value[here]
+                made.append(dense.transpose(0, 2, 1))
+            yield slice(low, high), made
+
+
+def annotator_table(
+    posterior: RowPosterior, class_prior: Float64[np.ndarray, " k"], held_out: Float64[np.ndarray, "p k"] | None = None
+) -> pd.DataFrame:
+    """By annotator code: num_labels (weights summed), accuracy, information_bits (mean, _lower, _upper: central 90 %), spammer."""
+    history = posterior.said * 0 if posterior.history is None else posterior.history
+    left = posterior.said if held_out is None else held_out
+    parts = []
+    for _, (said, earlier, held) in posterior.chunks(posterior.said, history, left):
+        prior = posterior.base + earlier
+        columns = {"num_labels": said.sum((1, 2))}
+        columns |= _accuracy(prior + said, class_prior) | _information(prior + said, class_prior)
+        parts.append(pd.DataFrame(columns | {"spammer": _spammer(prior, held)}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _accuracy(rows: Float64[np.ndarray, "c k l"], weight: Float64[np.ndarray, " k"]) -> dict[str, np.ndarray]:
+    total, diagonal = rows.sum(2), np.diagonal(rows, axis1=1, axis2=2)
+    share = diagonal / total
+    mean, variance = share @ weight, (share * (1 - share) / (total + 1)) @ weight**2
+    strength = np.maximum(mean * (1 - mean) / np.maximum(variance, 1e-300) - 1, 1e-3)
+    certain = variance < 1e-14
+    a, b = mean * strength, (1 - mean) * strength
+    return _interval("accuracy", mean, certain, lambda q: beta.ppf(q, np.where(certain, 1.0, a), np.where(certain, 1.0, b)))
+
+
+def _information(rows: Float64[np.ndarray, "c k l"], weight: Float64[np.ndarray, " k"]) -> dict[str, np.ndarray]:
+    total = rows.sum(2, keepdims=True)
+    share = rows / total
+    mixed = np.einsum("k,ckl->cl", weight, share)  # what the annotator says, whatever the truth
+    entropy = -(share * (digamma(rows + 1) - digamma(total + 1))).sum(2)  # exact mean of the rows' entropies
+    spread = share * (1 - share) / (total + 1)
+    curvature = 0.5 * np.einsum("k,ckl->cl", weight**2, spread) / mixed
+    mean = np.maximum(-(mixed * np.log(mixed)).sum(1) - curvature.sum(1) - entropy @ weight, 0)
+    slope = np.log(share / mixed[:, None])
+    first = ((share * slope**2).sum(2) - (share * slope).sum(2) ** 2) / (total[..., 0] + 1)
+    bias = 0.5 * (np.einsum("k,ckl->c", weight, spread / share)) - curvature.sum(1)
+    freedom = max((rows.shape[1] - 1) * (rows.shape[2] - 1), 1)
+    variance = first @ weight**2 + 2 * bias**2 / freedom
+    certain = (variance < 1e-14) | (mean < 1e-12)
+    shape = np.where(certain, 1.0, mean**2 / np.maximum(variance, 1e-300))
+    scale = np.where(certain, 1.0, variance / np.where(certain, 1.0, mean))
+    most = np.log(min(rows.shape[1:])) / np.log(2)
+    found = _interval("information_bits", mean / np.log(2), certain, lambda q: gamma.ppf(q, shape, scale=scale) / np.log(2))
+    return {name: np.minimum(value, most) for name, value in found.items()}
+
+
+def _spammer(prior: Float64[np.ndarray, "c k l"], counts: Float64[np.ndarray, "c k l"]) -> Float64[np.ndarray, " c"]:
+    truthful = _log_beta(prior + counts).sum(1) - _log_beta(prior).sum(1)
+    shared = prior.mean(1)
+    spamming = _log_beta(shared + counts.sum(1)) - _log_beta(shared)
+    return expit(np.log(SPAM_PRIOR / (1 - SPAM_PRIOR)) + spamming - truthful)
+
+
+def _log_beta(a: Float64[np.ndarray, "... l"]) -> Float64[np.ndarray, "..."]:
+    return gammaln(a).sum(-1) - gammaln(a.sum(-1))
+
+
+def _interval(name: str, mean: np.ndarray, certain: np.ndarray, quantile: object) -> dict[str, np.ndarray]:
+    low, high = ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2)
+    bounds = [np.where(certain, mean, quantile(q)) for q in (low, high)]  # pyright: ignore[reportCallIssue]
+    return {name: mean, f"{name}_lower": bounds[0], f"{name}_upper": bounds[1]}
+
+
+def confusion_table(posterior: RowPosterior) -> Float64[np.ndarray, "j k l"]:
+    """Posterior means of all confusion matrices."""
+    history = posterior.said * 0 if posterior.history is None else posterior.history
+    made = np.zeros((posterior.cells.num_annotators, posterior.cells.num_classes, posterior.cells.num_labels))
+    for where, (said, earlier) in posterior.chunks(posterior.said, history):
+        rows = posterior.base + earlier + said
+        made[where] = rows / rows.sum(2, keepdims=True)
+    return made

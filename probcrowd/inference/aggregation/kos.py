@@ -1,0 +1,154 @@
+r"""KOS: messages between items and annotators find whom to believe, for two classes (Karger, Oh and Shah, 2011).
+
+    A_ij = sum of w_n over the labels of class 1 that annotator j gave item i, minus those of class 0
+    x_{i -> j} = sum_{j' != j} A_ij' y_{j' -> i}        how surely item i is of class 1, apart from what j said
+    y_{j -> i} = sum_{i' != i} A_i'j x_{i' -> j}        how reliable annotator j is, apart from item i
+    start: y ~ Normal(1, 1)                             decision: class 1 if score_i = sum_j A_ij y_{j -> i} > 0
+
+This is the power method for the pairs (i, j), so that messages are rescaled to root mean square 1 every round; each connected part of the
+items and annotators by itself, as it would be without the others. The gold label of an item fixes x_{i -> j} at -1 or 1. Where messages die
+out, as they do in a part without cycles and gold, all annotators count alike (y = 1, the mean of the start), which is a majority vote.
+
+KOS decides and has no probabilities. The messages y come on an arbitrary scale: c = sum_i |score_i| / sum_ij |A_ij| y_{j -> i}^2 makes c y
+the best linear prediction of whether a label agrees with the decision (1) or not (-1), hence of 2 p - 1 for an annotator who is right with
+probability p. The log odds of p are 2 artanh(2 p - 1), 2 c y to first order, and those of independent labels add up:
+
+    p(class 1) = sigmoid(2 c score_i)
+
+which is monotone in the score, so that the more probable class is the decision. Time per round grows with n, memory with n times the
+number of starts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.special import expit
+
+from probcrowd.data.rows import Rows
+from probcrowd.inference.aggregation.result import Answer
+from probcrowd.inference.posterior.gibbs_kernels import compiled
+
+SETTLED = 1e-6  # change of messages whose root mean square is 1
+
+
+def fit_kos(rows: Rows, *, seed: int = 0, restarts: int = 10, max_iter: int = 100) -> Answer:
+    """Label probabilities of two classes from the mean of the messages of several random starts.
+
+    Converged when every start's messages settle within `max_iter` rounds. There is no objective. parameters: score (i), the mean of
+    score_i; annotator_log_odds (j), 2 c times what annotator j would tell an item outside the fit, 0 for one without rows.
+    Items without rows, and ties, get one half each. An item with gold is certain.
+
+    Raises:
+        ValueError: more or fewer than two classes, or no start.
+    """
+    if restarts < 1:
+        raise ValueError(f"KOS needs at least one start, not restarts={restarts}")
+    item, annotator, vote = _votes(rows)
+    gold = np.asarray(rows.gold)
+    edges = coo_array((np.ones(item.size), (item, rows.num_items + annotator)), shape=[rows.num_items + rows.num_annotators] * 2)
+    part = connected_components(edges, directed=False)[1].astype(np.int64)  # of items, then of annotators
+    generator = np.random.default_rng(seed)
+    runs = [
+        _messages(item, annotator, vote, gold, part[item], generator.normal(1, 1, item.size), rows.num_annotators, max_iter)
+        for _ in range(restarts)
+    ]
+    message, reliability = np.mean([run[0] for run in runs], axis=0), np.mean([run[1] for run in runs], axis=0)
+    score = _sums(item, vote * message, rows.num_items)
+    spread = _sums(part[item], np.abs(vote) * message**2, part.size)
+    per_part = _sums(part[: rows.num_items], np.abs(score), part.size)
+    scale = 2 * np.divide(per_part, spread, out=np.zeros(part.size), where=spread > 0)  # 2 c
+    log_odds = scale[part[rows.num_items :]] * reliability
+    probabilities = _probabilities(scale[part[: rows.num_items]] * score, gold)
+    return Answer(probabilities, np.empty(0), all(run[2] for run in runs), {"score": score, "annotator_log_odds": log_odds})
+
+
+def new_items_kos(rows: Rows, parameters: dict[str, np.ndarray]) -> Float64[np.ndarray, "i k"]:
+    """Label probabilities of other items: the sum of what their annotators tell them, all of whose messages come from the fit's items."""
+    item, annotator, vote = _votes(rows)
+    return _probabilities(_sums(item, vote * parameters["annotator_log_odds"][annotator], rows.num_items), np.asarray(rows.gold))
+
+
+def _votes(rows: Rows) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """Pairs (i, j) in order of i, then j, and A_ij; labels that cancel are no pair."""
+    if rows.num_classes != 2:
+        raise ValueError(f"KOS tells two classes apart, and there are {rows.num_classes}: choose another aggregator")
+    codes = np.asarray(rows.item).astype(np.int64) * rows.num_annotators + np.asarray(rows.annotator)
+    pairs, position = np.unique(codes, return_inverse=True)
+    vote = _sums(position, np.asarray(rows.weight) * (2.0 * np.asarray(rows.label) - 1), pairs.size)
+    pairs, vote = pairs[vote != 0], vote[vote != 0]
+    return pairs // rows.num_annotators, pairs % rows.num_annotators, vote
+
+
+def _sums(codes: Int64[np.ndarray, " n"], values: Float64[np.ndarray, " n"], number: int) -> Float64[np.ndarray, " number"]:
+    return np.bincount(codes, values, number).astype(np.float64)  # of no values it is whole
+
+
+def _messages(
+    item: Int64[np.ndarray, " n"],
+    annotator: Int64[np.ndarray, " n"],
+    vote: Float64[np.ndarray, " n"],
+    gold: Int64[np.ndarray, " i"],
+    part: Int64[np.ndarray, " n"],
+    message: Float64[np.ndarray, " n"],
+    num_annotators: int,
+    max_iter: int,
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " j"], bool]:
+    """Messages y of every pair, the sums over all items they would be without leaving one out, and whether they have settled."""
+    by_item, by_annotator = np.arange(item.size), np.argsort(annotator, kind="stable")
+    known, fixed = gold[item] >= 0, 2.0 * gold[item] - 1
+    alive, own, settled = np.ones(part.max(initial=-1) + 1, dtype=bool), np.zeros(item.size), False
+    for _ in range(max_iter):
+        x = sums_of_others(item, by_item, vote * message)
+        x = np.where(known, fixed, x / _size(x, part, ~known)[part])
+        told = sums_of_others(annotator, by_annotator, vote * x)
+        alive &= np.bincount(part, told != 0, alive.size) > 0  # no rounding here: where messages die out the sums are of zeros
+        size = _size(told, part, np.ones(part.size, dtype=bool))[part]
+        before, message = message, np.where(alive[part], told / size, 1.0)
+        own = np.where(alive[part], vote * x / size, 0.0)
+        settled = bool(np.abs(message - before).max(initial=0.0) < SETTLED)
+        if settled:
+            break
+    reliability = np.zeros(num_annotators)
+    reliability[annotator] = message + own  # the same for all pairs of an annotator
+    return message, reliability, settled
+
+
+def _size(message: Float64[np.ndarray, " n"], part: Int64[np.ndarray, " n"], counted: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, " p"]:
+    """The root mean square of the counted messages of each part; 1 where all are 0."""
+    number = np.maximum(np.bincount(part, counted), 1)
+    size = np.sqrt(np.bincount(part, counted * message**2) / number)
+    return np.where(size > 0, size, 1.0)
+
+
+def _probabilities(log_odds: Float64[np.ndarray, " i"], gold: Int64[np.ndarray, " i"]) -> Float64[np.ndarray, "i 2"]:
+    """Of class 0 and class 1; certain where gold is known."""
+    free = np.stack([expit(-log_odds), expit(log_odds)], axis=1)
+    return np.where(gold[:, None] < 0, free, gold[:, None] == np.arange(2))
+
+
+@compiled
+def sums_of_others(
+    group: Int64[np.ndarray, " n"], order: Int64[np.ndarray, " n"], values: Float64[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n"]:
+    """The sum of the other values of each one's group, where `order` lists group after group.
+
+    Added up from both ends, not taken off a total, so that a sum of none is 0 and no rounding noise is blown up round after round.
+    """
+    found, running = np.zeros(values.size), 0.0
+    for at in range(values.size):
+        n = order[at]
+        if at > 0 and group[n] != group[order[at - 1]]:
+            running = 0.0
+        found[n] += running
+        running += values[n]
+    running = 0.0
+    for at in range(values.size - 1, -1, -1):
+        n = order[at]
+        if at + 1 < values.size and group[n] != group[order[at + 1]]:
+            running = 0.0
+        found[n] += running
+        running += values[n]
+    return found

@@ -1,0 +1,229 @@
+r"""Predictive checks: do labels that the model replicates on the same design (same item and annotator per row) look like those observed?
+
+    statistic            entries                  fails for
+    pairwise_agreement   pairs of annotators      annotators who copy, or fail on the same items
+    vote_entropy         bins of entropy          items that differ in difficulty
+    annotator_bias       annotators and labels    annotators who differ where the model has them alike
+    error_correlation    pairs of annotators      errors that depend on each other given the true class
+
+Labels have the shape (s, n), those observed being one replicate. The unit is the row: a replicate has one label per row, so weights play
+no part. Pairs are listed row by row, so nothing is as large as items x annotators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from scipy.special import entr
+
+from probcrowd.data.rows import Rows
+
+_BINS, _MOST_PAIRS = 10, 10_000
+_ROUNDING = 1e-9  # sums of the same numbers in another order are equal
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic of replicated labels: values[s, e] of entries that `index` names, and one number overall[s] for the whole table."""
+
+    values: Float[np.ndarray, "s e"]
+    index: pd.Index
+    overall: Float[np.ndarray, " s"]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PredictiveCheck:
+    """Observed against replicated labels.
+
+    table: per entry the observed value, mean and central 95 % interval of the replicates, two-sided tail probability p. overall: the same
+    of the one number. p_value: omnibus, over all entries. outside: share of entries outside their interval.
+    """
+
+    table: pd.DataFrame
+    overall: pd.Series
+    p_value: float
+    outside: float
+    note: str = ""
+
+    def __str__(self) -> str:
+        one = f"overall {self.overall['observed']:.3g}, replicated {self.overall['mean']:.3g} (p = {self.overall['p']:.3g})"
+        many = f"p = {self.p_value:.3g}, {self.outside:.1%} of {len(self.table)} entries outside their 95 % interval"
+        return f"{many if len(self.table) else 'no entries to compare'}; {one} {self.note}".strip()
+
+
+@dataclass(frozen=True)
+class RowPairs:
+    """Pairs of rows of one item by two annotators, sorted by pair of annotators: left[p], right[p]; pair g of them begins at start[g].
+
+    shared: the entries, as positions among the pairs g; `index` names their annotators.
+    """
+
+    left: Int[np.ndarray, " p"]
+    right: Int[np.ndarray, " p"]
+    start: Int[np.ndarray, " g"]
+    shared: Int[np.ndarray, " e"]
+    index: pd.MultiIndex
+    note: str
+
+    def sums(self, values: Float[np.ndarray, " p"]) -> Float[np.ndarray, " e"]:
+        """The sum over each entry's row pairs."""
+        return np.add.reduceat(values, self.start)[self.shared]
+
+
+def predictive_checks(
+    rows: Rows,
+    labels_replicated: Int[np.ndarray, "s n"],
+    responsibilities: Float[np.ndarray, "i k"],
+    truth_replicated: Float[np.ndarray, "s i k"] | Int[np.ndarray, "s i"] | None = None,
+    *,
+    generator: np.random.Generator,
+    minimum: int = 5,
+    max_pairs: int = 2_000_000,
+) -> dict[str, PredictiveCheck]:
+    """All four checks, by name; without the truth of the replicates (see `error_correlation`) all but the last."""
+    observed, replicated = np.asarray(rows.label)[None], labels_replicated
+    pairs = row_pairs(rows, generator, minimum=minimum, max_pairs=max_pairs)
+    checks = {
+        "pairwise_agreement": check(pairwise_agreement(observed, pairs), pairwise_agreement(replicated, pairs)),
+        "vote_entropy": check(vote_entropy(rows, observed), vote_entropy(rows, replicated)),
+        "annotator_bias": check(annotator_bias(rows, observed), annotator_bias(rows, replicated)),
+    }
+    if truth_replicated is None:
+        return checks
+    errors = error_correlation(rows, observed, responsibilities[None], pairs), error_correlation(rows, replicated, truth_replicated, pairs)
+    return checks | {"error_correlation": check(*errors)}
+
+
+def check(observed: Statistic, replicated: Statistic) -> PredictiveCheck:
+    """Where the observed values lie among the replicated ones, by entry and altogether.
+
+    p = 2 min(1 + #{T_s >= T}, 1 + #{T_s <= T}) / (S + 1), at most 1. The omnibus p counts the data sets with a discrepancy
+    D = sum over entries (T - mean)^2 / variance at least that observed; mean and variance are over observed and replicates together, so
+    that all S + 1 are treated alike and p is exact if they are exchangeable. Entries that never vary say nothing.
+    """
+    table = _compare(observed.values[0], replicated.values).set_index(observed.index)
+    overall = _compare(observed.overall, replicated.overall[:, None]).iloc[0]
+    if table.empty:
+        return PredictiveCheck(table, overall, math.nan, math.nan, observed.note)
+    together = np.concatenate([observed.values[:1], replicated.values])
+    together = together[:, np.ptp(together, 0) > _ROUNDING]
+    deviations = (together - together.mean(0)) ** 2
+    discrepancy = (deviations / deviations.mean(0)).sum(1)
+    reached = discrepancy >= discrepancy[0] * (1 - _ROUNDING)  # the observed one included
+    value, lower, upper = (table[column].to_numpy() for column in ("observed", "lower", "upper"))
+    outside = (value < lower - _ROUNDING) | (value > upper + _ROUNDING)
+    return PredictiveCheck(table, overall, float(reached.mean()), float(outside.mean()), observed.note)
+
+
+def _compare(observed: Float[np.ndarray, " e"], replicated: Float[np.ndarray, "s e"]) -> pd.DataFrame:
+    lower, upper = np.quantile(replicated, [0.025, 0.975], axis=0)
+    tail = np.minimum((replicated >= observed - _ROUNDING).sum(0), (replicated <= observed + _ROUNDING).sum(0))
+    p = np.where(np.isnan(observed), np.nan, np.minimum(1, 2 * (1 + tail) / (len(replicated) + 1)))
+    return pd.DataFrame({"observed": observed, "mean": replicated.mean(0), "lower": lower, "upper": upper, "p": p})
+
+
+def pairwise_agreement(labels: Int[np.ndarray, "s n"], pairs: RowPairs) -> Statistic:
+    """Share of row pairs with equal labels, by pair of annotators; overall: of all row pairs."""
+    count = pairs.sums(np.ones(len(pairs.left)))
+    values, overall = np.empty((len(labels), len(count))), np.full(len(labels), math.nan)
+    for replicate, given in enumerate(labels if len(pairs.left) else []):
+        same = (given[pairs.left] == given[pairs.right]).astype(float)
+        values[replicate], overall[replicate] = pairs.sums(same) / count, same.mean()
+    return Statistic(values, pairs.index, overall, pairs.note)
+
+
+def vote_entropy(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
+    """Share of items by the entropy of their labels, in ten equal bins of [0, log K]; items of two rows or more. Overall: mean entropy."""
+    size, most = np.bincount(rows.item, minlength=rows.num_items), math.log(max(rows.num_classes, 2))
+    several = size > 1
+    index = pd.IntervalIndex.from_breaks(np.linspace(0, most, _BINS + 1), closed="left", name="entropy")[: _BINS * several.any()]
+    values, overall = np.empty((len(labels), len(index))), np.full(len(labels), math.nan)
+    for replicate, given in enumerate(labels if several.any() else []):
+        votes = np.bincount(rows.item * rows.num_classes + given, minlength=len(size) * rows.num_classes).reshape(len(size), -1)
+        entropy = entr(votes[several] / size[several, None]).sum(1)
+        place = np.minimum((entropy / most * _BINS + _ROUNDING).astype(int), _BINS - 1)
+        values[replicate], overall[replicate] = np.bincount(place, minlength=_BINS) / len(entropy), entropy.mean()
+    return Statistic(values, index, overall)
+
+
+def annotator_bias(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
+    """Frequency of each label, by annotator. Overall: mean over rows of the squared distance from the annotator's frequencies to all's."""
+    size, cell = np.bincount(rows.annotator, minlength=rows.num_annotators), rows.annotator * rows.num_classes
+    active = np.flatnonzero(size)
+    said = np.stack([np.bincount(cell + given, minlength=len(size) * rows.num_classes) for given in labels])
+    said = said.reshape(len(labels), len(size), -1)[:, active]
+    frequency = said / size[active, None]
+    distance = ((frequency - said.sum(1, keepdims=True) / size.sum()) ** 2).sum(2)
+    index = pd.MultiIndex.from_product([active, range(rows.num_classes)], names=["annotator", "label"])
+    return Statistic(frequency.reshape(len(labels), -1), index, distance @ size[active] / size.sum())
+
+
+def error_correlation(
+    rows: Rows, labels: Int[np.ndarray, "s n"], truth: Float[np.ndarray, "s i k"] | Int[np.ndarray, "s i"], pairs: RowPairs
+) -> Statistic:
+    """Correlation of two annotators' errors within true classes, by pair of annotators; overall: over all row pairs.
+
+        e[n, k] = 1{label n is not k} - m[j, k]      m[j, k] = mean error of annotator j on class k, rows weighted by q[i, k]
+        r = sum_pk q[i, k] e[n, k] e[n', k] / sqrt(sum_pk q[i, k] e[n, k]^2  sum_pk q[i, k] e[n', k]^2)    p = (n, n') of one item i
+
+    0 where an annotator never varies. truth: q = p(truth | labels) of each replicate, or its true classes. Sums with q given the labels
+    have the mean of sums with true classes and less variance, so q observed against classes replicated errs towards acceptance. Labels
+    scored with the q of other labels seem to share errors wherever that q is unsure.
+    """
+    values, overall = np.empty((len(labels), len(pairs.shared))), np.full(len(labels), math.nan)
+    for replicate, residual in enumerate(_residuals(rows, labels, truth) if len(pairs.left) else []):
+        # Class by class, since an array (p, k) is large and slow to fill
+        products = sum((each.take(pairs.left) * each.take(pairs.right) for each in residual), np.zeros(len(pairs.left)))
+        left, right = ((residual**2).sum(0).take(side) for side in (pairs.left, pairs.right))
+        values[replicate] = _ratio(pairs.sums(products), np.sqrt(pairs.sums(left) * pairs.sums(right)))
+        overall[replicate] = _ratio(products.sum(), np.sqrt(left.sum() * right.sum()))
+    return Statistic(values, pairs.index, overall, pairs.note)
+
+
+def _residuals(rows: Rows, labels: np.ndarray, truth: np.ndarray) -> Iterator[Float[np.ndarray, "c n"]]:
+    """sqrt(q) e of one replicate after another: for every class, or for the true class alone where it is known."""
+    known = truth.ndim == 2
+    for given, true in zip(labels, truth, strict=True):
+        classes = true[rows.item][None] if known else np.arange(rows.num_classes)[:, None]  # (1, n), or (k, 1)
+        weight = np.ones((1, len(given))) if known else true.T[:, rows.item]  # (1, n), or (k, n)
+        wrong, cells = given != classes, rows.annotator * rows.num_classes + classes
+        mass, errors = (np.bincount(cells.ravel(), each.ravel()) for each in (weight, weight * wrong))
+        yield np.sqrt(weight) * (wrong - _ratio(errors, mass)[cells])
+
+
+def _ratio(above: Any, below: Any) -> np.ndarray:
+    return np.divide(above, below, out=np.zeros(np.shape(above)), where=below > 0)
+
+
+def row_pairs(rows: Rows, generator: np.random.Generator, *, minimum: int = 5, max_pairs: int = 2_000_000) -> RowPairs:
+    """The row pairs of all items, or of items drawn at random where they would be more than `max_pairs`.
+
+    Entries are the pairs of annotators with `minimum` row pairs or more; beyond 10,000 of them, those with most.
+    """
+    size = np.bincount(rows.item, minlength=rows.num_items)
+    count, order = size * (size - 1) // 2, np.arange(len(size))
+    if count.sum() > max_pairs:
+        order = generator.permutation(np.flatnonzero(count <= max_pairs))
+    taken = np.zeros(len(size), bool)
+    taken[order[np.cumsum(count[order]) <= max_pairs]] = True
+    annotator, by = np.asarray(rows.annotator, np.int64), np.lexsort((rows.annotator, rows.item))
+    before = np.where(taken[rows.item], np.arange(len(by)) - np.repeat(np.cumsum(size) - size, size), 0)  # rows of the item so far
+    right = np.repeat(np.arange(len(by)), before)
+    back = np.arange(len(right)) - np.repeat(np.cumsum(before) - before, before) + 1
+    left, right = by[right - back], by[right]
+    code = annotator[left] * rows.num_annotators + annotator[right]
+    ordered = np.argsort(code, kind="stable")
+    ordered = ordered[(annotator[left] != annotator[right])[ordered]]
+    code, start, size = np.unique(code[ordered], return_index=True, return_counts=True)
+    shared = np.sort(np.argsort(-size, kind="stable")[: min((size >= minimum).sum(), _MOST_PAIRS)])
+    index = pd.MultiIndex.from_arrays(np.divmod(code[shared], rows.num_annotators), names=["annotator", "other"])
+    several = count > 0
+    note = "" if taken[several].all() else f"(from {taken[several].sum():,} of {several.sum():,} items, drawn at random)"
+    return RowPairs(left[ordered], right[ordered], start, shared, index, note)

@@ -1,0 +1,88 @@
+r"""Closed-form EM as a Pyro guide, and the meta-training objective that it gives.
+
+The guide puts a point mass on class prior, prototypes and confusion matrices, at the values that EM reaches from the support set, and
+the responsibilities on the latent true labels. Under it
+
+* `TraceEnum_ELBO` of `models.prototype.prototype_crowd` is the closed-form bound (`em.evidence_bound`): the guide's parameters are
+  the maximiser of the bound given its responsibilities, and any other distribution over the true labels gives less;
+* the ELBO of `query_labels`, where only clean query labels are scored, is minus the meta-training loss (equation 10): `query_elbo`.
+
+Everything the guide returns is differentiable in the embeddings and in the prior's tensors, so either objective trains a network through EM.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import cast
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Int
+from pyro import poutine
+from torch import Tensor
+
+from probcrowd.data.votes import Support
+from probcrowd.inference.meta import em
+from probcrowd.models.meta.prototype import Prior, predictive_scores
+
+
+def em_guide(support: Support, prior: Prior, *, steps: int = 2, gradient: em.Gradient = "unrolled") -> em.Parameters:
+    """Guide of `prototype_crowd`: point masses at the EM estimate, responsibilities on the true labels; returns the estimate."""
+    parameters = em.fit(support, prior, steps=steps, gradient=gradient)
+    num_classes = parameters.prototypes.shape[1]
+    with pyro.plate("task", len(support.embeddings), dim=-3):
+        pyro.sample("class_prior", dist.Delta(parameters.class_prior[:, None, None], event_dim=1))
+        with pyro.plate("true_class", num_classes, dim=-1):
+            pyro.sample("prototype", dist.Delta(parameters.prototypes[:, None], event_dim=1))
+            with pyro.plate("annotator", support.votes.num_annotators, dim=-2):
+                pyro.sample("confusion", dist.Delta(parameters.confusion, event_dim=1))
+        shown = torch.ones_like(support.embeddings[..., 0], dtype=torch.bool) if support.items is None else support.items
+        with pyro.plate("item", support.embeddings.shape[1], dim=-1), poutine.mask(mask=cast(torch.BoolTensor, shown[:, None])):
+            logits = em.log_joint(parameters, support)[:, None]
+            pyro.sample("truth", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+    return parameters
+
+
+def point_guide(prototypes: Float[Tensor, "b k d"], log_class_prior: Float[Tensor, "b k"]) -> None:
+    """Guide of `query_labels`: point masses at fitted parameters."""
+    pyro.sample("class_prior", dist.Delta(log_class_prior.exp(), event_dim=2))
+    pyro.sample("prototype", dist.Delta(prototypes, event_dim=3))
+
+
+def query_labels(
+    queries: Float[Tensor, "b q d"],
+    truth: Int[Tensor, "b q"],
+    num_classes: int,
+    spread: Float[Tensor, "b k"] | None = None,
+    temperature: Tensor | float = 1.0,
+) -> None:
+    """The part of the model that meta-training scores: clean labels of query items, given class prior and prototypes.
+
+    Class prior and prototypes are declared flat here, as their prior density belongs to adaptation, not to the score. All batch
+    dimensions are declared as event dimensions: nothing is subsampled, and plates would cost more than the arithmetic.
+    """
+    tasks, _, dimension = queries.shape
+    flat = partial(dist.ImproperUniform, dist.constraints.real, ())  # log density 0 everywhere
+    class_prior = pyro.sample("class_prior", flat((tasks, num_classes)))
+    prototypes = pyro.sample("prototype", flat((tasks, num_classes, dimension)))
+    scores = predictive_scores(queries, prototypes, class_prior.log(), spread) / temperature
+    pyro.sample("query_truth", dist.Categorical(logits=scores, validate_args=False).to_event(2), obs=truth)
+
+
+def query_elbo(
+    queries: Float[Tensor, "b q d"],
+    truth: Int[Tensor, "b q"],
+    prototypes: Float[Tensor, "b k d"],
+    log_class_prior: Float[Tensor, "b k"],
+    spread: Float[Tensor, "b k"] | None = None,
+    temperature: Tensor | float = 1.0,
+) -> Float[Tensor, ""]:
+    """The ELBO of `query_labels` under `point_guide`: minus equation (10), summed over tasks.
+
+    `Trace_ELBO` gives the same number; point masses have log density 0, so replaying the model at their values is all there is to it.
+    """
+    with pyro.validation_enabled(False):  # the checks cost as much as the model
+        guided = poutine.trace(partial(point_guide, prototypes, log_class_prior)).get_trace()
+        model = poutine.replay(partial(query_labels, queries, truth, prototypes.shape[1], spread, temperature), trace=guided)
+        return cast(Tensor, poutine.trace(model).get_trace().log_prob_sum())

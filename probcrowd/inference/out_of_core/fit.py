@@ -1,0 +1,195 @@
+"""A fit to annotations in Parquet that need not fit in memory: buckets on disk, made once, then EM with a pass over them per step.
+
+    work/manifest.json                    what the buckets were made from; written last, so buckets without it count as unfinished
+    work/buckets/                         buckets.py; while they are made, also the scattered rows
+    work/annotators.arrow, classes.arrow, cells.npy
+
+Buckets made from the same files (path, size, time of change) with the same arguments are used again; others are made anew. Peak memory for
+10**8 annotations of 2 * 10**7 items by 10**4 annotators: under 1 GB. Time is linear in the number of annotations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from filelock import FileLock, Timeout
+from pandas.util import hash_pandas_object
+
+from probcrowd.data.packed import Cells
+from probcrowd.inference.aggregation.e_step import Scores
+from probcrowd.inference.aggregation.em import Fit, fit_table
+from probcrowd.inference.aggregation.m_step import Channel
+from probcrowd.inference.out_of_core.buckets import Buckets, Map, in_turn, read_batches, write_batches
+from probcrowd.inference.out_of_core.pack import DUPLICATES, shuffle
+from probcrowd.inference.out_of_core.parquet import Survey, survey
+from probcrowd.inference.out_of_core.partition import Job
+from probcrowd.storage.files import PARTIAL, replacing
+
+_MANIFEST, _LOCK, _BUCKETS, _CELLS = "manifest.json", ".lock", "buckets", "cells.npy"
+_IDS = "annotators", "classes"
+_LAYOUT = 1
+
+
+@dataclass(frozen=True)
+class ParquetFit:
+    """What EM found. Close it, or use it in a `with`, to remove temporary buckets."""
+
+    fit: Fit
+    buckets: Buckets
+    temporary: TemporaryDirectory[str] | None = None
+
+    @property
+    def scores(self) -> Scores:
+        """The scores of the last counts, for `buckets.write_probabilities`."""
+        return self.fit.scores
+
+    @property
+    def annotators(self) -> pd.Index:
+        """The sorted ids."""
+        return self.buckets.annotators
+
+    @property
+    def classes(self) -> pd.Index:
+        """The sorted labels."""
+        return self.buckets.classes
+
+    def close(self) -> None:
+        """Removes the buckets if their folder is a temporary one."""
+        if self.temporary is not None:
+            self.temporary.cleanup()
+
+    def __enter__(self) -> ParquetFit:  # noqa: PYI034  (beartype takes Self only where it decorates the class)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def fit_parquet(
+    path: Path,
+    *,
+    channel: Callable[[Cells], Channel],
+    item: str | None = None,
+    annotator: str | None = None,
+    label: str | None = None,
+    weight: str | None = None,
+    gold: pd.Series | None = None,
+    duplicates: str = "error",
+    work: Path | None = None,
+    client: Any = None,
+    max_iter: int = 1000,
+    tolerance: float = 1e-8,
+    bucket_rows: int = 4_000_000,
+    progress: bool = False,
+) -> ParquetFit:
+    """EM on the rows of a Parquet file, or of a folder of them: the fit that the same rows in memory give, but for rounding.
+
+    Args:
+        path: see `parquet_rows.survey`. Items, annotators and labels are text, whole numbers or booleans.
+        channel: the model, made from the cells, e.g. a `DirichletRows`.
+        item, annotator, label, weight: names of columns; the usual ones as in `Annotations.from_frame`.
+        gold: the known class of some items, by item id; those of other items are ignored.
+        duplicates: rows that repeat an (item, annotator) pair, as in `Annotations.from_frame`; first and last by the order of the files.
+        work: the folder for buckets, new, empty or one that was used so before; by default a temporary one. On a cluster all workers see it.
+        client: a `distributed.Client`, whose workers do all that reads rows.
+        bucket_rows: about how many rows are in memory at once.
+
+    Raises:
+        ValueError: files or columns that are absent, values that are missing or unfit, repeated pairs, gold that is no class, or a `work`
+            that holds something else or is in use.
+    """
+    if duplicates not in DUPLICATES:
+        raise ValueError(f"duplicates={duplicates!r} is not one of {', '.join(map(repr, DUPLICATES))}")
+    if bucket_rows < 1:
+        raise ValueError(f"bucket_rows must be at least 1, got {bucket_rows}")
+    found = survey(path, {"item": item, "annotator": annotator, "label": label, "weight": weight}, bucket_rows)
+    temporary = None
+    if work is None:
+        temporary = TemporaryDirectory(prefix="probcrowd-")
+        work = Path(temporary.name)
+    try:
+        buckets = _buckets(found, work, gold, duplicates, bucket_rows, _map_of(client), progress)
+        fit = fit_table(buckets, channel(buckets.cells), max_iter=max_iter, tolerance=tolerance, progress=progress)
+        return ParquetFit(fit, buckets, temporary)
+    except BaseException:
+        if temporary is not None:
+            temporary.cleanup()
+        raise
+
+
+def _map_of(client: Any) -> Map:
+    if client is None:
+        return in_turn
+    from probcrowd.inference.out_of_core.dask import OnCluster
+
+    return OnCluster(client)
+
+
+def _buckets(found: Survey, work: Path, gold: pd.Series | None, duplicates: str, bucket_rows: int, map: Map, progress: bool) -> Buckets:
+    """The buckets of those rows in `work`: the ones that are there, or new ones."""
+    work = work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    ours = {_MANIFEST, _LOCK, _BUCKETS, _CELLS, *(f"{name}.arrow" for name in _IDS)}
+    strangers = sorted(file.name for file in work.iterdir() if file.name not in ours and not file.name.endswith(PARTIAL))
+    if strangers:
+        raise ValueError(f"{work} holds {', '.join(strangers[:3])}; give a new or an empty folder as `work`")
+    made_from = _made_from(found, gold, duplicates, bucket_rows)
+    try:
+        with FileLock(work / _LOCK, timeout=0):
+            if (buckets := _loaded(work, made_from, map)) is None:
+                (work / _MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(work / _BUCKETS, ignore_errors=True)
+                job = Job(work / _BUCKETS, found.columns, len(found.pieces), -(-found.num_rows // bucket_rows), duplicates)
+                buckets = shuffle(found, job, gold=gold, map=map, progress=progress)
+                _save(buckets, work, made_from)
+            return buckets
+    except Timeout as error:
+        raise ValueError(f"another process makes buckets in {work}; wait for it, or give another folder") from error
+
+
+def _made_from(found: Survey, gold: pd.Series | None, duplicates: str, bucket_rows: int) -> dict[str, Any]:
+    """All that the buckets depend on, as JSON returns it."""
+    stats = [(str(file.resolve()), file.stat()) for file in found.files]
+    known = None if gold is None else hash_pandas_object(gold.dropna()).to_numpy()  # pyright: ignore[reportCallIssue]
+    return {
+        "layout": _LAYOUT,
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "columns": {role: [column.name, column.kind] for role, column in found.columns.items()},
+        "gold": None if known is None else hashlib.sha256(known.tobytes()).hexdigest(),
+        "duplicates": duplicates,
+        "bucket_rows": bucket_rows,
+    }
+
+
+def _save(buckets: Buckets, work: Path, made_from: dict[str, Any]) -> None:
+    for name, ids in zip(_IDS, (buckets.annotators, buckets.classes), strict=True):
+        with replacing(work / f"{name}.arrow") as path:
+            write_batches(path, [pa.record_batch({name: pa.array(ids.tolist())})])
+    with replacing(work / _CELLS) as path, path.open("wb") as file:
+        np.save(file, buckets.cells.key)
+    sizes = {name: getattr(buckets, name) for name in ("num_buckets", "num_rows", "num_items")}
+    with replacing(work / _MANIFEST) as path:
+        path.write_text(json.dumps({"made_from": made_from, "sizes": sizes}, indent=2))
+
+
+def _loaded(work: Path, made_from: dict[str, Any], map: Map) -> Buckets | None:
+    """The buckets in `work` if they are whole and were made from that."""
+    if not (work / _MANIFEST).exists():
+        return None
+    manifest = json.loads((work / _MANIFEST).read_text())
+    if manifest["made_from"] != made_from:
+        return None
+    annotators, classes = (pd.Index(read_batches(work / f"{name}.arrow")[name].to_pandas(), name=name) for name in _IDS)
+    annotator, label = np.divmod(np.load(work / _CELLS), len(classes))
+    cells = Cells(annotator, label, len(annotators), len(classes), len(classes))
+    return Buckets(work / _BUCKETS, cells, annotators, classes, map=map, **manifest["sizes"])

@@ -1,0 +1,65 @@
+"""The models of `probcrowd.models.aggregation.logistic`, declared in NumPyro with the same sites; see there for the mathematics."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from jaxtyping import Float
+
+from probcrowd.data.rows import Rows
+from probcrowd.models.aggregation.confusion_numpyro import sample_class_prior
+from probcrowd.models.aggregation.observed_numpyro import deterministic, observe, sample
+from probcrowd.models.priors import LogitPrior
+
+
+def hierarchical_dawid_skene(rows: Rows, prior: LogitPrior) -> None:
+    """Declare a confusion matrix per annotator, drawn from a population of annotators."""
+    class_prior = sample_class_prior(prior.class_prior)
+    mean, spread = _population(prior, "spread", prior.spread_scale)
+    log_confusion = _log_rows(mean + spread * _annotator_offset(rows, mean), prior)
+    deterministic("confusion", jnp.exp(log_confusion))
+    observe(rows, jnp.log(class_prior), log_confusion, rows.annotator)
+
+
+def item_difficulty(rows: Rows, prior: LogitPrior) -> None:
+    """Declare one confusion matrix for all annotators, bent by each item."""
+    class_prior = sample_class_prior(prior.class_prior)
+    mean, item_spread = _population(prior, "item_spread", prior.item_scale)
+    log_rows = _log_rows(mean + item_spread * _item_offset(rows, mean)[:, None], prior)  # (i, k, l)
+    observe(rows, jnp.log(class_prior), log_rows, rows.item)
+
+
+def logistic_random_effects(rows: Rows, prior: LogitPrior) -> None:
+    """Declare annotators drawn from a population, whose rows each item bends; `confusion` is theirs on an item that bends nothing."""
+    class_prior = sample_class_prior(prior.class_prior)
+    mean, spread = _population(prior, "spread", prior.spread_scale)
+    item_spread = _scales(mean, "item_spread", prior.item_scale)
+    logits = mean + spread * _annotator_offset(rows, mean)
+    deterministic("confusion", jnp.exp(_log_rows(logits, prior)))
+    bent = logits[rows.annotator] - item_spread * _item_offset(rows, mean)[rows.item, None]
+    observe(rows, jnp.log(class_prior), _log_rows(bent, prior), jnp.arange(rows.label.shape[0]))  # (n, k, l)
+
+
+def _population(prior: LogitPrior, name: str, scale: float) -> tuple[Float[Array, "k m"], Float[Array, "k m"]]:
+    mean = sample("mean", dist.Normal(jnp.asarray(prior.centre), prior.mean_scale).to_event(2))
+    return mean, _scales(mean, name, scale)
+
+
+def _scales(mean: Float[Array, "k m"], name: str, scale: float) -> Float[Array, "k m"]:
+    return sample(name, dist.HalfNormal(jnp.full_like(mean, scale)).to_event(2))
+
+
+def _annotator_offset(rows: Rows, mean: Float[Array, "k m"]) -> Float[Array, "j k m"]:
+    return sample("annotator_offset", dist.Normal(jnp.zeros((rows.num_annotators, *mean.shape)), 1.0).to_event(3))
+
+
+def _item_offset(rows: Rows, mean: Float[Array, "k m"]) -> Float[Array, "i m"]:
+    return sample("item_offset", dist.Normal(jnp.zeros((rows.num_items, mean.shape[1])), 1.0).to_event(2))
+
+
+def _log_rows(logits: Float[Array, "*t m"], prior: LogitPrior) -> Float[Array, "*t l"]:
+    if prior.reference:
+        logits = jnp.concatenate([logits, jnp.zeros_like(logits[..., :1])], -1)
+    return jax.nn.log_softmax(logits, -1)

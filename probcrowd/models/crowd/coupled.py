@@ -1,0 +1,45 @@
+r"""Coupled cross-entropy, GeoCrowdNet(F), GeoCrowdNet(W) and TraceReg as a declared model (Ibrahim, Nguyen & Fu 2023, equations 1, 2, 6, 8, 9).
+
+    f = softmax(network(x_i))            confusion[j] = softmax over l of logits[j, k]          (both learned by their point estimate)
+
+        .-- rows n --------------------------------------------.
+        |  label[n] ~ Categorical( sum_k f[i_n, k] confusion[j_n, k, :] )   counted weight[n] times
+        '------------------------------------------------------'
+    prior:  exp( |S| strength log det F F' ),  exp( |S| strength log det W' W ),  exp( -|S| strength mean_j trace confusion[j] )
+
+The likelihood is a composite one: every label has a draw of the truth to itself, though labels of an item share it. |S| is the weight of all
+labels, so the log density is -|S| times the loss of `probcrowd.models.crowd.mixture.Mixture`, and any SVI with a guide that draws nothing trains both
+networks.
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor, nn
+
+from probcrowd.models.crowd.base import Labels, Seen
+from probcrowd.models.crowd.mixture import Mixture
+from probcrowd.models.crowd.volume import by_class, log_volume
+
+
+def coupled(network: nn.Module, channel: Mixture, inputs: Float[Tensor, "i ..."], labels: Labels) -> None:
+    """The declaration. network, channel: whose parameters are learned; the channel has the terms' strengths too.
+
+    Sites: label, and truth_volume, confusion_volume and trace where their strengths are not 0.
+    """
+    pyro.module("network", network)
+    pyro.module("channel", channel)
+    log_truth = torch.log_softmax(network(inputs), -1)
+    total, log_confusion = labels.weight.sum(), torch.log_softmax(channel.logits, -1)
+    with pyro.plate("rows", len(labels.item)), poutine.scale(scale=labels.weight):
+        pyro.sample("label", dist.Categorical(logits=channel.log_said(Seen(log_truth), labels)), obs=labels.label)
+    if channel.truth_volume:
+        pyro.factor("truth_volume", total * channel.truth_volume * log_volume(log_truth)[0])
+    if channel.confusion_volume:
+        pyro.factor("confusion_volume", total * channel.confusion_volume * log_volume(by_class(channel.logits))[0])
+    if channel.trace:
+        pyro.factor("trace", -total * channel.trace * log_confusion.diagonal(dim1=1, dim2=2).exp().sum(1).mean())

@@ -1,0 +1,76 @@
+"""How missing labels are treated, and the labels that soft ones of `probcrowd.models.simlabel.soft_labels` became."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Missing = Literal["skip", "similarity", "uniform", "consensus"]
+Divergence = Literal["paper", "released"]
+
+
+@dataclass(frozen=True)
+class Imputed:
+    """Labels that were made for pairs of item and annotator."""
+
+    item: Int[Tensor, " n"]
+    annotator: Int[Tensor, " n"]
+    label: Int[Tensor, " n"]
+    confidence: Float[Tensor, " n"]
+
+    def kept(self, rows: Bool[Tensor, " n"]) -> Imputed:
+        """Those alone."""
+        return Imputed(self.item[rows], self.annotator[rows], self.label[rows], self.confidence[rows])
+
+    @staticmethod
+    def joined(parts: Sequence[Imputed]) -> Imputed:
+        """All of some."""
+        names = ("item", "annotator", "label", "confidence")
+        return Imputed(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+    @staticmethod
+    def none(device: torch.device) -> Imputed:
+        """No labels."""
+        whole = torch.zeros(0, dtype=torch.int64, device=device)
+        return Imputed(whole, whole, whole, torch.zeros(0, device=device))
+
+
+@dataclass(frozen=True)
+class SoftLabelling:
+    """How missing labels are treated, see `probcrowd.models.simlabel.soft_labels`. kind, shrink: of the similarity. threshold: None: nothing is imputed.
+
+    warm_up: epochs in which missing labels are skipped.
+    """
+
+    missing: Missing = "similarity"
+    kind: str = "kappa"
+    shrink: bool = True
+    divergence: Divergence = "paper"
+    kl_weight: float = 1.0
+    threshold: float | None = None
+    imputed: Literal["similarity", "loss"] = "similarity"
+    warm_up: int = 0
+
+
+def confidence(soft: Float[Tensor, "*b l"]) -> Float[Tensor, "*b"]:
+    """The highest probability times one minus the entropy in shares of log L: 1 where one label is certain, 0 where all are alike."""
+    entropy = torch.special.entr(soft).sum(-1) / math.log(soft.shape[-1])
+    return soft.amax(-1) * (1 - entropy)
+
+
+def least_probability(threshold: float, num_classes: int) -> float:
+    """The highest probability of a soft label must be at least this for its confidence to reach the threshold: what it is with the rest on one class."""
+    bound = lambda p: p * (1 + (p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(num_classes))
+    low, high = 0.5, 1 - 1e-9
+    if not bound(low) < threshold < bound(high):
+        return threshold  # no confidence is above the highest probability
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if bound(middle) < threshold else (low, middle)
+    return low - 1e-6

@@ -1,0 +1,86 @@
+r"""A truth network, and how each annotator performs on each item (MaDL, Herde, Huseljic & Sick 2023, arXiv:2304.02539, sized for vectors).
+
+    P(j says l | x) = sum_k f_k(x) confusion[i, j, k, l]
+    confusion       = softmax_l( outputs of a network of e_j, d(x) and e_j * d(x) )            e: embedding of the annotator; d: of the detached item
+    loss            = mean over labels of w_j (-log P)  -  log Gamma(gamma; 1.25, .25)           equations 25, 26
+    w_j             ~ 1 / sum_j' exp(-gamma |e_j - e_j'|^2),  mean 1, in training alone          equations 21 to 23: annotators alike share one weight
+
+The last layer starts at weights 0 and a bias that puts `initial_accuracy` on the diagonal (equation 19). LayerNorm takes the place of batch
+statistics, which would depend on how many annotators are asked.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from probcrowd.models.crowd.base import logs
+from probcrowd.models.crowd.start import diagonal, start_logits
+from probcrowd.models.simlabel.base import Chosen, Pooled, Predictor, Spoken
+
+ALPHA, BETA = 1.25, 0.25  # of gamma, whose mode is 1
+
+
+class Performance(Predictor):
+    """width: of embeddings. hidden: of the performance network. kernel: whether annotators who are alike share one weight."""
+
+    def __init__(
+        self,
+        num_annotators: int,
+        num_classes: int,
+        shape: tuple[int, ...],
+        *,
+        width: int = 16,
+        hidden: int = 64,
+        initial_accuracy: float = 0.8,
+        kernel: bool = True,
+    ) -> None:
+        super().__init__(num_annotators, num_classes)
+        self.pooled, self.kernel = Pooled(), kernel
+        self.truth = nn.Linear(shape[0], num_classes)
+        self.annotators = nn.Parameter(torch.randn(num_annotators, width) * width**-0.5)
+        self.item = nn.Linear(shape[0], width)
+        self.first = nn.Linear(3 * width, hidden)
+        self.second = nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.last = nn.Linear(hidden, num_classes**2)
+        self.log_gamma = nn.Parameter(torch.zeros(()))
+        nn.init.zeros_(self.last.weight)
+        with torch.no_grad():
+            self.last.bias.copy_(start_logits(diagonal(initial_accuracy, num_classes), 1, num_classes).flatten())
+
+    def forward(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Spoken:
+        """What the annotators say, and the truth that they have in common."""
+        log_truth = torch.log_softmax(self.truth(self.pooled(embedding)), -1)
+        confusion = self.confusion(embedding, annotators)
+        return Spoken(logs(torch.einsum("bk,bakl->bal", log_truth.exp(), confusion)), log_truth)
+
+    def confusion(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Float[Tensor, "b a k l"]:
+        """P(the annotator says l | the item is of class k), of every item."""
+        found = self.last(self.annotator_features(embedding, annotators))
+        # A softmax over the last of several short axes is four times slower than one over the last but one
+        return torch.softmax(found.unflatten(-1, (self.num_classes, self.num_classes)), -2).mT
+
+    def annotator_features(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Float[Tensor, "b a d"]:
+        """What the last layer of the performance network sees."""
+        item = self.item(self.pooled(embedding).detach())[:, None]
+        who = self.annotators[annotators].expand(len(item), -1, -1)
+        first = self.first(torch.cat([who, item.expand_as(who), who * item], -1))
+        return first + self.second(first)
+
+    def annotator_weight(self) -> Float[Tensor, " j"] | None:
+        """w."""
+        if not self.kernel or not self.training:
+            return None
+        distance = torch.cdist(self.annotators.detach(), self.annotators.detach()).square()
+        weight = 1 / torch.exp(-self.log_gamma.exp() * distance).sum(1)
+        return weight / weight.mean()
+
+    def penalty(self, total: float) -> Float[Tensor, ""] | None:
+        """Minus the log density of gamma."""
+        if not self.kernel:
+            return None
+        constant = math.lgamma(ALPHA) - ALPHA * math.log(BETA)
+        return constant - (ALPHA - 1) * self.log_gamma + BETA * self.log_gamma.exp()

@@ -1,0 +1,108 @@
+"""Labels from annotations in Parquet that need not fit in memory, on one machine or on a Dask cluster.
+
+labels/part-*.parquet   item, label, its probability, the probability of every class, sorted by item within a part
+annotators.csv          as `runs.aggregate` writes it
+summary.json            sizes, fit, class prior; written last, so the other files of that run are whole once it is there
+
+Dawid-Skene alone, as in memory: EM to the posterior mode, and probabilities averaged over the parameters. Dependence between annotators is not
+looked at: aggregate a sample of the items for that.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import probcrowd
+from probcrowd.data.packed import Cells
+from probcrowd.inference.aggregation.annotator_summary import RowPosterior, annotator_table
+from probcrowd.inference.aggregation.e_step import Scores, Statistics, held_out
+from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows
+from probcrowd.inference.out_of_core.buckets import load_bucket, write_probabilities
+from probcrowd.inference.out_of_core.fit import fit_parquet
+from probcrowd.models.priors import rows_base
+from probcrowd.storage.files import write_atomically, write_table
+
+
+def aggregate_files(
+    path: Path,
+    *,
+    out: Path,
+    prior: str = "accurate",
+    gold: pd.Series | None = None,
+    columns: dict[str, str] | None = None,
+    duplicates: str = "error",
+    work: Path | None = None,
+    client: Any = None,
+    max_iter: int = 1000,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """The summary; the files above are in `out`, each replaced when its successor is whole.
+
+    Args:
+        path: a Parquet file or a folder of them. columns: names by role, as in `tables.named_columns`.
+        gold: known classes by item; the answer takes them as certain.
+        work: a folder for intermediate files, used again by the next run on the same files; by default a temporary one.
+        client: a `distributed.Client`; its workers see the same files.
+
+    Raises:
+        ValueError: as `fit_parquet`.
+    """
+
+    def channel(cells: Cells) -> DirichletRows:
+        class_prior, base = rows_base(prior, cells.num_classes, cells.num_labels)
+        return DirichletRows(cells, base, ClassPrior(class_prior))
+
+    out.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {**(columns or {}), "duplicates": duplicates, "work": work, "client": client, "max_iter": max_iter}
+    with fit_parquet(path, channel=channel, gold=gold, progress=progress, **options) as found:
+        rows = channel(found.buckets.cells)
+        statistics = found.buckets.sweep(found.scores).statistics
+        means = rows.means(statistics)
+        fresh = out / f".labels.{secrets.token_hex(4)}"
+        write_probabilities(found.buckets, found.scores, fresh, means=means, progress=progress)
+        _swap(fresh, out / "labels")
+        each = found.buckets.map(_held_out, range(found.buckets.num_buckets), found.buckets.folder, means.scores)
+        table = annotator_table(
+            RowPosterior(rows.cells, rows.base, statistics.said), np.exp(found.scores.log_prior), reduce(add, each).said
+        )
+        table = table.set_axis(pd.Index(found.annotators, name="annotator"), axis=0)
+        write_table(out / "annotators.csv", table)
+        summary = {
+            "model": "dawid-skene",
+            "prior": prior,
+            "annotations": found.buckets.num_rows,
+            "items": found.buckets.num_items,
+            "annotators": len(found.annotators),
+            "classes": [str(name) for name in found.classes],
+            "iterations": len(found.fit.objective),
+            "passes": found.fit.passes,
+            "converged": found.fit.converged,
+            "log_posterior": float(found.fit.objective[-1]),
+            "class_prior": {str(name): float(p) for name, p in zip(found.classes, np.exp(found.scores.log_prior), strict=True)},
+            "annotators_probably_spamming": int((np.asarray(table["spammer"]) > 0.5).sum()),
+            "version": probcrowd.__version__,
+        }
+    write_atomically(out / "summary.json", json.dumps(summary, indent=1).encode() + b"\n")
+    return summary
+
+
+def _held_out(number: int, folder: Path, scores: Scores) -> Statistics:
+    return held_out(load_bucket(number, folder), scores)
+
+
+def _swap(fresh: Path, place: Path) -> None:
+    """The folder under its name, in the place of an earlier run's."""
+    old = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+    if place.exists():
+        place.rename(old)
+    fresh.rename(place)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,147 @@
+"""The demonstration: meta-train on some handwritten digits, adapt to others that noisy annotators labelled, compare.
+
+For each of several splits of the digits into source, validation and target classes, the method is trained with J = 1, 2, 3 EM steps,
+without pseudo-annotators, and a prototypical network beside it; all meet the same target tasks. Two controls tell what helps: training
+with pseudo-annotators but through Dawid-Skene labels, which do not see the items, and EM on the pixels themselves without any network,
+which wins where the classes at hand were too few to learn a better space from. Nothing is chosen on target tasks: networks are the best on
+validation tasks, and so are the number of Dawid-Skene steps and the scale of the pixels. Finished trainings are not repeated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from probcrowd.figures.base import accuracy_figure, confusion_figure
+from probcrowd.inference.meta.adaptation import FLAT_COUNT, FLAT_PRECISION, Method, predict
+from probcrowd.runs.meta.configuration import Adaptation, MetaTraining
+from probcrowd.runs.meta.evaluate import paired_difference, summary, target_scores
+from probcrowd.runs.meta.train import class_sources, generator_of, meta_train, validate
+from probcrowd.runs.meta.trained import TrainedRun, load_run
+from probcrowd.simulate.episodes import draw_episodes
+from probcrowd.storage.files import write_atomically
+from probcrowd.storage.settings import read_settings
+
+OURS, ABLATION, VOTE, DAWID_SKENE = "EM, J = {}", "EM, no pseudo-annotators", "ProtoNet + majority vote", "ProtoNet + Dawid-Skene"
+AGGREGATED = "Dawid-Skene, pseudo-annotators"
+PIXELS = "pixels, no network, EM, J = 2"
+PIXEL_SCALES = (0.5, 1.0, 2.0, 4.0)
+DAWID_SKENE_STEPS = (1, 2, 3, 10)
+DEMO_SETTINGS = Path(__file__).with_name("demo.toml")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """Scores of every task, their table, differences from J = 2, and the two figures."""
+
+    scores: pd.DataFrame
+    table: pd.DataFrame
+    differences: pd.DataFrame
+    accuracy: Figure
+    confusion: Figure
+
+
+class Pixels(nn.Module):
+    """The inputs themselves as embeddings, times a constant: with unit covariance the scale decides how much they say."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.scale * inputs.flatten(1)
+
+
+def trainings(settings: MetaTraining) -> dict[str, MetaTraining]:
+    """The trainings of one split by name: each method in a folder of its own."""
+    methods = {f"em-{steps}": settings.adaptation.model_copy(update={"steps": steps}) for steps in (1, 2, 3)}
+    methods["em-clean"] = settings.adaptation.model_copy(update={"steps": 2, "pseudo_annotators": False})
+    methods["labels"] = settings.adaptation.model_copy(update={"steps": 2, "labels": "dawid-skene"})
+    methods["prototypes"] = Adaptation(
+        labels="dawid-skene",
+        pseudo_annotators=False,
+        precision=FLAT_PRECISION,
+        class_count=FLAT_COUNT,
+        label_count=settings.adaptation.label_count,
+    )
+    return {name: settings.model_copy(update={"adaptation": kept, "out": settings.out / name}) for name, kept in methods.items()}
+
+
+def demonstrate(settings: MetaTraining, *, splits: int = 5, jobs: int | None = None, say: Callable[[str], None] = print) -> Demonstration:
+    """Train, evaluate, and write scores.csv, table.csv, differences.csv and two figures into `settings.out`.
+
+    jobs: processes at a time, each with one thread; by default one per core.
+    """
+    seeds = range(settings.seed, settings.seed + splits)
+    each = [settings.model_copy(update={"seed": seed, "out": settings.out / f"split-{seed}"}) for seed in seeds]
+    every = [training for split in each for training in trainings(split).values()]
+    say(f"training {len(every)} networks: {splits} splits of the classes, {len(every) // splits} methods")
+    workers = Parallel(n_jobs=jobs or os.cpu_count() or 1, return_as="generator_unordered")
+    for _ in tqdm(workers(delayed(_train)(training) for training in every), total=len(every), unit="network"):
+        pass
+    say("adapting to the target tasks")
+    scores = pd.concat([_scores(split).assign(split=split.seed) for split in each], ignore_index=True)
+    table = summary(scores, ["method", "shots", "annotators"])
+    others = [name for name in scores["method"].unique() if name != OURS.format(2)]
+    rows = {f"J = 2 minus {name}": paired_difference(scores, OURS.format(2), name) for name in others}
+    differences = pd.DataFrame(rows).T.rename_axis("comparison")
+    result = Demonstration(scores, table, differences, accuracy_figure(table), _confusion(each[0]))
+    for name in ("scores", "table", "differences"):
+        frame: pd.DataFrame = getattr(result, name)
+        write_atomically(settings.out / f"{name}.csv", frame.to_csv(index=name == "differences").encode())
+    result.accuracy.savefig(settings.out / "accuracy.png", dpi=150)
+    result.confusion.savefig(settings.out / "confusion.png", dpi=150)
+    return result
+
+
+def demo_settings(out: Path, config: Path | None = None) -> MetaTraining:
+    """The settings of the demonstration, from a file or from the one beside this module."""
+    return read_settings(MetaTraining, config or DEMO_SETTINGS, [f'out="{out.as_posix()}"'])
+
+
+def _train(settings: MetaTraining) -> None:
+    torch.set_num_threads(1)
+    meta_train(settings, resume=True, progress=False)
+
+
+def _scores(settings: MetaTraining) -> pd.DataFrame:
+    """All methods of one split on its target tasks."""
+    torch.set_num_threads(1)
+    runs = {name: load_run(training.out) for name, training in trainings(settings).items()}
+    sources = class_sources(settings)
+    methods = {OURS.format(steps): _own(runs[f"em-{steps}"]) for steps in (1, 2, 3)}
+    methods[ABLATION] = _own(runs["em-clean"])
+    encoder, method = _own(runs["prototypes"])
+    candidates = [replace(method, steps=steps) for steps in DAWID_SKENE_STEPS]
+    best = max(candidates, key=lambda candidate: validate(settings, sources.validation, encoder, candidate))
+    methods[VOTE], methods[DAWID_SKENE] = (encoder, replace(method, labels="majority-vote")), (encoder, best)
+    methods[AGGREGATED] = _own(runs["labels"])
+    own = _own(runs["em-2"])[1]
+    methods[PIXELS] = max(map(Pixels, PIXEL_SCALES), key=lambda pixels: validate(settings, sources.validation, pixels, own)), own
+    return target_scores(settings, sources.target, methods)
+
+
+def _own(run: TrainedRun) -> tuple[nn.Module, Method]:
+    return run.encoder, run.settings.adaptation.method
+
+
+def _confusion(settings: MetaTraining) -> Figure:
+    """Estimated against true confusion matrices of the first target task of the largest setting."""
+    encoder, method = _own(load_run(trainings(settings)["em-2"].out))
+    target, ways = class_sources(settings).target, settings.episode.ways
+    shape = settings.shape(max(settings.target.shots), max(settings.target.annotators))
+    episodes = draw_episodes(target, shape, settings.annotators.mixture, 1, generator_of(settings, "figure"))
+    _, parameters = predict(encoder, target, episodes, method)
+    names = pd.RangeIndex(1, ways + 1)
+    index = pd.MultiIndex.from_product([[f"annotator {j + 1}" for j in range(shape.annotators)], names])
+    tables = [pd.DataFrame(matrix[0].flatten(0, 1).numpy(), index, names) for matrix in (parameters.confusion, episodes.confusion)]
+    return confusion_figure(*tables)

@@ -1,0 +1,262 @@
+"""Gradients through EM: three ways, the closed-form Jacobian, and the guards of the implicit one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import references as ref
+import torch
+from meta_tasks import batch_b, close
+from torch import Tensor
+
+from probcrowd.data.votes import DenseVotes, SparseVotes, Support
+from probcrowd.inference.meta import em
+from probcrowd.inference.meta import jacobian as curvature
+from probcrowd.inference.meta.fixed_point import FixedPoint, implicit_step, one_step
+from probcrowd.models.meta.prototype import Prior, log_predictive
+
+MANY = 3000
+
+
+def fixture(seed: int = 0, accuracy: float | None = None) -> tuple[Support, Prior, Tensor, Tensor]:
+    """Fixture A with queries, and its EM fixed point."""
+    task = ref.task_a(seed)
+    generator = torch.Generator().manual_seed(seed)
+    queries = torch.randn(1, 6, 5, generator=generator, dtype=torch.float64)
+    truth = torch.randint(3, (1, 6), generator=generator)
+    return task.support, Prior(0.3, 1.0, 0.5, accuracy), queries, truth
+
+
+def query_loss(parameters: em.Parameters, queries: Tensor, truth: Tensor) -> Tensor:
+    return -log_predictive(queries, parameters.prototypes, parameters.log_class_prior).gather(-1, truth[..., None]).sum()
+
+
+def gradients(support: Support, prior: Prior, queries: Tensor, truth: Tensor, **how: object) -> tuple[Tensor, dict[str, Tensor]]:
+    """The query loss after EM, and its gradient for the embeddings and every number of the prior."""
+    free = {
+        name: torch.tensor(float(getattr(prior, name)), dtype=torch.float64, requires_grad=True)
+        for name in ("precision", "class_count", "label_count")
+    }
+    if prior.accuracy is not None:
+        free["accuracy"] = torch.tensor(float(prior.accuracy), dtype=torch.float64, requires_grad=True)
+    embeddings = support.embeddings.clone().requires_grad_()
+    parameters = em.fit(Support(embeddings, support.votes, support.items, support.classes), Prior(**free), **how)  # pyright: ignore
+    loss = query_loss(parameters, queries, truth)
+    loss.backward()
+    free["embeddings"] = embeddings
+    return loss.detach(), {name: tensor.grad for name, tensor in free.items() if tensor.grad is not None}
+
+
+def numerical_jacobian(function: Callable[[Tensor], Tensor], at: Tensor, step: float) -> Tensor:
+    """Central differences, rows: outputs, columns: inputs."""
+    columns = []
+    for index in range(at.numel()):
+        shift = torch.zeros(at.numel(), dtype=at.dtype)
+        shift[index] = step
+        columns.append((function(at + shift.view_as(at)) - function(at - shift.view_as(at))).flatten() / (2 * step))
+    return torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize("accuracy", [None, 0.7])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_unrolled_gradient_passes_gradcheck(steps: int, accuracy: float | None) -> None:
+    support, prior, queries, truth = fixture(accuracy=accuracy)
+
+    def loss(embeddings: Tensor, tau: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        fitted = em.fit(Support(embeddings, support.votes), Prior(tau, b, c, prior.accuracy), steps=steps)
+        return query_loss(fitted, queries, truth)
+
+    numbers = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.3, 1.0, 0.5)]
+    assert torch.autograd.gradcheck(loss, (support.embeddings.clone().requires_grad_(), *numbers))
+
+
+def test_one_step_never_sees_the_annotators_prior_and_two_do() -> None:
+    support, prior, queries, truth = fixture()
+    _, first = gradients(support, prior, queries, truth, steps=1)
+    _, second = gradients(support, prior, queries, truth, steps=2)
+    assert "label_count" not in first or float(first["label_count"]) == 0
+    assert torch.isfinite(second["label_count"]) and float(second["label_count"]) != 0
+
+
+@pytest.mark.parametrize("accuracy", [None, 0.7])
+def test_closed_form_jacobian_equals_central_differences(accuracy: float | None) -> None:
+    support, prior, _, _ = fixture(accuracy=accuracy)
+    # Differences need a point off the simplex's edges; the Jacobian holds at any responsibilities after their own E step
+    lam = em.em_step(em.em_step(em.start(support), support, prior), support, prior)
+    at = em.converge(support, prior, steps=MANY, tolerance=1e-14).value
+    jacobian = curvature.at(at, support, prior).adjoint_matrix()[0].T
+    numerical = numerical_jacobian(lambda value: em.em_step(value, support, prior), at, 1e-6)
+    close(jacobian, numerical, 1e-8)
+    assert float((curvature.at(lam, support, prior).adjoint_matrix()[0].T - numerical).abs().max()) > 1e-3  # at another point it differs
+
+
+def test_products_equal_the_dense_matrix_whatever_the_votes_and_masks() -> None:
+    support, prior = batch_b()
+    lam = em.em_step(em.start(support), support, prior)
+    vector = torch.randn(lam.shape, dtype=torch.float64)
+    bends = curvature.at(lam, support, prior)
+    dense = (bends.adjoint_matrix() @ vector.flatten(1)[..., None])[..., 0].view_as(vector)
+    close(bends.adjoint_product(vector), dense, 1e-12)
+    matrix = support.votes.dense().matrix.unflatten(2, (5, 4))
+    task, item, annotator, label = matrix.nonzero().T
+    sparse = SparseVotes.build(
+        task, item, annotator, label, torch.ones(len(task), dtype=torch.float64), num_tasks=3, num_items=12, num_annotators=5, num_labels=4
+    )
+    bends = curvature.at(lam, Support(support.embeddings, sparse, support.items, support.classes), prior)
+    close(bends.adjoint_product(vector), dense, 1e-12)
+
+
+def test_structure_of_the_jacobian() -> None:
+    support, prior, _, _ = fixture()
+    lam = em.converge(support, prior, steps=MANY, tolerance=1e-14).value
+    bends = curvature.at(lam, support, prior)
+    blocks = bends.logit_matrix()
+    close(blocks, blocks.transpose(2, 3), 1e-12)
+    assert float(torch.linalg.eigvalsh(blocks).min()) >= -1e-10
+    eigenvalues = torch.linalg.eigvals(bends.adjoint_matrix()[0])
+    assert float(eigenvalues.imag.abs().max()) <= 1e-10
+    assert float(eigenvalues.real.min()) >= -1e-10
+    assert float(eigenvalues.real.max()) < 1
+    close(bends.largest_eigenvalue()[0], eigenvalues.real.max(), 1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "implicit-neumann"])
+def test_implicit_gradient_equals_central_differences_of_the_converged_pipeline(gradient: em.Gradient) -> None:
+    support, prior, queries, truth = fixture()
+    _, found = gradients(support, prior, queries, truth, steps=MANY, gradient=gradient, tolerance=1e-14)
+
+    def converged(embeddings: Tensor) -> Tensor:
+        free = Support(embeddings, support.votes)
+        reached = em.converge(free, prior, steps=600, tolerance=1e-15)
+        return query_loss(em.m_step(reached.value, free, prior), queries, truth)[None]
+
+    close(found["embeddings"].flatten(), numerical_jacobian(converged, support.embeddings, 1e-5)[0], 1e-8)
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "implicit-neumann"])
+@pytest.mark.parametrize("accuracy", [None, 0.7])
+def test_implicit_gradient_equals_a_long_unrolling(gradient: em.Gradient, accuracy: float | None) -> None:
+    support, prior = batch_b()
+    prior = Prior(prior.precision, prior.class_count, prior.label_count, accuracy)
+    generator = torch.Generator().manual_seed(1)
+    queries = torch.randn(3, 8, 6, generator=generator, dtype=torch.float64)
+    truth = torch.randint(3, (3, 8), generator=generator)
+    loss, unrolled = gradients(support, prior, queries, truth, steps=400)
+    implicit_loss, implicit = gradients(support, prior, queries, truth, steps=MANY, gradient=gradient, tolerance=1e-14)
+    close(implicit_loss, loss, 1e-10)
+    for name, value in unrolled.items():
+        close(implicit[name], value, 1e-10)
+
+
+def test_error_of_the_neumann_series_falls_at_the_rate_of_the_largest_eigenvalue() -> None:
+    support, prior, _, _ = fixture()
+    lam = em.converge(support, prior, steps=MANY, tolerance=1e-14).value
+    bends = curvature.at(lam, support, prior)
+    rate = float(bends.largest_eigenvalue(500))
+    vector = torch.randn(lam.shape, dtype=torch.float64)
+    system = torch.eye(lam.numel(), dtype=torch.float64) - bends.adjoint_matrix()[0]
+    exact = bends.softmax_product(torch.linalg.solve(system, vector.flatten()).view_as(vector))
+    total = term = vector
+    for terms in range(1, 31):
+        term = bends.adjoint_product(term)
+        total = total + term
+        error = (bends.softmax_product(total) - exact).norm() / exact.norm()
+        assert float(error) <= 2 * rate**terms + 1e-12
+
+
+def test_one_step_gradient_is_the_series_without_further_terms() -> None:
+    support, prior, queries, truth = fixture()
+    reached = em.converge(support, prior, steps=MANY, tolerance=1e-14)
+
+    def run(step: Callable[[Callable[[Tensor], Tensor]], Tensor]) -> Tensor:
+        embeddings = support.embeddings.clone().requires_grad_()
+        free = Support(embeddings, support.votes)
+        lam = step(lambda value: em.em_step(value, free, prior))
+        query_loss(em.m_step(lam, free, prior), queries, truth).backward()
+        assert embeddings.grad is not None
+        return embeddings.grad
+
+    bends = curvature.at(reached.value, support, prior)
+    with pytest.warns(UserWarning, match="Neumann"):  # no terms: the series is cut off and the guard must speak
+        run(lambda step: implicit_step(step, reached, bends, dense=False, terms=0))
+    by_hand = run(lambda step: one_step(step, reached.value))
+    named = gradients(support, prior, queries, truth, steps=MANY, gradient="one-step")[1]["embeddings"]
+    close(by_hand, named, 1e-10)
+    exact = gradients(support, prior, queries, truth, steps=MANY, gradient="implicit", tolerance=1e-14)[1]["embeddings"]
+    assert float((by_hand - exact).abs().max()) > 1e-6  # first order only
+
+
+def test_more_steps_approach_the_fixed_point() -> None:
+    support, prior, queries, truth = fixture()
+    losses = {steps: float(query_loss(em.fit(support, prior, steps=steps), queries, truth)) for steps in (2, 5, 10, 40, 3000)}
+    assert abs(losses[5] - losses[3000]) < abs(losses[2] - losses[3000])
+    assert abs(losses[40] - losses[3000]) <= 1e-5
+
+
+def tied() -> tuple[Support, Prior]:
+    votes = torch.tensor([[[0, 0], [1, 1], [2, 3], [3, 2]]])
+    embeddings = torch.tensor([[[3.0, 0, 0], [-3, 0, 0], [0, 2, 0], [0, -2, 0]]], dtype=torch.float64)
+    return Support(embeddings, DenseVotes.from_labels(votes, 4, torch.float64)), Prior(0.1, 1.0, 0.5)
+
+
+def test_at_a_tie_the_largest_eigenvalue_exceeds_one_and_the_series_is_not_trusted() -> None:
+    support, prior = tied()
+    lam = em.start(support)
+    for _ in range(30):
+        lam = em.em_step(lam, support, prior)
+        lam = torch.cat([lam[..., :2], lam[..., 2:].mean(-1, keepdim=True).expand(1, 4, 2)], -1)  # hold the tie against rounding
+    bends = curvature.at(lam, support, prior)
+    assert abs(float(bends.largest_eigenvalue()) - 4.62) <= 0.01
+    assert abs(float(torch.linalg.eigvals(bends.adjoint_matrix()).real.max()) - 4.62) <= 0.01
+    close(lam[..., 2], lam[..., 3], 0)
+
+    reached = FixedPoint(lam, torch.tensor([30]), torch.zeros(1, dtype=torch.float64), torch.tensor([True]))
+    solved = {}
+    for dense in (True, False):
+        embeddings = support.embeddings.clone().requires_grad_()
+        free = Support(embeddings, support.votes)
+        after = implicit_step(lambda value, free=free: em.em_step(value, free, prior), reached, bends, dense=dense)
+        objective = (after * torch.arange(16.0, dtype=torch.float64).view(1, 4, 4)).sum()
+        if dense:
+            objective.backward()
+        else:
+            with pytest.warns(UserWarning, match=r"1 of 1 tasks are not at a strict maximum.*4\.62.*solved densely"):
+                objective.backward()
+        assert embeddings.grad is not None
+        solved[dense] = embeddings.grad
+    close(solved[False], solved[True], 1e-8)
+
+
+def test_a_task_that_has_not_converged_falls_back_to_one_step_and_says_so() -> None:
+    support, prior, queries, truth = fixture()
+    with pytest.warns(UserWarning, match="1 of 1 tasks have not reached a fixed point"):
+        _, implicit = gradients(support, prior, queries, truth, steps=3, gradient="implicit", tolerance=1e-14)
+    # three steps and the attached one
+    _, short = gradients(support, prior, queries, truth, steps=5, gradient="one-step")
+    close(implicit["embeddings"], short["embeddings"], 1e-12)
+
+
+def test_converged_tasks_stand_still_and_are_counted() -> None:
+    support, prior = batch_b()
+    reached = em.converge(support, prior, steps=MANY, tolerance=1e-6)
+    assert bool(reached.converged.all()) and len(set(reached.steps.tolist())) > 1
+    fastest = int(reached.steps.argmin())
+    again = em.converge(support, prior, steps=int(reached.steps[fastest]), tolerance=1e-6)
+    assert torch.equal(again.value[fastest], reached.value[fastest])
+
+
+def test_no_warning_and_no_graph_where_no_gradient_is_asked() -> None:
+    support, prior, _, _ = fixture()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted = em.fit(support, prior, steps=MANY, gradient="implicit-neumann", tolerance=1e-12)
+    assert not fitted.prototypes.requires_grad
+
+
+def test_a_dense_solve_of_a_large_task_is_refused_with_the_remedy() -> None:
+    labels = torch.zeros(1, 3000, 1, dtype=torch.long)
+    support = Support(torch.randn(1, 3000, 2), DenseVotes.from_labels(labels, 2))
+    with pytest.raises(ValueError, match="3000 items x 2 classes.*implicit-neumann"):
+        curvature.at(em.start(support), support, Prior()).adjoint_matrix()

@@ -1,0 +1,204 @@
+"""Every channel alike: formulas by loops, gradients by differences, annotators by other names, training on a small crowd, state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import crowd_loops as loops
+import numpy as np
+import pytest
+import torch
+from crowd_loops import MAKE, crowd, shaken, small_network, some_labels, some_seen
+
+from probcrowd.inference.crowd.training import Training, look_at_all, train
+from probcrowd.models.crowd.base import Channel, Labels, Seen
+from probcrowd.models.crowd.doctor_net import DoctorNet
+from probcrowd.storage.checkpoint import Checkpoint
+
+every = pytest.mark.parametrize("name", MAKE)
+J = 5
+GROW = {"confusion volume", "trace", "union A", "union B", "conal"}  # an annotator without labels changes their terms
+
+
+def made(name: str, labels: Labels, annotators: int = J) -> Channel:
+    torch.manual_seed(1)
+    return shaken(MAKE[name](labels, annotators))
+
+
+def some_batch(labels: Labels) -> Labels:
+    """Some of the items, in another order."""
+    return next(iter(labels.batches(5, torch.Generator().manual_seed(3))))
+
+
+@every
+def test_what_is_said_is_the_formula(name: str) -> None:
+    labels = some_labels()
+    channel, part = made(name, labels), some_batch(labels)
+    seen = some_seen(len(part.items))
+    assert seen.features is not None and len(part.item) > 5
+    found = channel.log_said(seen, part)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(len(part.item), dtype=torch.float64), rtol=1e-12, atol=0)
+    f, x = seen.log_truth.exp().numpy(), seen.features.numpy()
+    expected = [loops.said(channel, f[i], x[i], j) for i, j in zip(part.item.tolist(), part.annotator.tolist(), strict=True)]
+    np.testing.assert_allclose(found.detach().exp().numpy(), expected, rtol=1e-10, atol=1e-300)
+    np.testing.assert_allclose(channel.confusion().detach().sum(2).numpy(), 1, rtol=1e-12)
+
+
+@every
+def test_all_labels_of_an_item_share_a_class_where_there_is_one(name: str) -> None:
+    labels = some_labels()
+    channel, part = made(name, labels), some_batch(labels)
+    seen = some_seen(len(part.items))
+    found = channel.log_labels(seen, part).detach().numpy()
+    confusion = channel.confusion().detach().numpy()
+    truth = channel.log_truth(seen).detach().exp().numpy()
+    alone = channel.log_said(seen, part).detach().numpy()
+    rows = list(zip(part.item.tolist(), part.annotator.tolist(), part.label.tolist(), part.weight.tolist(), strict=True))
+    for i in range(len(part.items)):
+        if name.startswith(("crowd layer", "conal", "union")):
+            expected = sum(w * alone[n, l] for n, (item, _, l, w) in enumerate(rows) if item == i)
+        else:
+            expected = np.log(
+                sum(truth[i, k] * np.prod([confusion[j, k, l] ** w for item, j, l, w in rows if item == i]) for k in range(3))
+            )
+        assert found[i] == pytest.approx(expected, abs=1e-9)
+
+
+@every
+def test_the_loss_is_the_formula(name: str) -> None:
+    labels = some_labels()
+    channel = made(name, labels)
+    for part in labels.batches(5, torch.Generator().manual_seed(3)):
+        seen, channel.degenerate = some_seen(len(part.items)), torch.zeros((), dtype=torch.int64)
+        if name == "running truth volume":
+            channel = made(name, labels)  # whose first Gram matrix is the batch's
+        np.testing.assert_allclose(float(channel.loss(seen, part).detach()), loops.loss(channel, seen, part), rtol=1e-9)
+        assert not channel.degenerate
+
+
+@pytest.mark.parametrize("name", [name for name in MAKE if name != "running truth volume"])  # whose gradient is of another matrix
+def test_gradients_are_those_of_differences(name: str) -> None:
+    labels = some_labels()
+    channel, part = made(name, labels), some_batch(labels)
+    start = some_seen(len(part.items))
+    assert start.features is not None
+    logits, features = start.log_truth.clone().requires_grad_(), start.features.clone().requires_grad_()
+
+    def value() -> torch.Tensor:
+        return channel.loss(Seen(torch.log_softmax(logits, 1), features), part)
+
+    value().backward()
+    tensors = [logits, features, *channel.parameters()]
+    if isinstance(channel, DoctorNet) and channel.averages:
+        assert [tensor is channel.log_weight for tensor in tensors] == [tensor.grad is not None for tensor in tensors]
+        tensors = [channel.log_weight]
+    moved = 0
+    with torch.no_grad():
+        for tensor in tensors:
+            found = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            flat, differences = tensor.view(-1), []
+            for place in range(len(flat)):
+                before = float(flat[place])
+                both = []
+                for step in (1e-5, -1e-5):
+                    flat[place] = before + step
+                    both.append(float(value()))
+                flat[place] = before
+                differences.append((both[0] - both[1]) / 2e-5)
+            np.testing.assert_allclose(found.reshape(-1).numpy(), differences, rtol=1e-5, atol=1e-8)
+            moved += int(found.any())
+    assert moved
+
+
+def carried(channel: Channel, other: Channel, places: torch.Tensor) -> None:
+    """Gives `other` the parameters of `channel`, annotator j's at places[j]."""
+    targets: dict[str, Any] = dict(other.named_parameters())
+    with torch.no_grad():
+        for key, value in channel.named_parameters():
+            if key.startswith("heads"):
+                targets[key].unflatten(0, (-1, loops.K))[places] = value.unflatten(0, (-1, loops.K))
+            elif len(value) == J:
+                targets[key][places] = value
+            else:
+                targets[key].copy_(value)
+
+
+@every
+def test_annotators_have_no_order(name: str) -> None:
+    labels, seen = some_labels(), some_seen(9)
+    places = torch.tensor([3, 0, 4, 1, 2])
+    renamed = Labels(labels.item, places[labels.annotator], labels.label, labels.weight, labels.items, labels.per_item)
+    channel, other = made(name, labels), made(name, renamed)
+    carried(channel, other, places)
+    torch.testing.assert_close(other.log_said(seen, renamed), channel.log_said(seen, labels), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(other.confusion()[places], channel.confusion(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(other.loss(seen, renamed), channel.loss(seen, labels), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(other.log_said(seen, labels), channel.log_said(seen, labels))
+
+
+@every
+def test_one_who_has_said_nothing_changes_no_cross_entropy(name: str) -> None:
+    labels, seen = some_labels(), some_seen(9)
+    channel, other = made(name, labels), made(name, labels, J + 1)
+    carried(channel, other, torch.arange(J))
+    same = torch.allclose(other.log_said(seen, labels), channel.log_said(seen, labels), rtol=1e-12, atol=1e-12)
+    assert same is (name != "union B")  # there x tells who answers, and who answers tells of x
+    torch.testing.assert_close(other.confusion()[:J], channel.confusion(), rtol=1e-12, atol=1e-12)
+    assert torch.isfinite(other.confusion()).all()
+    same = torch.allclose(other.loss(seen, labels), channel.loss(seen, labels), rtol=1e-12, atol=1e-12)
+    assert same is (name not in GROW)
+
+
+@every
+def test_a_state_is_all_there_is(name: str) -> None:
+    labels, seen = some_labels(), some_seen(9)
+    channel = made(name, labels)
+    for epoch in range(3):
+        channel.begin(epoch, 4, lambda: seen)
+    fresh = MAKE[name](labels, J).double()
+    assert not any("told" in key for key in channel.state_dict())
+    fresh.load_state_dict(channel.state_dict())
+    torch.testing.assert_close(fresh.log_said(seen, labels), channel.log_said(seen, labels), rtol=0, atol=0)
+    torch.testing.assert_close(fresh.log_truth(seen), channel.log_truth(seen), rtol=0, atol=0)
+    torch.testing.assert_close(fresh.confusion(), channel.confusion(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in MAKE if name != "doctor net, averaging"])  # which training begins anew
+def test_a_small_crowd_teaches_the_classes(name: str) -> None:
+    inputs, labels, truth = crowd()
+    network = small_network()
+    channel = MAKE[name](labels, 10)
+    stands = train(network, channel, lambda items: inputs[items], labels, Training(epochs=15, batch=32, learning_rate=2e-2), seed=5)
+    seen = look_at_all(network, channel, lambda items: inputs[items], labels.items)
+    right = (channel.log_truth(seen).argmax(1) == truth).double().mean()
+    assert right > 0.85, (name, float(right))
+    assert len(stands.history) == 15
+    confusion = channel.confusion().detach()
+    diagonal = confusion.diagonal(dim1=1, dim2=2).mean(1)
+    assert diagonal[-3:].mean() > diagonal[:3].mean(), name
+
+
+@pytest.mark.parametrize("name", ["raykar", "mbem", "max-mig", "conal", "doctor net"])
+def test_training_that_was_stopped_ends_at_the_same_bits(name: str) -> None:
+    inputs, labels, _ = crowd(items=40)
+    kept: list[tuple[Any, Any]] = []
+
+    def trained(resume: Checkpoint | None) -> dict[str, torch.Tensor]:
+        network = small_network()
+        torch.manual_seed(2)
+        channel = MAKE[name](labels, 10)
+        train(
+            network,
+            channel,
+            lambda items: inputs[items],
+            labels,
+            Training(epochs=5, batch=10),
+            resume=resume,
+            keep=lambda *now: kept.append(now),
+        )
+        return {**network.state_dict(), **{f"channel {key}": value for key, value in channel.state_dict().items()}}
+
+    whole = trained(None)
+    for done in (1, 3, 4):
+        again = trained(Checkpoint(*kept[done - 1]))
+        assert all(torch.equal(whole[key], again[key]) for key in whole)
