@@ -96,7 +96,9 @@ def simulated(rows: int, num_classes: int) -> Labels:
     item, annotator = np.repeat(np.arange(items), 5), asked.ravel()
     accuracy, truth = rng.beta(6, 2.5, size=annotators), rng.integers(num_classes, size=items)
     right = rng.random(len(item)) < accuracy[annotator]
-    label = np.where(right, truth[item], (truth[item] + rng.integers(1, num_classes, size=len(item))) % num_classes)
+    label = np.where(
+        right, truth[item], (truth[item] + rng.integers(1, num_classes, size=len(item))) % num_classes
+    )
     return Labels(item, annotator, label, truth, annotators, num_classes)
 
 
@@ -108,7 +110,9 @@ def ours(data: Labels) -> Callable[[], np.ndarray]:
     channel = DirichletRows(cells, np.full(shape, 1 + PSEUDO), ClassPrior(np.ones(data.num_classes)))
 
     def run() -> np.ndarray:
-        fit = fit_table(InMemory(packed, cells), channel, max_iter=PASSES - 1, tolerance=-np.inf, accelerate=False)
+        fit = fit_table(
+            InMemory(packed, cells), channel, max_iter=PASSES - 1, tolerance=-np.inf, accelerate=False
+        )
         found = np.zeros((len(data.truth), data.num_classes))
         sweep(packed, fit.scores, responsibilities=found)  # the last pass
         return found
@@ -120,7 +124,8 @@ def sparse(data: Labels) -> Callable[[], np.ndarray]:
     """EM in two products with one sparse matrix, items x (annotator, label)."""
     classes = data.num_classes
     matrix = csr_matrix(
-        (np.ones(len(data.item)), (data.item, data.annotator * classes + data.label)), (len(data.truth), data.num_annotators * classes)
+        (np.ones(len(data.item)), (data.item, data.annotator * classes + data.label)),
+        (len(data.truth), data.num_annotators * classes),
     )
 
     def run() -> np.ndarray:
@@ -149,7 +154,12 @@ def crowdkit(data: Labels) -> Callable[[], np.ndarray]:
     return run
 
 
-def speed(rows: int, num_classes: int, kinds: dict[str, Callable[[Labels], Callable[[], np.ndarray]]], repetitions: int = 5) -> None:
+def speed(
+    rows: int,
+    num_classes: int,
+    kinds: dict[str, Callable[[Labels], Callable[[], np.ndarray]]],
+    repetitions: int = 5,
+) -> None:
     data = simulated(rows, num_classes)
     runs, prepared, seconds, answers = {}, {}, {}, {}
     for name, kind in kinds.items():
@@ -197,7 +207,9 @@ def judges() -> None:
     best = np.inf
     for _ in range(5):
         began_fit = time.perf_counter()
-        fit = fit_table(InMemory(patterns, cells), channel, max_iter=PASSES, tolerance=-np.inf, accelerate=False)
+        fit = fit_table(
+            InMemory(patterns, cells), channel, max_iter=PASSES, tolerance=-np.inf, accelerate=False
+        )
         found = np.zeros((patterns.num_items, 2))
         sweep(patterns, fit.scores, responsibilities=found)
         answer = found[place]
@@ -207,14 +219,19 @@ def judges() -> None:
         f"\n{items:,} items by {annotators} judges, {len(item):,} labels: packed in {packing:.3f} s, collapsed to {patterns.num_items} patterns in ",
         end="",
     )
-    print(f"{collapsing:.3f} s, {PASSES} passes and every item's answer in {best:.4f} s; log posterior {fit.objective[-1]:.4f}, ", end="")
+    print(
+        f"{collapsing:.3f} s, {PASSES} passes and every item's answer in {best:.4f} s; log posterior {fit.objective[-1]:.4f}, ",
+        end="",
+    )
     print(f"without collapsing {full.objective[-1]:.4f}; accuracy {(answer.argmax(1) == truth).mean():.4f}")
 
 
 def acceleration(folder: Path, named: Any) -> None:
     totals = {"plain": 0, "to": 0, "all_plain": 0, "all": 0}
     worst, lower = 0.0, []
-    print(f"\n{'set':18s} passes of plain EM, accelerated passes to the same log posterior (all in all), difference of log posteriors")
+    print(
+        f"\n{'set':18s} passes of plain EM, accelerated passes to the same log posterior (all in all), difference of log posteriors"
+    )
     for name in SETS:
         frame = pd.read_parquet(folder / name / "annotations.parquet")[["task", "worker", "label"]]
         said = Annotations.from_frame(frame, duplicates="first", missing="skip")
@@ -240,7 +257,8 @@ def acceleration(folder: Path, named: Any) -> None:
         worst = max(worst, reached / needed)
         print(f"{name:18s} {needed:5d} ({plain.passes})  {reached:5d} ({fast.passes})   {gap:+.4f}")
     print(
-        f"sum: {totals['to'] / totals['plain']:.3f} of plain EM's passes to the same log posterior; at most {worst:.2f} on a set; ", end=""
+        f"sum: {totals['to'] / totals['plain']:.3f} of plain EM's passes to the same log posterior; at most {worst:.2f} on a set; ",
+        end="",
     )
     print(f"to the end {totals['all'] / totals['all_plain']:.3f}; lower on {lower or 'none'}")
 
@@ -256,7 +274,9 @@ def added(rows: int = 10_000_000, new: int = 1_000) -> None:
     began = time.perf_counter()
     fitted = DawidSkene().fit(base)
     took = time.perf_counter() - began
-    more = pd.DataFrame({"item": data.item[chosen], "annotator": data.annotator[chosen], "label": data.label[chosen]})
+    more = pd.DataFrame(
+        {"item": data.item[chosen], "annotator": data.annotator[chosen], "label": data.label[chosen]}
+    )
     seconds = []
     for part in np.array_split(np.arange(new), 5):
         began = time.perf_counter()
@@ -266,18 +286,24 @@ def added(rows: int = 10_000_000, new: int = 1_000) -> None:
     print(
         f"\n{len(base):,} labels fitted in {took:.2f} s ({fitted.n_iter_} iterations), {1024 * (peak - before) / len(base):.0f} bytes more per label at peak"
     )
-    print(f"{new:,} labels added in {len(seconds)} calls: {np.sum(seconds):.3f} s; {fitted.refit_gap_.round(4).to_dict()}")
+    print(
+        f"{new:,} labels added in {len(seconds)} calls: {np.sum(seconds):.3f} s; {fitted.refit_gap_.round(4).to_dict()}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="*", default=[100_000, 1_000_000])
     parser.add_argument("--classes", type=int, default=4)
     parser.add_argument("--skip-crowdkit", action="store_true")
     parser.add_argument("--prior", default="accurate", help="of the acceleration part")
     parser.add_argument("--only", choices=["speed", "judges", "acceleration", "added"])
     chosen = parser.parse_args()
-    kinds = {"probcrowd": ours, "scipy.sparse": sparse} | ({} if chosen.skip_crowdkit else {"crowd-kit": crowdkit})
+    kinds = {"probcrowd": ours, "scipy.sparse": sparse} | (
+        {} if chosen.skip_crowdkit else {"crowd-kit": crowdkit}
+    )
     if chosen.only in (None, "speed"):
         for size in chosen.sizes:
             speed(size, chosen.classes, kinds)

@@ -46,7 +46,16 @@ PUBLISHED = {
     "labelme": [76.6, 78.7, 77.6, 76.4, 77.3, np.nan, 77.9, 77.6, np.nan, np.nan],
     "weather_amt": [85.33, 83.67, 85.67, 85.67, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan],
 }
-MORE = ["cifar10n", "cifar10s", "ducks", "ecg_panel", "geirhos16_human", "judgebench", "llmbar", "llmbar_processed"]
+MORE = [
+    "cifar10n",
+    "cifar10s",
+    "ducks",
+    "ecg_panel",
+    "geirhos16_human",
+    "judgebench",
+    "llmbar",
+    "llmbar_processed",
+]
 MORE += ["medrel_cause", "medrel_treat", "dices350", "hitspam_crowdflower"]
 SLOW = {"MMCE": ("adult2", "s_rel", "trec", "geirhos16_human", "cifar10n")}
 CONFIDENCES = {
@@ -83,7 +92,12 @@ def read(folder: Path) -> tuple[Annotations, np.ndarray]:
     """The table, and gold as codes."""
     frame = pd.read_parquet(folder / "annotations.parquet")[["task", "worker", "label"]]
     said = Annotations.from_frame(frame, duplicates="first", missing="skip")
-    gold = pd.read_parquet(folder / "gold.parquet", columns=["task", "label"]).dropna().drop_duplicates("task").set_index("task")["label"]
+    gold = (
+        pd.read_parquet(folder / "gold.parquet", columns=["task", "label"])
+        .dropna()
+        .drop_duplicates("task")
+        .set_index("task")["label"]
+    )
     if pd.api.types.is_numeric_dtype(said.classes.dtype):
         gold = pd.to_numeric(gold, errors="coerce").dropna()
     return said, read_table(said, gold[gold.isin(said.classes)]).gold
@@ -98,7 +112,9 @@ def accuracies(root: Path) -> pd.DataFrame:
             if (column == "KOS" and said.num_classes != 2) or name in SLOW.get(column, ()):
                 continue
             found[column] = 100 * scores(aggregator.fit(said).probabilities_.to_numpy(), gold)["accuracy"]
-        rows[name] = found | {f"{column} ref": value for column, value in zip(COLUMNS, published, strict=True)}
+        rows[name] = found | {
+            f"{column} ref": value for column, value in zip(COLUMNS, published, strict=True)
+        }
     return pd.DataFrame(rows).T
 
 
@@ -108,7 +124,9 @@ def confidences(root: Path) -> pd.DataFrame:
         said, gold = read(root / name)
         known = np.flatnonzero(gold >= 0)
         truth = gold[known]
-        plain = DawidSkene(confidence="plug-in", dependence="ignore").fit(said).probabilities_.to_numpy()[known]
+        plain = (
+            DawidSkene(confidence="plug-in", dependence="ignore").fit(said).probabilities_.to_numpy()[known]
+        )
         row = {f"plug-in {key}": value for key, value in scores(plain, truth).items()}
         draws = [rng.integers(len(known), size=len(known)) for _ in range(200)]
         for kind, options in CONFIDENCES.items():
@@ -116,17 +134,31 @@ def confidences(root: Path) -> pd.DataFrame:
             p = fitted.probabilities_.to_numpy()[known]
             row |= {f"{kind} {key}": value for key, value in scores(p, truth).items() if key != "items"}
             gap = log_losses(p, truth) - log_losses(plain, truth)
-            row |= {f"{kind} log_loss gap": gap.mean(), f"{kind} log_loss half": 1.96 * gap.std(ddof=1) / np.sqrt(len(gap))}
-            gaps = [scores(p[d], truth[d])["calibration_error"] - scores(plain[d], truth[d])["calibration_error"] for d in draws]
-            row |= {f"{kind} calibration gap low": np.quantile(gaps, 0.025), f"{kind} calibration gap high": np.quantile(gaps, 0.975)}
+            row |= {
+                f"{kind} log_loss gap": gap.mean(),
+                f"{kind} log_loss half": 1.96 * gap.std(ddof=1) / np.sqrt(len(gap)),
+            }
+            gaps = [
+                scores(p[d], truth[d])["calibration_error"] - scores(plain[d], truth[d])["calibration_error"]
+                for d in draws
+            ]
+            row |= {
+                f"{kind} calibration gap low": np.quantile(gaps, 0.025),
+                f"{kind} calibration gap high": np.quantile(gaps, 0.975),
+            }
             if kind == "discounted" and fitted.dependence_ is not None:
-                row |= {"labels per item": fitted.dependence_.labels_per_item, "effective": fitted.dependence_.effective_annotators}
+                row |= {
+                    "labels per item": fitted.dependence_.labels_per_item,
+                    "effective": fitted.dependence_.effective_annotators,
+                }
         rows[name] = row
     return pd.DataFrame(rows).T
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/aggregation_scores"))
     chosen, root = parser.parse_args(), Path(os.environ["PROBCROWD_DATA"])
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -134,7 +166,10 @@ def main() -> None:
     table = accuracies(root)
     table.to_csv(chosen.out / "accuracy.csv")
     print(table.round(2).to_string())
-    print("ours minus reference\n", pd.DataFrame({c: table[c] - table[f"{c} ref"] for c in COLUMNS}).round(2).to_string())
+    print(
+        "ours minus reference\n",
+        pd.DataFrame({c: table[c] - table[f"{c} ref"] for c in COLUMNS}).round(2).to_string(),
+    )
     sure = confidences(root)
     sure.to_csv(chosen.out / "confidence.csv")
     for score in ("accuracy", "log_loss", "calibration_error"):

@@ -51,7 +51,9 @@ def table(rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
@@ -68,7 +70,9 @@ def main() -> None:
     networks = {}
     for name in channels:
         torch.manual_seed(0)
-        networks[name] = nn.Sequential(nn.Linear(FEATURES, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, CLASSES))
+        networks[name] = nn.Sequential(
+            nn.Linear(FEATURES, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, CLASSES)
+        )
     seconds: dict[str, list[float]] = {name: [] for name in channels}
     for epoch in range(given.epochs):
         for name, channel in channels.items():

@@ -67,7 +67,10 @@ CHOICES: dict[str, tuple[em.Gradient, int]] = {
 }
 TRAINED = [name for name in CHOICES if name != "one-step, J = 2"]
 BROKEN = "loss not a number"
-FALLBACKS = {"one-step instead": r"(\d+) of \d+ tasks have not reached", "dense instead": r"(\d+) of \d+ tasks are not at a strict"}
+FALLBACKS = {
+    "one-step instead": r"(\d+) of \d+ tasks have not reached",
+    "dense instead": r"(\d+) of \d+ tasks are not at a strict",
+}
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,9 @@ def time_table(network: nn.Module, source: EpisodeSource, repeats: int) -> pd.Da
 
         return adapt
 
-    columns["training step, digits, 64 tasks"] = interleaved({name: training_step(name) for name in CHOICES}, repeats, "cpu")
+    columns["training step, digits, 64 tasks"] = interleaved(
+        {name: training_step(name) for name in CHOICES}, repeats, "cpu"
+    )
     for case in cases(network, source):
         columns[case.name] = interleaved({name: adaptation(case, name) for name in CHOICES}, repeats, "cpu")
     table = pd.DataFrame(columns).round(2)
@@ -179,7 +184,10 @@ def time_table(network: nn.Module, source: EpisodeSource, repeats: int) -> pd.Da
 
 def memory_table(case: Case) -> pd.DataFrame:
     """KiB per task, without the embeddings and votes that are given."""
-    rows = {name: {key: value / 1024 / len(case.support.embeddings) for key, value in memory(case, name).items()} for name in CHOICES}
+    rows = {
+        name: {key: value / 1024 / len(case.support.embeddings) for key, value in memory(case, name).items()}
+        for name in CHOICES
+    }
     return pd.DataFrame(rows).T.round(1)
 
 
@@ -220,14 +228,18 @@ class Directions:
     weights: Tensor
 
 
-def directions(network: nn.Module, source: EpisodeSource, shape: EpisodeShape, tasks: int) -> tuple[dict[str, Directions], Tensor, str]:
+def directions(
+    network: nn.Module, source: EpisodeSource, shape: EpisodeShape, tasks: int
+) -> tuple[dict[str, Directions], Tensor, str]:
     """The gradients in float64 by name, which tasks are at a strict maximum before the last of `STEPS`, and what the others are, in words.
 
     "last M step, J = ..." holds the responsibilities constant: a gradient that does not go through EM at all.
     """
     episodes = draw_episodes(source, shape, Mixture(), tasks, torch.Generator().manual_seed(1))
     network, fallbacks = copy.deepcopy(network).double(), Counter[str]()
-    support, queries = embed(network, source.inputs(episodes.support).double(), source.inputs(episodes.query).double())
+    support, queries = embed(
+        network, source.inputs(episodes.support).double(), source.inputs(episodes.query).double()
+    )
     task = noisy_support(support, episodes)
 
     def gradients(responsibilities: Tensor) -> Directions:
@@ -260,7 +272,10 @@ def direction_table(found: Mapping[str, Directions], settled: Tensor) -> pd.Data
     everything = torch.ones_like(settled)
     pairs = []
     for steps in STEPS:
-        pairs += [(f"{kind}, J = {steps}", f"unrolled, J = {steps}", everything) for kind in ("last M step", "one-step")]
+        pairs += [
+            (f"{kind}, J = {steps}", f"unrolled, J = {steps}", everything)
+            for kind in ("last M step", "one-step")
+        ]
     pairs += [(name, DENSE, everything) for name in (*(f"unrolled, J = {steps}" for steps in STEPS), NEUMANN)]
     pairs += [(f"unrolled, J = {STEPS[-1]}", DENSE, settled)]
     rows = []
@@ -268,20 +283,40 @@ def direction_table(found: Mapping[str, Directions], settled: Tensor) -> pd.Data
         first, second = found[name].embeddings[chosen], found[other].embeddings[chosen]
         cosines = torch.cosine_similarity(first, second, eps=0.0).numpy()
         low, middle = np.quantile(cosines, [0.1, 0.5])
-        spread = {"median": middle, "lowest tenth": low, "lowest": cosines.min(), "above 0.99": np.mean(cosines > 0.99)}
+        spread = {
+            "median": middle,
+            "lowest tenth": low,
+            "lowest": cosines.min(),
+            "above 0.99": np.mean(cosines > 0.99),
+        }
         ratio = float((first.norm(dim=1) / second.norm(dim=1)).median())
         longest = float(first.norm(dim=1).max() / first.norm(dim=1).median())
         whole = float(torch.cosine_similarity(found[name].weights, found[other].weights, dim=0))
-        title = {"gradient": name, "against": other, "tasks": "all" if chosen is everything else "at a maximum"}
+        title = {
+            "gradient": name,
+            "against": other,
+            "tasks": "all" if chosen is everything else "at a maximum",
+        }
         rows.append(
-            {**title, **spread, "length ratio": ratio, "longest": f"{longest:.3g}", "network": whole if chosen is everything else np.nan}
+            {
+                **title,
+                **spread,
+                "length ratio": ratio,
+                "longest": f"{longest:.3g}",
+                "network": whole if chosen is everything else np.nan,
+            }
         )
     return pd.DataFrame(rows).set_index(["gradient", "against", "tasks"]).round(4)
 
 
 def training_settings(split: int, name: str, quick: bool) -> MetaTraining:
     """The demonstration's settings with one gradient; a short training where the run is a check."""
-    out = Path("outputs") / ("gradients-quick" if quick else "gradients") / f"split-{split}" / re.sub("[^a-zA-Z0-9]+", "-", name)
+    out = (
+        Path("outputs")
+        / ("gradients-quick" if quick else "gradients")
+        / f"split-{split}"
+        / re.sub("[^a-zA-Z0-9]+", "-", name)
+    )
     settings = demo_settings(out)
     gradient, steps = CHOICES[name]
     short = {"steps": 20, "validate_every": 10, "validation_tasks": 5} if quick else {"steps": 500}
@@ -325,7 +360,10 @@ def target_table(split: int, quick: bool) -> pd.DataFrame:
         methods[f"J = 2/{name}"] = network, replace(method, steps=2, gradient="unrolled")
         methods[f"fixed point/{name}"] = network, replace(method, steps=MOST_STEPS, gradient="implicit")
     scores = target_scores(settings[BASE], class_sources(settings[BASE]).target, methods)
-    return scores.assign(split=split, **dict(zip(("adapted", "method"), zip(*scores["method"].str.split("/"), strict=True), strict=True)))
+    return scores.assign(
+        split=split,
+        **dict(zip(("adapted", "method"), zip(*scores["method"].str.split("/"), strict=True), strict=True)),
+    )
 
 
 def accuracy_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -338,14 +376,28 @@ def accuracy_table(scores: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for name in (name for name in TRAINED if name in by_split):
         own = scores.query("method == @name", local_dict={"name": name})
-        row: dict[str, object] = {"accuracy": f"{own['accuracy'].mean():.4f}", "log loss": f"{own['log_loss'].mean():.4f}"}
+        row: dict[str, object] = {
+            "accuracy": f"{own['accuracy'].mean():.4f}",
+            "log loss": f"{own['log_loss'].mean():.4f}",
+        }
         if name != BASE:
             common = scores.query("split in @kept", local_dict={"kept": set(own["split"])})
-            accuracy, loss = paired_difference(common, name, BASE), paired_difference(common, name, BASE, "log_loss")
+            accuracy, loss = (
+                paired_difference(common, name, BASE),
+                paired_difference(common, name, BASE, "log_loss"),
+            )
             splits = (by_split[name] - by_split[BASE]).dropna().to_numpy()
-            half = stats.t.ppf(0.975, len(splits) - 1) * splits.std(ddof=1) / len(splits) ** 0.5 if len(splits) > 1 else np.nan
+            half = (
+                stats.t.ppf(0.975, len(splits) - 1) * splits.std(ddof=1) / len(splits) ** 0.5
+                if len(splits) > 1
+                else np.nan
+            )
             row["accuracy minus J = 2's"] = f"{accuracy['difference']:+.4f}"
-            row |= {"over tasks": f"±{accuracy['half_width']:.4f}", "over splits": f"±{half:.4f}", "ahead in": accuracy["ahead"]}
+            row |= {
+                "over tasks": f"±{accuracy['half_width']:.4f}",
+                "over splits": f"±{half:.4f}",
+                "ahead in": accuracy["ahead"],
+            }
             row["log loss minus J = 2's"] = f"{loss['difference']:+.4f} ±{loss['half_width']:.4f}"
         rows[name] = row
     return pd.DataFrame(rows).T.fillna("")
@@ -371,11 +423,17 @@ def main() -> None:
     base = training_settings(0, BASE, quick)
     source = class_sources(base).training
     trained = load_run(base.out).encoder
-    show("time: milliseconds, median; tasks that fell back, over all calls", time_table(trained, source, 3 if quick else 31))
+    show(
+        "time: milliseconds, median; tasks that fell back, over all calls",
+        time_table(trained, source, 3 if quick else 31),
+    )
     for case in cases(trained, source):
         show(f"memory: KiB per task, float32; {case.name}", memory_table(case))
 
-    for state, network in (("untrained", new_encoder(base, (1, 8, 8), None)), (f"trained with {BASE}", trained)):
+    for state, network in (
+        ("untrained", new_encoder(base, (1, 8, 8), None)),
+        (f"trained with {BASE}", trained),
+    ):
         for shots in (1, 5):
             tasks = 20 if quick else 200
             found, settled, words = directions(network, source, replace(SHAPE, shots=shots), tasks)
@@ -383,12 +441,16 @@ def main() -> None:
             show(f"{title}\n{words}", direction_table(found, settled))
 
     scores = pd.concat([target_table(split, quick) for split in splits], ignore_index=True)
-    tasks, length = scores[["split", "shots", "annotators", "spammers", "task"]].drop_duplicates(), base.training.steps
+    tasks, length = (
+        scores[["split", "shots", "annotators", "spammers", "task"]].drop_duplicates(),
+        base.training.steps,
+    )
     for adapted, group in scores.groupby("adapted", sort=False):
         title = f"accuracy: share of queries, {len(splits)} splits, {len(tasks)} target tasks, {length} training steps; adapted: {adapted}"
         show(title, accuracy_table(group))
     met = {
-        name: {**counts, "tasks, if none is lost": counts["networks"] * length * base.episode.tasks} for name, counts in fallbacks.items()
+        name: {**counts, "tasks, if none is lost": counts["networks"] * length * base.episode.tasks}
+        for name, counts in fallbacks.items()
     }
     show("training: tasks that fell back on another gradient, and networks lost", pd.DataFrame(met).T)
 

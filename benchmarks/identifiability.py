@@ -36,14 +36,18 @@ def truth(case: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Class probabilities by kind, and confusion matrices."""
     mixed = rng.dirichlet(np.full(CLASSES, 3.0), KINDS)
     if case == "no experts":
-        anchors = 0.98 * np.eye(CLASSES)[np.arange(KINDS // 3) % CLASSES] + 0.01 * (1 - np.eye(CLASSES)[np.arange(KINDS // 3) % CLASSES])
+        anchors = 0.98 * np.eye(CLASSES)[np.arange(KINDS // 3) % CLASSES] + 0.01 * (
+            1 - np.eye(CLASSES)[np.arange(KINDS // 3) % CLASSES]
+        )
         kinds = np.concatenate([anchors, mixed[KINDS // 3 :]])
         right = np.linspace(0.4, 0.65, ANNOTATORS)
         lean = rng.dirichlet(np.full(CLASSES, 10.0), (ANNOTATORS, CLASSES))
         confusion = right[:, None, None] * np.eye(CLASSES) + (1 - right[:, None, None]) * lean
         return kinds, confusion
     confusion = rng.dirichlet(np.full(CLASSES, 2.0), (ANNOTATORS, CLASSES))
-    for annotator in range(2 * CLASSES):  # who knows one class never says it of another, and always of its own
+    for annotator in range(
+        2 * CLASSES
+    ):  # who knows one class never says it of another, and always of its own
         known = annotator % CLASSES
         confusion[annotator, :, known] = 0
         confusion[annotator] /= confusion[annotator].sum(1, keepdims=True)
@@ -89,11 +93,15 @@ def error(case: str, items: int, seed: int, epochs: int = 60, **options: Any) ->
     found = fitted.confusion_.to_numpy().reshape(-1, CLASSES, CLASSES)[np.argsort(fitted.annotators_.index)]
     strengths = getattr(fitted, "strengths_", None)
     strength = np.nan if strengths is None else fitted.strength_
-    return float(aligned_confusion_error(torch.from_numpy(found), torch.from_numpy(confusion)).mean()), strength
+    return float(
+        aligned_confusion_error(torch.from_numpy(found), torch.from_numpy(confusion)).mean()
+    ), strength
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--items", type=int, nargs="+", default=[500, 2000, 8000, 32000])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("outputs/identifiability.csv"))
@@ -112,9 +120,19 @@ def main() -> None:
                 spread = errors.std(ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.nan
                 strengths = " ".join(f"{strength:g}" for _, strength in found)
                 rows.append(
-                    {"case": case, "items": items, "method": name, "error": errors.mean(), "standard_error": spread, "strengths": strengths}
+                    {
+                        "case": case,
+                        "items": items,
+                        "method": name,
+                        "error": errors.mean(),
+                        "standard_error": spread,
+                        "strengths": strengths,
+                    }
                 )
-                print(f"{case:10s} {items:6d} {name:18s} {errors.mean():.3f} ± {spread:.3f}   {strengths}", flush=True)
+                print(
+                    f"{case:10s} {items:6d} {name:18s} {errors.mean():.3f} ± {spread:.3f}   {strengths}",
+                    flush=True,
+                )
     given.out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(given.out, index=False)
 

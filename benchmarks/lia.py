@@ -45,14 +45,20 @@ def rounds(objective: ObjectiveName, prior: LIAPrior, schedule: Schedule) -> lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     number = parser.parse_args().rounds + 1
     deep = LIAPrior(hidden=(16,) * 4)
     ways: dict[str, tuple[ObjectiveName, LIAPrior, Schedule]] = {
         "joint, 4 x 16, L-BFGS": ("joint", deep, Schedule(rounds=number, last_steps=0)),
         "joint, linear, L-BFGS": ("joint", LIAPrior(), Schedule(rounds=number, last_steps=0)),
-        "as written, 4 x 16, AMSGrad": ("as_written", LIAPrior(hidden=(16,) * 4, annotator_embedding=16), Schedule(number, 1000, 0, 1024)),
+        "as written, 4 x 16, AMSGrad": (
+            "as_written",
+            LIAPrior(hidden=(16,) * 4, annotator_embedding=16),
+            Schedule(number, 1000, 0, 1024),
+        ),
     }
     for name, way in ways.items():
         found = rounds(*way)

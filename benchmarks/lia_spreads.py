@@ -38,15 +38,26 @@ SETS = [
 
 def read(root: Path, name: str, redundancy: int, seed: int) -> tuple[Rows, np.ndarray]:
     """So many rows of every item, drawn at random, and the features of the items."""
-    said = pd.read_parquet(root / name / "annotations.parquet").drop_duplicates(["task", "worker"]).dropna(subset=["label"])
+    said = (
+        pd.read_parquet(root / name / "annotations.parquet")
+        .drop_duplicates(["task", "worker"])
+        .dropna(subset=["label"])
+    )
     tasks = pd.Index(pd.read_csv(root / name / "tasks.csv").task.astype(said.task.dtype))
     features = np.load(root / name / "features.npy").astype(float).reshape(len(tasks), -1)
     kept = tasks.isin(said.task)
-    said = said.assign(item=tasks[kept].get_indexer(said.task)).sample(frac=1, random_state=seed).groupby("item").head(redundancy)
+    said = (
+        said.assign(item=tasks[kept].get_indexer(said.task))
+        .sample(frac=1, random_state=seed)
+        .groupby("item")
+        .head(redundancy)
+    )
     said = said.sort_values("item", kind="stable")
     annotator, label = pd.factorize(said.worker)[0], pd.factorize(said.label, sort=True)[0]
     sizes = int(annotator.max()) + 1, int(label.max()) + 1
-    rows = Rows(said.item.to_numpy(), annotator, label, np.ones(len(said)), np.full(int(kept.sum()), -1), *sizes)
+    rows = Rows(
+        said.item.to_numpy(), annotator, label, np.ones(len(said)), np.full(int(kept.sum()), -1), *sizes
+    )
     return rows, standardiser(features[kept]).apply(features[kept])
 
 
@@ -57,7 +68,9 @@ def choose(root: Path, name: str, redundancy: int, seed: int) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("outputs/lia_spreads.csv"))
@@ -69,7 +82,15 @@ def main() -> None:
     for (name, redundancy, seed), tried in zip(jobs, found, strict=True):
         best = tried.loc[tried["best"]].iloc[-1]
         gained = {"score": best["score"], "before": tried["score"][0], "settings": len(tried)}
-        rows.append({"set": name, "redundancy": redundancy, "seed": seed, **best[["truth", "difficulty", "competence"]], **gained})
+        rows.append(
+            {
+                "set": name,
+                "redundancy": redundancy,
+                "seed": seed,
+                **best[["truth", "difficulty", "competence"]],
+                **gained,
+            }
+        )
         print(pd.DataFrame(rows[-1:]).round(4).to_string(header=len(rows) == 1, index=False), flush=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(given.out, index=False)

@@ -62,7 +62,10 @@ def report(name: str, seconds: float, samples: dict[str, np.ndarray], baseline: 
     smallest, ratio = worst({site: samples[site] for site in ("class_prior", "confusion")})
     rate = smallest / seconds
     beside = "" if baseline is None else f"   ratio {rate / baseline:.1f}"
-    print(f"{name:44s} {seconds:7.2f} s   min ESS {smallest:8.0f}   R-hat {ratio:6.3f}   {rate:9.0f} ESS/s{beside}", flush=True)
+    print(
+        f"{name:44s} {seconds:7.2f} s   min ESS {smallest:8.0f}   R-hat {ratio:6.3f}   {rate:9.0f} ESS/s{beside}",
+        flush=True,
+    )
     return rate
 
 
@@ -77,24 +80,44 @@ def on_anaesthetists(prior: DirichletPrior, scale: float) -> None:
         for attempt in range(2):
             method = "vectorized" if chains > 1 else "sequential"
             sampler = MCMC(
-                NUTS(example_formulation), num_warmup=warmup, num_samples=draws, num_chains=chains, chain_method=method, progress_bar=False
+                NUTS(example_formulation),
+                num_warmup=warmup,
+                num_samples=draws,
+                num_chains=chains,
+                chain_method=method,
+                progress_bar=False,
             )
             began = time.perf_counter()
             sampler.run(jax.random.key(attempt), annotator, labels, prior)
             jax.block_until_ready(sampler.get_samples())
             seconds = time.perf_counter() - began
-        samples = {name: np.asarray(value) for name, value in sampler.get_samples(group_by_chain=True).items()}
-        rate = report(f"NumPyro's example formulation, {chains} chain{'s' * (chains > 1)}", seconds, samples, baseline)
+        samples = {
+            name: np.asarray(value) for name, value in sampler.get_samples(group_by_chain=True).items()
+        }
+        rate = report(
+            f"NumPyro's example formulation, {chains} chain{'s' * (chains > 1)}", seconds, samples, baseline
+        )
         baseline = rate if baseline is None else baseline
     for method in ("vectorized", "parallel"):
         for attempt in range(2):
             began = time.perf_counter()
-            made = nuts("dawid_skene", rows, prior, warmup=warmup, draws=draws, method=method, seed=attempt, progress=False)
+            made = nuts(
+                "dawid_skene",
+                rows,
+                prior,
+                warmup=warmup,
+                draws=draws,
+                method=method,
+                seed=attempt,
+                progress=False,
+            )
             seconds = time.perf_counter() - began
         report(f"ours, NUTS, 4 chains {method}", seconds, made.samples, baseline)
     for attempt in range(2):
         began = time.perf_counter()
-        made = gibbs("dawid_skene", rows, prior, warmup=warmup, draws=10 * draws, thin=2, seed=attempt, progress=False)
+        made = gibbs(
+            "dawid_skene", rows, prior, warmup=warmup, draws=10 * draws, thin=2, seed=attempt, progress=False
+        )
         seconds = time.perf_counter() - began
     report("ours, Gibbs, 4 chains", seconds, made.samples, baseline)
 
@@ -107,9 +130,19 @@ def under_flat_priors(scale: float) -> None:
         "NUTS, scattered starts": lambda: nuts(
             "dawid_skene", rows, prior, warmup=size, draws=size, seed=0, start="dispersed", progress=False
         ),
-        "NUTS, starts at the votes": lambda: nuts("dawid_skene", rows, prior, warmup=size, draws=size, seed=0, progress=False),
+        "NUTS, starts at the votes": lambda: nuts(
+            "dawid_skene", rows, prior, warmup=size, draws=size, seed=0, progress=False
+        ),
         "Gibbs, scattered starts": lambda: gibbs(
-            "dawid_skene", rows, prior, warmup=size, draws=size, thin=20, seed=0, start=scattered, progress=False
+            "dawid_skene",
+            rows,
+            prior,
+            warmup=size,
+            draws=size,
+            thin=20,
+            seed=0,
+            start=scattered,
+            progress=False,
         ),
     }
     for name, run in runs.items():
@@ -127,14 +160,21 @@ def simulated(annotations: int, seed: int) -> Rows:
     items, annotators = annotations // 5, int(annotations**0.5)
     activity = np.log(rng.lognormal(size=annotators))
     chosen = np.concatenate(
-        [np.argpartition(-(activity + rng.gumbel(size=(part, annotators))), 5, 1)[:, :5] for part in _parts(items, annotators)]
+        [
+            np.argpartition(-(activity + rng.gumbel(size=(part, annotators))), 5, 1)[:, :5]
+            for part in _parts(items, annotators)
+        ]
     )
     accuracy = np.where(rng.random(annotators) < 0.05, 1 / CLASSES, rng.beta(6, 2.5, annotators))
     truth = rng.choice(CLASSES, items, p=[0.4, 0.3, 0.2, 0.1])
     right = rng.random(chosen.shape) < accuracy[chosen]
-    label = np.where(right, truth[:, None], (truth[:, None] + rng.integers(1, CLASSES, chosen.shape)) % CLASSES)
+    label = np.where(
+        right, truth[:, None], (truth[:, None] + rng.integers(1, CLASSES, chosen.shape)) % CLASSES
+    )
     item = np.repeat(np.arange(items), 5)
-    return Rows(item, chosen.ravel(), label.ravel(), np.ones(len(item)), np.full(items, -1), annotators, CLASSES)
+    return Rows(
+        item, chosen.ravel(), label.ravel(), np.ones(len(item)), np.full(items, -1), annotators, CLASSES
+    )
 
 
 def _parts(items: int, annotators: int) -> list[int]:
@@ -162,8 +202,12 @@ def full_posteriors(largest: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the draws and small tables: to see that it runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the draws and small tables: to see that it runs"
+    )
     parser.add_argument("--largest", type=int, default=1_000_000, help="annotations of the largest table")
     arguments = parser.parse_args()
     scale: Any = 0.1 if arguments.quick else 1.0

@@ -46,24 +46,32 @@ def interleaved(functions: dict[str, Callable[[], object]], repeats: int, device
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def prototypical_loss(encoder: nn.Module, source: EpisodeSource, tasks: int, chance: torch.Generator) -> torch.Tensor:
+def prototypical_loss(
+    encoder: nn.Module, source: EpisodeSource, tasks: int, chance: torch.Generator
+) -> torch.Tensor:
     """A prototypical network's loss in plain torch, on clean support labels; no annotators are drawn."""
     index = draw_items(source, SHAPE, tasks, chance)
     truth = torch.arange(SHAPE.ways, device=index.device).repeat_interleave(SHAPE.queries).expand(tasks, -1)
     support, queries = embed(
-        encoder, source.inputs(index[..., : SHAPE.shots].flatten(1)), source.inputs(index[..., SHAPE.shots :].flatten(1))
+        encoder,
+        source.inputs(index[..., : SHAPE.shots].flatten(1)),
+        source.inputs(index[..., SHAPE.shots :].flatten(1)),
     )
     prototypes = support.unflatten(1, (SHAPE.ways, SHAPE.shots)).mean(2)
     scores = torch.baddbmm(-0.5 * prototypes.square().sum(-1)[:, None], queries, prototypes.transpose(1, 2))
     return -torch.log_softmax(scores, -1).gather(-1, truth[..., None]).sum() / tasks
 
 
-def training_steps(encoder: Callable[[], nn.Module], side: int, tasks: int, repeats: int, device: str) -> dict[str, float]:
+def training_steps(
+    encoder: Callable[[], nn.Module], side: int, tasks: int, repeats: int, device: str
+) -> dict[str, float]:
     """Milliseconds of a step of the method and of a prototypical network, each with its own network and optimizer."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (400, 1, side, side), generator=generator, dtype=torch.uint8)
     kinds = torch.arange(20)
-    source = EpisodeSource.of(ClassItems(images, torch.arange(400) % 20, kinds, kinds, tuple(map(str, range(20)))), device)
+    source = EpisodeSource.of(
+        ClassItems(images, torch.arange(400) % 20, kinds, kinds, tuple(map(str, range(20)))), device
+    )
     functions: dict[str, Callable[[], object]] = {}
     for name in ("prototypical", "EM, J = 2"):
         torch.manual_seed(0)
@@ -72,12 +80,17 @@ def training_steps(encoder: Callable[[], nn.Module], side: int, tasks: int, repe
         chance = torch.Generator(device).manual_seed(0)
 
         def step(
-            name: str = name, network: nn.Module = network, optimizer: torch.optim.Adam = optimizer, chance: torch.Generator = chance
+            name: str = name,
+            network: nn.Module = network,
+            optimizer: torch.optim.Adam = optimizer,
+            chance: torch.Generator = chance,
         ) -> None:
             if name == "prototypical":
                 loss = prototypical_loss(network, source, tasks, chance)
             else:
-                loss = meta_loss(network, source, draw_episodes(source, SHAPE, Mixture(), tasks, chance), Method())
+                loss = meta_loss(
+                    network, source, draw_episodes(source, SHAPE, Mixture(), tasks, chance), Method()
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -94,7 +107,8 @@ def adaptation(tasks: int, repeats: int, device: str) -> dict[str, float]:
     labels = torch.randint(SHAPE.ways, (tasks, items, SHAPE.annotators), generator=generator)
     truth = torch.arange(items) // SHAPE.shots
     votes = DenseVotes.from_labels(
-        torch.where(torch.rand(labels.shape, generator=generator) < 0.6, truth[:, None], labels).to(device), SHAPE.ways
+        torch.where(torch.rand(labels.shape, generator=generator) < 0.6, truth[:, None], labels).to(device),
+        SHAPE.ways,
     )
     shares = em.start(Support(embeddings, votes))
     prior = Prior()
@@ -126,7 +140,9 @@ def adaptation(tasks: int, repeats: int, device: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="few repeats, for a check that it runs")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
@@ -142,9 +158,15 @@ def main() -> None:
     for name, (encoder, side, tasks, rounds, goal) in cases.items():
         found = training_steps(encoder, side, tasks, rounds, arguments.device)
         ratio = found["EM, J = 2"] / found["prototypical"]
-        print(f"  {name:26s} " + "   ".join(f"{key} {value:8.2f}" for key, value in found.items()) + f"   ratio {ratio:.3f} (goal {goal})")
+        print(
+            f"  {name:26s} "
+            + "   ".join(f"{key} {value:8.2f}" for key, value in found.items())
+            + f"   ratio {ratio:.3f} (goal {goal})"
+        )
     tasks = 50 if arguments.quick else 1000
-    print(f"adapting {tasks} tasks from embeddings, d = 64, float32: milliseconds (median); goals for 1000: J = 3 40, with gradient 120")
+    print(
+        f"adapting {tasks} tasks from embeddings, d = 64, float32: milliseconds (median); goals for 1000: J = 3 40, with gradient 120"
+    )
     for name, value in adaptation(tasks, repeats, arguments.device).items():
         print(f"  {name:34s} {value:8.2f}")
 

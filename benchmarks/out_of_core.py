@@ -48,10 +48,14 @@ def make(folder: Path, num_items: int, num_annotators: int, text: bool) -> None:
         item = np.arange(first, min(first + CHUNK, num_items))
         truth = chance.integers(0, CLASSES, len(item))
         step = chance.integers(1, num_annotators // LABELS, len(item))  # an annotator labels an item once
-        annotator = (chance.integers(0, num_annotators, len(item))[:, None] + step[:, None] * np.arange(LABELS)) % num_annotators
+        annotator = (
+            chance.integers(0, num_annotators, len(item))[:, None] + step[:, None] * np.arange(LABELS)
+        ) % num_annotators
         wrong = (truth[:, None] + chance.integers(1, CLASSES, annotator.shape)) % CLASSES
         label = np.where(chance.random(annotator.shape) < accuracy[annotator], truth[:, None], wrong)
-        ids = (np.repeat(item, LABELS).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(1)).astype(np.int64)
+        ids = (
+            np.repeat(item, LABELS).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(1)
+        ).astype(np.int64)
         order = chance.permutation(annotator.size)
         columns = {"item": ids[order], "annotator": annotator.ravel()[order], "label": label.ravel()[order]}
         table = pa.table(columns)
@@ -68,7 +72,9 @@ def make(folder: Path, num_items: int, num_annotators: int, text: bool) -> None:
 
 def dawid_skene(cells: Cells) -> DirichletRows:
     """Maximum a posteriori under weak priors."""
-    return DirichletRows(cells, np.full((CLASSES, CLASSES), 1.01) + np.eye(CLASSES), ClassPrior(np.full(CLASSES, 2.0)))
+    return DirichletRows(
+        cells, np.full((CLASSES, CLASSES), 1.01) + np.eye(CLASSES), ClassPrior(np.full(CLASSES, 2.0))
+    )
 
 
 class Stopwatch:
@@ -98,10 +104,16 @@ def fit(source: Path, work: Path, map: Map, passes: int, bucket_rows: int) -> No
     written = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rows, per_pass = buckets.num_rows, watch.seconds["sweep_bucket"] / watch.calls["sweep_bucket"]
-    hits = right_counts(result.statistics.said, buckets.cells) / row_totals(result.statistics.said, buckets.cells).sum(1)
+    hits = right_counts(result.statistics.said, buckets.cells) / row_totals(
+        result.statistics.said, buckets.cells
+    ).sum(1)
     error = np.abs(hits - accuracies(len(hits))[buckets.annotators.astype(int)]).mean()
-    print(f"{rows:,} annotations, {buckets.num_items:,} items, {len(buckets.annotators):,} annotators, {buckets.num_buckets} buckets")
-    print(f"buckets        {made - begun:7.1f} s: scatter {watch.seconds['scatter']:.1f}, pack {watch.seconds['pack_bucket']:.1f}")
+    print(
+        f"{rows:,} annotations, {buckets.num_items:,} items, {len(buckets.annotators):,} annotators, {buckets.num_buckets} buckets"
+    )
+    print(
+        f"buckets        {made - begun:7.1f} s: scatter {watch.seconds['scatter']:.1f}, pack {watch.seconds['pack_bucket']:.1f}"
+    )
     print(
         f"fit            {fitted - made:7.1f} s: votes {watch.seconds['count_votes']:.1f}, {result.passes} passes, converged: {result.converged}"
     )
@@ -112,7 +124,9 @@ def fit(source: Path, work: Path, map: Map, passes: int, bucket_rows: int) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--annotations", type=float, default=1e8)
     parser.add_argument("--annotators", type=int, default=10_000)
     parser.add_argument("--passes", type=int, default=100)
@@ -136,7 +150,10 @@ def main() -> None:
         return
     from distributed import Client, LocalCluster
 
-    with LocalCluster(n_workers=chosen.workers, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(n_workers=chosen.workers, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
         fit(chosen.fit / "source", chosen.fit, OnCluster(client), *arguments)
 
 

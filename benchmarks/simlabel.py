@@ -30,7 +30,9 @@ WAYS = {
     "imputed in the loss": SoftLabelling(threshold=0.6, imputed="loss"),
     "uniform weights": SoftLabelling("uniform"),
 }
-SIZES: dict[str, tuple[int, tuple[int, ...], int, int, float]] = {  # items, inputs, annotators, classes, share of labels that are there
+SIZES: dict[
+    str, tuple[int, tuple[int, ...], int, int, float]
+] = {  # items, inputs, annotators, classes, share of labels that are there
     "panel": (1000, (64,), 12, 10, 0.21),
     "crowd": (5000, (384,), 203, 2, 5 / 203),
     "pictures": (1000, (3, 32, 32), 12, 10, 0.21),
@@ -76,19 +78,26 @@ def rows(items: int, annotators: int, classes: int, share: float, rng: np.random
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sizes", nargs="*", default=list(SIZES))
-    parser.add_argument("--architectures", nargs="*", default=[name for name in ARCHITECTURES if name != "pooled"])
+    parser.add_argument(
+        "--architectures", nargs="*", default=[name for name in ARCHITECTURES if name != "pooled"]
+    )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     for size in given.sizes:
         items, shape, annotators, classes, share = SIZES[size]
         rng = np.random.default_rng(0)
         table = rows(items, annotators, classes, share, rng)
-        inputs, labels = torch.from_numpy(rng.normal(size=(items, *shape)).astype(np.float32)), Labels.of(table)
+        inputs, labels = (
+            torch.from_numpy(rng.normal(size=(items, *shape)).astype(np.float32)),
+            Labels.of(table),
+        )
         encoder: Callable[[tuple[int, ...]], nn.Module] = convolutional if len(shape) > 1 else small_encoder
         embedding = tuple(encoder(shape)(inputs[:2]).shape[1:])
         for architecture in given.architectures:
@@ -101,7 +110,14 @@ def main() -> None:
             for epoch in range(given.epochs):
                 for way, (network, channel) in both.items():
                     begun = time.perf_counter()
-                    train(network, Later(channel), inputs.__getitem__, labels, Training(epochs=1, batch=given.batch), seed=epoch)
+                    train(
+                        network,
+                        Later(channel),
+                        inputs.__getitem__,
+                        labels,
+                        Training(epochs=1, batch=given.batch),
+                        seed=epoch,
+                    )
                     seconds[way].append(time.perf_counter() - begun)
             base = np.array(seconds["skip"][2:])
             for way, found in seconds.items():

@@ -37,13 +37,28 @@ CLASSES = np.array(["cat", "dog", "fox"])
 
 # %%
 rng = np.random.default_rng(7)
-truth = pd.Series(rng.choice(CLASSES, 600, p=[0.5, 0.3, 0.2]), index=[f"pic{number:03}" for number in range(600)])
-accuracy = {"ann": 0.95, "bob": 0.9, "cem": 0.85, "dia": 0.8, "eli": 0.75, "fay": 0.7, "gus": 0.65, "hal": 0.6, "ida": 0.6, "jon": 0.55}
+truth = pd.Series(
+    rng.choice(CLASSES, 600, p=[0.5, 0.3, 0.2]), index=[f"pic{number:03}" for number in range(600)]
+)
+accuracy = {
+    "ann": 0.95,
+    "bob": 0.9,
+    "cem": 0.85,
+    "dia": 0.8,
+    "eli": 0.75,
+    "fay": 0.7,
+    "gus": 0.65,
+    "hal": 0.6,
+    "ida": 0.6,
+    "jon": 0.55,
+}
 rows = []
 for picture, is_a in truth.items():
     others = [name for name in CLASSES if name != is_a]
     said = {name: is_a if rng.random() < right else rng.choice(others) for name, right in accuracy.items()}
-    said["kim"] = {"cat": "cat", "dog": "fox", "fox": "dog"}[is_a] if rng.random() < 0.8 else is_a  # mixes them up
+    said["kim"] = (
+        {"cat": "cat", "dog": "fox", "fox": "dog"}[is_a] if rng.random() < 0.8 else is_a
+    )  # mixes them up
     said["leo"] = rng.choice(CLASSES)  # clicks at random
     said["mia"] = rng.choice(others) if rng.random() < 0.45 else is_a
     said["mia2"] = said["mia"]  # the same person
@@ -95,7 +110,9 @@ confusion_figure(fitted.confusion_.loc[["ann", "kim", "leo"]]).savefig(OUT / "co
 
 # %%
 print(fitted.dependent_pairs_.head(3).round(2))
-print(f"{fitted.dependence_.labels_per_item:.1f} labels per item are worth {fitted.dependence_.effective_annotators:.1f} independent ones")
+print(
+    f"{fitted.dependence_.labels_per_item:.1f} labels per item are worth {fitted.dependence_.effective_annotators:.1f} independent ones"
+)
 frame = frame[frame["worker"] != "mia2"]
 fitted = DawidSkene(dependence="discount").fit(frame)
 
@@ -107,7 +124,9 @@ fitted = DawidSkene(dependence="discount").fit(frame)
 # %%
 known = truth.iloc[:40]
 informed = DawidSkene(dependence="ignore").fit(frame, gold=known)
-print(informed.items_.loc[known.index, "known"].all(), informed.probabilities_.loc["pic000"].round(3).to_dict())
+print(
+    informed.items_.loc[known.index, "known"].all(), informed.probabilities_.loc["pic000"].round(3).to_dict()
+)
 later = DawidSkene(dependence="ignore").fit(frame.iloc[-200:], history=informed.counts_)
 print(later.annotators_.loc[["ann", "leo"], ["num_labels", "accuracy"]].round(2))
 
@@ -129,7 +148,9 @@ print(informed.refit_gap_.round(3))
 plug_in = DawidSkene(confidence="plug-in", dependence="ignore").fit(frame)
 vote = MajorityVote(dependence="ignore").fit(frame)
 for name, answer in {"majority vote": vote, "plug-in": plug_in, "averaged, discounted": fitted}.items():
-    right = answer.probabilities_.to_numpy()[np.arange(len(truth)), answer.classes_.get_indexer(truth.loc[answer.probabilities_.index])]
+    right = answer.probabilities_.to_numpy()[
+        np.arange(len(truth)), answer.classes_.get_indexer(truth.loc[answer.probabilities_.index])
+    ]
     loss = -np.log(np.maximum(right, 1e-12)).mean()
     print(f"{name:22s} accuracy {answer.score(None, truth):.3f}   log loss {loss:.3f}")
 codes = fitted.classes_.get_indexer(truth.loc[fitted.probabilities_.index]).astype(np.int64)

@@ -61,14 +61,21 @@ print(f"{len(said)} labels, {(said['label'] == truth[said['item']]).mean():.0%} 
 def network(shape: tuple[int, ...], classes: int) -> nn.Module:
     """A small convolutional network."""
     return nn.Sequential(
-        nn.Conv2d(shape[0], 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(256, classes)
+        nn.Conv2d(shape[0], 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(256, classes),
     )
 
 
 options = {"epochs": EPOCHS, "learning_rate": 5e-3}
 fitted = CrowdClassifier(network, "geocrowdnet-f", **options).fit(pictures, said)
 print(fitted.predict_proba(pictures[test[:3]]).round(2))
-print(f"epoch {fitted.epoch_} of {len(fitted.history_)} selected, {fitted.degenerate_} steps with a volume next to singular")
+print(
+    f"epoch {fitted.epoch_} of {len(fitted.history_)} selected, {fitted.degenerate_} steps with a volume next to singular"
+)
 
 # %% [markdown]
 # ## Who says what
@@ -92,7 +99,9 @@ confusion_figure(fitted.confusion_.loc[shown], made.loc[shown]).savefig(OUT / "c
 # the terms decide between gives every label the same probability. All labels of a picture together can.
 
 # %%
-chosen = CrowdClassifier(network, "geocrowdnet-f", strength="selected", **{**options, "epochs": max(EPOCHS // 4, 2)}).fit(pictures, said)
+chosen = CrowdClassifier(
+    network, "geocrowdnet-f", strength="selected", **{**options, "epochs": max(EPOCHS // 4, 2)}
+).fit(pictures, said)
 print(chosen.strengths_.round(4).assign(chosen=chosen.strengths_.index == chosen.strength_))
 
 # %% [markdown]
@@ -113,7 +122,9 @@ for method in (
     "ccem",
     "geocrowdnet-w",
 ):
-    print(f"{method:15s} {CrowdClassifier(network, method, **options).fit(pictures, said).score(pictures[test], truth[test]):.3f}")
+    print(
+        f"{method:15s} {CrowdClassifier(network, method, **options).fit(pictures, said).score(pictures[test], truth[test]):.3f}"
+    )
 print(f"geocrowdnet-f   {fitted.score(pictures[test], truth[test]):.3f}")
 
 # %% [markdown]

@@ -43,10 +43,16 @@ OUT.mkdir(parents=True, exist_ok=True)
 rng = np.random.default_rng(3)
 pictures = [f"pic{number:03}" for number in range(500)]
 features = pd.DataFrame(rng.normal(size=(500, 8)), pictures)
-is_fox = pd.Series((features.to_numpy() @ rng.normal(size=8) * 1.5 + rng.logistic(size=500) > 0).astype(int), pictures)
+is_fox = pd.Series(
+    (features.to_numpy() @ rng.normal(size=8) * 1.5 + rng.logistic(size=500) > 0).astype(int), pictures
+)
 blurred = features[0] > 0.7  # these are hard to tell, for everybody
 skill = dict(
-    zip(["ann", "bob", "cem", "dia", "eli", "fay", "gus", "hal", "ida", "jon", "kim", "leo"], np.linspace(0.95, 0.5, 12), strict=True)
+    zip(
+        ["ann", "bob", "cem", "dia", "eli", "fay", "gus", "hal", "ida", "jon", "kim", "leo"],
+        np.linspace(0.95, 0.5, 12),
+        strict=True,
+    )
 )
 rows = []
 for picture in pictures[:400]:
@@ -65,7 +71,9 @@ labels = pd.DataFrame(rows, columns=["item", "annotator", "label"])
 fitted = LIA(dependence="ignore").fit(labels, features=features)
 print(fitted.items_.sort_values("probability").head(3))
 print(fitted.predict_items(features.loc[pictures[400:403]]).round(2))
-print(f"log posterior never falls: {bool((np.diff(fitted.log_posterior_) > -1e-6).all())}, converged: {fitted.converged_}")
+print(
+    f"log posterior never falls: {bool((np.diff(fitted.log_posterior_) > -1e-6).all())}, converged: {fitted.converged_}"
+)
 
 # %% [markdown]
 # ## Who errs, on what, and whom to ask next
@@ -75,8 +83,18 @@ print(f"log posterior never falls: {bool((np.diff(fitted.log_posterior_) > -1e-6
 
 # %%
 print(fitted.competence_.loc[["ann", "leo"]].round(2))
-print(fitted.difficulty_.groupby(blurred.loc[pictures[:400]]).mean().rename("mean difficulty").rename_axis("blurred").round(3))
-print(fitted.probability_right(features=features.loc[pictures[400:403]], annotators=["ann", "fay", "leo"]).round(2))
+print(
+    fitted.difficulty_.groupby(blurred.loc[pictures[:400]])
+    .mean()
+    .rename("mean difficulty")
+    .rename_axis("blurred")
+    .round(3)
+)
+print(
+    fitted.probability_right(
+        features=features.loc[pictures[400:403]], annotators=["ann", "fay", "leo"]
+    ).round(2)
+)
 # annotator_map_figure(fitted.annotator_map_).savefig(OUT / "map.png")
 
 # %% [markdown]
@@ -123,7 +141,9 @@ print(f"{'LIA, of pictures without labels':32s} {(new == is_fox.loc[pictures[400
 at_night = pd.Series((features[1] + features[2] > 0).astype(int), pictures)
 both = labels.assign(question="fox")
 turned = rng.random(len(labels)) > labels["annotator"].map(skill)
-night = labels.assign(question="night", label=np.where(turned, 1 - labels["item"].map(at_night), labels["item"].map(at_night)))
+night = labels.assign(
+    question="night", label=np.where(turned, 1 - labels["item"].map(at_night), labels["item"].map(at_night))
+)
 questions = MultiLabelLIA().fit(pd.concat([both, night], ignore_index=True), features=features)
 truth = pd.concat({"fox": seen, "night": at_night.loc[pictures[:400]]}).swaplevel()
 print(questions.score(truth).round(3))
@@ -140,7 +160,12 @@ data = fitted.inputs_, table.rows, LIAPrior()
 start = init_to_value(values=fitted.parameters_)
 with jax.enable_x64(True):
     sampler = MCMC(
-        NUTS(lia, init_strategy=start), num_warmup=DRAWS, num_samples=DRAWS, num_chains=2, chain_method="vectorized", progress_bar=False
+        NUTS(lia, init_strategy=start),
+        num_warmup=DRAWS,
+        num_samples=DRAWS,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
     )
     sampler.run(jax.random.key(0), *data)
     tree = arviz_base.from_numpyro(sampler, log_likelihood=False)
@@ -148,4 +173,8 @@ print(arviz_stats.summary(tree, var_names=["truth_weight"], kind="stats").head(4
 weights = tree["posterior"]["truth_weight"].to_numpy()
 slope = (weights[..., 1] - weights[..., 0]).reshape(-1, 8)
 mode = fitted.parameters_["truth_weight"]
-print(pd.DataFrame({"posterior mean": slope.mean(0), "posterior sd": slope.std(0), "mode": mode[:, 1] - mode[:, 0]}).round(2))
+print(
+    pd.DataFrame(
+        {"posterior mean": slope.mean(0), "posterior sd": slope.std(0), "mode": mode[:, 1] - mode[:, 0]}
+    ).round(2)
+)

@@ -82,7 +82,9 @@ class Split:
 def trained_split(seed: int) -> Split:
     """Train on one division of the digits, and scale the controls."""
     base = demo_settings(OUT / f"split-{seed}")
-    settings = base.model_copy(update={"seed": seed, "training": base.training.model_copy(update={"steps": STEPS})})
+    settings = base.model_copy(
+        update={"seed": seed, "training": base.training.model_copy(update={"steps": STEPS})}
+    )
     meta_train(settings, resume=True, progress=False)
     sources, method = class_sources(settings), settings.adaptation.method
     plain: dict[str, nn.Module] = {
@@ -93,15 +95,21 @@ def trained_split(seed: int) -> Split:
 
     def scaled(space: nn.Module) -> nn.Module:
         candidates = [nn.Sequential(space, Pixels(scale)) for scale in SCALES]
-        return max(candidates, key=lambda candidate: validate(settings, sources.validation, candidate, method))
+        return max(
+            candidates, key=lambda candidate: validate(settings, sources.validation, candidate, method)
+        )
 
     drawing = settings.model_copy(update={"seed": seed + 1000 * TASK_SEED})
-    return Split(drawing, sources, plain | {f"{name}, scaled": scaled(space) for name, space in plain.items()})
+    return Split(
+        drawing, sources, plain | {f"{name}, scaled": scaled(space) for name, space in plain.items()}
+    )
 
 
 splits = [trained_split(seed) for seed in range(SPLITS)]
 for number, split in enumerate(splits):
-    print(f"split {number}: trained on {', '.join(split.sources.names[0])}, targets {', '.join(split.sources.names[2])}")
+    print(
+        f"split {number}: trained on {', '.join(split.sources.names[0])}, targets {', '.join(split.sources.names[2])}"
+    )
 OWN = splits[0].drawing.adaptation.method  # J = 2
 SOFT_VOTE = replace(OWN, steps=1)  # J = 1 never uses the confusion matrices
 
@@ -118,9 +126,9 @@ SOFT_VOTE = replace(OWN, steps=1)  # J = 1 never uses the confusion matrices
 def target_items(split: Split) -> tuple[Tensor, Tensor]:
     """All items of the target digits as positions in the pool, and their classes."""
     sizes = split.target.sizes
-    return torch.cat([row[:size] for row, size in zip(split.target.items, sizes, strict=True)]), torch.arange(len(sizes)).repeat_interleave(
-        sizes
-    )
+    return torch.cat([row[:size] for row, size in zip(split.target.items, sizes, strict=True)]), torch.arange(
+        len(sizes)
+    ).repeat_interleave(sizes)
 
 
 def embedded(split: Split, space: str) -> tuple[Tensor, Tensor]:
@@ -153,17 +161,34 @@ def spaces_figure(split: Split, episodes: Episodes) -> Figure:
         place = plane.transform(embeddings.numpy())
         for kind, title in enumerate(split.sources.names[2]):
             mine = (label == kind).numpy()
-            axis.scatter(*place[mine].T, s=12, alpha=0.35, color=f"C{kind}", linewidths=0, label=f"digit {title}")
+            axis.scatter(
+                *place[mine].T, s=12, alpha=0.35, color=f"C{kind}", linewidths=0, label=f"digit {title}"
+            )
         means = np.stack([place[(label == kind).numpy()].mean(0) for kind in label.unique()])
         axis.scatter(*means.T, s=130, marker="+", color="black", zorder=4, label="mean of all items")
         for mark, method, title in (("^", SOFT_VOTE, "prototype, soft vote"), ("s", OWN, "prototype, J = 2")):
             _, fitted = predict(split.spaces[name], split.target, episodes, method)
             points = plane.transform(fitted.prototypes[0].numpy())
             for number, (point, kind) in enumerate(zip(points, digit.tolist(), strict=True)):
-                axis.scatter(*point, s=70, marker=mark, color=f"C{kind}", edgecolors="black", zorder=5, label=None if number else title)
-        axis.set(title=f"{name}\n{plane.explained_variance_ratio_.sum():.0%} of the variance shown", xticks=[], yticks=[], aspect="equal")
+                axis.scatter(
+                    *point,
+                    s=70,
+                    marker=mark,
+                    color=f"C{kind}",
+                    edgecolors="black",
+                    zorder=5,
+                    label=None if number else title,
+                )
+        axis.set(
+            title=f"{name}\n{plane.explained_variance_ratio_.sum():.0%} of the variance shown",
+            xticks=[],
+            yticks=[],
+            aspect="equal",
+        )
         axis.set_adjustable("datalim")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False
+    )
     return figure
 
 
@@ -197,7 +222,9 @@ for column in ("ratio", "in_plane", "nats"):
     table = pd.DataFrame({name: [row[column] for row in found] for name, found in measured.items()})
     shown = table if column == "nats" else table[["pixels", "untrained", "trained"]]
     print(f"{column}\n{shown.rename_axis('split').round(2).to_string()}")
-    print(f"higher in the trained space than in pixels in {np.sum(table['trained'] > table['pixels'])} of {SPLITS} splits\n")
+    print(
+        f"higher in the trained space than in pixels in {np.sum(table['trained'] > table['pixels'])} of {SPLITS} splits\n"
+    )
 
 # %% [markdown]
 # Does it classify better? First with clean labels, where only the space matters (nearest class mean; no scale matters); then with five
@@ -216,7 +243,11 @@ def space_scores(shots: int, *, clean: bool) -> pd.DataFrame:
             episodes, method = replace(episodes, labels=episodes.support_truth[..., None]), CLEAN
         for name, space in split.spaces.items():
             scores = accuracy(predict(space, split.target, episodes, method)[0], episodes.query_truth).mean(1)
-            rows.append(pd.DataFrame({"split": number, "method": name, "task": range(TASKS), "accuracy": scores.numpy()}))
+            rows.append(
+                pd.DataFrame(
+                    {"split": number, "method": name, "task": range(TASKS), "accuracy": scores.numpy()}
+                )
+            )
     return pd.concat(rows, ignore_index=True)
 
 
@@ -227,11 +258,17 @@ def difference(scores: pd.DataFrame, first: str, second: str) -> str:
 
 
 rows = []
-for clean, others in ((True, ("pixels", "untrained")), (False, ("pixels, scaled", "untrained, scaled", "untrained", "trained, scaled"))):
+for clean, others in (
+    (True, ("pixels", "untrained")),
+    (False, ("pixels, scaled", "untrained, scaled", "untrained", "trained, scaled")),
+):
     for shots in (1, 5, 50):
         scores = space_scores(shots, clean=clean)
         own = scores.loc[scores["method"] == "trained", "accuracy"].mean()
-        rows += [("clean" if clean else "noisy", shots, f"{own:.3f}", other, difference(scores, "trained", other)) for other in others]
+        rows += [
+            ("clean" if clean else "noisy", shots, f"{own:.3f}", other, difference(scores, "trained", other))
+            for other in others
+        ]
 columns = ["labels", "items per class", "trained", "other space", "trained minus other"]
 print(pd.DataFrame(rows, columns=pd.Index(columns)).to_string(index=False))
 
@@ -249,11 +286,19 @@ rows = []
 for split in splits:
     episodes = drawn(split, 5, MANY_GUESS, "prototypes")
     embeddings, label = embedded(split, "trained")
-    means = torch.stack([embeddings[label == kind].mean(0) for kind in label.unique()])[shown_classes(split, episodes)]  # (b, k, d)
+    means = torch.stack([embeddings[label == kind].mean(0) for kind in label.unique()])[
+        shown_classes(split, episodes)
+    ]  # (b, k, d)
     clean = replace(episodes, labels=episodes.support_truth[..., None])
     away = {
-        name: (predict(split.spaces["trained"], split.target, tasks, method)[1].prototypes - means).norm(dim=-1).mean(1)
-        for name, tasks, method in (("soft vote", episodes, SOFT_VOTE), ("J = 2", episodes, OWN), ("clean labels", clean, SOFT_VOTE))
+        name: (predict(split.spaces["trained"], split.target, tasks, method)[1].prototypes - means)
+        .norm(dim=-1)
+        .mean(1)
+        for name, tasks, method in (
+            ("soft vote", episodes, SOFT_VOTE),
+            ("J = 2", episodes, OWN),
+            ("clean labels", clean, SOFT_VOTE),
+        )
     }
     rows.append(
         {name: str(interval(value)) for name, value in away.items()}
@@ -278,14 +323,18 @@ CROWDS = {"as in training": Mixture(), "with unknown kinds": Mixture(0.1, 0.4, 0
 def matrices(confusion: Tensor) -> pd.DataFrame:
     """The matrices (j, k, l) of one task as a table."""
     classes = pd.RangeIndex(1, confusion.shape[1] + 1)
-    index = pd.MultiIndex.from_product([[f"annotator {number + 1}" for number in range(len(confusion))], classes])
+    index = pd.MultiIndex.from_product(
+        [[f"annotator {number + 1}" for number in range(len(confusion))], classes]
+    )
     return pd.DataFrame(confusion.flatten(0, 1).numpy(), index, classes)
 
 
 split = splits[0]
 episodes = drawn(split, 50, CROWDS["with unknown kinds"], "with unknown kinds")
 _, fitted = predict(split.spaces["trained"], split.target, episodes, OWN)
-confusion_figure(matrices(fitted.confusion[0]), matrices(episodes.confusion[0])).savefig(OUT / "confusion.png", dpi=120)
+confusion_figure(matrices(fitted.confusion[0]), matrices(episodes.confusion[0])).savefig(
+    OUT / "confusion.png", dpi=120
+)
 
 # %% [markdown]
 # Then all tasks, with more and more items. `error` is the mean total variation distance of rows, `correlation` that of estimated with
@@ -307,7 +356,11 @@ def skill(confusion: Tensor) -> Tensor:
 def correlation(estimated: Tensor, true: Tensor) -> float:
     """Correlation over all annotators of all tasks; not a number where the estimate is constant."""
     first, second = estimated.flatten() - estimated.mean(), true.flatten() - true.mean()
-    return float(first @ second / (first.norm() * second.norm())) if float(first.abs().max()) > 1e-6 else float("nan")
+    return (
+        float(first @ second / (first.norm() * second.norm()))
+        if float(first.abs().max()) > 1e-6
+        else float("nan")
+    )
 
 
 def correlation_text(estimated: Tensor, true: Tensor) -> str:
@@ -330,7 +383,9 @@ def estimates(split: Split, episodes: Episodes, mean: Tensor) -> dict[str, Tenso
         "prior only": torch.full_like(own, 1 / episodes.ways),
         "average annotator": mean.expand_as(own),
         "someone else's": own.roll(1, 0),
-        "truth known": em.m_step(one_hot(episodes.support_truth, episodes.ways).float(), blind, OWN.prior).confusion,
+        "truth known": em.m_step(
+            one_hot(episodes.support_truth, episodes.ways).float(), blind, OWN.prior
+        ).confusion,
     }
 
 
@@ -361,7 +416,13 @@ panels = figure.subplots(1, len(CROWDS), sharey=True)
 for axis, (crowd, group) in zip(panels, lines.groupby("crowd", sort=False), strict=True):
     for number, (name, line) in enumerate(group.groupby("estimate", sort=False)):
         dashed = name in ("prior only", "average annotator", "someone else's", "truth known")
-        style = {"ls": "--" if dashed else "-", "marker": "osD^vPX"[number], "ms": 4, "color": f"C{number}", "capsize": 2}
+        style = {
+            "ls": "--" if dashed else "-",
+            "marker": "osD^vPX"[number],
+            "ms": 4,
+            "color": f"C{number}",
+            "capsize": 2,
+        }
         axis.errorbar(line["labels each"], line["error"], line["half_width"], label=name, **style)
     axis.set(title=str(crowd), xlabel="labelled items per annotator", xscale="log")
     axis.set_xticks([3 * shots for shots in SHOTS], [str(3 * shots) for shots in SHOTS])
@@ -403,7 +464,11 @@ PAIRS = (
     ("J = 3", "J = 2"),
     ("J = 10", "J = 2"),
 )
-AXES: dict[str, tuple[float, ...]] = {"spammers": (0.0, 0.2, 0.4, 0.6, 0.8), "annotators": (1, 2, 3, 5, 7, 15), "shots": (1, 2, 5, 15, 50)}
+AXES: dict[str, tuple[float, ...]] = {
+    "spammers": (0.0, 0.2, 0.4, 0.6, 0.8),
+    "annotators": (1, 2, 3, 5, 7, 15),
+    "shots": (1, 2, 5, 15, 50),
+}
 CENTRE: dict[str, tuple[float, ...]] = {"shots": (5,), "annotators": (5,), "spammers": (0.2,)}
 
 
@@ -413,7 +478,11 @@ def cell_scores(**cells: tuple[float, ...]) -> pd.DataFrame:
     for number, split in enumerate(splits):
         target = split.drawing.target.model_copy(update={"tasks": TASKS, **CENTRE, **cells})
         own = {name: (split.spaces["trained"], method) for name, method in METHODS.items()}
-        each.append(target_scores(split.drawing.model_copy(update={"target": target}), split.target, own).assign(split=number))
+        each.append(
+            target_scores(split.drawing.model_copy(update={"target": target}), split.target, own).assign(
+                split=number
+            )
+        )
     return pd.concat(each, ignore_index=True)
 
 
@@ -423,7 +492,14 @@ def gains(scores: pd.DataFrame, by: str) -> pd.DataFrame:
     for value, group in scores.groupby(by):
         for first, second in PAIRS:
             found = paired_difference(group, first, second)
-            rows.append({by: value, "pair": f"{first} minus {second}", **found, "text": difference(group, first, second)})
+            rows.append(
+                {
+                    by: value,
+                    "pair": f"{first} minus {second}",
+                    **found,
+                    "text": difference(group, first, second),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -434,19 +510,32 @@ for axis, (by, values) in zip(panels, AXES.items(), strict=True):
     scores = cell_scores(**{by: values})
     found = gains(scores, by)
     kept.append(found.assign(axis=by).rename(columns={by: "value"}))
-    level = scores.pivot_table(index=by, columns="method", values="accuracy")[["majority vote", "J = 2"]].round(3)
-    print(level.join(found.pivot(index=by, columns="pair", values="text")[found["pair"].unique()]).to_string(), "\n")
+    level = scores.pivot_table(index=by, columns="method", values="accuracy")[
+        ["majority vote", "J = 2"]
+    ].round(3)
+    print(
+        level.join(found.pivot(index=by, columns="pair", values="text")[found["pair"].unique()]).to_string(),
+        "\n",
+    )
     for number, (pair, line) in enumerate(found.groupby("pair", sort=False)):
         place = np.arange(len(values)) + 0.08 * (number - 2)
         style = {"marker": "osD^v"[number], "ms": 4, "color": f"C{number}", "capsize": 2, "lw": 1.2}
-        axis.errorbar(place, line["difference"].astype(float), line["half_width"].astype(float), label=pair, **style)
+        axis.errorbar(
+            place, line["difference"].astype(float), line["half_width"].astype(float), label=pair, **style
+        )
     axis.axhline(0, color="black", lw=0.8)
     axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-    words = {"spammers": "share of annotators who guess", "annotators": "annotators", "shots": "labelled items per class"}
+    words = {
+        "spammers": "share of annotators who guess",
+        "annotators": "annotators",
+        "shots": "labelled items per class",
+    }
     axis.set(xlabel=words[by])
     axis.grid(alpha=0.3)
 panels[0].set_ylabel("difference of query accuracy")
-figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(PAIRS), frameon=False)
+figure.legend(
+    *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(PAIRS), frameon=False
+)
 figure.savefig(OUT / "gains.png", dpi=120)
 pd.concat(kept).drop(columns="text").to_csv(OUT / "gains.csv", index=False)
 easy = cell_scores(shots=(50,), annotators=(15,), spammers=(0.0,))

@@ -72,14 +72,24 @@ print(checked)
 #   less sure. For patient 3, say:
 
 # %%
-print(checked.tables["items"].loc[[3], ["confidence", "plug_in_confidence", "entropy", "plug_in_entropy"]].round(3))
+print(
+    checked.tables["items"]
+    .loc[[3], ["confidence", "plug_in_confidence", "entropy", "plug_in_entropy"]]
+    .round(3)
+)
 
 # %% [markdown]
 # * **Sensitivity to the prior.** With 45 patients, what is believed of the judges beforehand matters. Report it, and look at another prior:
 
 # %%
 other = sample_posterior(
-    annotations, "dawid_skene", prior=DirichletPrior.named("rater", 4), seed=1, draws=DRAWS, warmup=DRAWS, progress=False
+    annotations,
+    "dawid_skene",
+    prior=DirichletPrior.named("rater", 4),
+    seed=1,
+    draws=DRAWS,
+    warmup=DRAWS,
+    progress=False,
 )
 both = pd.DataFrame(
     {
@@ -99,7 +109,14 @@ print(f"{changed} of {len(probabilities)} patients change their most probable cl
 
 # %%
 flat = sample_posterior(
-    annotations, "dawid_skene", prior=DirichletPrior.named("flat", 4), seed=1, draws=DRAWS, warmup=DRAWS, start="dispersed", progress=False
+    annotations,
+    "dawid_skene",
+    prior=DirichletPrior.named("flat", 4),
+    seed=1,
+    draws=DRAWS,
+    warmup=DRAWS,
+    start="dispersed",
+    progress=False,
 )
 warned = check_posterior(flat, seed=2)
 print(warned.verdict)

@@ -43,7 +43,11 @@ pictures = np.asarray(digits.images, np.float32)[:, None] / 16  # (1797, 1, 8, 8
 truth = np.asarray(digits.target)
 order = rng.permutation(len(truth))
 train, test = order[:1200], order[1200:]
-readings = {"north": {1: 7, 4: 9}, "east": {3: 8, 5: 6}, "south": {2: 3, 0: 6}}  # to the north a one is a seven
+readings = {
+    "north": {1: 7, 4: 9},
+    "east": {3: 8, 5: 6},
+    "south": {2: 3, 0: 6},
+}  # to the north a one is a seven
 crowd = [f"{group}-{member}" for group in readings for member in range(1, 5)][:-1] + ["upside"]
 whole = pd.DataFrame(index=pd.RangeIndex(len(truth), name="item"))
 for name in crowd:
@@ -56,12 +60,19 @@ for name in crowd:
 
 def long(matrix: pd.DataFrame) -> pd.DataFrame:
     """A row per label."""
-    return matrix.reset_index().melt("item", var_name="annotator", value_name="label").dropna().astype({"label": int})
+    return (
+        matrix.reset_index()
+        .melt("item", var_name="annotator", value_name="label")
+        .dropna()
+        .astype({"label": int})
+    )
 
 
 kept = whole.loc[train].where(rng.random((len(train), len(crowd))) < 0.2)
 said = long(kept)
-asked = long(whole.loc[test].set_axis(pd.RangeIndex(len(test), name="item")))  # of pictures[test], in their order
+asked = long(
+    whole.loc[test].set_axis(pd.RangeIndex(len(test), name="item"))
+)  # of pictures[test], in their order
 print(f"{len(said):,} of {len(train) * len(crowd):,} labels are there, {len(asked):,} are kept for the end")
 
 # %% [markdown]
@@ -76,7 +87,13 @@ print(f"{len(said):,} of {len(train) * len(crowd):,} labels are there, {len(aske
 def encoder(shape: tuple[int, ...]) -> nn.Module:
     """A small convolutional network."""
     return nn.Sequential(
-        nn.Conv2d(shape[0], 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(256, 64), nn.ReLU()
+        nn.Conv2d(shape[0], 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(256, 64),
+        nn.ReLU(),
     )
 
 
@@ -132,9 +149,14 @@ similarity_figure(control.similarity_matrix_, control.similarity_).savefig(OUT /
 
 # %%
 found = fitted.imputed_
-found["right"] = whole.stack().loc[pd.MultiIndex.from_frame(found[["item", "annotator"]])].to_numpy() == found["label"].to_numpy()
+found["right"] = (
+    whole.stack().loc[pd.MultiIndex.from_frame(found[["item", "annotator"]])].to_numpy()
+    == found["label"].to_numpy()
+)
 print(found.head(3).round(2))
-print(f"{len(found):,} labels imputed" + (f", {found['right'].mean():.0%} of them right" if len(found) else ""))
+print(
+    f"{len(found):,} labels imputed" + (f", {found['right'].mean():.0%} of them right" if len(found) else "")
+)
 steps = pd.cut(found["confidence"], [0.6, 0.65, 0.7, 0.75, 0.8, 1.0])
 of = {"labels": ("right", "size"), "confidence": ("confidence", "mean"), "right": ("right", "mean")}
 print(found.groupby(steps, observed=True).agg(**of).round(3))
@@ -152,7 +174,9 @@ imputed_figure(found, fitted.annotators_).savefig(OUT / "imputed.png")
 # %%
 print(f"observed labels          {groups(skipped.similarity_matrix_)}")
 print(f"with those imputed       {groups(fitted.refreshed_similarity_matrix_)}")
-rise = (fitted.refreshed_similarity_matrix_ - fitted.similarity_matrix_).to_numpy()[np.triu_indices(len(crowd), 1)]
+rise = (fitted.refreshed_similarity_matrix_ - fitted.similarity_matrix_).to_numpy()[
+    np.triu_indices(len(crowd), 1)
+]
 print(f"it rose for {(rise > 0).sum()} of {len(rise)} pairs, and fell by {max(-rise.min(), 0):.3f} at most")
 if "mean_weight" in fitted.history_:
     print(fitted.history_[["imputed", "mean_weight"]].iloc[[0, fitted.epoch_ - 1, -1]].round(2))
@@ -167,7 +191,10 @@ if "mean_weight" in fitted.history_:
 less_sure = found["confidence"] < found["confidence"].median()
 fitted.withdraw(found[less_sure])
 left = found[~less_sure]
-print(f"{len(fitted.imputed_):,} labels left" + (f", {left['right'].mean():.0%} of them right" if len(left) else ""))
+print(
+    f"{len(fitted.imputed_):,} labels left"
+    + (f", {left['right'].mean():.0%} of them right" if len(left) else "")
+)
 print(f"with those left          {groups(fitted.refreshed_similarity_matrix_)}")
 print(fitted.completed(said)["observed"].value_counts())
 
@@ -186,7 +213,12 @@ shown = ["mean_accuracy", "standard_error", "log_loss", "dic_relative", "bae", "
 
 def judged(**changes: object) -> pd.Series:
     """Of another fit."""
-    return SimLabel(encoder, **{**options, **changes}).fit(pictures, said).evaluate(pictures[test], asked, truth[test]).overall
+    return (
+        SimLabel(encoder, **{**options, **changes})
+        .fit(pictures, said)
+        .evaluate(pictures[test], asked, truth[test])
+        .overall
+    )
 
 
 ours, theirs = (fit.evaluate(pictures[test], asked, truth[test]) for fit in (fitted, skipped))
@@ -200,14 +232,18 @@ for name, changes in {
     rows[name] = judged(**changes)
 print(pd.DataFrame(rows).T[shown].round(3).to_string())
 print(ours.annotators.round(2).to_string())
-annotator_accuracy_figure(ours.annotators, theirs.annotators, ("similarity", "skip")).savefig(OUT / "annotators.png")
+annotator_accuracy_figure(ours.annotators, theirs.annotators, ("similarity", "skip")).savefig(
+    OUT / "annotators.png"
+)
 
 # %% [markdown]
 # Two other architectures: queries with attention, and confusion matrices with a common prior, which share among annotators without any soft
 # label. ("padl", a mean with residuals, is the fourth.)
 
 # %%
-rows = {f"qumatl, {missing}": judged(architecture="qumatl", missing=missing) for missing in ("skip", "similarity")}
+rows = {
+    f"qumatl, {missing}": judged(architecture="qumatl", missing=missing) for missing in ("skip", "similarity")
+}
 rows["pooled, skip"] = judged(architecture="pooled", missing="skip")
 print(pd.DataFrame(rows).T[shown].round(3).to_string())
 

@@ -80,7 +80,11 @@ _HOMES = {
 if TYPE_CHECKING:
     from probcrowd.data.annotations import Annotations
     from probcrowd.estimators.aggregation.coins import MACE, OneCoin, ZenCrowd
-    from probcrowd.estimators.aggregation.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
+    from probcrowd.estimators.aggregation.dawid_skene import (
+        DawidSkene,
+        FastDawidSkene,
+        HierarchicalDawidSkene,
+    )
     from probcrowd.estimators.aggregation.item_models import GLAD, KOS, MinimaxEntropy
     from probcrowd.estimators.aggregation.majority import MajorityVote
     from probcrowd.estimators.aggregation.snorkel import SnorkelLabelModel

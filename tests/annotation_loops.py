@@ -10,7 +10,9 @@ from scipy.special import logsumexp
 
 
 def dirichlet(x: np.ndarray, a: np.ndarray) -> float:
-    return math.lgamma(a.sum()) + sum((ai - 1) * math.log(xi) - math.lgamma(ai) for xi, ai in zip(x, a, strict=True))
+    return math.lgamma(a.sum()) + sum(
+        (ai - 1) * math.log(xi) - math.lgamma(ai) for xi, ai in zip(x, a, strict=True)
+    )
 
 
 def normal(x: float, mean: float, scale: float) -> float:
@@ -22,7 +24,13 @@ def half_normal(x: float, scale: float) -> float:
 
 
 def beta(x: float, a: float, b: float) -> float:
-    return math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + (a - 1) * math.log(x) + (b - 1) * math.log(1 - x)
+    return (
+        math.lgamma(a + b)
+        - math.lgamma(a)
+        - math.lgamma(b)
+        + (a - 1) * math.log(x)
+        + (b - 1) * math.log(1 - x)
+    )
 
 
 def softmax(logits: np.ndarray, reference: bool) -> np.ndarray:
@@ -31,7 +39,16 @@ def softmax(logits: np.ndarray, reference: bool) -> np.ndarray:
     return np.array([math.exp(v) / total for v in full])
 
 
-def chance(model: str, sites: dict[str, np.ndarray], prior: Any, item: int, annotator: int, k: int, label: int, classes: int) -> float:
+def chance(
+    model: str,
+    sites: dict[str, np.ndarray],
+    prior: Any,
+    item: int,
+    annotator: int,
+    k: int,
+    label: int,
+    classes: int,
+) -> float:
     """P(label | truth k) by that annotator of that item."""
     if model == "multinomial":
         return float(sites["confusion"][k, label])
@@ -59,7 +76,9 @@ def log_prior(model: str, sites: dict[str, np.ndarray], prior: Any, classes: int
         total += dirichlet(sites["class_prior"], np.full(classes, prior.class_count + 1))
         rows = np.full((classes, classes), prior.label_count + 1)
         if prior.accuracy is not None:
-            np.fill_diagonal(rows, (classes - 1) * (prior.label_count + 1) * prior.accuracy / (1 - prior.accuracy))
+            np.fill_diagonal(
+                rows, (classes - 1) * (prior.label_count + 1) * prior.accuracy / (1 - prior.accuracy)
+            )
         total += sum(dirichlet(row, rows[k]) for matrix in sites["confusion"] for k, row in enumerate(matrix))
         return total + sum(normal(x, 0.0, prior.precision**-0.5) for x in sites["prototype"].ravel())
     if model == "mace":
@@ -69,10 +88,17 @@ def log_prior(model: str, sites: dict[str, np.ndarray], prior: Any, classes: int
     if model == "multinomial":
         return total + sum(dirichlet(row, prior.confusion[k]) for k, row in enumerate(sites["confusion"]))
     if model == "dawid_skene":
-        return total + sum(dirichlet(row, prior.confusion[k]) for matrix in sites["confusion"] for k, row in enumerate(matrix))
+        return total + sum(
+            dirichlet(row, prior.confusion[k])
+            for matrix in sites["confusion"]
+            for k, row in enumerate(matrix)
+        )
     if model == "one_coin":
         return total + sum(beta(x, prior.right, prior.wrong) for x in sites["accuracy"])
-    total += sum(normal(x, centre, prior.mean_scale) for x, centre in zip(sites["mean"].ravel(), prior.centre.ravel(), strict=True))
+    total += sum(
+        normal(x, centre, prior.mean_scale)
+        for x, centre in zip(sites["mean"].ravel(), prior.centre.ravel(), strict=True)
+    )
     if "spread" in sites:
         total += sum(half_normal(x, prior.spread_scale) for x in sites["spread"].ravel())
         total += sum(normal(x, 0.0, 1.0) for x in sites["annotator_offset"].ravel())
@@ -82,7 +108,9 @@ def log_prior(model: str, sites: dict[str, np.ndarray], prior: Any, classes: int
     return total
 
 
-def item_terms(model: str, sites: dict[str, np.ndarray], prior: Any, rows: Any, embeddings: np.ndarray | None) -> list[float]:
+def item_terms(
+    model: str, sites: dict[str, np.ndarray], prior: Any, rows: Any, embeddings: np.ndarray | None
+) -> list[float]:
     """log p(rows of item i | sites), with its gold class if it has one."""
     terms = []
     for i in range(rows.num_items):
@@ -93,17 +121,25 @@ def item_terms(model: str, sites: dict[str, np.ndarray], prior: Any, rows: Any, 
             value = 1 / rows.num_classes if model == "mace" else float(sites["class_prior"][k])
             for n in range(len(rows.item)):
                 if rows.item[n] == i:
-                    each = chance(model, sites, prior, i, rows.annotator[n], k, rows.label[n], rows.num_classes)
+                    each = chance(
+                        model, sites, prior, i, rows.annotator[n], k, rows.label[n], rows.num_classes
+                    )
                     value *= each ** rows.weight[n]
             if embeddings is not None:
-                value *= math.exp(sum(normal(u, m, 1.0) for u, m in zip(embeddings[i], sites["prototype"][k], strict=True)))
+                value *= math.exp(
+                    sum(normal(u, m, 1.0) for u, m in zip(embeddings[i], sites["prototype"][k], strict=True))
+                )
             total += value
         terms.append(math.log(total))
     return terms
 
 
-def log_density(model: str, sites: dict[str, np.ndarray], prior: Any, rows: Any, embeddings: np.ndarray | None) -> float:
-    return log_prior(model, sites, prior, rows.num_classes) + sum(item_terms(model, sites, prior, rows, embeddings))
+def log_density(
+    model: str, sites: dict[str, np.ndarray], prior: Any, rows: Any, embeddings: np.ndarray | None
+) -> float:
+    return log_prior(model, sites, prior, rows.num_classes) + sum(
+        item_terms(model, sites, prior, rows, embeddings)
+    )
 
 
 def leave_one_annotation_terms(scores: np.ndarray, row_scores: np.ndarray, rows: Any) -> np.ndarray:
@@ -114,7 +150,9 @@ def leave_one_annotation_terms(scores: np.ndarray, row_scores: np.ndarray, rows:
     """
     gold = np.asarray(rows.gold)[rows.item]
     said = row_scores * np.asarray(rows.weight)[:, None]
-    terms = np.take_along_axis(said, np.broadcast_to(np.maximum(gold, 0)[:, None], (*said.shape[:-1], 1)), -1)[..., 0]
+    terms = np.take_along_axis(
+        said, np.broadcast_to(np.maximum(gold, 0)[:, None], (*said.shape[:-1], 1)), -1
+    )[..., 0]
     free = np.flatnonzero(gold < 0)
     with_all, own = scores[..., np.asarray(rows.item)[free], :], said[..., free, :]
     if np.isneginf(own).any():

@@ -43,7 +43,10 @@ MAKE: dict[str, Callable[[Labels, int], Channel]] = {
     "confusion volume": mixture(confusion_volume=0.1),
     "trace": mixture(trace=0.1),
     "targets": lambda labels, j: Targets(majority(labels.votes(K)), labels, j),
-    **{f"crowd layer {kind}": lambda _, j, kind=kind: CrowdLayer(j, K, kind) for kind in ("MW", "VW", "VB", "VW+B", "SW")},
+    **{
+        f"crowd layer {kind}": lambda _, j, kind=kind: CrowdLayer(j, K, kind)
+        for kind in ("MW", "VW", "VB", "VW+B", "SW")
+    },
     "conal": lambda _, j: CoNAL(j, K, D, width=6, strength=1e-2),
     "union A": lambda _, j: UnionNet(j, K, "A"),
     "union B": lambda _, j: UnionNet(j, K, "B"),
@@ -100,11 +103,20 @@ def said(channel: Any, f: np.ndarray, x: np.ndarray, j: int) -> np.ndarray:
                     matrix = np.eye(K)
                 case "SW":
                     matrix = values["weight"][j, 0] * np.eye(K)
-            return softmax(sum(f[k] * matrix[k] for k in range(K)) + (values["bias"][j] if "B" in channel.kind else 0))
+            return softmax(
+                sum(f[k] * matrix[k] for k in range(K)) + (values["bias"][j] if "B" in channel.kind else 0)
+            )
         case CoNAL():
             w, individual = common_share(values, x, j), values["individual"][j]
             return softmax(
-                np.array([sum(f[k] * (w * values["common"][k, l] + (1 - w) * individual[k, l]) for k in range(K)) for l in range(K)])
+                np.array(
+                    [
+                        sum(
+                            f[k] * (w * values["common"][k, l] + (1 - w) * individual[k, l]) for k in range(K)
+                        )
+                        for l in range(K)
+                    ]
+                )
             )
         case UnionNet():
             joint = union(channel, values["logits"], f)[j]
@@ -114,7 +126,9 @@ def said(channel: Any, f: np.ndarray, x: np.ndarray, j: int) -> np.ndarray:
         case Raykar() | MBEM() | Targets():
             rows = values["matrices"][j]
         case _:
-            rows = np.array([softmax(row) for row in values["logits" if isinstance(channel, Mixture) else "weight"][j]])
+            rows = np.array(
+                [softmax(row) for row in values["logits" if isinstance(channel, Mixture) else "weight"][j]]
+            )
     return np.array([sum(f[k] * rows[k, l] for k in range(K)) for l in range(K)])
 
 
@@ -124,7 +138,9 @@ def common_share(values: dict[str, np.ndarray], x: np.ndarray, j: int) -> float:
 
 
 def head(values: dict[str, np.ndarray], x: np.ndarray, j: int) -> np.ndarray:
-    return softmax(np.array([values["heads.weight"][j * K + l] @ x + values["heads.bias"][j * K + l] for l in range(K)]))
+    return softmax(
+        np.array([values["heads.weight"][j * K + l] @ x + values["heads.bias"][j * K + l] for l in range(K)])
+    )
 
 
 def union(channel: UnionNet, logits: np.ndarray, f: np.ndarray) -> np.ndarray:
@@ -138,7 +154,12 @@ def loss(channel: Any, seen: Seen, labels: Labels) -> float:
     """Of one batch."""
     assert seen.features is not None
     f, x = seen.log_truth.exp().detach().numpy(), seen.features.detach().numpy()
-    rows = list(zip(*(part.tolist() for part in (labels.item, labels.annotator, labels.label, labels.weight)), strict=True))
+    rows = list(
+        zip(
+            *(part.tolist() for part in (labels.item, labels.annotator, labels.label, labels.weight)),
+            strict=True,
+        )
+    )
     values = {name: value.detach().numpy() for name, value in channel.state_dict().items()}
     items, total, votes = len(f), 0.0, np.zeros((len(f), K))
     for i, _, l, w in rows:
@@ -146,15 +167,35 @@ def loss(channel: Any, seen: Seen, labels: Labels) -> float:
     match channel:
         case Targets() | Raykar() | MBEM():
             targets = values["posterior" if isinstance(channel, Raykar) else "targets"]
-            return -sum(targets[int(place), k] * math.log(f[i, k]) for i, place in enumerate(labels.items) for k in range(K)) / items
+            return (
+                -sum(
+                    targets[int(place), k] * math.log(f[i, k])
+                    for i, place in enumerate(labels.items)
+                    for k in range(K)
+                )
+                / items
+            )
         case UnionNet():
             share = 1 / np.maximum(votes.sum(1), 1e-99) if channel.kind == "B" else np.ones(items)
-            return -sum(w * share[i] * math.log(union(channel, values["logits"], f[i])[j, l]) for i, j, l, w in rows) / items
+            return (
+                -sum(
+                    w * share[i] * math.log(union(channel, values["logits"], f[i])[j, l])
+                    for i, j, l, w in rows
+                )
+                / items
+            )
         case MaxMIG():
             prior = np.exp(values["log_prior"])
-            h = [softmax(sum((w * values["weight"][j, :, l] for n, j, l, w in rows if n == i), np.log(prior))) for i in range(items)]
+            h = [
+                softmax(sum((w * values["weight"][j, :, l] for n, j, l, w in rows if n == i), np.log(prior)))
+                for i in range(items)
+            ]
             m = np.array([[(f[i] * h[n] / prior).sum() for n in range(items)] for i in range(items)])
-            return -np.log(m.diagonal()).mean() - 1 + np.mean([m[i, n] for i, n in product(range(items), repeat=2) if i != n])
+            return (
+                -np.log(m.diagonal()).mean()
+                - 1
+                + np.mean([m[i, n] for i, n in product(range(items), repeat=2) if i != n])
+            )
         case DoctorNet() if channel.averages:
             for i in range(items):
                 who = {j: math.exp(values["log_weight"][j]) for n, j, _, _ in rows if n == i}
@@ -162,7 +203,9 @@ def loss(channel: Any, seen: Seen, labels: Labels) -> float:
                     mean = sum(w * head(values, x[i], j) for j, w in who.items()) / sum(who.values())
                     total -= math.log(mean[votes[i].argmax()]) / items
             return total
-    total = sum(-w * math.log(said(channel, f[i], x[i], j)[l]) for i, j, l, w in rows) / (items * labels.per_item)
+    total = sum(-w * math.log(said(channel, f[i], x[i], j)[l]) for i, j, l, w in rows) / (
+        items * labels.per_item
+    )
     if isinstance(channel, CoNAL):
         total -= 1e-2 * sum(math.sqrt(((one - values["common"]) ** 2).sum()) for one in values["individual"])
     if isinstance(channel, Mixture):
@@ -175,7 +218,14 @@ def loss(channel: Any, seen: Seen, labels: Labels) -> float:
 
 def rows_of(*rows: tuple[int, int, int], items: int) -> Labels:
     item, annotator, label = torch.tensor(rows).T
-    return Labels(item, annotator, label, torch.ones(len(rows), dtype=torch.float64), torch.arange(items), len(rows) / items)
+    return Labels(
+        item,
+        annotator,
+        label,
+        torch.ones(len(rows), dtype=torch.float64),
+        torch.arange(items),
+        len(rows) / items,
+    )
 
 
 def never() -> Seen:

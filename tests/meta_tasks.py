@@ -19,7 +19,10 @@ def batch_b(seed: int = 3) -> tuple[Support, Prior]:
     noise = torch.randn(tasks, items, dimension, generator=generator, dtype=torch.float64)
     embeddings = centres.gather(1, truth[..., None].expand(-1, -1, dimension)) + noise
     right = torch.rand(tasks, items, annotators, generator=generator) < 0.6
-    guess = torch.randint(1000, (tasks, items, annotators), generator=generator) % torch.tensor([4, 4, 3])[:, None, None]
+    guess = (
+        torch.randint(1000, (tasks, items, annotators), generator=generator)
+        % torch.tensor([4, 4, 3])[:, None, None]
+    )
     labels = torch.where(right, truth[..., None], guess)
     asked = torch.rand(labels.shape, generator=generator) < 0.7
     asked[:, torch.arange(items), torch.arange(items) % annotators] = True
@@ -28,16 +31,25 @@ def batch_b(seed: int = 3) -> tuple[Support, Prior]:
     labels = torch.where(asked & real[..., None], labels, -1)
     present = torch.ones(tasks, classes, dtype=torch.bool)
     present[2, 3] = False
-    support = Support(embeddings * real[..., None], DenseVotes.from_labels(labels, classes, torch.float64), real, present)
+    support = Support(
+        embeddings * real[..., None], DenseVotes.from_labels(labels, classes, torch.float64), real, present
+    )
     return support, Prior(0.3, 1.0, 0.5)
 
 
 def one_task(support: Support, index: int, items: int, classes: int) -> Support:
     """A task of a batch, by itself and without padding."""
     votes = support.votes.dense()
-    matrix = votes.matrix.unflatten(2, (votes.num_annotators, votes.num_labels))[index : index + 1, :items, :, :classes]
-    return Support(support.embeddings[index : index + 1, :items], DenseVotes(matrix.flatten(2), votes.num_annotators, classes))
+    matrix = votes.matrix.unflatten(2, (votes.num_annotators, votes.num_labels))[
+        index : index + 1, :items, :, :classes
+    ]
+    return Support(
+        support.embeddings[index : index + 1, :items],
+        DenseVotes(matrix.flatten(2), votes.num_annotators, classes),
+    )
 
 
 def close(left: Tensor | np.ndarray, right: Tensor | np.ndarray, tolerance: float) -> None:
-    torch.testing.assert_close(torch.as_tensor(left), torch.as_tensor(right), rtol=0, atol=tolerance, check_dtype=False)
+    torch.testing.assert_close(
+        torch.as_tensor(left), torch.as_tensor(right), rtol=0, atol=tolerance, check_dtype=False
+    )

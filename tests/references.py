@@ -31,7 +31,10 @@ class Task:
     @property
     def support(self) -> Support:
         labels = torch.from_numpy(self.labels)[None]
-        return Support(torch.from_numpy(self.embeddings)[None], DenseVotes.from_labels(labels, self.num_classes, torch.float64))
+        return Support(
+            torch.from_numpy(self.embeddings)[None],
+            DenseVotes.from_labels(labels, self.num_classes, torch.float64),
+        )
 
 
 def task_a(seed: int = 0) -> Task:
@@ -40,7 +43,9 @@ def task_a(seed: int = 0) -> Task:
     items, classes, annotators, dimension = 12, 3, 4, 5
     truth = np.arange(items) % classes
     embeddings = rng.normal(0, 0.9, (classes, dimension))[truth] + rng.normal(size=(items, dimension))
-    said = np.where(rng.random((items, annotators)) < 0.6, truth[:, None], rng.integers(classes, size=(items, annotators)))
+    said = np.where(
+        rng.random((items, annotators)) < 0.6, truth[:, None], rng.integers(classes, size=(items, annotators))
+    )
     asked = rng.random((items, annotators)) < 0.75
     asked[np.arange(items), np.arange(items) % annotators] = True
     return Task(embeddings, np.where(asked, said, -1), classes)
@@ -69,7 +74,9 @@ def m_step(lam: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray, np.ndar
             labelled = [n for n in range(items) if task.labels[n, r] >= 0]
             below = sum(lam[n, k] for n in labelled) + classes * task.c
             for label in range(classes):
-                alpha[r, k, label] = (sum(lam[n, k] for n in labelled if task.labels[n, r] == label) + task.c) / below
+                alpha[r, k, label] = (
+                    sum(lam[n, k] for n in labelled if task.labels[n, r] == label) + task.c
+                ) / below
     return mu, pi, alpha
 
 
@@ -85,7 +92,12 @@ def item_likelihood(i: int, k: int, mu: np.ndarray, pi: np.ndarray, alpha: np.nd
 
 def e_step(mu: np.ndarray, pi: np.ndarray, alpha: np.ndarray, task: Task) -> np.ndarray:
     """Equation (6)."""
-    joint = np.array([[item_likelihood(i, k, mu, pi, alpha, task) for k in range(task.num_classes)] for i in range(len(task.labels))])
+    joint = np.array(
+        [
+            [item_likelihood(i, k, mu, pi, alpha, task) for k in range(task.num_classes)]
+            for i in range(len(task.labels))
+        ]
+    )
     return joint / joint.sum(1, keepdims=True)
 
 
@@ -103,16 +115,27 @@ def e_step_by_enumeration(mu: np.ndarray, pi: np.ndarray, alpha: np.ndarray, tas
 def log_prior(mu: np.ndarray, pi: np.ndarray, alpha: np.ndarray, task: Task) -> float:
     """Log prior density of the parameters, from the densities' textbook forms."""
     classes, dimension = mu.shape
-    value = sum(0.5 * dimension * math.log(task.tau / (2 * math.pi)) - 0.5 * task.tau * float(m @ m) for m in mu)
-    value += math.lgamma(classes * (task.b + 1)) - classes * math.lgamma(task.b + 1) + task.b * float(np.log(pi).sum())
+    value = sum(
+        0.5 * dimension * math.log(task.tau / (2 * math.pi)) - 0.5 * task.tau * float(m @ m) for m in mu
+    )
+    value += (
+        math.lgamma(classes * (task.b + 1))
+        - classes * math.lgamma(task.b + 1)
+        + task.b * float(np.log(pi).sum())
+    )
     for row in alpha.reshape(-1, classes):
-        value += math.lgamma(classes * (task.c + 1)) - classes * math.lgamma(task.c + 1) + task.c * float(np.log(row).sum())
+        value += (
+            math.lgamma(classes * (task.c + 1))
+            - classes * math.lgamma(task.c + 1)
+            + task.c * float(np.log(row).sum())
+        )
     return value
 
 
 def log_posterior(mu: np.ndarray, pi: np.ndarray, alpha: np.ndarray, task: Task) -> float:
     likelihood = sum(
-        math.log(sum(item_likelihood(i, k, mu, pi, alpha, task) for k in range(task.num_classes))) for i in range(len(task.labels))
+        math.log(sum(item_likelihood(i, k, mu, pi, alpha, task) for k in range(task.num_classes)))
+        for i in range(len(task.labels))
     )
     return likelihood + log_prior(mu, pi, alpha, task)
 

@@ -34,8 +34,14 @@ def simulate(items: int = 60, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame
     right = rng.random(len(item)) < np.linspace(0.6, 0.95, 5)[annotator]
     ids = np.array([f"pic{n}" for n in range(items + 10)])
     columns = {"item": ids[item], "annotator": np.array([*"uvwxy"])[annotator]}
-    said = pd.DataFrame(columns | {"label": CLASSES[np.where(right, truth[item], rng.integers(0, 3, len(item)))]})
-    return shuffled(said.sort_values("annotator"), seed), pd.DataFrame(x, ids, [*"abcd"]), pd.Series(CLASSES[truth], ids)
+    said = pd.DataFrame(
+        columns | {"label": CLASSES[np.where(right, truth[item], rng.integers(0, 3, len(item)))]}
+    )
+    return (
+        shuffled(said.sort_values("annotator"), seed),
+        pd.DataFrame(x, ids, [*"abcd"]),
+        pd.Series(CLASSES[truth], ids),
+    )
 
 
 def shuffled(said: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -50,7 +56,9 @@ def embed(shape: tuple[int, ...]) -> nn.Module:
 
 def ready(architecture: str = "madl", encoder: Any = embed, **more: Any) -> SimLabel:
     options = {"width": 16} if architecture == "qumatl" else {}
-    return SimLabel(encoder, architecture, **{"epochs": 3, "batch": 16, "learning_rate": 0.02, "options": options} | more)
+    return SimLabel(
+        encoder, architecture, **{"epochs": 3, "batch": 16, "learning_rate": 0.02, "options": options} | more
+    )
 
 
 def held_out(said: pd.DataFrame, seen: pd.DataFrame, seed: int = 0) -> list[str]:
@@ -63,6 +71,13 @@ def require_same(left: SimLabel, right: SimLabel, seen: Any) -> None:
     pd.testing.assert_frame_equal(left.history_, right.history_, check_exact=True)
     pd.testing.assert_frame_equal(left.predict_proba(seen), right.predict_proba(seen), check_exact=True)
     pd.testing.assert_frame_equal(left.annotator_proba(seen), right.annotator_proba(seen), check_exact=True)
-    for name in ("imputed_", "withdrawn_", "similarity_", "similarity_matrix_", "refreshed_similarity_matrix_", "annotators_"):
+    for name in (
+        "imputed_",
+        "withdrawn_",
+        "similarity_",
+        "similarity_matrix_",
+        "refreshed_similarity_matrix_",
+        "annotators_",
+    ):
         pd.testing.assert_frame_equal(getattr(left, name), getattr(right, name), check_exact=True, obj=name)
     assert left.epoch_ == right.epoch_ and left.classes_.equals(right.classes_)

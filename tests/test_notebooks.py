@@ -16,7 +16,12 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
 def test_notebook_runs(path: Path, tmp_path: Path) -> None:
     small = {"PROBCROWD_DRAWS": "60", "PROBCROWD_OUT": str(tmp_path / "out"), "MPLBACKEND": "Agg"}
     ran = subprocess.run(
-        [sys.executable, "-W", "error", str(path)], cwd=tmp_path, env=os.environ | small, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", str(path)],
+        cwd=tmp_path,
+        env=os.environ | small,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stdout.strip() and list((tmp_path / "out").iterdir())

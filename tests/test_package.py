@@ -77,7 +77,9 @@ def test_imports_run_one_way(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT / "probcrowd")))
 def test_no_pickle_and_no_library_we_must_not_import(path: Path) -> None:
     assert not re.search(
-        r"pickle\.|torch\.load\(|joblib\.load|yaml\.load\(|^\s*(import|from) arviz( |$|\.)|__import__", path.read_text(), re.MULTILINE
+        r"pickle\.|torch\.load\(|joblib\.load|yaml\.load\(|^\s*(import|from) arviz( |$|\.)|__import__",
+        path.read_text(),
+        re.MULTILINE,
     )
 
 
@@ -85,20 +87,32 @@ def test_the_readmes_python_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks
     script = "import torch; torch.set_num_threads(1)\n" + "\n".join(blocks)
-    ran = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stdout.strip()
 
 
 def test_the_benchmark_runs() -> None:
     ran = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "meta_step.py"), "--quick"], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, str(ROOT / "benchmarks" / "meta_step.py"), "--quick"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert len(re.findall(r"ratio \d+\.\d+", ran.stdout)) == 3
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wheel_holds_the_package_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from flit_core import buildapi
 
     monkeypatch.chdir(ROOT)

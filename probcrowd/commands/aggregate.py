@@ -15,26 +15,49 @@ from probcrowd.commands.options import COLUMNS, FILE, MISSING, duplicates_option
 @click.command()
 @click.argument("labels", type=FILE)
 @click.option("--out", required=True, type=FILE, help="Folder for the results.")
-@click.option("--model", default="dawid-skene", show_default=True, help="One that `probcrowd compare` lists, or lia or two-stage.")
+@click.option(
+    "--model",
+    default="dawid-skene",
+    show_default=True,
+    help="One that `probcrowd compare` lists, or lia or two-stage.",
+)
 @click.option("--features", type=FILE, help="Numbers by item, .csv, .parquet or .npy, for lia and two-stage.")
 @click.option("--annotator-features", type=FILE, help="Numbers by annotator, for lia.")
-@click.option("--gold", type=FILE, help="Known classes: taken as certain. Scores are those of a fit without them.")
+@click.option(
+    "--gold", type=FILE, help="Known classes: taken as certain. Scores are those of a fit without them."
+)
 @COLUMNS
 @click.option(
-    "--prior", metavar="NAME", help="accurate, flat (maximum likelihood), stan or rater, where the model has priors; held-out for lia."
+    "--prior",
+    metavar="NAME",
+    help="accurate, flat (maximum likelihood), stan or rater, where the model has priors; held-out for lia.",
 )
 @click.option(
     "--confidence",
     type=click.Choice(["averaged", "variational", "plug-in"]),
     help="Probabilities averaged over parameters, or at their mode.",
 )
-@click.option("--dependence", type=click.Choice(["warn", "discount", "ignore"]), help="What to do if annotators err together.")
+@click.option(
+    "--dependence",
+    type=click.Choice(["warn", "discount", "ignore"]),
+    help="What to do if annotators err together.",
+)
 @click.option("--abstention", metavar="LABEL", help="The label that stands for an abstention.")
-@click.option("--abstentions", type=click.Choice(["ignore", "event"]), help="Leave them out, or let them tell something.")
+@click.option(
+    "--abstentions",
+    type=click.Choice(["ignore", "event"]),
+    help="Leave them out, or let them tell something.",
+)
 @duplicates_option("Repeated pairs.")
 @MISSING
-@click.option("--out-of-core", is_flag=True, help="Dawid-Skene of a Parquet file or folder that need not fit in memory.")
-@click.option("--cluster", metavar="ADDRESS", help="The scheduler of a Dask cluster that sees the same files; implies --out-of-core.")
+@click.option(
+    "--out-of-core", is_flag=True, help="Dawid-Skene of a Parquet file or folder that need not fit in memory."
+)
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="The scheduler of a Dask cluster that sees the same files; implies --out-of-core.",
+)
 @told
 def aggregate(
     labels: Path,
@@ -63,10 +86,18 @@ def aggregate(
         names = ("confidence", "dependence", "abstention", "abstentions", "features", "annotator features")
         refused = [name for name in names if given[name] is not None]
         if model.replace("_", "-") != "dawid-skene" or refused or missing != "error":
-            raise ValueError(f"out of core there is dawid-skene with a prior alone, not {', '.join(refused) or model}")
+            raise ValueError(
+                f"out of core there is dawid-skene with a prior alone, not {', '.join(refused) or model}"
+            )
         _aggregate_files(labels, out, gold, columns, duplicates, options["prior"] or "accurate", cluster)
         return
-    from probcrowd.data.files import named_columns, read_annotations, read_annotator_features, read_features, read_gold
+    from probcrowd.data.files import (
+        named_columns,
+        read_annotations,
+        read_annotator_features,
+        read_features,
+        read_gold,
+    )
     from probcrowd.runs.aggregate import FILES, LIA_FILES, aggregate_labels
 
     said = read_annotations(labels, duplicates=duplicates, missing=missing, **named_columns(columns))
@@ -77,25 +108,37 @@ def aggregate(
         model=model,
         gold=known,
         features=None if features is None else read_features(features),
-        annotator_features=None if annotator_features is None else read_annotator_features(annotator_features, said),
+        annotator_features=None
+        if annotator_features is None
+        else read_annotator_features(annotator_features, said),
         progress=sys.stderr.isatty(),
         **options,
     )
     for line in done.warnings:
         click.echo(f"warning: {line}", err=True)
     summary = done.summary
-    click.echo(f"{summary['items']:,} items, {summary['annotators']:,} annotators, {summary['annotations']:,} labels; {model}", err=True)
+    click.echo(
+        f"{summary['items']:,} items, {summary['annotators']:,} annotators, {summary['annotations']:,} labels; {model}",
+        err=True,
+    )
     if "scores_without_gold" in summary:
         scores = summary["scores_without_gold"]
         click.echo(
-            f"without gold: accuracy {scores['accuracy']:.4f}, log loss {scores['log_loss']:.4f} on {scores['items']:.0f} items", err=True
+            f"without gold: accuracy {scores['accuracy']:.4f}, log loss {scores['log_loss']:.4f} on {scores['items']:.0f} items",
+            err=True,
         )
     for path in filter(Path.exists, (out / name for name in (*FILES, *(LIA_FILES if done.is_lia else ())))):
         click.echo(str(path))
 
 
 def _aggregate_files(
-    labels: Path, out: Path, gold: Path | None, columns: str | None, duplicates: str, prior: str, cluster: str | None
+    labels: Path,
+    out: Path,
+    gold: Path | None,
+    columns: str | None,
+    duplicates: str,
+    prior: str,
+    cluster: str | None,
 ) -> None:
     from probcrowd.data.files import named_columns, read_classes
     from probcrowd.runs.aggregate_parquet import aggregate_files
@@ -105,7 +148,9 @@ def _aggregate_files(
         try:
             from distributed import Client
         except ImportError as error:
-            raise click.ClickException(f'a cluster needs more packages ({error}): pip install "probcrowd[dask]"') from error
+            raise click.ClickException(
+                f'a cluster needs more packages ({error}): pip install "probcrowd[dask]"'
+            ) from error
         client = Client(cluster)
     known = None if gold is None else read_classes(gold)
     summary = aggregate_files(
@@ -118,7 +163,10 @@ def _aggregate_files(
         client=client,
         progress=sys.stderr.isatty(),
     )
-    click.echo(f"{summary['items']:,} items, {summary['annotators']:,} annotators, {summary['annotations']:,} labels", err=True)
+    click.echo(
+        f"{summary['items']:,} items, {summary['annotators']:,} annotators, {summary['annotations']:,} labels",
+        err=True,
+    )
     for name in ("labels", "annotators.csv", "summary.json"):
         click.echo(str(out / name))
 
@@ -127,9 +175,16 @@ def _aggregate_files(
 @click.argument("labels", type=FILE)
 @click.option("--gold", required=True, type=FILE, help="Known classes; no fit sees them.")
 @click.option("--models", metavar="NAME,NAME", help="Which models.  [default: all]")
-@click.option("--reference", default="majority-vote", show_default=True, help="The model that the others are compared with.")
+@click.option(
+    "--reference",
+    default="majority-vote",
+    show_default=True,
+    help="The model that the others are compared with.",
+)
 @COLUMNS
-@click.option("--abstention", metavar="LABEL", help="The label that stands for an abstention; such rows are left out.")
+@click.option(
+    "--abstention", metavar="LABEL", help="The label that stands for an abstention; such rows are left out."
+)
 @duplicates_option("Repeated pairs.")
 @MISSING
 @click.option("--out", type=FILE, help="A .csv file for the whole table.")

@@ -16,22 +16,59 @@ from probcrowd.commands.options import FILE, MISSING, duplicates_option
 @click.argument("labels", type=FILE)
 @click.option("--out", required=True, type=FILE, help="Folder for the results.")
 @click.option("--model", default="dawid_skene", show_default=True, help="The model of annotation.")
-@click.option("--prior", metavar="NAME", help="accurate, rater, stan, flat or paun, where the model has it.  [default: the model's own]")
+@click.option(
+    "--prior",
+    metavar="NAME",
+    help="accurate, rater, stan, flat or paun, where the model has it.  [default: the model's own]",
+)
 @click.option("--features", type=FILE, help="Numbers by item, .csv, .parquet or .npy, for prototype_crowd.")
-@click.option("--gold", type=FILE, help="Known classes to score the answer against; the fit does not see them.")
+@click.option(
+    "--gold", type=FILE, help="Known classes to score the answer against; the fit does not see them."
+)
 @click.option("--known", type=FILE, help="Known classes that the fit takes as certain.")
 @click.option("--item", metavar="NAME", help="Column of items.  [default: item or task]")
-@click.option("--annotator", metavar="NAME", help="Column of annotators.  [default: annotator, worker, rater or user]")
+@click.option(
+    "--annotator", metavar="NAME", help="Column of annotators.  [default: annotator, worker, rater or user]"
+)
 @click.option("--label", metavar="NAME", help="Column of labels.  [default: label]")
 @click.option("--weight", metavar="NAME", help="Column of weights.")
 @duplicates_option("Repeated pairs.")
 @MISSING
-@click.option("--sampler", default="auto", show_default=True, type=click.Choice(["auto", "gibbs", "nuts"]), help="How to sample.")
+@click.option(
+    "--sampler",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "gibbs", "nuts"]),
+    help="How to sample.",
+)
 @click.option("--chains", default=4, show_default=True, type=click.IntRange(min=1))
-@click.option("--warmup", default=1000, show_default=True, type=click.IntRange(min=1), help="Draws of each chain that are thrown away.")
-@click.option("--draws", default=1000, show_default=True, type=click.IntRange(min=10), help="Draws of each chain that are kept.")
-@click.option("--start", default="votes", show_default=True, type=click.Choice(["votes", "dispersed"]), help="Where chains begin.")
-@click.option("--compare", multiple=True, metavar="MODEL", help="Another model, to compare by leaving out items. Repeatable.")
+@click.option(
+    "--warmup",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Draws of each chain that are thrown away.",
+)
+@click.option(
+    "--draws",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(min=10),
+    help="Draws of each chain that are kept.",
+)
+@click.option(
+    "--start",
+    default="votes",
+    show_default=True,
+    type=click.Choice(["votes", "dispersed"]),
+    help="Where chains begin.",
+)
+@click.option(
+    "--compare",
+    multiple=True,
+    metavar="MODEL",
+    help="Another model, to compare by leaving out items. Repeatable.",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @told
 def check(
@@ -63,7 +100,9 @@ def check(
     try:
         from probcrowd.runs.check import FILES, check_labels
     except ImportError as error:
-        raise click.ClickException(f'checking needs more packages ({error}): pip install "probcrowd[mcmc]"') from error
+        raise click.ClickException(
+            f'checking needs more packages ({error}): pip install "probcrowd[mcmc]"'
+        ) from error
     from probcrowd.data.files import read_annotations, read_features, read_gold
 
     columns = {"item": item, "annotator": annotator, "label": label, "weight": weight}

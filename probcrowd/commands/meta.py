@@ -13,7 +13,13 @@ from probcrowd.commands.options import FILE, MISSING, duplicates_option
 @click.command("meta-train")
 @click.argument("config", type=FILE)
 @click.option("--resume", is_flag=True, help="Continue the run in the folder `out`, or begin it.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. training.steps=500. Repeatable.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one setting, e.g. training.steps=500. Repeatable.",
+)
 @told
 def meta_train_command(config: Path, resume: bool, overrides: tuple[str, ...]) -> None:
     """Meta-train an embedding network as CONFIG (a TOML file) says, into the folder that its key `out` names.
@@ -40,20 +46,35 @@ def evaluate(run: Path) -> None:
     from probcrowd.runs.meta.evaluate import evaluate_run, grid
 
     click.echo(grid(evaluate_run(run)))
-    click.echo(f"query accuracy, mean and 95 % interval over tasks; written to {run / 'evaluation'}", err=True)
+    click.echo(
+        f"query accuracy, mean and 95 % interval over tasks; written to {run / 'evaluation'}", err=True
+    )
 
 
 @click.command()
 @click.argument("run", type=FILE)
-@click.option("--support", required=True, type=FILE, help="Features of the labelled items: .csv, .parquet or .npy.")
-@click.option("--annotations", required=True, type=FILE, help="Columns item, annotator, label: .csv or .parquet.")
+@click.option(
+    "--support", required=True, type=FILE, help="Features of the labelled items: .csv, .parquet or .npy."
+)
+@click.option(
+    "--annotations", required=True, type=FILE, help="Columns item, annotator, label: .csv or .parquet."
+)
 @click.option("--query", required=True, type=FILE, help="Features of the items to classify.")
 @click.option("--out", required=True, type=FILE, help="Folder for the results.")
 @click.option("--weight", help="The annotations' column of weights, if there is one.")
 @duplicates_option("Repeated (item, annotator).")
 @MISSING
 @told
-def adapt(run: Path, support: Path, annotations: Path, query: Path, out: Path, weight: str | None, duplicates: str, missing: str) -> None:
+def adapt(
+    run: Path,
+    support: Path,
+    annotations: Path,
+    query: Path,
+    out: Path,
+    weight: str | None,
+    duplicates: str,
+    missing: str,
+) -> None:
     """Adapt RUN to a task that several annotators labelled; classify its query items.
 
     Features have one row per item, with ids in a column `item`; without that column, and in .npy files, items are 0, 1, ...
@@ -73,7 +94,13 @@ def adapt(run: Path, support: Path, annotations: Path, query: Path, out: Path, w
 
 @click.command()
 @click.option("--out", default="demo", show_default=True, type=FILE, help="Folder for the results.")
-@click.option("--splits", default=5, show_default=True, type=click.IntRange(min=1), help="Random splits of the classes to average over.")
+@click.option(
+    "--splits",
+    default=5,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Random splits of the classes to average over.",
+)
 @click.option("--config", type=FILE, help="Other settings than those for the digits, a TOML file.")
 @told
 def demo(out: Path, splits: int, config: Path | None) -> None:
@@ -83,5 +110,8 @@ def demo(out: Path, splits: int, config: Path | None) -> None:
 
     result = demonstrate(demo_settings(out, config), splits=splits, say=click.echo)
     click.echo("\nquery accuracy, mean and 95 % interval over target tasks\n" + grid(result.table))
-    click.echo("\nmean differences on the same tasks, with 95 % intervals\n" + result.differences.to_string(float_format="{:.4f}".format))
+    click.echo(
+        "\nmean differences on the same tasks, with 95 % intervals\n"
+        + result.differences.to_string(float_format="{:.4f}".format)
+    )
     click.echo(f"\nfigures and every number: {out}")

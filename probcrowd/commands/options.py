@@ -11,8 +11,14 @@ import click
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 FILE = click.Path(path_type=Path)
-COLUMNS = click.option("--columns", metavar="item=NAME,annotator=NAME,label=NAME,weight=NAME", help="Columns that have other names.")
-MISSING = click.option("--missing", default="error", type=click.Choice(["error", "skip"]), help="Rows without a label.")
+COLUMNS = click.option(
+    "--columns",
+    metavar="item=NAME,annotator=NAME,label=NAME,weight=NAME",
+    help="Columns that have other names.",
+)
+MISSING = click.option(
+    "--missing", default="error", type=click.Choice(["error", "skip"]), help="Rows without a label."
+)
 
 
 def duplicates_option(words: str) -> Decorator:

@@ -10,7 +10,12 @@ import click
 from probcrowd.commands.errors import told
 from probcrowd.commands.options import FILE
 
-_DATA = click.option("--data", type=FILE, envvar="PROBCROWD_DATA", help="The data folder.  [default: what PROBCROWD_DATA names]")
+_DATA = click.option(
+    "--data",
+    type=FILE,
+    envvar="PROBCROWD_DATA",
+    help="The data folder.  [default: what PROBCROWD_DATA names]",
+)
 _QUICK = ("bluebirds", "snow_wordsim")
 
 
@@ -21,14 +26,30 @@ def reproduce() -> None:
 
 @reproduce.command()
 @_DATA
-@click.option("--out", type=FILE, help="Folder for the results.  [default: outputs/lia; with --quick outputs/lia_quick]")
+@click.option(
+    "--out", type=FILE, help="Folder for the results.  [default: outputs/lia; with --quick outputs/lia_quick]"
+)
 @click.option("--sets", metavar="NAME,NAME", help="Which data sets.  [default: all]")
-@click.option("--methods", metavar="NAME,NAME", help="Which methods, or `all`.  [default: those that take seconds]")
-@click.option("--seeds", type=click.IntRange(min=1), help="How many random choices of labels.  [default: 20; with --quick 3]")
+@click.option(
+    "--methods", metavar="NAME,NAME", help="Which methods, or `all`.  [default: those that take seconds]"
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    help="How many random choices of labels.  [default: 20; with --quick 3]",
+)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes.")
 @click.option("--quick", is_flag=True, help="The two smallest sets alone.")
 @told
-def lia(data: Path | None, out: Path | None, sets: str | None, methods: str | None, seeds: int | None, jobs: int, quick: bool) -> None:
+def lia(
+    data: Path | None,
+    out: Path | None,
+    sets: str | None,
+    methods: str | None,
+    seeds: int | None,
+    jobs: int,
+    quick: bool,
+) -> None:
     """Tables 2 and 3 of "Learning from imperfect annotations" (Platanios et al. 2020): LIA beside other ways to aggregate.
 
     Writes results.csv, asked.csv (LIA against Dawid-Skene and the paper) and, in cells/, every number, into the folder `out`. Run it again
@@ -38,14 +59,24 @@ def lia(data: Path | None, out: Path | None, sets: str | None, methods: str | No
     import pandas as pd
 
     from probcrowd.experiments.lia.datasets import REDUNDANCIES
-    from probcrowd.experiments.lia.experiment import asked_text, missing_text, named_methods, reproduce_lia, results_text
+    from probcrowd.experiments.lia.experiment import (
+        asked_text,
+        missing_text,
+        named_methods,
+        reproduce_lia,
+        results_text,
+    )
 
     out = out or Path("outputs", "lia_quick" if quick else "lia")
     try:
         results = reproduce_lia(
             root,
             out,
-            sets=[name.strip() for name in sets.split(",")] if sets else _QUICK if quick else tuple(REDUNDANCIES),
+            sets=[name.strip() for name in sets.split(",")]
+            if sets
+            else _QUICK
+            if quick
+            else tuple(REDUNDANCIES),
             methods=named_methods(methods),
             seeds=seeds or (3 if quick else 20),
             jobs=jobs,
@@ -53,7 +84,9 @@ def lia(data: Path | None, out: Path | None, sets: str | None, methods: str | No
         )
     except ImportError as error:
         raise click.ClickException(str(error)) from error
-    click.echo("accuracy ± standard error in per cent, by labels per item; in brackets what the paper reports\n")
+    click.echo(
+        "accuracy ± standard error in per cent, by labels per item; in brackets what the paper reports\n"
+    )
     click.echo(results_text(results))
     asked = out / "asked.csv"
     if asked.exists():
@@ -67,14 +100,32 @@ def lia(data: Path | None, out: Path | None, sets: str | None, methods: str | No
 
 @reproduce.command()
 @_DATA
-@click.option("--out", type=FILE, help="Folder for the results.  [default: outputs/crowds; with --quick outputs/crowds_quick]")
-@click.option("--sets", metavar="NAME,NAME", help="Which data sets: labelme, music_genre, cifar10n.  [default: the first two]")
+@click.option(
+    "--out",
+    type=FILE,
+    help="Folder for the results.  [default: outputs/crowds; with --quick outputs/crowds_quick]",
+)
+@click.option(
+    "--sets",
+    metavar="NAME,NAME",
+    help="Which data sets: labelme, music_genre, cifar10n.  [default: the first two]",
+)
 @click.option("--methods", metavar="NAME;NAME", help="Which methods, between semicolons.  [default: all]")
-@click.option("--seeds", type=click.IntRange(min=1), help="How many networks of each.  [default: 5; with --quick 2]")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), help="How many networks of each.  [default: 5; with --quick 2]"
+)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes.")
 @click.option("--quick", is_flag=True, help="Fewer epochs, one learning rate.")
 @told
-def crowds(data: Path | None, out: Path | None, sets: str | None, methods: str | None, seeds: int | None, jobs: int, quick: bool) -> None:
+def crowds(
+    data: Path | None,
+    out: Path | None,
+    sets: str | None,
+    methods: str | None,
+    seeds: int | None,
+    jobs: int,
+    quick: bool,
+) -> None:
     """Classifiers learned from annotators: GeoCrowdNet(F) and (W) (Ibrahim, Nguyen & Fu 2023) beside eleven other ways, in one harness.
 
     Writes results.csv, asked.csv (ours less each baseline), published.csv and, in cells/, every number, into the folder `out`. Run it again
@@ -97,19 +148,43 @@ def crowds(data: Path | None, out: Path | None, sets: str | None, methods: str |
     )
     click.echo("accuracy on test items ± standard error in per cent, by what chooses the epoch\n")
     click.echo(results_text(results))
-    click.echo(f"\npublished, by source and rule of choice: compare within a column alone\n\n{published_text()}\n")
+    click.echo(
+        f"\npublished, by source and rule of choice: compare within a column alone\n\n{published_text()}\n"
+    )
     for name in ("results.csv", "asked.csv", "published.csv", "cells"):
         click.echo(str(out / name))
 
 
 @reproduce.command()
 @_DATA
-@click.option("--out", type=FILE, help="Folder for the results.  [default: outputs/simlabel; with --quick outputs/simlabel_quick]")
-@click.option("--panels", metavar="NAME,NAME", help="Which panels.  [default: all that there are; with --quick digits-groups]")
-@click.option("--methods", metavar="NAME;NAME", help="Which methods, between semicolons.  [default: all but other variants]")
-@click.option("--rates", metavar="RATE,RATE", help="Shares of labels removed besides.  [default: 0,.2,.3,.4; with --quick 0,.4]")
-@click.option("--base", default=0.79, show_default=True, type=float, help="Share of labels hidden first, at random.")
-@click.option("--seeds", type=click.IntRange(min=1), help="How many draws of labels and networks.  [default: 5; with --quick 2]")
+@click.option(
+    "--out",
+    type=FILE,
+    help="Folder for the results.  [default: outputs/simlabel; with --quick outputs/simlabel_quick]",
+)
+@click.option(
+    "--panels",
+    metavar="NAME,NAME",
+    help="Which panels.  [default: all that there are; with --quick digits-groups]",
+)
+@click.option(
+    "--methods",
+    metavar="NAME;NAME",
+    help="Which methods, between semicolons.  [default: all but other variants]",
+)
+@click.option(
+    "--rates",
+    metavar="RATE,RATE",
+    help="Shares of labels removed besides.  [default: 0,.2,.3,.4; with --quick 0,.4]",
+)
+@click.option(
+    "--base", default=0.79, show_default=True, type=float, help="Share of labels hidden first, at random."
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    help="How many draws of labels and networks.  [default: 5; with --quick 2]",
+)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes.")
 @click.option("--quick", is_flag=True, help="One generated panel, which needs no data folder, fewer epochs.")
 @told
@@ -149,9 +224,13 @@ def simlabel(
         progress=sys.stderr.isatty(),
         **({"epochs": 10, "removals": ("random",)} if quick else {}),
     )
-    click.echo("mean accuracy over annotators ± standard error in per cent, by the share of labels removed besides\n")
+    click.echo(
+        "mean accuracy over annotators ± standard error in per cent, by the share of labels removed besides\n"
+    )
     click.echo(results_text(results))
-    click.echo("\ndifferences with half widths of 95 % intervals, paired by seed; * where the interval leaves 0 out\n")
+    click.echo(
+        "\ndifferences with half widths of 95 % intervals, paired by seed; * where the interval leaves 0 out\n"
+    )
     click.echo(gains_text(pd.read_csv(out / "gains.csv")))
     click.echo(f"\npublished, on data that are not public\n\n{published_text()}\n")
     for name in ("results.csv", "gains.csv", "published.csv", "cells"):
@@ -160,16 +239,40 @@ def simlabel(
 
 @reproduce.command("meta-learning")
 @click.option(
-    "--data", "name", default="digits", show_default=True, help="digits, omniglot, olivetti, tiny-imagenet, labelme or a .npz file."
+    "--data",
+    "name",
+    default="digits",
+    show_default=True,
+    help="digits, omniglot, olivetti, tiny-imagenet, labelme or a .npz file.",
 )
-@click.option("--encoder", type=click.Choice(["mlp", "conv4"]), help="The network.  [default: that of the configuration]")
+@click.option(
+    "--encoder",
+    type=click.Choice(["mlp", "conv4"]),
+    help="The network.  [default: that of the configuration]",
+)
 @click.option("--config", type=FILE, help="Other settings than the usual ones of the data, a TOML file.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, e.g. training.steps=500. Repeatable.")
-@click.option("--out", type=FILE, help="Folder for the results.  [default: outputs/meta_DATA; with --quick outputs/meta_DATA_quick]")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one setting, e.g. training.steps=500. Repeatable.",
+)
+@click.option(
+    "--out",
+    type=FILE,
+    help="Folder for the results.  [default: outputs/meta_DATA; with --quick outputs/meta_DATA_quick]",
+)
 @click.option("--methods", metavar="NAME;NAME", help="Which methods, between semicolons.  [default: all]")
-@click.option("--kinds", metavar="NAME,NAME", help="Which target tasks.  [default: all; with --quick spammers]")
-@click.option("--splits", type=click.IntRange(min=1), help="Random splits of the classes.  [default: 5; with --quick 2]")
-@click.option("--only", type=click.IntRange(min=0), metavar="N", help="Make split N alone: one job of a cluster.")
+@click.option(
+    "--kinds", metavar="NAME,NAME", help="Which target tasks.  [default: all; with --quick spammers]"
+)
+@click.option(
+    "--splits", type=click.IntRange(min=1), help="Random splits of the classes.  [default: 5; with --quick 2]"
+)
+@click.option(
+    "--only", type=click.IntRange(min=0), metavar="N", help="Make split N alone: one job of a cluster."
+)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes.")
 @click.option("--quick", is_flag=True, help="Short training, few target tasks.")
 @told
@@ -205,7 +308,11 @@ def meta_learning(
         splits=splits or (2 if quick else 5),
         only=only,
         methods=[each.strip() for each in methods.split(";")] if methods else (),
-        kinds=[each.strip() for each in kinds.split(",")] if kinds else ("spammers",) if quick and name != "labelme" else (),
+        kinds=[each.strip() for each in kinds.split(",")]
+        if kinds
+        else ("spammers",)
+        if quick and name != "labelme"
+        else (),
         jobs=jobs,
         progress=sys.stderr.isatty(),
     )
@@ -224,5 +331,7 @@ def meta_learning(
 
 def _folder(data: Path | None) -> Path:
     if data is None:
-        raise ValueError("give the data folder with --data, or name it in the environment variable PROBCROWD_DATA")
+        raise ValueError(
+            "give the data folder with --data, or name it in the environment variable PROBCROWD_DATA"
+        )
     return data

@@ -18,9 +18,24 @@ import pandas as pd
 from jaxtyping import Float64, Int64
 from pandas.api.types import infer_dtype
 
-from probcrowd.data.columns import PLURALS, declare, encode, factorize, plain, read_weights, reject, sort_ids, undo_float
+from probcrowd.data.columns import (
+    PLURALS,
+    declare,
+    encode,
+    factorize,
+    plain,
+    read_weights,
+    reject,
+    sort_ids,
+    undo_float,
+)
 
-_COLUMNS = {"item": ("item", "task"), "annotator": ("annotator", "worker", "rater", "user"), "label": ("label",), "weight": ()}
+_COLUMNS = {
+    "item": ("item", "task"),
+    "annotator": ("annotator", "worker", "rater", "user"),
+    "label": ("label",),
+    "weight": (),
+}
 _MAX_CELLS = 10**8
 
 
@@ -49,7 +64,11 @@ class Annotations:
         for role, plural in PLURALS.items():
             ids = declare(getattr(self, plural), plural)
             codes = _frozen(getattr(self, role), np.int64, role, len(self.item))
-            reject((codes < 0) | (codes >= len(ids)), codes, f"{role} codes outside 0 .. {len(ids) - 1}: codes are positions in `{plural}`")
+            reject(
+                (codes < 0) | (codes >= len(ids)),
+                codes,
+                f"{role} codes outside 0 .. {len(ids) - 1}: codes are positions in `{plural}`",
+            )
             object.__setattr__(self, role, codes)
             object.__setattr__(self, plural, ids)
         if self.weight is not None:
@@ -113,10 +132,14 @@ class Annotations:
                 ones; a column that mixes kinds (1 and "1"); a repeated pair, a missing label or a bad weight. The message names the rows.
         """
         if not isinstance(frame, pd.DataFrame):
-            raise TypeError(f"frame must be a pandas DataFrame, not {type(frame).__name__}; a matrix goes to Annotations.from_wide")
+            raise TypeError(
+                f"frame must be a pandas DataFrame, not {type(frame).__name__}; a matrix goes to Annotations.from_wide"
+            )
         _check_option("duplicates", duplicates, ("error", "first", "last", "count", "share"))
         _check_option("missing", missing, ("error", "skip"))
-        columns = find_columns(frame, {"item": item, "annotator": annotator, "label": label, "weight": weight})
+        columns = find_columns(
+            frame, {"item": item, "annotator": annotator, "label": label, "weight": weight}
+        )
         item_code, items = encode(columns["item"], "item", items)
         annotator_code, annotators = encode(columns["annotator"], "annotator", annotators)
         labels = plain(columns["label"])
@@ -135,10 +158,20 @@ class Annotations:
         weights = None if weight is None else read_weights(columns["weight"].loc[kept])
         item_code, annotator_code = item_code[kept], annotator_code[kept]
         pair = item_code * len(annotators) + annotator_code
-        repeated = pd.Series(pair).duplicated(keep=duplicates if duplicates in ("first", "last") else False).to_numpy()
+        repeated = (
+            pd.Series(pair)
+            .duplicated(keep=duplicates if duplicates in ("first", "last") else False)
+            .to_numpy()
+        )
         if duplicates == "error" and repeated.any():
-            pairs = pd.Series(list(zip(items[item_code], annotators[annotator_code], strict=True)), index=labels.index)
-            reject(repeated, pairs, "repeated (item, annotator) pairs; say duplicates='first', 'last', 'count' or 'share', or remove rows")
+            pairs = pd.Series(
+                list(zip(items[item_code], annotators[annotator_code], strict=True)), index=labels.index
+            )
+            reject(
+                repeated,
+                pairs,
+                "repeated (item, annotator) pairs; say duplicates='first', 'last', 'count' or 'share', or remove rows",
+            )
         if duplicates == "share":
             _, inverse, count = np.unique(pair, return_inverse=True, return_counts=True)
             weights = (1.0 if weights is None else weights) / count[inverse]
@@ -148,7 +181,13 @@ class Annotations:
 
     @classmethod
     def from_wide(
-        cls, matrix: Any, *, missing_label: Any = None, classes: Any = None, items: Any = None, annotators: Any = None
+        cls,
+        matrix: Any,
+        *,
+        missing_label: Any = None,
+        classes: Any = None,
+        items: Any = None,
+        annotators: Any = None,
     ) -> "Annotations":
         """The annotations in an items x annotators matrix: a row per item, a column per annotator.
 
@@ -168,15 +207,21 @@ class Annotations:
         if not isinstance(matrix, pd.DataFrame):
             values = matrix if isinstance(matrix, np.ndarray) else np.array(matrix, dtype=object)
             if values.ndim != 2:
-                raise ValueError(f"the matrix must be 2-D, items x annotators, with rows of equal length; its shape is {values.shape}")
+                raise ValueError(
+                    f"the matrix must be 2-D, items x annotators, with rows of equal length; its shape is {values.shape}"
+                )
             matrix = pd.DataFrame(values)
             for axis, (plural, ids) in enumerate({"items": items, "annotators": annotators}.items()):
                 if ids is not None:
                     if len(ids) != values.shape[axis]:
-                        raise ValueError(f"{len(ids)} {plural} declared for a matrix of shape {values.shape}, items x annotators")
+                        raise ValueError(
+                            f"{len(ids)} {plural} declared for a matrix of shape {values.shape}, items x annotators"
+                        )
                     matrix = matrix.set_axis(declare(ids, plural), axis=axis)
         rows, columns = declare(matrix.index, "items"), declare(matrix.columns, "annotators")
-        cells = plain(pd.Series(matrix.set_axis(range(len(columns)), axis=1).melt()["value"]))  # one column after the other
+        cells = plain(
+            pd.Series(matrix.set_axis(range(len(columns)), axis=1).melt()["value"])
+        )  # one column after the other
         codes, values = factorize(cells)
         given = codes >= 0
         if missing_label is not None and len(values):
@@ -188,13 +233,27 @@ class Annotations:
         if len(labels) < len(cells):
             labels = undo_float(labels)
         if isinstance(labels.dtype, pd.CategoricalDtype) and missing_label in labels.cat.categories:
-            labels = labels.cat.set_categories(labels.cat.categories.drop(missing_label))  # the mark is no class
-        labels.index = pd.MultiIndex(levels=[rows.astype(object), columns.astype(object)], codes=[item, annotator])
+            labels = labels.cat.set_categories(
+                labels.cat.categories.drop(missing_label)
+            )  # the mark is no class
+        labels.index = pd.MultiIndex(
+            levels=[rows.astype(object), columns.astype(object)], codes=[item, annotator]
+        )
         if missing_label is None and classes is None:
             distinct = undo_float(pd.Series(factorize(labels)[1])).astype(object)
-            marked = (labels == -1).to_numpy(bool) if infer_dtype(distinct) == "integer" else np.zeros(len(labels), dtype=bool)
-            reject(marked, labels, "-1 is the usual mark for 'not labelled': say missing_label=-1, or declare classes")
-        frame = pd.DataFrame({"item": rows[item], "annotator": columns[annotator], "label": labels.array}, index=labels.index)
+            marked = (
+                (labels == -1).to_numpy(bool)
+                if infer_dtype(distinct) == "integer"
+                else np.zeros(len(labels), dtype=bool)
+            )
+            reject(
+                marked,
+                labels,
+                "-1 is the usual mark for 'not labelled': say missing_label=-1, or declare classes",
+            )
+        frame = pd.DataFrame(
+            {"item": rows[item], "annotator": columns[annotator], "label": labels.array}, index=labels.index
+        )
         items, annotators = rows if items is None else items, columns if annotators is None else annotators
         return cls.from_frame(frame, items=items, annotators=annotators, classes=classes)
 
@@ -203,7 +262,11 @@ class Annotations:
 
         Ids without rows are not in it; `from_frame` needs them declared (`items=self.items` and so on) to give an equal table back.
         """
-        columns = {"item": self.items[self.item], "annotator": self.annotators[self.annotator], "label": self.classes[self.label]}
+        columns = {
+            "item": self.items[self.item],
+            "annotator": self.annotators[self.annotator],
+            "label": self.classes[self.label],
+        }
         return pd.DataFrame(columns if self.weight is None else columns | {"weight": self.weight})
 
     def to_wide(self) -> pd.DataFrame:
@@ -217,12 +280,18 @@ class Annotations:
         cells = self.num_items * self.num_annotators
         if cells > _MAX_CELLS:
             sizes = f"{self.num_items} items x {self.num_annotators} annotators = {cells} cells"
-            raise ValueError(f"{sizes}, more than {_MAX_CELLS}: use to_frame(), or make a table of fewer items first")
+            raise ValueError(
+                f"{sizes}, more than {_MAX_CELLS}: use to_frame(), or make a table of fewer items first"
+            )
         frame = self.to_frame()
         repeated = frame.duplicated(["item", "annotator"], keep=False).to_numpy()
         if repeated.any():
             pairs = pd.Series(list(zip(frame["item"], frame["annotator"], strict=True)))
-            reject(repeated, pairs, "a wide table has one cell per (item, annotator) pair and these have several; use to_frame()")
+            reject(
+                repeated,
+                pairs,
+                "a wide table has one cell per (item, annotator) pair and these have several; use to_frame()",
+            )
         index = pd.MultiIndex.from_arrays([self.item, self.annotator])
         wide = pd.Series(self.classes[self.label].array, index=index).unstack()
         wide = wide.reindex(index=range(self.num_items), columns=range(self.num_annotators))
@@ -231,7 +300,9 @@ class Annotations:
     def equals(self, other: "Annotations") -> bool:
         """Whether both tables have the same rows in the same order, the same ids in the same order and the same weights."""
         same = all(np.array_equal(getattr(self, role), getattr(other, role)) for role in PLURALS)
-        same = same and all(getattr(self, plural).equals(getattr(other, plural)) for plural in PLURALS.values())
+        same = same and all(
+            getattr(self, plural).equals(getattr(other, plural)) for plural in PLURALS.values()
+        )
         if self.weight is None or other.weight is None:
             return same and self.weight is other.weight
         return same and np.array_equal(self.weight, other.weight)
@@ -242,7 +313,9 @@ class Annotations:
 
     def counts_per_annotator(self) -> pd.Series:
         """The number of rows of every annotator, 0 included; weights play no part."""
-        return pd.Series(np.bincount(self.annotator, minlength=self.num_annotators), index=self.annotators, name="count")
+        return pd.Series(
+            np.bincount(self.annotator, minlength=self.num_annotators), index=self.annotators, name="count"
+        )
 
 
 def _check_option(name: str, value: str, options: tuple[str, ...]) -> None:
@@ -262,9 +335,13 @@ def find_columns(frame: pd.DataFrame, named: dict[str, Hashable | None]) -> dict
             problems.append(f"several columns {', '.join(map(repr, found[role]))} for {role}=")
     chosen = {role: columns[0] for role, columns in found.items() if columns}
     if not problems and len(set(chosen.values())) < len(chosen):
-        problems.append(f"one column has two roles ({', '.join(f'{role}={column!r}' for role, column in chosen.items())})")
+        problems.append(
+            f"one column has two roles ({', '.join(f'{role}={column!r}' for role, column in chosen.items())})"
+        )
     if problems:
-        raise ValueError(f"{'; '.join(problems)}: name one column for each. The columns are {frame.columns.tolist()}")
+        raise ValueError(
+            f"{'; '.join(problems)}: name one column for each. The columns are {frame.columns.tolist()}"
+        )
     return {role: pd.Series(frame[column]) for role, column in chosen.items()}
 
 

@@ -10,21 +10,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64
-from pandas.api.types import infer_dtype, is_bool_dtype, is_extension_array_dtype, is_float_dtype, is_numeric_dtype
+from pandas.api.types import (
+    infer_dtype,
+    is_bool_dtype,
+    is_extension_array_dtype,
+    is_float_dtype,
+    is_numeric_dtype,
+)
 
-PLURALS = {"item": "items", "annotator": "annotators", "label": "classes"}  # a code and the ids that it points into
-_KINDS = {"string": "text", "integer": "number", "floating": "number", "mixed-integer-float": "number", "decimal": "number"}
+PLURALS = {
+    "item": "items",
+    "annotator": "annotators",
+    "label": "classes",
+}  # a code and the ids that it points into
+_KINDS = {
+    "string": "text",
+    "integer": "number",
+    "floating": "number",
+    "mixed-integer-float": "number",
+    "decimal": "number",
+}
 _SHOWN = 5
 
 
-def reject(bad: Bool[np.ndarray, " n"], values: pd.Series | np.ndarray, message: str, unit: str = "rows") -> None:
+def reject(
+    bad: Bool[np.ndarray, " n"], values: pd.Series | np.ndarray, message: str, unit: str = "rows"
+) -> None:
     """Raises ValueError if any row is bad; the message shows the first few row labels and the first few distinct values."""
     if not bad.any():
         return
     offending = pd.Series(values).loc[bad]
     distinct = offending.astype(object).map(repr).drop_duplicates().tolist()
     rows, seen = (
-        ", ".join(part[:_SHOWN]) + ", ..." * (len(part) > _SHOWN) for part in (list(map(repr, offending.index.tolist())), distinct)
+        ", ".join(part[:_SHOWN]) + ", ..." * (len(part) > _SHOWN)
+        for part in (list(map(repr, offending.index.tolist())), distinct)
     )
     raise ValueError(f"{message} ({len(offending)} of {len(bad)} {unit}: {rows}; values: {seen})")
 
@@ -33,7 +52,9 @@ def plain(column: pd.Series) -> pd.Series:
     """The column without the two encodings that would hide what it holds."""
     if isinstance(column.dtype, pd.ArrowDtype) and str(column.dtype).startswith("dictionary"):
         return column.astype(pd.ArrowDtype(column.dtype.pyarrow_dtype.value_type))
-    if is_extension_array_dtype(column.dtype) and is_float_dtype(column.dtype):  # NaN is not NA there: it would become an id
+    if is_extension_array_dtype(column.dtype) and is_float_dtype(
+        column.dtype
+    ):  # NaN is not NA there: it would become an id
         return pd.Series(column.to_numpy(np.float64, na_value=np.nan), index=column.index)
     return column
 
@@ -51,7 +72,9 @@ def factorize(column: pd.Series) -> tuple[Int64[np.ndarray, " n"], pd.Index]:
         codes, values = pd.factorize(column.array)
     except TypeError:  # a list, a set or a dict among them
         hashable = np.array([isinstance(value, Hashable) for value in column], dtype=bool)
-        reject(~hashable, column, "ids and labels must be single values such as text or numbers; convert these")
+        reject(
+            ~hashable, column, "ids and labels must be single values such as text or numbers; convert these"
+        )
         raise
     if isinstance(values, pd.Categorical):
         values = values.categories.take(values.codes)
@@ -79,10 +102,14 @@ def _check_kinds(column: pd.Series, what: str) -> None:
     if values.dtype != object or not name.startswith("mixed") or name in _KINDS:
         return
     present = column.astype(object).loc[column.notna()]
-    kinds = pd.Series([_value_kind(value) for value in present])  # row by row: columns of one kind have left above
+    kinds = pd.Series(
+        [_value_kind(value) for value in present]
+    )  # row by row: columns of one kind have left above
     first = np.flatnonzero(~kinds.duplicated())
     if len(first) > 1:
-        found = (f"{kinds.iloc[place]} {present.iloc[place]!r} (row {present.index[place]!r})" for place in first)
+        found = (
+            f"{kinds.iloc[place]} {present.iloc[place]!r} (row {present.index[place]!r})" for place in first
+        )
         raise ValueError(f"{what} of several kinds: {', '.join(found)}; convert them to one kind")
 
 
@@ -90,28 +117,47 @@ def declare(ids: Any, plural: str) -> pd.Index:
     """The ids as an Index of our own: one kind, none missing, none repeated."""
     index = pd.Index(ids)
     column = plain(pd.Series(index.to_flat_index() if isinstance(index, pd.MultiIndex) else index))
-    reject(column.isna().to_numpy(bool), column, f"missing ids in `{plural}`; name or remove these", "positions")
+    reject(
+        column.isna().to_numpy(bool), column, f"missing ids in `{plural}`; name or remove these", "positions"
+    )
     _check_kinds(column, f"ids in `{plural}`")
     values = factorize(column)[1]
     if len(values) < len(column):
-        reject(column.duplicated(keep=False).to_numpy(bool), column, f"repeated ids in `{plural}`; each must be there once", "positions")
+        reject(
+            column.duplicated(keep=False).to_numpy(bool),
+            column,
+            f"repeated ids in `{plural}`; each must be there once",
+            "positions",
+        )
     return values.rename(plural)  # factorize has copied them
 
 
 def encode(column: pd.Series, role: str, declared: Any) -> tuple[Int64[np.ndarray, " n"], pd.Index]:
     """Codes of a column into the declared ids or, without these, into its own values in order of first appearance."""
     column, plural = plain(column), PLURALS[role]
-    reject(column.isna().to_numpy(bool), column, f"missing {role} ids; remove these rows or name their {role}")
+    reject(
+        column.isna().to_numpy(bool), column, f"missing {role} ids; remove these rows or name their {role}"
+    )
     _check_kinds(column, f"{role} values")
     codes, values = factorize(column)
     if is_float_dtype(values.dtype):
-        reject(np.isinf(values.to_numpy())[codes], column, f"infinite {role} values; correct or remove these rows")
+        reject(
+            np.isinf(values.to_numpy())[codes],
+            column,
+            f"infinite {role} values; correct or remove these rows",
+        )
     if declared is None:
         return codes, values
     ids = declare(declared, plural)
     lookup, kinds = ids.get_indexer(values), (_kind(values), _kind(ids))
-    hint = "" if kinds[0] == kinds[1] else f" The types differ: the column is {kinds[0]}, `{plural}` is {kinds[1]}; convert one of them."
-    message = f"{role} values outside the declared `{plural}`: correct the rows, or declare these values too.{hint}"
+    hint = (
+        ""
+        if kinds[0] == kinds[1]
+        else f" The types differ: the column is {kinds[0]}, `{plural}` is {kinds[1]}; convert one of them."
+    )
+    message = (
+        f"{role} values outside the declared `{plural}`: correct the rows, or declare these values too.{hint}"
+    )
     reject(lookup[codes] < 0, column, message)
     return lookup[codes].astype(np.int64), ids
 
@@ -132,5 +178,9 @@ def read_weights(column: pd.Series) -> Float64[np.ndarray, " n"]:
         number = np.array([_value_kind(value) == "number" for value in values], dtype=bool)
         reject(~number, column, "weights must be numbers; convert these rows")
     weights = values.to_numpy(np.float64, na_value=np.nan)
-    reject(~(np.isfinite(weights) & (weights > 0)), column, "weights must be finite and > 0; correct or remove these rows")
+    reject(
+        ~(np.isfinite(weights) & (weights > 0)),
+        column,
+        "weights must be finite and > 0; correct or remove these rows",
+    )
     return weights

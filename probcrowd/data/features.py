@@ -54,13 +54,13 @@ def warn_of_units(frame: pd.DataFrame, name: str) -> None:
     spread = frame.to_numpy().var(0)
     if len(spread) > 1 and spread.max() > LARGEST_SHARE * spread.sum():
         column, share = frame.columns[int(spread.argmax())], 100 * spread.max() / spread.sum()
-        words = (
-            f"{name}: column {column!r} has {share:.1f} % of the variance of all; if units differ, divide every column by its spread first"
-        )
+        words = f"{name}: column {column!r} has {share:.1f} % of the variance of all; if units differ, divide every column by its spread first"
         warnings.warn(words, UserWarning, stacklevel=7)
 
 
-def standardised(features: Any, ids: pd.Index, name: str) -> tuple[Float64[np.ndarray, "i w"] | None, Standardiser | None]:
+def standardised(
+    features: Any, ids: pd.Index, name: str
+) -> tuple[Float64[np.ndarray, "i w"] | None, Standardiser | None]:
     """The features of those ids as networks take them, and what does the same to others; None without features.
 
     Raises:
@@ -72,7 +72,9 @@ def standardised(features: Any, ids: pd.Index, name: str) -> tuple[Float64[np.nd
     if not frame.shape[1]:
         raise ValueError(f"{name}: a table without columns")
     warn_of_units(frame, name)
-    with threadpool_limits(1, "blas"):  # several threads sum in another order, and a fit that goes on elsewhere must see the same numbers
+    with threadpool_limits(
+        1, "blas"
+    ):  # several threads sum in another order, and a fit that goes on elsewhere must see the same numbers
         made = replace(standardiser(frame.to_numpy()), columns=_names(frame))
         return made.apply(frame.to_numpy()), made
 
@@ -90,7 +92,9 @@ def matched(features: Any, ids: pd.Index, name: str) -> pd.DataFrame:
     missing = ids[place < 0]
     if len(missing):
         kinds = (
-            f"; ids are {ids.dtype} in the annotations and {frame.index.dtype} in the features" if ids.dtype != frame.index.dtype else ""
+            f"; ids are {ids.dtype} in the annotations and {frame.index.dtype} in the features"
+            if ids.dtype != frame.index.dtype
+            else ""
         )
         raise ValueError(f"{name}: no features of {some(missing)} ({len(missing)} in all){kinds}")
     return numeric(frame.take(place), name)
@@ -120,7 +124,9 @@ def numeric(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     kinds = zip(frame.columns, frame.dtypes, strict=True)
     text = [column for column, kind in kinds if len(frame) and not pd.api.types.is_numeric_dtype(kind)]
     if text:
-        raise ValueError(f"{name}: columns {some(text)} are not numbers; is one of them the ids? They belong in the index")
+        raise ValueError(
+            f"{name}: columns {some(text)} are not numbers; is one of them the ids? They belong in the index"
+        )
     values = frame.to_numpy(np.float64, na_value=np.nan)
     reject(
         np.asarray(~np.isfinite(values).all(1), dtype=bool),

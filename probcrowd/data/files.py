@@ -68,10 +68,14 @@ def read_annotations(
     if path.suffix == ".csv":
         frame = frame.assign(**{weight: pd.to_numeric(frame[weight])}) if weight in frame.columns else frame
     else:
-        ids = [name for name in ([item] if item else _ITEM) if name in frame.columns and not frame[name].hasnans]
+        ids = [
+            name for name in ([item] if item else _ITEM) if name in frame.columns and not frame[name].hasnans
+        ]
         frame = frame.astype(dict.fromkeys(ids, str))
     if weight is None and "weight" in frame.columns:
-        raise ValueError(f"{path} has a column 'weight': name it with --weight weight, or remove it if each row counts once")
+        raise ValueError(
+            f"{path} has a column 'weight': name it with --weight weight, or remove it if each row counts once"
+        )
     columns = {"item": item, "annotator": annotator, "label": label, "weight": weight}
     return Annotations.from_frame(frame, **columns, duplicates=duplicates, missing=missing)
 
@@ -84,10 +88,16 @@ def named_columns(text: str | None) -> dict[str, str]:
     """
     pairs = [part.split("=", 1) for part in text.split(",")] if text else []
     wrong = [
-        pair for pair in pairs if len(pair) != 2 or pair[0].strip() not in ("item", "annotator", "label", "weight") or not pair[1].strip()
+        pair
+        for pair in pairs
+        if len(pair) != 2
+        or pair[0].strip() not in ("item", "annotator", "label", "weight")
+        or not pair[1].strip()
     ]
     if wrong:
-        raise ValueError(f"columns are named as item=NAME,annotator=NAME,label=NAME,weight=NAME; got {'='.join(wrong[0])!r}")
+        raise ValueError(
+            f"columns are named as item=NAME,annotator=NAME,label=NAME,weight=NAME; got {'='.join(wrong[0])!r}"
+        )
     return {role.strip(): name.strip() for role, name in pairs}
 
 
@@ -111,9 +121,14 @@ def read_classes(path: Path) -> pd.Series:
         ValueError: no such file, another ending, or columns that are missing.
     """
     frame = _table(path, "gold labels")
-    names = [next((name for name in wanted if name in frame.columns), None) for wanted in (_ITEM, ("label", "gold"))]
+    names = [
+        next((name for name in wanted if name in frame.columns), None)
+        for wanted in (_ITEM, ("label", "gold"))
+    ]
     if None in names:
-        raise ValueError(f"{path} needs the columns item (or task) and label (or gold), it has {', '.join(map(str, frame.columns))}")
+        raise ValueError(
+            f"{path} needs the columns item (or task) and label (or gold), it has {', '.join(map(str, frame.columns))}"
+        )
     return pd.Series(frame[names[1]].array, index=pd.Index(frame[names[0]])).dropna()
 
 
@@ -124,7 +139,9 @@ def by_item(rows: pd.DataFrame | np.ndarray, name: str) -> pd.DataFrame:
     elif rows.ndim >= 2 and rows.dtype.kind in "buif":
         frame = pd.DataFrame(rows.reshape(len(rows), math.prod(rows.shape[1:])))
     else:
-        raise ValueError(f"{name}: an array of numbers with one row per item is needed, got shape {rows.shape} of {rows.dtype}")
+        raise ValueError(
+            f"{name}: an array of numbers with one row per item is needed, got shape {rows.shape} of {rows.dtype}"
+        )
     repeated = frame.index[frame.index.duplicated()]
     if len(repeated):
         raise ValueError(f"{name}: the item ids {some(repeated)} occur more than once")
@@ -165,8 +182,16 @@ def _table(path: Path, what: str) -> pd.DataFrame:
         raise ValueError(f"there is no file {path}")
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path}: {what} are read from .csv or .parquet")
-    return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""]) if path.suffix == ".csv" else pd.read_parquet(path)
+    return (
+        pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+        if path.suffix == ".csv"
+        else pd.read_parquet(path)
+    )
 
 
 def _defused(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )

@@ -60,7 +60,9 @@ def load(name: str) -> ClassItems:
     if name.endswith(".npz"):
         return _file(Path(name))
     if name not in READERS:
-        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(sorted(READERS))}, or give the path of a .npz file")
+        raise ValueError(
+            f"unknown data set {name!r}: choose one of {', '.join(sorted(READERS))}, or give the path of a .npz file"
+        )
     return READERS[name]()
 
 
@@ -70,8 +72,16 @@ def select(source: ClassItems, classes: Sequence[int]) -> ClassItems:
     position = torch.full((len(source.names),), -1)
     position[chosen] = torch.arange(len(classes))
     kept = position[source.label] >= 0
-    family, kin = (torch.unique(groups[chosen], return_inverse=True)[1] for groups in (source.family, source.kin))
-    return ClassItems(source.inputs[kept], position[source.label[kept]], family, kin, tuple(source.names[index] for index in classes))
+    family, kin = (
+        torch.unique(groups[chosen], return_inverse=True)[1] for groups in (source.family, source.kin)
+    )
+    return ClassItems(
+        source.inputs[kept],
+        position[source.label[kept]],
+        family,
+        kin,
+        tuple(source.names[index] for index in classes),
+    )
 
 
 def split(source: ClassItems, sizes: Sequence[int], generator: torch.Generator) -> list[ClassItems]:
@@ -82,15 +92,22 @@ def split(source: ClassItems, sizes: Sequence[int], generator: torch.Generator) 
     Raises:
         ValueError: more classes are asked for than there are, or a thousand draws did not fit.
     """
-    total, kins = len(source.names), [torch.nonzero(source.kin == kin).flatten().tolist() for kin in range(int(source.kin.max()) + 1)]
+    total, kins = (
+        len(source.names),
+        [torch.nonzero(source.kin == kin).flatten().tolist() for kin in range(int(source.kin.max()) + 1)],
+    )
     bounds = torch.tensor([0, *sizes, total - sum(sizes)]).cumsum(0).tolist()
     for _ in range(1000 if sum(sizes) <= total else 0):
-        order = [member for kin in torch.randperm(len(kins), generator=generator).tolist() for member in kins[kin]]
+        order = [
+            member for kin in torch.randperm(len(kins), generator=generator).tolist() for member in kins[kin]
+        ]
         parts = [order[low:high] for low, high in pairwise(bounds)]
         held = [set(source.kin[torch.tensor(part, dtype=torch.long)].tolist()) for part in parts]
         if sum(len(kin) for kin in held) == len(kins):  # no kin is cut by a bound
             return [select(source, part) for part in parts[:-1]]
-    raise ValueError(f"{total} classes in {len(kins)} inseparable groups cannot be split into {list(sizes)} classes")
+    raise ValueError(
+        f"{total} classes in {len(kins)} inseparable groups cannot be split into {list(sizes)} classes"
+    )
 
 
 def augmented(source: ClassItems, warps: int, generator: torch.Generator) -> ClassItems:
@@ -119,7 +136,9 @@ def augmented(source: ClassItems, warps: int, generator: torch.Generator) -> Cla
 def _warp(pixels: Float[Tensor, "n c h w"], generator: torch.Generator) -> Shaped[Tensor, "n c h w"]:
     angle = 2 * math.pi * float(torch.rand((), generator=generator))
     mirror = 1.0 if float(torch.rand((), generator=generator)) < 0.5 else -1.0
-    turn = torch.tensor([[math.cos(angle), -mirror * math.sin(angle)], [math.sin(angle), mirror * math.cos(angle)]])
+    turn = torch.tensor(
+        [[math.cos(angle), -mirror * math.sin(angle)], [math.sin(angle), mirror * math.cos(angle)]]
+    )
     matrix = turn @ (torch.eye(2) + 0.25 * torch.randn(2, 2, generator=generator))
     shift = 0.1 * torch.randn(2, 1, generator=generator)
     size = [1, 1, *pixels.shape[2:]]
@@ -135,10 +154,14 @@ def _file(path: Path) -> ClassItems:
         raise ValueError(f"there is no file {path}")
     with np.load(path) as arrays:  # NumPy refuses pickled objects here
         if {"inputs", "labels"} - set(arrays.files):
-            raise ValueError(f"{path} holds the arrays {sorted(arrays.files)}, needs 'inputs' (n, ...) and 'labels' (n,)")
+            raise ValueError(
+                f"{path} holds the arrays {sorted(arrays.files)}, needs 'inputs' (n, ...) and 'labels' (n,)"
+            )
         inputs, labels = arrays["inputs"], arrays["labels"]
     if labels.ndim != 1 or inputs.ndim < 2 or len(inputs) != len(labels) or not len(labels):
-        raise ValueError(f"{path}: inputs have shape {inputs.shape} and labels {labels.shape}; needs (n, ...) and (n,), n > 0")
+        raise ValueError(
+            f"{path}: inputs have shape {inputs.shape} and labels {labels.shape}; needs (n, ...) and (n,), n > 0"
+        )
     if inputs.dtype != np.uint8:
         if inputs.dtype.kind not in "biuf":
             raise ValueError(f"{path}: inputs are {inputs.dtype}, needs uint8 pixels or real numbers")
@@ -154,7 +177,9 @@ def _file(path: Path) -> ClassItems:
 def _by_class(inputs: np.ndarray, labels: Sequence[object] | np.ndarray) -> ClassItems:
     codes, names = pd.factorize(np.asarray(labels), sort=True)
     if (codes < 0).any():
-        raise ValueError(f"{int((codes < 0).sum())} items have no label, in rows {np.flatnonzero(codes < 0)[:5].tolist()}: leave them out")
+        raise ValueError(
+            f"{int((codes < 0).sum())} items have no label, in rows {np.flatnonzero(codes < 0)[:5].tolist()}: leave them out"
+        )
     return ClassItems(
         torch.from_numpy(np.ascontiguousarray(inputs)),
         torch.from_numpy(codes),
@@ -176,7 +201,9 @@ def _digits() -> ClassItems:
 def _folder(name: str) -> Path:
     root = os.environ.get("PROBCROWD_DATA")
     if not root:
-        raise ValueError(f"this data set is read from a folder {name!r}: set PROBCROWD_DATA to the folder above it")
+        raise ValueError(
+            f"this data set is read from a folder {name!r}: set PROBCROWD_DATA to the folder above it"
+        )
     if not (Path(root) / name).is_dir():
         raise ValueError(f"PROBCROWD_DATA has no folder {name!r}: the data set is not there")
     return Path(root) / name
@@ -230,12 +257,16 @@ def label_me() -> LabelMe:
     said = np.full((len(tasks), len(names)), -1)
     said[tasks.get_indexer(pd.Index(labels["task"])), annotator] = labels["label"].to_numpy()
     truth = gold["label"].to_numpy()[pd.Index(gold["task"]).get_indexer(tasks)]
-    part = np.array([{"train": "support", "valid": "source", "test": "query"}[name] for name in order["split"]], object)
+    part = np.array(
+        [{"train": "support", "valid": "source", "test": "query"}[name] for name in order["split"]], object
+    )
     tests = np.flatnonzero(part == "query")
     part[np.random.default_rng(0).permutation(tests)[: len(tests) // 2]] = "source"
     features = np.load(folder / "features.npy").astype(np.float32)
     source = features[part == "source"]
-    return LabelMe((features - source.mean(0)) / np.sqrt(source.var(0).mean()), truth.astype(np.int64), said, part)
+    return LabelMe(
+        (features - source.mean(0)) / np.sqrt(source.var(0).mean()), truth.astype(np.int64), said, part
+    )
 
 
 def _label_me_clusters() -> ClassItems:

@@ -91,7 +91,10 @@ class Packed:
         return Packed(
             starts,
             self.cell[rows],
-            *(None if a is None else a[b] for a, b in ((self.weight, rows), (self.gold, items), (self.times, items))),
+            *(
+                None if a is None else a[b]
+                for a, b in ((self.weight, rows), (self.gold, items), (self.times, items))
+            ),
         )
 
 

@@ -63,7 +63,11 @@ def gold_codes(items: pd.Index, classes: pd.Index, gold: pd.Series | None) -> In
     if gold is None:
         return np.full(len(items), -1, dtype=np.int64)
     known = gold.loc[gold.notna() & gold.index.isin(items)]
-    reject(known.index.duplicated(keep=False), pd.Series(known.index), "items with more than one gold label: keep one each")
+    reject(
+        known.index.duplicated(keep=False),
+        pd.Series(known.index),
+        "items with more than one gold label: keep one each",
+    )
     codes = classes.get_indexer(known.to_numpy())
     reject(
         codes < 0,

@@ -46,7 +46,9 @@ class Table:
         """The rows sorted by item, for methods that know no abstentions."""
         order = np.argsort(self.item, kind="stable")
         sizes = len(self.annotators), len(self.classes)
-        return Rows(self.item[order], self.annotator[order], self.label[order], self.weights[order], self.gold, *sizes)
+        return Rows(
+            self.item[order], self.annotator[order], self.label[order], self.weights[order], self.gold, *sizes
+        )
 
     @property
     def weights(self) -> Float64[np.ndarray, " n"]:
@@ -65,7 +67,9 @@ class Table:
     def kept(self, rows: np.ndarray) -> Table:
         """Those rows alone; items and annotators keep their places."""
         weight = None if self.weight is None else self.weight[rows]
-        return replace(self, item=self.item[rows], annotator=self.annotator[rows], label=self.label[rows], weight=weight)
+        return replace(
+            self, item=self.item[rows], annotator=self.annotator[rows], label=self.label[rows], weight=weight
+        )
 
 
 def read_table(
@@ -90,7 +94,9 @@ def read_table(
     else:
         marks = np.asarray(said.classes.astype(object) == abstention, dtype=bool)
         if classes is None and not marks.any():
-            raise ValueError(f"nobody gave the label {abstention!r} that stands for an abstention; labels are {list(said.classes[:10])}")
+            raise ValueError(
+                f"nobody gave the label {abstention!r} that stands for an abstention; labels are {list(said.classes[:10])}"
+            )
     if classes is None and marks.all():
         raise ValueError("every label is an abstention")
     code = np.where(marks, (~marks).sum(), np.cumsum(~marks) - 1)
@@ -120,7 +126,11 @@ def recode(table: Table, annotators: pd.Index, classes: pd.Index, num_labels: in
     if unknown.any():
         wrong = np.isin(table.label, np.flatnonzero(unknown))
         named = pd.Series(table.classes[table.label[wrong]], index=table.items[table.item[wrong]])
-        reject(np.ones(len(named), bool), named, f"labels of items that the fit does not know: its classes are {list(classes[:10])}")
+        reject(
+            np.ones(len(named), bool),
+            named,
+            f"labels of items that the fit does not know: its classes are {list(classes[:10])}",
+        )
     if table.num_labels > len(table.classes) and num_labels == len(classes):
         raise ValueError("the fit ignored abstentions, so they can be no events here")
     places = np.append(place, len(classes))
@@ -141,7 +151,11 @@ def warn_of_unknown(table: Table, num_known: int, meaning: str) -> None:
     """Tells which annotators of a new table the fit has not seen, and what becomes of their labels."""
     unknown = table.annotators[num_known:]
     if len(unknown):
-        warnings.warn(f"{len(unknown)} annotators are not known from the fit and {meaning}: {some(unknown)}", UserWarning, stacklevel=4)
+        warnings.warn(
+            f"{len(unknown)} annotators are not known from the fit and {meaning}: {some(unknown)}",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _annotations(annotations: Any) -> Annotations:

@@ -31,12 +31,18 @@ class DenseVotes:
     num_labels: int
 
     @staticmethod
-    def from_labels(labels: Int[Tensor, "b i j"], num_labels: int, dtype: torch.dtype | None = None) -> DenseVotes:
+    def from_labels(
+        labels: Int[Tensor, "b i j"], num_labels: int, dtype: torch.dtype | None = None
+    ) -> DenseVotes:
         """Votes from coded labels; a negative code means that the annotator did not label the item."""
         tasks, items, annotators = labels.shape
-        votes = labels[..., None] == torch.arange(num_labels, device=labels.device)  # (b, i, j, l), false where the label is missing
+        votes = labels[..., None] == torch.arange(
+            num_labels, device=labels.device
+        )  # (b, i, j, l), false where the label is missing
         return DenseVotes(
-            votes.reshape(tasks, items, annotators * num_labels).to(dtype or torch.get_default_dtype()), annotators, num_labels
+            votes.reshape(tasks, items, annotators * num_labels).to(dtype or torch.get_default_dtype()),
+            annotators,
+            num_labels,
         )
 
     def evidence(self, table: Float[Tensor, "b jl k"]) -> Float[Tensor, "b i k"]:
@@ -106,8 +112,15 @@ class SparseVotes:
     @staticmethod
     def from_annotations(annotations: Annotations, dtype: torch.dtype | None = None) -> SparseVotes:
         """The votes of one table, as a batch of one task."""
-        weight = torch.ones(len(annotations)) if annotations.weight is None else torch.from_numpy(annotations.weight.copy())
-        item, annotator, label = (torch.from_numpy(codes.copy()) for codes in (annotations.item, annotations.annotator, annotations.label))
+        weight = (
+            torch.ones(len(annotations))
+            if annotations.weight is None
+            else torch.from_numpy(annotations.weight.copy())
+        )
+        item, annotator, label = (
+            torch.from_numpy(codes.copy())
+            for codes in (annotations.item, annotations.annotator, annotations.label)
+        )
         return SparseVotes.build(
             torch.zeros_like(item),
             item,
@@ -132,7 +145,9 @@ class SparseVotes:
 
     def totals(self) -> Float[Tensor, "b i l"]:
         """How much weight each label of an item has, over all annotators."""
-        identity = torch.eye(self.num_labels, dtype=self.weight_by_item.dtype, device=self.weight_by_item.device)
+        identity = torch.eye(
+            self.num_labels, dtype=self.weight_by_item.dtype, device=self.weight_by_item.device
+        )
         return self.evidence(identity.repeat(self.num_tasks, self.num_annotators, 1))
 
     def dense(self) -> DenseVotes:
@@ -164,7 +179,9 @@ class Support:
     def __post_init__(self) -> None:
         totals = self.votes.totals().detach()
         if totals.shape[:2] != self.embeddings.shape[:2]:
-            raise ValueError(f"votes are for (tasks, items) {tuple(totals.shape[:2])}, embeddings for {tuple(self.embeddings.shape[:2])}")
+            raise ValueError(
+                f"votes are for (tasks, items) {tuple(totals.shape[:2])}, embeddings for {tuple(self.embeddings.shape[:2])}"
+            )
         empty = totals.sum(-1) == 0 if self.items is None else (totals.sum(-1) == 0) & self.items
         if bool(empty.any()):
             named = [tuple(pair) for pair in empty.nonzero()[:5].tolist()]
@@ -182,7 +199,10 @@ def _starts(groups: Int[Tensor, " n"], num_groups: int) -> Int[Tensor, " g"]:
 
 
 def _weighted_sums(
-    index: Int[Tensor, " n"], weight: Float[Tensor, " n"], starts: Int[Tensor, " g"], table: Float[Tensor, "r k"]
+    index: Int[Tensor, " n"],
+    weight: Float[Tensor, " n"],
+    starts: Int[Tensor, " g"],
+    table: Float[Tensor, "r k"],
 ) -> Float[Tensor, "g k"]:
     # embedding_bag sums sorted rows without writing the gathered rows to memory; index_add_ is ten times slower on a CPU
     return embedding_bag(index, table, starts, mode="sum", per_sample_weights=weight)

@@ -47,7 +47,9 @@ class Aggregator(BaseEstimator, abc.ABC):
     _cells: Cells
     _counts: Statistics
 
-    def fit(self, annotations: Any, gold: pd.Series | None = None, *, history: pd.DataFrame | None = None) -> Aggregator:
+    def fit(
+        self, annotations: Any, gold: pd.Series | None = None, *, history: pd.DataFrame | None = None
+    ) -> Aggregator:
         """This estimator, fitted.
 
         Args:
@@ -60,7 +62,9 @@ class Aggregator(BaseEstimator, abc.ABC):
             TypeError, ValueError: tables that cannot be read; the message names the rows.
         """
         if history is not None and not self._takes_history:
-            raise ValueError(f"{type(self).__name__} takes no history; DawidSkene, FastDawidSkene, OneCoin and ZenCrowd do")
+            raise ValueError(
+                f"{type(self).__name__} takes no history; DawidSkene, FastDawidSkene, OneCoin and ZenCrowd do"
+            )
         return self._fitted(annotations, gold, lambda table: self._fit(table, history))
 
     def _fitted(self, annotations: Any, gold: pd.Series | None, fit: Callable[[Table], None]) -> Aggregator:
@@ -68,11 +72,15 @@ class Aggregator(BaseEstimator, abc.ABC):
         if self.abstentions not in ("ignore", "event"):
             raise ValueError(f"abstentions={self.abstentions!r}: choose 'ignore' or 'event'")
         if self.abstentions == "event" and not self._takes_events:
-            raise ValueError(f"{type(self).__name__} cannot take abstentions as events; DawidSkene and HierarchicalDawidSkene can")
+            raise ValueError(
+                f"{type(self).__name__} cannot take abstentions as events; DawidSkene and HierarchicalDawidSkene can"
+            )
         if self.dependence not in ("warn", "discount", "ignore"):
             raise ValueError(f"dependence={self.dependence!r}: choose 'warn', 'discount' or 'ignore'")
         if self.dependence == "discount" and not self._takes_discount:
-            raise ValueError(f"{type(self).__name__} cannot discount dependent labels; DawidSkene, its relatives, OneCoin and MACE can")
+            raise ValueError(
+                f"{type(self).__name__} cannot discount dependent labels; DawidSkene, its relatives, OneCoin and MACE can"
+            )
         self._check()
         table = read_table(annotations, gold, abstention=self.abstention, abstentions=self.abstentions)
         self._forget()
@@ -86,7 +94,9 @@ class Aggregator(BaseEstimator, abc.ABC):
         """The labels of the items of a table, after fitting it."""
         return self.fit(annotations, gold, **options).predict()
 
-    def fit_predict_proba(self, annotations: Any, gold: pd.Series | None = None, **options: Any) -> pd.DataFrame:
+    def fit_predict_proba(
+        self, annotations: Any, gold: pd.Series | None = None, **options: Any
+    ) -> pd.DataFrame:
         """The label probabilities of the items of a table, after fitting it."""
         return self.fit(annotations, gold, **options).predict_proba()
 
@@ -189,8 +199,13 @@ class Aggregator(BaseEstimator, abc.ABC):
             pairs = position[asked.item], np.repeat(np.arange(len(items)), fitted.size)
             keys = asked.key, self._cells.key[fitted.cell]
             weights = asked.weights, fitted.weights
-            orders = [np.lexsort((weight, key, pair)) for weight, key, pair in zip(weights, keys, pairs, strict=True)]
-            differ = (keys[0][orders[0]] != keys[1][orders[1]]) | (weights[0][orders[0]] != weights[1][orders[1]])
+            orders = [
+                np.lexsort((weight, key, pair))
+                for weight, key, pair in zip(weights, keys, pairs, strict=True)
+            ]
+            differ = (keys[0][orders[0]] != keys[1][orders[1]]) | (
+                weights[0][orders[0]] != weights[1][orders[1]]
+            )
             same = np.bincount(pairs[0][orders[0]], differ, minlength=len(items)) == 0
             found[items[same]] = self._answered.responsibilities[place[items[same]]]
         return found
@@ -202,18 +217,26 @@ class Aggregator(BaseEstimator, abc.ABC):
 
     def _read(self, annotations: Any, gold: pd.Series | None = None) -> Table:
         """A table in the codes of the fit; it need not have abstentions, and may have nothing else."""
-        table = read_table(annotations, gold, abstention=self.abstention, abstentions=self.abstentions, classes=self.classes_)
+        table = read_table(
+            annotations, gold, abstention=self.abstention, abstentions=self.abstentions, classes=self.classes_
+        )
         return recode(table, self._annotator_ids, self.classes_, self._num_labels)
 
     def _describe(self, table: Table, probabilities: Float64[np.ndarray, "i k"]) -> Answered:
         size = np.bincount(table.item, minlength=len(table.items))
         heard = size
         if hasattr(self, "_annotator_ids"):
-            heard = np.bincount(table.item[table.annotator < len(self._annotator_ids)], minlength=len(table.items))
+            heard = np.bincount(
+                table.item[table.annotator < len(self._annotator_ids)], minlength=len(table.items)
+            )
         return Answered(table.items, probabilities, size, heard, table.gold >= 0)
 
     def _answer(
-        self, table: Table, probabilities: Float64[np.ndarray, "i k"], objective: Float64[np.ndarray, " t"], converged: bool
+        self,
+        table: Table,
+        probabilities: Float64[np.ndarray, "i k"],
+        objective: Float64[np.ndarray, " t"],
+        converged: bool,
     ) -> None:
         """Sets what every fit has."""
         self.classes_ = table.classes
@@ -234,7 +257,11 @@ class Aggregator(BaseEstimator, abc.ABC):
     @property
     def _copying(self) -> float:
         """The rate at which labels count as copies of others of their item."""
-        rate = self.dependence_.residual if self.dependence == "discount" and self.dependence_ is not None else 0.0
+        rate = (
+            self.dependence_.residual
+            if self.dependence == "discount" and self.dependence_ is not None
+            else 0.0
+        )
         return 0.0 if math.isnan(rate) else max(rate, 0.0)
 
     def _look_for_dependence(self) -> None:
@@ -254,7 +281,9 @@ class Aggregator(BaseEstimator, abc.ABC):
         if self.dependence_ is None:
             raise ValueError("dependence was not checked: fit with dependence='warn'")
         pairs = self.dependence_.pairs
-        return pairs.assign(**{side: self._annotator_ids.take(np.asarray(pairs[side])) for side in ("annotator", "other")})
+        return pairs.assign(
+            **{side: self._annotator_ids.take(np.asarray(pairs[side])) for side in ("annotator", "other")}
+        )
 
     def _latest(self) -> Answered:
         return self._answered
@@ -281,11 +310,15 @@ class Aggregator(BaseEstimator, abc.ABC):
         posterior, class_prior, packed = self._of_annotators()
         held = None
         if packed is not None:
-            rows = DirichletRows(posterior.cells, posterior.base, ClassPrior(None, True), posterior.history, averaged=True)
+            rows = DirichletRows(
+                posterior.cells, posterior.base, ClassPrior(None, True), posterior.history, averaged=True
+            )
             uniform = rows.scores(Statistics(posterior.said, np.ones(len(class_prior))))
             scores = Scores(uniform.log_table, np.log(np.maximum(class_prior, 1e-12)))
             held = held_out(packed, scores).said
-        return annotator_table(posterior, class_prior, held).set_axis(pd.Index(self._annotator_ids, name="annotator"), axis=0)
+        return annotator_table(posterior, class_prior, held).set_axis(
+            pd.Index(self._annotator_ids, name="annotator"), axis=0
+        )
 
     def _confusion_array(self) -> Float64[np.ndarray, "j k l"]:
         return confusion_table(self._of_annotators()[0])
@@ -293,6 +326,12 @@ class Aggregator(BaseEstimator, abc.ABC):
     def _confusion_frame(self) -> pd.DataFrame:
         size = len(self._annotator_ids) * len(self.classes_) * self._num_labels
         if size > MOST_CONFUSION:
-            raise ValueError(f"the confusion matrices have {size:,} numbers; `counts_` has those that are not zero")
-        rows = pd.MultiIndex.from_product([self._annotator_ids, self.classes_], names=["annotator", "true_class"])
-        return pd.DataFrame(self._confusion_array().reshape(len(rows), -1), rows, self._label_ids.rename("label"))
+            raise ValueError(
+                f"the confusion matrices have {size:,} numbers; `counts_` has those that are not zero"
+            )
+        rows = pd.MultiIndex.from_product(
+            [self._annotator_ids, self.classes_], names=["annotator", "true_class"]
+        )
+        return pd.DataFrame(
+            self._confusion_array().reshape(len(rows), -1), rows, self._label_ids.rename("label")
+        )

@@ -19,7 +19,9 @@ from probcrowd.inference.dependence.dependence import Dependence, dependence
 from probcrowd.metrics.scores import most_probable
 
 MOST_PAIRS = 500_000
-_COVERED = 0.95  # share of annotators' tables on labels that they used, below which a copying rate cannot be told
+_COVERED = (
+    0.95  # share of annotators' tables on labels that they used, below which a copying rate cannot be told
+)
 _UNTOLD = "annotators have too few labels for so many classes to tell a copying rate"
 
 
@@ -35,7 +37,9 @@ class Answered:
 
     def probability_frame(self, classes: pd.Index) -> pd.DataFrame:
         """Label probabilities under the users' ids."""
-        return pd.DataFrame(self.responsibilities.copy(), pd.Index(self.items, name="item"), classes.rename("class"))
+        return pd.DataFrame(
+            self.responsibilities.copy(), pd.Index(self.items, name="item"), classes.rename("class")
+        )
 
     @property
     def best(self) -> Bool[np.ndarray, "i k"]:
@@ -60,7 +64,9 @@ def known_of(gold: pd.Series, items: pd.Index) -> pd.Series:
     """
     known = gold.loc[gold.notna() & gold.index.isin(items)]
     if not len(known):
-        raise ValueError(f"gold has no class of any of the items: its ids are {some(gold.index)}, those of items {some(items)}")
+        raise ValueError(
+            f"gold has no class of any of the items: its ids are {some(gold.index)}, those of items {some(items)}"
+        )
     return known
 
 
@@ -68,7 +74,9 @@ class DependenceWarning(UserWarning):
     """Annotators agree beyond what the truth explains, so label probabilities are too sure."""
 
 
-def dependence_of(packed: Packed, posterior: RowPosterior, class_prior: Float64[np.ndarray, " k"]) -> Dependence:
+def dependence_of(
+    packed: Packed, posterior: RowPosterior, class_prior: Float64[np.ndarray, " k"]
+) -> Dependence:
     """The dependence check of a fit, on enough items, drawn at random, for 500,000 pairs of labels.
 
     `dependence` takes labels that an annotator never gave for impossible. Where annotators have few labels for so many classes, the tables
@@ -83,14 +91,20 @@ def dependence_of(packed: Packed, posterior: RowPosterior, class_prior: Float64[
     part = packed.take(items)
     item, cell = np.repeat(np.arange(len(items)), part.size), part.cell.astype(np.int64)
     sizes = cells.num_annotators, cells.num_classes
-    rows = Rows(item, cells.annotator[cell], cells.label[cell], part.weights, part.known.astype(np.int64), *sizes)
+    rows = Rows(
+        item, cells.annotator[cell], cells.label[cell], part.weights, part.known.astype(np.int64), *sizes
+    )
     # Tables that lean on a prior expect too little agreement; those that lean on the crowd's own mean do not
     crowd = sums_by_owner(posterior.said, cells.label, cells.num_labels) + 1e-9
     lean = cells.num_labels * (crowd / crowd.sum(0))[cells.label]
     number = row_totals(posterior.said, cells)  # (j, k)
     means = (posterior.said + lean) / (number + cells.num_labels)[cells.annotator]
     known = np.asarray(class_prior, np.float64)
-    found = dependence(rows, cell, cells.annotator, cells.label, means, known, generator=generator, max_pairs=MOST_PAIRS)
+    found = dependence(
+        rows, cell, cells.annotator, cells.label, means, known, generator=generator, max_pairs=MOST_PAIRS
+    )
     if (row_totals(means, cells) * number).sum() < _COVERED * number.sum():
-        return replace(found, residual=math.nan, residual_error=math.nan, effective_annotators=math.nan, note=_UNTOLD)
+        return replace(
+            found, residual=math.nan, residual_error=math.nan, effective_annotators=math.nan, note=_UNTOLD
+        )
     return found

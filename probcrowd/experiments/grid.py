@@ -22,7 +22,15 @@ Cell = Callable[[int], list[dict[str, Any]]]
 Whole = Callable[[], list[dict[str, Any]]]
 
 
-def run_cells(out: Path, settings: Settings, cells: Mapping[str, Cell], seeds: int, *, jobs: int = 1, progress: bool = True) -> None:
+def run_cells(
+    out: Path,
+    settings: Settings,
+    cells: Mapping[str, Cell],
+    seeds: int,
+    *,
+    jobs: int = 1,
+    progress: bool = True,
+) -> None:
     """Makes the cells that the folder has not.
 
     cells: by a name that may be a file's, a function of the seed that gives rows. It is called in other processes when jobs > 1.
@@ -42,7 +50,9 @@ def run_cells(out: Path, settings: Settings, cells: Mapping[str, Cell], seeds: i
                 _write(_path(out, name), rows)
 
 
-def run_whole_cells(out: Path, settings: Settings, cells: Mapping[str, Whole], *, jobs: int = 1, progress: bool = True) -> None:
+def run_whole_cells(
+    out: Path, settings: Settings, cells: Mapping[str, Whole], *, jobs: int = 1, progress: bool = True
+) -> None:
     """Makes the cells that the folder has not, `jobs` at a time, each by one call; joblib's backend is the caller's to choose.
 
     Raises:
@@ -55,7 +65,9 @@ def run_whole_cells(out: Path, settings: Settings, cells: Mapping[str, Whole], *
         made: Any = Parallel(jobs, return_as="generator_unordered")(
             delayed(_make)(_path(out, name), cell) for name, cell in missing.items()
         )
-        for _ in tqdm(made, total=len(missing), disable=not progress or not missing, unit="cell", desc=out.name):
+        for _ in tqdm(
+            made, total=len(missing), disable=not progress or not missing, unit="cell", desc=out.name
+        ):
             pass
 
 

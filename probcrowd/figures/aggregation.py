@@ -8,7 +8,16 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probcrowd.figures.base import CALM, INK, OTHER, draw_reliability, frame_reliability, name_annotators, outermost, short
+from probcrowd.figures.base import (
+    CALM,
+    INK,
+    OTHER,
+    draw_reliability,
+    frame_reliability,
+    name_annotators,
+    outermost,
+    short,
+)
 from probcrowd.metrics.scores import reliability
 
 ANNOTATORS = 40  # shown at most
@@ -37,17 +46,26 @@ def annotators_figure(annotators: pd.DataFrame) -> Figure:
         axis.set_xlabel(words)
         axis.grid(axis="x", alpha=0.3)
     name_annotators(left, table, height, len(annotators))
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8
+    )
     return figure
 
 
-def confidence_figure(probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"] | None = None) -> Figure:
+def confidence_figure(
+    probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"] | None = None
+) -> Figure:
     """How many items have which highest probability; with gold codes (-1 unknown) also how often that is right, with 95 % intervals."""
     known = np.zeros(len(probabilities), bool) if gold is None else gold >= 0
     judged = gold is not None and bool(known.any())
     figure = Figure(figsize=(8 if judged else 4.6, 3.6), layout="constrained")
     axes = figure.subplots(1, 2 if judged else 1, squeeze=False)[0]
-    axes[0].hist(probabilities.max(1), np.linspace(1 / probabilities.shape[1] - 1e-9, 1 + 1e-9, 21), color=CALM, alpha=0.6)
+    axes[0].hist(
+        probabilities.max(1),
+        np.linspace(1 / probabilities.shape[1] - 1e-9, 1 + 1e-9, 21),
+        color=CALM,
+        alpha=0.6,
+    )
     axes[0].set(xlabel="probability of the label", ylabel="items", yscale="log")
     if gold is not None and judged:
         draw_reliability(axes[1], reliability(probabilities[known], gold[known]), CALM)
@@ -63,7 +81,10 @@ def annotator_map_figure(annotator_map: pd.DataFrame) -> Figure:
     annotator_map: as `LIA.annotator_map_` has it. Names stand beside those farthest out, as far as they do not cover one another.
     """
     points = annotator_map[["first", "second"]].to_numpy(np.float64)
-    labels, accuracy = annotator_map["num_labels"].to_numpy(np.float64), annotator_map["accuracy"].to_numpy(np.float64)
+    labels, accuracy = (
+        annotator_map["num_labels"].to_numpy(np.float64),
+        annotator_map["accuracy"].to_numpy(np.float64),
+    )
     figure = Figure(figsize=(7.2, 5.6), layout="constrained")
     axis = figure.subplots()
     axis.axhline(0, color=INK, lw=0.6, alpha=0.35, zorder=0)
@@ -89,17 +110,26 @@ def annotator_map_figure(annotator_map: pd.DataFrame) -> Figure:
     low, high = np.minimum(points.min(0), 0), np.maximum(points.max(0), 0)
     middle, half = (low + high) / 2, (high - low) / 2
     width = 1.2 * max(float(half[0]), float(half[1]) / SHAPE) or 1.0
-    axis.set(xlim=(middle[0] - width, middle[0] + width), ylim=(middle[1] - SHAPE * width, middle[1] + SHAPE * width))
+    axis.set(
+        xlim=(middle[0] - width, middle[0] + width),
+        ylim=(middle[1] - SHAPE * width, middle[1] + SHAPE * width),
+    )
     axis.set(xlabel="first component", ylabel="second component", aspect="equal")
     axis.set_title(f"area: number of labels, at most {labels.max():,.0f}", fontsize=9)
     axis.grid(alpha=0.3)
     farthest = np.argsort(-np.hypot(*points.T), kind="stable")[:NAMED]
-    _name_points(figure, axis, points, area, {int(place): short(annotator_map.index[place]) for place in farthest})
+    _name_points(
+        figure, axis, points, area, {int(place): short(annotator_map.index[place]) for place in farthest}
+    )
     return figure
 
 
 def _name_points(
-    figure: Figure, axis: Axes, points: Float[np.ndarray, "p 2"], area: Float[np.ndarray, " p"], names: dict[int, str]
+    figure: Figure,
+    axis: Axes,
+    points: Float[np.ndarray, "p 2"],
+    area: Float[np.ndarray, " p"],
+    names: dict[int, str],
 ) -> None:
     """Writes names beside the points at those places, on one of four sides where they cover nothing; a name without room is left out."""
     figure.draw_without_rendering()

@@ -24,11 +24,24 @@ def accuracy_figure(table: pd.DataFrame) -> Figure:
     shots, methods = table["shots"].unique(), list(table["method"].unique())
     figure = Figure(figsize=(3.6 * len(shots) + 2.6, 3.6), layout="constrained")
     axes = figure.subplots(1, len(shots), sharey=True, squeeze=False)[0]
-    offsets = np.linspace(-0.18, 0.18, len(methods)) if len(methods) > 1 else [0.0]  # so that bars do not hide one another
+    offsets = (
+        np.linspace(-0.18, 0.18, len(methods)) if len(methods) > 1 else [0.0]
+    )  # so that bars do not hide one another
     for axis, shot in zip(axes, shots, strict=True):
         for number, (method, offset) in enumerate(zip(methods, offsets, strict=True)):
-            _line(axis, table[(table["shots"] == shot) & (table["method"] == method)], "annotators", offset, method, number)
-        axis.set(title=f"{shot} item{'s' if shot > 1 else ''} per class", xlabel="annotators", xticks=sorted(table["annotators"].unique()))
+            _line(
+                axis,
+                table[(table["shots"] == shot) & (table["method"] == method)],
+                "annotators",
+                offset,
+                method,
+                number,
+            )
+        axis.set(
+            title=f"{shot} item{'s' if shot > 1 else ''} per class",
+            xlabel="annotators",
+            xticks=sorted(table["annotators"].unique()),
+        )
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("query accuracy")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
@@ -47,7 +60,9 @@ def share_figure(table: pd.DataFrame) -> Figure:
     for number, (method, offset) in enumerate(zip(methods, offsets, strict=True)):
         _line(axis, table[table["method"] == method], "share", offset, method, number)
     axis.set(
-        xlabel="share of spammers, or of others who err in their own way", ylabel="query accuracy", xticks=sorted(table["share"].unique())
+        xlabel="share of spammers, or of others who err in their own way",
+        ylabel="query accuracy",
+        xticks=sorted(table["share"].unique()),
     )
     axis.grid(alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
@@ -94,10 +109,14 @@ def name_annotators(axis: Axes, shown: pd.DataFrame, height: Float[np.ndarray, "
     axis.set_ylim(height[-1] + 0.8, -0.8)
     if total > len(shown):
         words = f"{total - len(shown):,} of {total:,} annotators between these are not shown"
-        axis.text(0.02, len(shown) // 2 + 0.25, words, va="center", fontsize=8, transform=axis.get_yaxis_transform())
+        axis.text(
+            0.02, len(shown) // 2 + 0.25, words, va="center", fontsize=8, transform=axis.get_yaxis_transform()
+        )
 
 
-def draw_reliability(axis: Axes, bins: pd.DataFrame, colour: str, marker: str = "o", label: str | None = None) -> None:
+def draw_reliability(
+    axis: Axes, bins: pd.DataFrame, colour: str, marker: str = "o", label: str | None = None
+) -> None:
     """Mean confidence against accuracy of bins, as `scoring.reliability` makes them, with 95 % intervals of the accuracy."""
     right = bins["accuracy"] * bins["items"]
     lower, upper = (beta.ppf(p, right + 0.5, bins["items"] - right + 0.5) for p in (0.025, 0.975))
@@ -108,7 +127,12 @@ def draw_reliability(axis: Axes, bins: pd.DataFrame, colour: str, marker: str = 
 def frame_reliability(axis: Axes, items: int) -> None:
     """The diagonal, names and limits of a figure of reliability on so many items."""
     axis.axline((1, 1), slope=1, color=INK, lw=0.8)
-    axis.set(xlabel="mean confidence of a bin of items", ylabel="share that gold agrees with", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axis.set(
+        xlabel="mean confidence of a bin of items",
+        ylabel="share that gold agrees with",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+    )
     axis.set_title(f"{items:,} items with gold that the fit did not see", fontsize=9)
 
 
@@ -132,7 +156,15 @@ def _cells(axis: Axes, matrix: np.ndarray, names: Sequence[object]) -> None:
     axis.set_yticks(shown, [_short(names[position]) for position in shown], fontsize=7)
     if len(names) <= 6:
         for (row, column), value in np.ndenumerate(matrix):
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color="white" if value > 0.6 else "black")
+            axis.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="white" if value > 0.6 else "black",
+            )
 
 
 def _short(name: object) -> str:

@@ -38,7 +38,11 @@ def chains_figure(tree: xr.DataTree, checked: Checked) -> Figure:
             trace.plot(chain, lw=0.5, alpha=0.7, color=f"C{number % 10}")
             shape.hist(chain, bins, histtype="step", color=f"C{number % 10}")
         trace.set_ylabel(
-            f"{short(name[1].replace('_', ' '), 27)}\nR-hat {r_hat[name]:.3f}", rotation=0, ha="right", va="center", fontsize=8
+            f"{short(name[1].replace('_', ' '), 27)}\nR-hat {r_hat[name]:.3f}",
+            rotation=0,
+            ha="right",
+            va="center",
+            fontsize=8,
         )
         trace.margins(x=0.01)
         shape.set_yticks([])
@@ -68,7 +72,11 @@ def predictive_figure(checked: Checked) -> Figure:
         title, overall = name.replace("_", " "), check.overall
         if check.table.empty:
             words = f"observed {overall['observed']:.2g}\nreplicated {overall['lower']:.2g} to {overall['upper']:.2g}"
-            words = "no rows to compare" if np.isnan(overall["observed"]) else f"too few rows for single entries\n\noverall {words}"
+            words = (
+                "no rows to compare"
+                if np.isnan(overall["observed"])
+                else f"too few rows for single entries\n\noverall {words}"
+            )
             axis.text(0.5, 0.5, words, ha="center", va="center", fontsize=9, transform=axis.transAxes)
             axis.set_title(title, fontsize=9)
             axis.set(xticks=[], yticks=[])
@@ -90,8 +98,18 @@ def pareto_figure(table: pd.DataFrame, good_k: float) -> Figure:
         axis.axhline(level, color=INK, lw=0.8, ls="--")
         axis.text(1.005, level, words, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
     for place in np.argsort(-k)[: min(5, int(high.sum()))]:
-        axis.annotate(short(table.index[place]), (int(place), float(k[place])), xytext=(4, 3), textcoords="offset points", fontsize=7)
-    axis.set(xlabel="item, in the order of the table", ylabel="Pareto k", ylim=(min(k.min(), 0) - 0.1, max(k.max(), _BAD_K) + 0.15))
+        axis.annotate(
+            short(table.index[place]),
+            (int(place), float(k[place])),
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    axis.set(
+        xlabel="item, in the order of the table",
+        ylabel="Pareto k",
+        ylim=(min(k.min(), 0) - 0.1, max(k.max(), _BAD_K) + 0.15),
+    )
     axis.grid(alpha=0.3)
     return figure
 
@@ -113,7 +131,13 @@ def _entries_panel(axis: Axes, check: PredictiveCheck) -> None:
     for part, colour in ((table[~outside], CALM), (table[outside], ALARM)):
         if len(table) <= _WITH_INTERVALS:
             axis.vlines(part["observed"], part["lower"], part["upper"], color=colour, lw=0.8, alpha=0.5)
-        axis.plot(part["observed"], part["mean"], ".", ms=5 if len(table) <= _WITH_INTERVALS or colour == ALARM else 2, color=colour)
+        axis.plot(
+            part["observed"],
+            part["mean"],
+            ".",
+            ms=5 if len(table) <= _WITH_INTERVALS or colour == ALARM else 2,
+            color=colour,
+        )
     observed = table["observed"].to_numpy()
     lowest, highest = float(observed.min()), float(observed.max())
     margin = 0.05 * (highest - lowest) + 0.01

@@ -18,7 +18,17 @@ import xarray as xr
 from jaxtyping import Int
 from matplotlib.figure import Figure
 
-from probcrowd.figures.base import ALARM, CALM, INK, OTHER, draw_reliability, frame_reliability, name_annotators, outermost, short
+from probcrowd.figures.base import (
+    ALARM,
+    CALM,
+    INK,
+    OTHER,
+    draw_reliability,
+    frame_reliability,
+    name_annotators,
+    outermost,
+    short,
+)
 from probcrowd.figures.checks import chains_figure, energy_figure, pareto_figure, predictive_figure
 from probcrowd.inference.checks.check import Checked
 from probcrowd.inference.posterior.tables import annotator_table, class_names
@@ -28,7 +38,9 @@ from probcrowd.metrics.scores import reliability
 ANNOTATORS, ITEMS, CLASSES = 40, 20, 8  # shown at most
 
 
-def posterior_figures(tree: xr.DataTree, checked: Checked, gold: Int[np.ndarray, " i"] | None = None) -> dict[str, Figure]:
+def posterior_figures(
+    tree: xr.DataTree, checked: Checked, gold: Int[np.ndarray, " i"] | None = None
+) -> dict[str, Figure]:
     """The figures of the table above that make sense for this posterior, by name. gold: codes of true classes, -1 where not known."""
     made = {"chains": chains_figure(tree, checked)}
     if "energy" in dataset(tree, "sample_stats"):
@@ -41,7 +53,10 @@ def posterior_figures(tree: xr.DataTree, checked: Checked, gold: Int[np.ndarray,
         made["reliability"] = reliability_figure(tree, unseen)
     terms = dataset(tree, "log_likelihood").sizes
     good_k = min(1 - 1 / np.log10(terms["chain"] * terms["draw"]), 0.7)  # as ArviZ has it
-    return made | {"predictive": predictive_figure(checked), "pareto_k": pareto_figure(checked.tables["loo_by_item"], good_k)}
+    return made | {
+        "predictive": predictive_figure(checked),
+        "pareto_k": pareto_figure(checked.tables["loo_by_item"], good_k),
+    }
 
 
 def annotators_figure(tree: xr.DataTree) -> Figure:
@@ -55,7 +70,15 @@ def annotators_figure(tree: xr.DataTree) -> Figure:
     axis = figure.subplots()
     axis.hlines(height, table["lower_95"], table["upper_95"], color=CALM, lw=1.2)
     axis.hlines(height, table["lower_50"], table["upper_50"], color=CALM, lw=4)
-    axis.plot(table["accuracy_mean"], height, "o", ms=4, mfc="white", mec=CALM, label="posterior mean, 50 and 95 % intervals")
+    axis.plot(
+        table["accuracy_mean"],
+        height,
+        "o",
+        ms=4,
+        mfc="white",
+        mec=CALM,
+        label="posterior mean, 50 and 95 % intervals",
+    )
     axis.plot(table["plug_in_accuracy"], height, "x", ms=5, color=OTHER, label="EM's point")
     axis.axvline(1 / len(class_names(tree)), color="0.5", lw=1, ls=":", label="one of the classes at random")
     name_annotators(axis, table, height, total)
@@ -99,15 +122,28 @@ def plug_in_figure(items: pd.DataFrame) -> Figure:
         part = items[items["class_differs"] == differs]
         if len(part):
             label = f"{name}: {len(part):,} items"
-            cloud.plot(part["confidence"], part["plug_in_confidence"], "o", ms=4, alpha=0.5, mew=0, color=colour, label=label)
+            cloud.plot(
+                part["confidence"],
+                part["plug_in_confidence"],
+                "o",
+                ms=4,
+                alpha=0.5,
+                mew=0,
+                color=colour,
+                label=label,
+            )
     cloud.axline((1, 1), slope=1, color=INK, lw=0.8)
     lowest = float(items[["confidence", "plug_in_confidence"]].to_numpy().min())
     around = (lowest - 0.05 * (1.02 - lowest), 1 + 0.05 * (1.02 - lowest))
-    cloud.set(xlabel="averaged over the posterior", ylabel="at EM's point", xlim=around, ylim=around, aspect="equal")
+    cloud.set(
+        xlabel="averaged over the posterior", ylabel="at EM's point", xlim=around, ylim=around, aspect="equal"
+    )
     cloud.set_title("highest class probability, by item", fontsize=10)
     bins = np.linspace(min(lowest, 0.99), 1 + 1e-9, 21)
     shapes.hist(items["confidence"], bins, color=CALM, alpha=0.45, label="averaged over the posterior")
-    shapes.hist(items["plug_in_confidence"], bins, histtype="step", lw=1.5, color=OTHER, label="at EM's point")
+    shapes.hist(
+        items["plug_in_confidence"], bins, histtype="step", lw=1.5, color=OTHER, label="at EM's point"
+    )
     shapes.set(xlabel="highest class probability", ylabel="items", yscale="log", ylim=(0.7, 2 * len(items)))
     cloud.legend(frameon=False, fontsize=8, loc="lower right")
     shapes.legend(frameon=False, fontsize=8, loc="upper left")

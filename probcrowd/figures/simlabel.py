@@ -17,7 +17,9 @@ ANNOTATORS, PAIRS = 40, 250  # shown at most
 WRITTEN = 15  # annotators up to which the numbers stand in their cells
 
 
-def similarity_figure(similarity_matrix: pd.DataFrame, similarity: pd.DataFrame | None = None, most: int = ANNOTATORS) -> Figure:
+def similarity_figure(
+    similarity_matrix: pd.DataFrame, similarity: pd.DataFrame | None = None, most: int = ANNOTATORS
+) -> Figure:
     """Who agrees with whom, annotators in an order that puts those who are alike side by side; with the pairs also how sure that is.
 
     Both as `SimLabel.similarity_matrix_` and `SimLabel.similarity_` have them. Of more than `most` annotators those with most items in common are
@@ -30,18 +32,33 @@ def similarity_figure(similarity_matrix: pd.DataFrame, similarity: pd.DataFrame 
     names = [short(similarity_matrix.index[place]) for place in shown[order]]
     size = 3.2 + 0.16 * max(len(names), 8)
     figure = Figure(figsize=(size + 1.2 + 5 * (len(pairs) > 0), size), layout="constrained")
-    left, *right = figure.subplots(1, 1 + (len(pairs) > 0), squeeze=False, width_ratios=[size + 1.2, 5][: 1 + (len(pairs) > 0)])[0]
-    values = np.ma.masked_array(matrix[np.ix_(order, order)], np.eye(len(names), dtype=bool))  # which are alike by definition
+    left, *right = figure.subplots(
+        1, 1 + (len(pairs) > 0), squeeze=False, width_ratios=[size + 1.2, 5][: 1 + (len(pairs) > 0)]
+    )[0]
+    values = np.ma.masked_array(
+        matrix[np.ix_(order, order)], np.eye(len(names), dtype=bool)
+    )  # which are alike by definition
     image = left.imshow(values, vmin=-1, vmax=1, cmap="RdBu")
     if len(names) <= WRITTEN:
         for (row, column), value in np.ndenumerate(matrix[np.ix_(order, order)]):
             if row != column:
-                left.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color="white" if abs(value) > 0.6 else INK)
+                left.text(
+                    column,
+                    row,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="white" if abs(value) > 0.6 else INK,
+                )
     left.set_facecolor("0.88")
     left.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     left.set_yticks(range(len(names)), names, fontsize=7)
     how = "the first" if not len(pairs) else "with most items in common"
-    left.set_title("all annotators" if total == len(names) else f"{len(names)} of {total:,} annotators, {how}", fontsize=9)
+    left.set_title(
+        "all annotators" if total == len(names) else f"{len(names)} of {total:,} annotators, {how}",
+        fontsize=9,
+    )
     figure.colorbar(image, ax=left, shrink=0.8, label="similarity")
     for axis in right:
         _draw_pairs(axis, pairs)
@@ -74,12 +91,16 @@ def imputed_figure(imputed: pd.DataFrame, annotators: pd.DataFrame) -> Figure:
     for axis, lines in ((left, "both"), (right, "x")):
         axis.grid(axis=lines, alpha=0.3)
         axis.set_axisbelow(True)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=8)
+    figure.legend(
+        *right.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=8
+    )
     return figure
 
 
 def annotator_accuracy_figure(
-    evaluation_annotators: pd.DataFrame, other: pd.DataFrame | None = None, names: tuple[str, str] = ("this fit", "the other")
+    evaluation_annotators: pd.DataFrame,
+    other: pd.DataFrame | None = None,
+    names: tuple[str, str] = ("this fit", "the other"),
 ) -> Figure:
     """How often each annotator's label is foretold, with 95 % intervals, the highest share first; those without labels last.
 
@@ -89,20 +110,33 @@ def annotator_accuracy_figure(
     table, height = outermost(table, ANNOTATORS)
     figure = Figure(figsize=(6.4, 0.24 * len(table) + 1.6), layout="constrained")
     axis = figure.subplots()
-    parts = [(table, CALM, "o", names[0])] + ([] if other is None else [(other.reindex(table.index), OTHER, "s", names[1])])
+    parts = [(table, CALM, "o", names[0])] + (
+        [] if other is None else [(other.reindex(table.index), OTHER, "s", names[1])]
+    )
     for part, (found, colour, marker, name) in enumerate(parts):
         here = height + (0.26 * part - 0.13) * (len(parts) > 1)
         axis.hlines(here, found["lower"], found["upper"], color=colour, lw=1.5)
         axis.plot(found["accuracy"], here, marker, ms=4, color=colour, label=name)
     for place, count in zip(height, table["labels"], strict=True):
-        axis.text(1.01, place, f"{count:,}" if count else "no labels", va="center", fontsize=7, transform=axis.get_yaxis_transform())
+        axis.text(
+            1.01,
+            place,
+            f"{count:,}" if count else "no labels",
+            va="center",
+            fontsize=7,
+            transform=axis.get_yaxis_transform(),
+        )
     axis.set_title("labels", loc="right", fontsize=8)
     lows = pd.concat([found["lower"] for found, *_ in parts]).dropna()
-    axis.set(xlabel="share of labels that are foretold", xlim=(max(lows.min(), 0) - 0.02 if len(lows) else 0, 1.02))
+    axis.set(
+        xlabel="share of labels that are foretold", xlim=(max(lows.min(), 0) - 0.02 if len(lows) else 0, 1.02)
+    )
     axis.grid(axis="x", alpha=0.3)
     name_annotators(axis, table, height, len(evaluation_annotators))
     if len(parts) > 1:
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=8)
+        figure.legend(
+            *axis.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=8
+        )
     return figure
 
 
@@ -127,14 +161,20 @@ def _draw_pairs(axis: Axes, pairs: pd.DataFrame) -> None:
     table = pairs.sort_values(["items", "coefficient"], kind="stable")
     table = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(len(table), PAIRS)).round().astype(int))]
     alike = table.groupby("items")["items"]
-    place = table["items"] + 0.8 * ((alike.cumcount() + 0.5) / alike.transform("size") - 0.5)  # so that pairs do not hide one another
+    place = table["items"] + 0.8 * (
+        (alike.cumcount() + 0.5) / alike.transform("size") - 0.5
+    )  # so that pairs do not hide one another
     low, high = (table["coefficient"] + sign * table["standard_error"] for sign in (-1, 1))
     axis.vlines(place, low, high, color=CALM, lw=0.8, alpha=0.45)
-    axis.plot(place, table["coefficient"], "o", ms=3.5, mfc="none", color=CALM, label="coefficient ± standard error")
+    axis.plot(
+        place, table["coefficient"], "o", ms=3.5, mfc="none", color=CALM, label="coefficient ± standard error"
+    )
     axis.plot(place, table["similarity"], "o", ms=3, color=OTHER, label="similarity that is made of it")
     axis.axhline(0, color=INK, lw=0.6)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="items in common; equal numbers side by side", ylabel="agreement of a pair beyond chance")
-    axis.set_title("all pairs" if len(table) == len(pairs) else f"{len(table):,} of {len(pairs):,} pairs", fontsize=9)
+    axis.set_title(
+        "all pairs" if len(table) == len(pairs) else f"{len(table):,} of {len(pairs):,} pairs", fontsize=9
+    )
     axis.grid(alpha=0.3)
     axis.legend(loc="best", fontsize=7)

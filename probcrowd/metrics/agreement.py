@@ -30,7 +30,11 @@ from scipy.sparse import coo_array, csr_array
 
 COEFFICIENTS = ("kappa", "bennett", "krippendorff", "pearson")
 _ROUNDING = 1e-12
-_FASTER, _MOST_DENSE, _AT_ONCE = 20, 2_000, 2**20  # a dense multiplication; columns and numbers of a dense block
+_FASTER, _MOST_DENSE, _AT_ONCE = (
+    20,
+    2_000,
+    2**20,
+)  # a dense multiplication; columns and numbers of a dense block
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,21 @@ class PairTables:
             return (((first + second) / 2) ** 2).sum(1)
         return (first * second).sum(1)
 
-    def correlations(self, values: Float64[np.ndarray, " l"]) -> tuple[Float64[np.ndarray, " p"], Float64[np.ndarray, " p"]]:
+    def correlations(
+        self, values: Float64[np.ndarray, " l"]
+    ) -> tuple[Float64[np.ndarray, " p"], Float64[np.ndarray, " p"]]:
         """The correlation of the labels as those numbers, and its standard error."""
         scores, n = [], self.items
         for share, label in zip(self.shares, (self.left_label, self.right_label), strict=True):
             mean = share @ values
             spread = np.sqrt(np.maximum(share @ values**2 - mean**2, 0))
-            scores.append(_ratio(values[label] - mean[self.pair], spread[self.pair], _ROUNDING * float(np.abs(values).max(initial=0))))
+            scores.append(
+                _ratio(
+                    values[label] - mean[self.pair],
+                    spread[self.pair],
+                    _ROUNDING * float(np.abs(values).max(initial=0)),
+                )
+            )
         x, y = scores
         found = self._sums(self.count * x * y) / n
         influence = x * y - found[self.pair] * (x**2 + y**2) / 2
@@ -85,12 +97,17 @@ class PairTables:
         return np.bincount(self.pair, values, minlength=len(self.left)).astype(np.float64)
 
     def _shares(self, label: Int[np.ndarray, " e"]) -> Float64[np.ndarray, "p l"]:
-        flat = np.bincount(self.pair * self.num_labels + label, self.count, minlength=len(self.left) * self.num_labels)
+        flat = np.bincount(
+            self.pair * self.num_labels + label, self.count, minlength=len(self.left) * self.num_labels
+        )
         return flat.reshape(-1, self.num_labels) / self.items[:, None]
 
 
 def pair_shares(
-    item: Int[np.ndarray, " n"], annotator: Int[np.ndarray, " n"], weight: Float64[np.ndarray, " n"], num_annotators: int
+    item: Int[np.ndarray, " n"],
+    annotator: Int[np.ndarray, " n"],
+    weight: Float64[np.ndarray, " n"],
+    num_annotators: int,
 ) -> Float64[np.ndarray, " n"]:
     """The share of each row in what its annotator says of its item: 1, but where an annotator gave an item several labels, by their weights."""
     place, owner = np.unique(item * num_annotators + annotator, return_inverse=True)
@@ -111,13 +128,19 @@ def pair_tables(
     share = np.ones(len(item)) if share is None else share
     shape = (int(item.max(initial=-1)) + 1, num_annotators * num_labels)
     votes = csr_array(coo_array((share, (item, seat)), shape))
-    joint = coo_array(_product(votes, *shape)) if _is_full(np.bincount(item), shape[1]) else (votes.T @ votes).tocoo()
+    joint = (
+        coo_array(_product(votes, *shape))
+        if _is_full(np.bincount(item), shape[1])
+        else (votes.T @ votes).tocoo()
+    )
     left, right = joint.row // num_labels, joint.col // num_labels
     kept = left < right
     left, right, row, column, count = (part[kept] for part in (left, right, joint.row, joint.col, joint.data))
     keys, pair = np.unique(left.astype(np.int64) * num_annotators + right, return_inverse=True)
     labels = ((part % num_labels).astype(np.int64) for part in (row, column))
-    return PairTables(keys // num_annotators, keys % num_annotators, pair, *labels, count.astype(np.float64), num_labels)
+    return PairTables(
+        keys // num_annotators, keys % num_annotators, pair, *labels, count.astype(np.float64), num_labels
+    )
 
 
 def coefficients(
@@ -131,7 +154,9 @@ def coefficients(
     if kind not in COEFFICIENTS:
         raise ValueError(f"similarity={kind!r}: choose one of {', '.join(COEFFICIENTS)}")
     if kind == "pearson":
-        return tables.correlations(np.arange(tables.num_labels, dtype=np.float64) if values is None else values)
+        return tables.correlations(
+            np.arange(tables.num_labels, dtype=np.float64) if values is None else values
+        )
     n, po = tables.items, tables.agreement
     room = 1 - tables.chance(kind)
     if kind == "krippendorff":
@@ -142,7 +167,9 @@ def coefficients(
     return found, _ratio(np.sqrt(smooth * (1 - smooth) / n), room)
 
 
-def as_matrix(tables: PairTables, values: Float64[np.ndarray, " p"], num_annotators: int) -> Float64[np.ndarray, "j j"]:
+def as_matrix(
+    tables: PairTables, values: Float64[np.ndarray, " p"], num_annotators: int
+) -> Float64[np.ndarray, "j j"]:
     """Values of pairs as a symmetric matrix, 1 on the diagonal; NaN where there is no pair."""
     matrix = np.full((num_annotators, num_annotators), np.nan)
     matrix[tables.left, tables.right] = matrix[tables.right, tables.left] = values
@@ -152,7 +179,9 @@ def as_matrix(tables: PairTables, values: Float64[np.ndarray, " p"], num_annotat
 
 def _is_full(per_item: Int[np.ndarray, " i"], columns: int) -> bool:
     """Whether a product of dense blocks takes less time than a sparse one, and its result little memory."""
-    return columns <= _MOST_DENSE and bool(_FASTER * (per_item.astype(np.float64) ** 2).sum() > len(per_item) * columns**2)
+    return columns <= _MOST_DENSE and bool(
+        _FASTER * (per_item.astype(np.float64) ** 2).sum() > len(per_item) * columns**2
+    )
 
 
 def _product(votes: csr_array, rows: int, columns: int) -> Float64[np.ndarray, "s s"]:
@@ -164,5 +193,7 @@ def _product(votes: csr_array, rows: int, columns: int) -> Float64[np.ndarray, "
     return found
 
 
-def _ratio(above: Float64[np.ndarray, " p"], below: Float64[np.ndarray, " p"], least: float = _ROUNDING) -> Float64[np.ndarray, " p"]:
+def _ratio(
+    above: Float64[np.ndarray, " p"], below: Float64[np.ndarray, " p"], least: float = _ROUNDING
+) -> Float64[np.ndarray, " p"]:
     return np.divide(above, below, out=np.full(len(above), np.nan), where=below > least)

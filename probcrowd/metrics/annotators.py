@@ -26,7 +26,10 @@ LEAST = 20  # items in common without which a kappa says little
 
 
 def annotator_scores(
-    annotator: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n l"], annotators: pd.Index
+    annotator: Int[np.ndarray, " n"],
+    label: Int[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n l"],
+    annotators: pd.Index,
 ) -> pd.DataFrame:
     """By annotator: labels, accuracy (ties share) with a central 95 % interval (Jeffreys), log loss in nats; NaN without labels."""
     hit, count = hits(probabilities, label), np.bincount(annotator, minlength=len(annotators))
@@ -34,12 +37,21 @@ def annotator_scores(
     known = np.where(count, count, np.nan)
     lower, upper = (beta.ppf(p, right + 0.5, known - right + 0.5) for p in (0.025, 0.975))
     lost = np.bincount(annotator, log_losses(probabilities, label), minlength=len(annotators))
-    columns = {"labels": count, "accuracy": right / known, "lower": lower, "upper": upper, "log_loss": lost / known}
+    columns = {
+        "labels": count,
+        "accuracy": right / known,
+        "lower": lower,
+        "upper": upper,
+        "log_loss": lost / known,
+    }
     return pd.DataFrame(columns, annotators.rename("annotator"))
 
 
 def mean_accuracy(
-    item: Int[np.ndarray, " n"], annotator: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n l"]
+    item: Int[np.ndarray, " n"],
+    annotator: Int[np.ndarray, " n"],
+    label: Int[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n l"],
 ) -> tuple[float, float]:
     """The mean over annotators of their accuracies, and its standard error over items, whose labels depend on each other."""
     hit, count = hits(probabilities, label), np.bincount(annotator)
@@ -51,11 +63,16 @@ def mean_accuracy(
     return float((hit * share).sum()), error
 
 
-def soft_cross_entropy(item: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n l"]) -> float:
+def soft_cross_entropy(
+    item: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n l"]
+) -> float:
     """Of the labels that an item got, as shares, against the mean of what was predicted for those who gave them; mean over items, in nats."""
     items, place = np.unique(item, return_inverse=True)
     classes, count = probabilities.shape[1], np.bincount(place)
-    votes = np.bincount(place * classes + label, minlength=len(items) * classes).reshape(-1, classes) / count[:, None]
+    votes = (
+        np.bincount(place * classes + label, minlength=len(items) * classes).reshape(-1, classes)
+        / count[:, None]
+    )
     mean = np.stack([np.bincount(place, column) for column in probabilities.T], 1) / count[:, None]
     return float(-(votes * np.log(np.maximum(mean, 1e-300))).sum(1).mean())
 
@@ -63,7 +80,10 @@ def soft_cross_entropy(item: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"]
 def consistency(tables: PairTables, predicted: PairTables, num_annotators: int) -> dict[str, float]:
     """dic, dic_relative, dic_pairs, pairs (how many the last is over) and undefined_kappa, see above."""
     both = [coefficients(one, "kappa")[0] for one in (tables, predicted)]
-    m, other = (np.nan_to_num(as_matrix(one, kappa, num_annotators)) for one, kappa in zip((tables, predicted), both, strict=True))
+    m, other = (
+        np.nan_to_num(as_matrix(one, kappa, num_annotators))
+        for one, kappa in zip((tables, predicted), both, strict=True)
+    )
     size = np.linalg.norm(m - other)
     enough = tables.items >= LEAST
     true, made = (np.nan_to_num(kappa)[enough] for kappa in both)
@@ -103,6 +123,11 @@ def overall_scores(
     predicted = most_probable(probabilities).argmax(1).astype(np.int64)
     share = pair_shares(item, annotator, np.ones(len(item)), num_annotators)
     tables, made = (pair_tables(item, annotator, said, share, **sizes) for said in (label, predicted))
-    found = {"mean_accuracy": mean, "standard_error": error, **pooled, "soft_cross_entropy": soft_cross_entropy(item, label, probabilities)}
+    found = {
+        "mean_accuracy": mean,
+        "standard_error": error,
+        **pooled,
+        "soft_cross_entropy": soft_cross_entropy(item, label, probabilities),
+    }
     found |= consistency(tables, made, num_annotators)
     return found if features is None else found | {"bae": alignment(features, tables)}

@@ -18,14 +18,22 @@ def scores(probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"])
     known = gold >= 0
     p, truth = probabilities[known], gold[known]
     if not len(truth):
-        return {"items": 0.0, "accuracy": np.nan, "log_loss": np.nan, "brier": np.nan, "calibration_error": np.nan}
+        return {
+            "items": 0.0,
+            "accuracy": np.nan,
+            "log_loss": np.nan,
+            "brier": np.nan,
+            "calibration_error": np.nan,
+        }
     bins = reliability(p, truth)
     return {
         "items": float(len(truth)),
         "accuracy": float(hits(p, truth).mean()),
         "log_loss": float(log_losses(p, truth).mean()),
         "brier": float(((p - np.eye(p.shape[1])[truth]) ** 2).sum(1).mean()),
-        "calibration_error": float(np.average(np.abs(bins["confidence"] - bins["accuracy"]), weights=bins["items"])),
+        "calibration_error": float(
+            np.average(np.abs(bins["confidence"] - bins["accuracy"]), weights=bins["items"])
+        ),
     }
 
 
@@ -34,10 +42,14 @@ def reliability(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, 
     top, hit = probabilities.max(1), hits(probabilities, truth)
     order = np.argsort(top, kind="stable")
     parts = [part for part in np.array_split(order, min(BINS, len(order))) if len(part)]
-    return pd.DataFrame([{"items": len(part), "confidence": top[part].mean(), "accuracy": hit[part].mean()} for part in parts])
+    return pd.DataFrame(
+        [{"items": len(part), "confidence": top[part].mean(), "accuracy": hit[part].mean()} for part in parts]
+    )
 
 
-def log_losses(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]) -> Float[np.ndarray, " i"]:
+def log_losses(
+    probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]
+) -> Float[np.ndarray, " i"]:
     """-log probability of the truth, in nats; at most 690.8, that of a probability of 1e-300."""
     return np.abs(np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-300)))
 

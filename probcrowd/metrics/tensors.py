@@ -43,7 +43,9 @@ def confusion_error(estimated: Float[Tensor, "*b k l"], true: Float[Tensor, "*b 
     return 0.5 * (estimated - true).abs().sum(-1).mean(-1)
 
 
-def aligned_confusion_error(estimated: Float[Tensor, "j k l"], true: Float[Tensor, "j k l"]) -> Float[Tensor, " j"]:
+def aligned_confusion_error(
+    estimated: Float[Tensor, "j k l"], true: Float[Tensor, "j k l"]
+) -> Float[Tensor, " j"]:
     """`confusion_error` by annotator after renaming the true classes of all estimates alike, so that it is least: labels alone cannot name them."""
     cost = (estimated[:, :, None] - true[:, None]).abs().sum((0, 3))  # (k, k)
     rows, columns = linear_sum_assignment(cost.detach().cpu().numpy())

@@ -10,7 +10,11 @@ from typing import Any
 from probcrowd.models.priors import CoinPrior, DirichletPrior, LogitPrior, SpamPrior
 
 _ROWS, _CLASSES = ("true_class", "label"), {"class_prior": ("true_class",)}
-_LOGITS = {"mean": ("true_class", "logit"), "spread": ("true_class", "logit"), "annotator_offset": ("annotator", "true_class", "logit")}
+_LOGITS = {
+    "mean": ("true_class", "logit"),
+    "spread": ("true_class", "logit"),
+    "annotator_offset": ("annotator", "true_class", "logit"),
+}
 _BENT = {"item_spread": ("true_class", "logit"), "item_offset": ("item", "logit")}
 _CONFUSION = {"confusion": ("annotator", *_ROWS)}
 
@@ -70,9 +74,21 @@ def _prototype(num_classes: int) -> Any:
 MODELS = {
     model.name: model
     for model in (
-        Model("multinomial", "aggregation.confusion", _dirichlet, _CLASSES | {"confusion": _ROWS}, conjugate=True),
+        Model(
+            "multinomial",
+            "aggregation.confusion",
+            _dirichlet,
+            _CLASSES | {"confusion": _ROWS},
+            conjugate=True,
+        ),
         Model("dawid_skene", "aggregation.confusion", _dirichlet, _CLASSES | _CONFUSION, conjugate=True),
-        Model("one_coin", "aggregation.confusion", _coin, _CLASSES | {"accuracy": ("annotator",)} | _CONFUSION, conjugate=True),
+        Model(
+            "one_coin",
+            "aggregation.confusion",
+            _coin,
+            _CLASSES | {"accuracy": ("annotator",)} | _CONFUSION,
+            conjugate=True,
+        ),
         Model(
             "mace",
             "aggregation.confusion",
@@ -81,8 +97,12 @@ MODELS = {
             conjugate=True,
         ),
         Model("hierarchical_dawid_skene", "aggregation.logistic", _logit, _CLASSES | _LOGITS | _CONFUSION),
-        Model("item_difficulty", "aggregation.logistic", _logit, _CLASSES | {"mean": _LOGITS["mean"]} | _BENT),
-        Model("logistic_random_effects", "aggregation.logistic", _logit, _CLASSES | _LOGITS | _BENT | _CONFUSION),
+        Model(
+            "item_difficulty", "aggregation.logistic", _logit, _CLASSES | {"mean": _LOGITS["mean"]} | _BENT
+        ),
+        Model(
+            "logistic_random_effects", "aggregation.logistic", _logit, _CLASSES | _LOGITS | _BENT | _CONFUSION
+        ),
         Model(
             "prototype_crowd",
             "meta.prototype",

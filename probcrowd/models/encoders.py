@@ -33,10 +33,17 @@ class Conv4(nn.Sequential):
 
     def __init__(self, image_channels: int, side: int, channels: int = 64) -> None:
         if side < 16:
-            raise ValueError(f"Conv4 halves images four times and needs at least 16 x 16 pixels, got {side} x {side}: use the MLP")
+            raise ValueError(
+                f"Conv4 halves images four times and needs at least 16 x 16 pixels, got {side} x {side}: use the MLP"
+            )
         blocks: list[nn.Module] = []
         for inputs in (image_channels, channels, channels, channels):
-            blocks += [nn.Conv2d(inputs, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(2)]
+            blocks += [
+                nn.Conv2d(inputs, channels, 3, padding=1),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
         super().__init__(*blocks, nn.Flatten())
 
 
@@ -48,7 +55,9 @@ def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
 def small_encoder(shape: tuple[int, ...]) -> nn.Sequential:
     """The same without the last layer: 128 units."""
     width = math.prod(shape)
-    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(width, affine=False), nn.Linear(width, 128), nn.ReLU(), nn.Dropout(0.5))
+    return nn.Sequential(
+        nn.Flatten(), nn.BatchNorm1d(width, affine=False), nn.Linear(width, 128), nn.ReLU(), nn.Dropout(0.5)
+    )
 
 
 def embed(encoder: nn.Module, *groups: Tensor) -> list[Tensor]:

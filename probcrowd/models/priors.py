@@ -48,10 +48,14 @@ class DirichletPrior:
     def __post_init__(self) -> None:
         num_classes = len(self.class_prior)
         if self.confusion.shape[-2:] != (num_classes, num_classes):
-            raise ValueError(f"concentrations of shape {self.confusion.shape} do not fit {num_classes} classes")
+            raise ValueError(
+                f"concentrations of shape {self.confusion.shape} do not fit {num_classes} classes"
+            )
         for concentrations in (self.class_prior, self.confusion):
             if not (np.isfinite(concentrations) & (concentrations > 0)).all():
-                raise ValueError(f"Dirichlet concentrations must be finite and > 0, got {concentrations.min()} .. {concentrations.max()}")
+                raise ValueError(
+                    f"Dirichlet concentrations must be finite and > 0, got {concentrations.min()} .. {concentrations.max()}"
+                )
 
     @property
     def exchangeable(self) -> bool:
@@ -78,7 +82,9 @@ class DirichletPrior:
         elsewhere = float(prior.label_count) + 1
         confusion = np.full((num_classes, num_classes), elsewhere)
         if prior.accuracy is not None:
-            np.fill_diagonal(confusion, max(num_classes - 1, 1) * elsewhere * _odds(float(prior.accuracy), num_classes))
+            np.fill_diagonal(
+                confusion, max(num_classes - 1, 1) * elsewhere * _odds(float(prior.accuracy), num_classes)
+            )
         return DirichletPrior(np.full(num_classes, float(prior.class_count) + 1), confusion)
 
 
@@ -94,7 +100,9 @@ class CoinPrior:
     def named(name: PriorName, num_classes: int, *, accuracy: float = 0.7) -> CoinPrior:
         """What the prior of that name says of a confusion row's diagonal."""
         rows = DirichletPrior.named(name, num_classes, accuracy=accuracy)
-        return CoinPrior(rows.class_prior, float(rows.confusion[0, 0]), float(rows.confusion[0, 1:].sum()) or 1.0)
+        return CoinPrior(
+            rows.class_prior, float(rows.confusion[0, 0]), float(rows.confusion[0, 1:].sum()) or 1.0
+        )
 
 
 @dataclass(frozen=True)
@@ -127,13 +135,19 @@ class LogitPrior:
         return _all_equal(self.class_prior) and _all_equal(self.centre)
 
     @staticmethod
-    def named(name: Literal["accurate", "rater", "paun"], num_classes: int, *, accuracy: float = 0.7) -> LogitPrior:
+    def named(
+        name: Literal["accurate", "rater", "paun"], num_classes: int, *, accuracy: float = 0.7
+    ) -> LogitPrior:
         """ "accurate": diagonal centre log(a (K - 1) / (1 - a)) for accuracy a whatever K. "rater": centre 2 on the diagonal, class prior 3.
         "paun": centre 0 and the last label as reference, hence exchangeable classes."""
         if name == "paun":
             return LogitPrior(np.ones(num_classes), np.zeros((num_classes, num_classes - 1)), reference=True)
-        diagonal = 2.0 if name == "rater" else math.log(max(num_classes - 1, 1) * _odds(accuracy, num_classes))
-        return LogitPrior(np.full(num_classes, 3.0 if name == "rater" else 1.0), diagonal * np.eye(num_classes))
+        diagonal = (
+            2.0 if name == "rater" else math.log(max(num_classes - 1, 1) * _odds(accuracy, num_classes))
+        )
+        return LogitPrior(
+            np.full(num_classes, 3.0 if name == "rater" else 1.0), diagonal * np.eye(num_classes)
+        )
 
 
 def rows_base(
@@ -148,7 +162,9 @@ def rows_base(
         prior = DirichletPrior.named(prior, num_classes)  # pyright: ignore[reportArgumentType]
     if prior.confusion.shape != (num_classes, num_classes):
         shape = prior.confusion.shape
-        raise ValueError(f"the prior's confusion has the shape {shape}, the table {num_classes} classes; earlier counts go to `history`")
+        raise ValueError(
+            f"the prior's confusion has the shape {shape}, the table {num_classes} classes; earlier counts go to `history`"
+        )
     lowest = np.repeat(prior.confusion.min(1, keepdims=True), num_labels - num_classes, 1)
     return prior.class_prior, np.hstack([prior.confusion, lowest])
 

@@ -44,7 +44,15 @@ from probcrowd.figures.base import SHOWN, confusion_figure
 from probcrowd.metrics.scores import hits, log_losses, scores
 from probcrowd.storage.files import PARTIAL
 
-FILES = ("labels.csv", "annotators.csv", "confusion.csv", "annotators.png", "confidence.png", "confusion.png", "summary.json")
+FILES = (
+    "labels.csv",
+    "annotators.csv",
+    "confusion.csv",
+    "annotators.png",
+    "confidence.png",
+    "confusion.png",
+    "summary.json",
+)
 LIA_FILES = ("competence.csv", "difficulty.csv", "truth.csv", "map.png")
 
 
@@ -89,7 +97,11 @@ def aggregate_labels(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         aggregator.fit(annotations, gold, **seen)
-        unseen = None if gold is None else make_aggregator(model, progress=progress, **options).fit(annotations, **seen)
+        unseen = (
+            None
+            if gold is None
+            else make_aggregator(model, progress=progress, **options).fit(annotations, **seen)
+        )
     told = list(dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, UserWarning)))
     codes = None if gold is None else _codes(annotations, gold, aggregator.abstention)
     judged = aggregator if unseen is None else unseen
@@ -131,13 +143,17 @@ def compare_aggregators(
         raise ValueError("gold has no class of any of the items")
     names = [name for name in (models or AGGREGATORS) if name != reference]
     if networks := [name for name in (reference, *names) if name.replace("_", "-").lower() in NETWORKS]:
-        raise ValueError(f"{networks[0]} looks at features of items, which are not compared here: fit it by itself")
+        raise ValueError(
+            f"{networks[0]} looks at features of items, which are not compared here: fit it by itself"
+        )
     rows, base = {}, None
     for name in tqdm([reference, *names], disable=not progress, leave=False):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
-                fitted = make_aggregator(name, progress=False, dependence="ignore", **options).fit(annotations)
+                fitted = make_aggregator(name, progress=False, dependence="ignore", **options).fit(
+                    annotations
+                )
         except ValueError as error:
             if name == reference:
                 raise
@@ -161,7 +177,9 @@ def comparison_text(table: pd.DataFrame, reference: str) -> str:
         {
             "accuracy %": [f"{100 * value:.2f}" for value in table["accuracy"]],
             f"minus {reference}": [
-                "" if name == reference else f"{100 * row['accuracy_difference']:+.2f} ± {100 * row['accuracy_half_width']:.2f}"
+                ""
+                if name == reference
+                else f"{100 * row['accuracy_difference']:+.2f} ± {100 * row['accuracy_half_width']:.2f}"
                 for name, row in table.iterrows()
             ],
             "log loss": [f"{value:.3f}" for value in table["log_loss"]],
@@ -183,7 +201,10 @@ def make_aggregator(model: str, **options: Any) -> Aggregator:
     given = {name: value for name, value in options.items() if value is not None}
     named = isinstance(given.get("prior"), str) and kind in NETWORKS.values()
     if named and (kind is not LIA or given["prior"] != HELD_OUT):
-        raise ValueError(f"the model {model} has no prior by that name" + (f": choose {HELD_OUT}, or none" if kind is LIA else ""))
+        raise ValueError(
+            f"the model {model} has no prior by that name"
+            + (f": choose {HELD_OUT}, or none" if kind is LIA else "")
+        )
     unknown = [name for name in given if name not in has and name not in ("progress", "abstentions")]
     if unknown:
         raise ValueError(f"the model {model} has no {unknown[0]}")
@@ -198,8 +219,12 @@ def _taken(aggregator: Aggregator, model: str, **features: Any) -> dict[str, Any
     given = {name: table for name, table in features.items() if table is not None}
     for name in given:
         if name not in signature(aggregator.fit).parameters:
-            takers = [other for other in NETWORKS if name in signature(find_aggregator(other)().fit).parameters]
-            raise ValueError(f"the model {model} takes no {name.replace('_', ' ')}: choose {' or '.join(takers)}")
+            takers = [
+                other for other in NETWORKS if name in signature(find_aggregator(other)().fit).parameters
+            ]
+            raise ValueError(
+                f"the model {model} takes no {name.replace('_', ' ')}: choose {' or '.join(takers)}"
+            )
     return given
 
 
@@ -269,7 +294,9 @@ def _write(folder: Path, fitted: Aggregator, confidence: Any, summary: dict[str,
         confusion_figure(confusion).savefig(folder / "confusion.png", dpi=150)
     annotators_figure(annotators).savefig(folder / "annotators.png", dpi=150)
     confidence.savefig(folder / "confidence.png", dpi=150)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=True) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(
+        json.dumps(summary, indent=1, allow_nan=True) + "\n", encoding="utf-8"
+    )
 
 
 def _table(path: Path, table: pd.DataFrame) -> None:

@@ -62,7 +62,13 @@ def aggregate_files(
         return DirichletRows(cells, base, ClassPrior(class_prior))
 
     out.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {**(columns or {}), "duplicates": duplicates, "work": work, "client": client, "max_iter": max_iter}
+    options: dict[str, Any] = {
+        **(columns or {}),
+        "duplicates": duplicates,
+        "work": work,
+        "client": client,
+        "max_iter": max_iter,
+    }
     with fit_parquet(path, channel=channel, gold=gold, progress=progress, **options) as found:
         rows = channel(found.buckets.cells)
         statistics = found.buckets.sweep(found.scores).statistics
@@ -70,9 +76,13 @@ def aggregate_files(
         fresh = out / f".labels.{secrets.token_hex(4)}"
         write_probabilities(found.buckets, found.scores, fresh, means=means, progress=progress)
         _swap(fresh, out / "labels")
-        each = found.buckets.map(_held_out, range(found.buckets.num_buckets), found.buckets.folder, means.scores)
+        each = found.buckets.map(
+            _held_out, range(found.buckets.num_buckets), found.buckets.folder, means.scores
+        )
         table = annotator_table(
-            RowPosterior(rows.cells, rows.base, statistics.said), np.exp(found.scores.log_prior), reduce(add, each).said
+            RowPosterior(rows.cells, rows.base, statistics.said),
+            np.exp(found.scores.log_prior),
+            reduce(add, each).said,
         )
         table = table.set_axis(pd.Index(found.annotators, name="annotator"), axis=0)
         write_table(out / "annotators.csv", table)
@@ -87,7 +97,10 @@ def aggregate_files(
             "passes": found.fit.passes,
             "converged": found.fit.converged,
             "log_posterior": float(found.fit.objective[-1]),
-            "class_prior": {str(name): float(p) for name, p in zip(found.classes, np.exp(found.scores.log_prior), strict=True)},
+            "class_prior": {
+                str(name): float(p)
+                for name, p in zip(found.classes, np.exp(found.scores.log_prior), strict=True)
+            },
             "annotators_probably_spamming": int((np.asarray(table["spammer"]) > 0.5).sum()),
             "version": probcrowd.__version__,
         }

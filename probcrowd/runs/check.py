@@ -73,10 +73,20 @@ def check_labels(
     record = None if prior is None else named_prior(model, prior, annotations.num_classes)
     codes = None if gold is None else gold_codes(annotations.items, annotations.classes, gold)
     out.mkdir(parents=True, exist_ok=True)  # before the hours that sampling may take
-    settings = {"seed": seed, "gold": known, "chains": chains, "warmup": warmup, "draws": draws, "start": start, "progress": progress}
+    settings = {
+        "seed": seed,
+        "gold": known,
+        "chains": chains,
+        "warmup": warmup,
+        "draws": draws,
+        "start": start,
+        "progress": progress,
+    }
     tree = sample_posterior(annotations, model, prior=record, features=features, sampler=sampler, **settings)
     checked = check_posterior(tree, seed=seed, gold=codes)
-    terms = {model: _by_item(tree)} | {name: _by_item(sample_posterior(annotations, name, **settings)) for name in compared}
+    terms = {model: _by_item(tree)} | {
+        name: _by_item(sample_posterior(annotations, name, **settings)) for name in compared
+    }
     comparison = compare_models(terms) if compared else None
     items, annotators = item_table(tree), annotator_table(tree, annotations.annotators)
 
@@ -92,7 +102,8 @@ def check_labels(
     verdict = json.loads(to_json(checked.findings)) | {
         "model": model,
         "prior": {"name": prior} | json.loads(tree.attrs["prior"]),
-        "settings": json.loads(tree.attrs["settings"]) | {"start": start, "sampler": tree.attrs["sampler"], "compare": compared},
+        "settings": json.loads(tree.attrs["settings"])
+        | {"start": start, "sampler": tree.attrs["sampler"], "compare": compared},
         "versions": json.loads(tree.attrs["versions"]),
     }
     write_atomically(out / "verdict.json", json.dumps(verdict, indent=1).encode() + b"\n")
@@ -117,9 +128,13 @@ def _require_possible(model: str, compared: Sequence[str], features: pd.DataFram
     with_features = [name for name in (model, *compared) if find_model(name).features]
     if with_features and compared:
         # Its density is of features and labels, theirs of labels alone
-        raise ValueError(f"{with_features[0]} predicts features as well as labels, so it cannot be compared with models of labels alone")
+        raise ValueError(
+            f"{with_features[0]} predicts features as well as labels, so it cannot be compared with models of labels alone"
+        )
     if bool(with_features) != (features is not None):
-        raise ValueError(f"the model {model} {'needs' if with_features else 'takes no'} features of the items")
+        raise ValueError(
+            f"the model {model} {'needs' if with_features else 'takes no'} features of the items"
+        )
 
 
 def _by_item(tree: xr.DataTree) -> xr.DataArray:

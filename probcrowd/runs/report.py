@@ -90,14 +90,21 @@ def make_report(
 ) -> str:
     """The page as HTML. items, annotators: from `probcrowd.inference.posterior.tables`; prior: its name; gold: codes by item, -1 where not known."""
     figures = posterior_figures(tree, checked, gold)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("probcrowd.runs").joinpath("report.html").read_text(encoding="utf-8"))
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(
+        files("probcrowd.runs").joinpath("report.html").read_text(encoding="utf-8")
+    )
     return template.render(
         verdict=checked.verdict,
         advice=ADVICE[checked.exit_status],
         status=checked.exit_status,
         facts=_facts(tree, prior, gold),
-        areas=[(title, [finding for finding in checked.findings if finding.area == area]) for area, title in AREAS.items()],
+        areas=[
+            (title, [finding for finding in checked.findings if finding.area == area])
+            for area, title in AREAS.items()
+        ],
         figures=[(*FIGURES[name], _encoded(figure)) for name, figure in figures.items()],
         tables=_tables(tree, checked, items, annotators, comparison),
         number=number,
@@ -110,7 +117,9 @@ def number(value: object) -> str:
         if math.isinf(value):
             return "∞" if value > 0 else "−∞"
         return "–" if math.isnan(value) else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else str(value)
+    return (
+        f"{value:,}" if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else str(value)
+    )
 
 
 def _facts(tree: xr.DataTree, prior: str | None, gold: Int[np.ndarray, " i"] | None) -> list[tuple[str, str]]:
@@ -126,7 +135,10 @@ def _facts(tree: xr.DataTree, prior: str | None, gold: Int[np.ndarray, " i"] | N
         ("Classes", f"{len(classes)}: {shown}"),
         ("Model", str(tree.attrs["model"])),
         ("Prior", f"{prior or 'the default'}: {_prior(json.loads(tree.attrs['prior']))}"),
-        ("Sampler", f"{tree.attrs['sampler']}, {runs}; started {'at the votes' if tree.attrs['start'] == 'votes' else 'dispersed'}"),
+        (
+            "Sampler",
+            f"{tree.attrs['sampler']}, {runs}; started {'at the votes' if tree.attrs['start'] == 'votes' else 'dispersed'}",
+        ),
         ("Seed", str(settings["seed"])),
         ("Known classes", f"{used.sum():,} items, used in the fit" if used.any() else "none"),
     ]
@@ -134,23 +146,37 @@ def _facts(tree: xr.DataTree, prior: str | None, gold: Int[np.ndarray, " i"] | N
         facts.append(("Gold", f"{((gold >= 0) & ~used).sum():,} items, for scoring alone"))
     versions = {"python": platform.python_version()} | json.loads(tree.attrs["versions"])
     facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
-    return [*facts, ("Sampled", str(dataset(tree, "posterior").attrs.get("created_at", ""))[:19].replace("T", " "))]
+    return [
+        *facts,
+        ("Sampled", str(dataset(tree, "posterior").attrs.get("created_at", ""))[:19].replace("T", " ")),
+    ]
 
 
 def _prior(record: Mapping[str, Any]) -> str:
     parts = []
     for name, value in record.items():
         if name != "kind":
-            flat = np.unique(np.asarray(value, dtype=object).astype(str) if value is None else np.asarray(value, float))
+            flat = np.unique(
+                np.asarray(value, dtype=object).astype(str) if value is None else np.asarray(value, float)
+            )
             ends = [number(each) for each in flat[[0, -1]].tolist()]
             parts.append(f"{name.replace('_', ' ')} {ends[0] if len(flat) == 1 else ' to '.join(ends)}")
     return f"{record['kind']} ({', '.join(parts)})"
 
 
 def _tables(
-    tree: xr.DataTree, checked: Checked, items: pd.DataFrame, annotators: pd.DataFrame, comparison: pd.DataFrame | None
+    tree: xr.DataTree,
+    checked: Checked,
+    items: pd.DataFrame,
+    annotators: pd.DataFrame,
+    comparison: pd.DataFrame | None,
 ) -> list[Table]:
-    worst = checked.tables["convergence"].sort_values("r_hat", ascending=False).head(PARAMETERS).reset_index(names=["group", "parameter"])
+    worst = (
+        checked.tables["convergence"]
+        .sort_values("r_hat", ascending=False)
+        .head(PARAMETERS)
+        .reset_index(names=["group", "parameter"])
+    )
     made = [_table("Worst parameters", "By R-hat, the highest first.", worst)]
     shown = annotators.sort_values("accuracy_mean", ascending=False, kind="stable").reset_index()
     note = "P(label = truth) of each, best first."
@@ -165,7 +191,11 @@ def _tables(
     made += _item_tables(tree, checked.tables["items"], items)
     if "gold" in checked.tables:
         made.append(
-            _table("Scores on gold", "Items that the fit did not see.", checked.tables["gold"].rename_axis("probabilities").reset_index())
+            _table(
+                "Scores on gold",
+                "Items that the fit did not see.",
+                checked.tables["gold"].rename_axis("probabilities").reset_index(),
+            )
         )
     if comparison is not None:
         note = "Expected log density of an item left out, best first; a difference of a few standard errors tells models apart."
@@ -175,13 +205,23 @@ def _tables(
 
 def _item_tables(tree: xr.DataTree, compared: pd.DataFrame, items: pd.DataFrame) -> list[Table]:
     plugged = np.array(class_names(tree))[array(tree, "plug_in", "responsibility").argmax(1)]
-    table = items.loc[:, ["most_probable_class", "confidence"]].assign(em_class=plugged, em_confidence=items["plug_in_confidence"])
+    table = items.loc[:, ["most_probable_class", "confidence"]].assign(
+        em_class=plugged, em_confidence=items["plug_in_confidence"]
+    )
     changed = table.loc[compared["class_differs"].to_numpy()].sort_values(by="em_confidence", ascending=False)
     uncertain = table.iloc[np.argsort(-compared["entropy"].to_numpy(), kind="stable")[:ITEMS]]
-    several = f"{len(changed):,} of {len(table):,} items" + (f"; the {ITEMS} of which EM was surest" if len(changed) > ITEMS else "") + "."
+    several = (
+        f"{len(changed):,} of {len(table):,} items"
+        + (f"; the {ITEMS} of which EM was surest" if len(changed) > ITEMS else "")
+        + "."
+    )
     return [
         _table("Items whose class EM would change", several, changed.head(ITEMS).reset_index()),
-        _table("Most uncertain items", "Highest entropy first; all items are in items.csv.", uncertain.reset_index()),
+        _table(
+            "Most uncertain items",
+            "Highest entropy first; all items are in items.csv.",
+            uncertain.reset_index(),
+        ),
     ]
 
 
@@ -194,6 +234,8 @@ def _encoded(figure: Figure) -> str:
     """The figure as the data of a PNG in base64."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # ids in scripts that the font lacks; the tables have them
+        warnings.filterwarnings(
+            "ignore", "Glyph", UserWarning
+        )  # ids in scripts that the font lacks; the tables have them
         figure.savefig(file, format="png", dpi=110)
     return base64.b64encode(file.getvalue()).decode()

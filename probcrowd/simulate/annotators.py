@@ -32,7 +32,9 @@ class Mixture:
     def __post_init__(self) -> None:
         shares = astuple(self)
         if min(shares) < 0 or not 0 < sum(shares) < float("inf"):
-            raise ValueError(f"shares of annotator kinds must be >= 0 with a positive, finite sum, got {self}")
+            raise ValueError(
+                f"shares of annotator kinds must be >= 0 with a positive, finite sum, got {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -47,26 +49,40 @@ class RandomMixture:
 
     def shares(self, num_tasks: int, generator: torch.Generator) -> Float[Tensor, "b kinds"]:
         """Shares of the kinds in each task."""
-        uniform = torch.rand(num_tasks, len(astuple(self.mixture)), generator=generator, device=generator.device)
-        drawn = -torch.log1p(-uniform) * torch.tensor([float(share) for share in astuple(self.mixture)], device=generator.device)
+        uniform = torch.rand(
+            num_tasks, len(astuple(self.mixture)), generator=generator, device=generator.device
+        )
+        drawn = -torch.log1p(-uniform) * torch.tensor(
+            [float(share) for share in astuple(self.mixture)], device=generator.device
+        )
         return drawn / drawn.sum(-1, keepdim=True)
 
     def observed(self, num_tasks: int, generator: torch.Generator) -> Float[Tensor, " b"]:
         """The probability of being asked in each task."""
-        return 1 - (1 - self.least_observed) * torch.rand(num_tasks, generator=generator, device=generator.device)
+        return 1 - (1 - self.least_observed) * torch.rand(
+            num_tasks, generator=generator, device=generator.device
+        )
 
 
 def draw_confusion(
-    mixture: Mixture | RandomMixture, num_tasks: int, num_annotators: int, num_classes: int, generator: torch.Generator
+    mixture: Mixture | RandomMixture,
+    num_tasks: int,
+    num_annotators: int,
+    num_classes: int,
+    generator: torch.Generator,
 ) -> Float[Tensor, "b j k l"]:
     """Confusion matrices of fresh annotators; rows sum to 1."""
     shape, device = (num_tasks, num_annotators), generator.device
     if isinstance(mixture, RandomMixture):
-        kind = torch.multinomial(mixture.shares(num_tasks, generator), num_annotators, replacement=True, generator=generator)[..., None]
+        kind = torch.multinomial(
+            mixture.shares(num_tasks, generator), num_annotators, replacement=True, generator=generator
+        )[..., None]
         mixture = mixture.mixture
     else:
         shares = torch.tensor([float(share) for share in astuple(mixture)], device=device)
-        kind = torch.multinomial(shares, num_tasks * num_annotators, replacement=True, generator=generator).view(*shape, 1)  # (b, j, 1)
+        kind = torch.multinomial(
+            shares, num_tasks * num_annotators, replacement=True, generator=generator
+        ).view(*shape, 1)  # (b, j, 1)
     skill = 1 - torch.rand(*shape, 1, generator=generator, device=device)  # in (0, 1], one per annotator
     # Accuracy is lowest + width * skill; a spammer has no width
     lowest = torch.tensor([0.8, 0.5, 1 / num_classes, 0.0, 0.0], device=device)[kind]
@@ -74,7 +90,9 @@ def draw_confusion(
     correct = (lowest + width * skill).expand(*shape, num_classes)
     if mixture.class_spammer:
         spams, class_skill = torch.rand(2, *shape, num_classes, generator=generator, device=device)
-        correct = torch.where(kind == 4, torch.where(spams < 0.5, 1 / num_classes, 1 - 0.2 * class_skill), correct)
+        correct = torch.where(
+            kind == 4, torch.where(spams < 0.5, 1 / num_classes, 1 - 0.2 * class_skill), correct
+        )
 
     identity = torch.eye(num_classes, device=device)
     elsewhere = ((1 - correct) / max(num_classes - 1, 1))[..., None]
@@ -102,23 +120,31 @@ def annotate(
     num_annotators, num_classes = confusion.shape[1:3]
     # Inverse CDF: the label is the number of cumulative probabilities, the last one (1) aside, that a uniform draw reaches
     cumulative = confusion.cumsum(-1)[..., :-1]
-    bounds = cumulative.gather(2, truth[:, None, :, None].expand(tasks, num_annotators, items, num_classes - 1))  # (b, j, i, l)
+    bounds = cumulative.gather(
+        2, truth[:, None, :, None].expand(tasks, num_annotators, items, num_classes - 1)
+    )  # (b, j, i, l)
     draw = torch.rand(tasks, num_annotators, items, 1, generator=generator, device=generator.device)
     labels = (draw >= bounds).sum(-1).transpose(1, 2)  # (b, i, j)
     if isinstance(observed, Tensor) or observed < 1:
         bound = observed[:, None, None] if isinstance(observed, Tensor) else observed
         asked = torch.rand(labels.shape, generator=generator, device=generator.device) < bound
-        always = torch.randint(num_annotators, (tasks, items, 1), generator=generator, device=generator.device)
+        always = torch.randint(
+            num_annotators, (tasks, items, 1), generator=generator, device=generator.device
+        )
         asked.scatter_(2, always, True)
         labels = torch.where(asked, labels, -1)
     return labels
 
 
-def oracle_scores(labels: Int[Tensor, "b i j"], confusion: Float[Tensor, "b j k l"]) -> Float[Tensor, "b i k"]:
+def oracle_scores(
+    labels: Int[Tensor, "b i j"], confusion: Float[Tensor, "b j k l"]
+) -> Float[Tensor, "b i k"]:
     """Log likelihood of each class given an item's labels, by Bayes' rule with known confusion matrices and a uniform class prior."""
     logs = confusion.clamp(min=1e-12).log()  # a perfect expert has zeros
     tasks, _, annotators = labels.shape
     picked = logs.transpose(2, 3)[
-        torch.arange(tasks, device=labels.device)[:, None, None], torch.arange(annotators, device=labels.device), labels.clamp(min=0)
+        torch.arange(tasks, device=labels.device)[:, None, None],
+        torch.arange(annotators, device=labels.device),
+        labels.clamp(min=0),
     ]  # (b, i, j, k)
     return (picked * (labels >= 0)[..., None]).sum(2)

@@ -86,7 +86,11 @@ class EpisodeSource:
 
 
 def draw_episodes(
-    source: EpisodeSource, shape: EpisodeShape, mixture: Mixture | RandomMixture, num_tasks: int, generator: torch.Generator
+    source: EpisodeSource,
+    shape: EpisodeShape,
+    mixture: Mixture | RandomMixture,
+    num_tasks: int,
+    generator: torch.Generator,
 ) -> Episodes:
     """A batch of episodes. The order of classes and of items within an episode carries no information.
 
@@ -97,16 +101,22 @@ def draw_episodes(
     truth = torch.arange(shape.ways, device=index.device)[:, None].expand_as(index)
     most = max(shape.support_sizes)
     sizes = torch.tensor(shape.support_sizes, device=index.device)
-    shown = (torch.arange(most, device=index.device) < sizes[:, None]).flatten()  # of the first items of each class
+    shown = (
+        torch.arange(most, device=index.device) < sizes[:, None]
+    ).flatten()  # of the first items of each class
     support, support_truth = (part[..., :most].flatten(1)[:, shown] for part in (index, truth))
     query, query_truth = index[..., most:].flatten(1), truth[..., most:].flatten(1)
     confusion = draw_confusion(mixture, num_tasks, shape.annotators, shape.ways, generator)
-    observed = mixture.observed(num_tasks, generator) if isinstance(mixture, RandomMixture) else shape.observed
+    observed = (
+        mixture.observed(num_tasks, generator) if isinstance(mixture, RandomMixture) else shape.observed
+    )
     labels = annotate(support_truth, confusion, generator, observed=observed)
     return Episodes(support, support_truth, labels, query, query_truth, confusion)
 
 
-def draw_items(source: EpisodeSource, shape: EpisodeShape, num_tasks: int, generator: torch.Generator) -> Int[Tensor, "b k n"]:
+def draw_items(
+    source: EpisodeSource, shape: EpisodeShape, num_tasks: int, generator: torch.Generator
+) -> Int[Tensor, "b k n"]:
     """Which items each class of each episode shows, without annotators: first its support items, as many as the
     largest class has, then its queries.
 
@@ -116,9 +126,13 @@ def draw_items(source: EpisodeSource, shape: EpisodeShape, num_tasks: int, gener
     shots = max(shape.support_sizes)
     per_class = shots + shape.queries
     if shape.ways > len(source.families):
-        raise ValueError(f"episodes of {shape.ways} classes need as many kinds of classes, the source has {len(source.families)}")
+        raise ValueError(
+            f"episodes of {shape.ways} classes need as many kinds of classes, the source has {len(source.families)}"
+        )
     if per_class > int(source.sizes.min()):
-        raise ValueError(f"{shots} shots + {shape.queries} queries need {per_class} items a class, one has {int(source.sizes.min())}")
+        raise ValueError(
+            f"{shots} shots + {shape.queries} queries need {per_class} items a class, one has {int(source.sizes.min())}"
+        )
     device = source.items.device
 
     def uniform(*size: int) -> Tensor:
@@ -127,7 +141,9 @@ def draw_items(source: EpisodeSource, shape: EpisodeShape, num_tasks: int, gener
     family = uniform(num_tasks, len(source.families)).topk(shape.ways).indices  # (b, k)
     member = (uniform(num_tasks, shape.ways) * source.family_sizes[family]).long()
     chosen = source.families[family, member]  # (b, k)
-    room: Bool[Tensor, "b k slots"] = torch.arange(source.items.shape[1], device=device) < source.sizes[chosen][..., None]
+    room: Bool[Tensor, "b k slots"] = (
+        torch.arange(source.items.shape[1], device=device) < source.sizes[chosen][..., None]
+    )
     slots = uniform(*room.shape).masked_fill(~room, -1.0).topk(per_class).indices
     return source.items[chosen].gather(2, slots)
 

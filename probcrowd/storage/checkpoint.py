@@ -58,11 +58,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError as error:
         raise ValueError(f"there is no checkpoint {path}; give the path of one, or train first") from error
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no checkpoint ({error}); delete it and use another copy or train again") from error
+        raise ValueError(
+            f"{path} is damaged or no checkpoint ({error}); delete it and use another copy or train again"
+        ) from error
     if (kind := (header.get("format"), header.get("version"))) != (FORMAT, VERSION):
-        raise ValueError(f"{path} holds {kind}, not {(FORMAT, VERSION)}; give a checkpoint, and read it with the probcrowd that wrote it")
+        raise ValueError(
+            f"{path} holds {kind}, not {(FORMAT, VERSION)}; give a checkpoint, and read it with the probcrowd that wrote it"
+        )
     if header.get("sha256") != _sum(tensors, header.get("state", "")):
-        raise ValueError(f"{path} is damaged (its SHA-256 sum differs); delete it and use another copy or train again")
+        raise ValueError(
+            f"{path} is damaged (its SHA-256 sum differs); delete it and use another copy or train again"
+        )
     return Checkpoint(tensors, json.loads(header["state"]))
 
 
@@ -114,29 +120,42 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -
         ValueError: names that are missing or left over, other shapes or other dtypes.
     """
     found = under(prefix, tensors)
-    saved, here = ({key: _layout(value) for key, value in values.items()} for values in (found, module.state_dict()))
+    saved, here = (
+        {key: _layout(value) for key, value in values.items()} for values in (found, module.state_dict())
+    )
     _require_equal("module", saved, here)
     module.load_state_dict(found)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, prefix: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Copies of the optimizer's tensors by names "prefix/parameter/key", and all else it holds as JSON (tuples as lists)."""
     full = optimizer.state_dict()
-    entries = {f"{index}/{key}": value for index, inner in full["state"].items() for key, value in inner.items()}
+    entries = {
+        f"{index}/{key}": value for index, inner in full["state"].items() for key, value in inner.items()
+    }
     tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
-    groups = [{key: list(value) if isinstance(value, tuple) else value for key, value in group.items()} for group in full["param_groups"]]
+    groups = [
+        {key: list(value) if isinstance(value, tuple) else value for key, value in group.items()}
+        for group in full["param_groups"]
+    ]
     numbers = {key: value for key, value in entries.items() if key not in tensors}
     state = {**_outline(optimizer, tensors), "groups": groups, "numbers": numbers}
     return {_name(prefix, key): value.detach().cpu().clone() for key, value in tensors.items()}, state
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any], prefix: str) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any], prefix: str
+) -> None:
     """Puts `optimizer` where `optimizer_tensors` found it, bit for bit; leaves it alone where anything does not fit.
 
     Raises:
         ValueError: another kind of optimizer, other parameters, or tensors that are missing or left over.
     """
-    found = {key: value.clone() for key, value in under(prefix, tensors).items()}  # or training on would change `tensors`
+    found = {
+        key: value.clone() for key, value in under(prefix, tensors).items()
+    }  # or training on would change `tensors`
     here = _outline(optimizer, found)
     _require_equal("optimizer", {key: state.get(key) for key in here}, here)
     nested: dict[int, dict[str, Any]] = {}
@@ -144,7 +163,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         index, _, key = name.partition("/")
         nested.setdefault(int(index), {})[key] = value
     groups = [
-        {**fresh, **{key: tuple(value) if isinstance(fresh.get(key), tuple) else value for key, value in group.items()}}
+        {
+            **fresh,
+            **{
+                key: tuple(value) if isinstance(fresh.get(key), tuple) else value
+                for key, value in group.items()
+            },
+        }
         for fresh, group in zip(optimizer.state_dict()["param_groups"], state["groups"], strict=True)
     ]
     optimizer.load_state_dict({"state": nested, "param_groups": groups})
@@ -163,8 +188,13 @@ def _packed(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> bytes:
     except (TypeError, ValueError) as error:
         raise ValueError(f"the state of a checkpoint must be plain JSON: {error}") from error
     if repr(json.loads(text)) != repr(dict(state)):  # repr, because nan differs from itself and True equals 1
-        raise ValueError(f"JSON would change the state {state!r}: use lists, string keys and plain numbers, not tuples or NumPy numbers")
-    plain = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+        raise ValueError(
+            f"JSON would change the state {state!r}: use lists, string keys and plain numbers, not tuples or NumPy numbers"
+        )
+    plain = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
     return save(plain, {"format": FORMAT, "version": VERSION, "state": text, "sha256": _sum(plain, text)})
 
 
@@ -188,7 +218,11 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _require_equal(whom: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    lines = [f"{key}: saved {saved.get(key)}, here {here.get(key)}" for key in {**here, **saved} if saved.get(key) != here.get(key)]
+    lines = [
+        f"{key}: saved {saved.get(key)}, here {here.get(key)}"
+        for key in {**here, **saved}
+        if saved.get(key) != here.get(key)
+    ]
     if lines:
         raise ValueError(f"the checkpoint does not fit the {whom}:\n  " + "\n  ".join(lines))
 

@@ -29,7 +29,9 @@ class FitSettings(Settings):
     data: str
 
 
-def fit_settings(out: Path, parameters: Mapping[str, Any], arrays: Iterable[np.ndarray | None], ids: Mapping[str, pd.Index]) -> FitSettings:
+def fit_settings(
+    out: Path, parameters: Mapping[str, Any], arrays: Iterable[np.ndarray | None], ids: Mapping[str, pd.Index]
+) -> FitSettings:
     """The settings of a fit to these arrays under these ids.
 
     Raises:
@@ -37,11 +39,17 @@ def fit_settings(out: Path, parameters: Mapping[str, Any], arrays: Iterable[np.n
     """
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes() + str(array.shape).encode())
+        digest.update(
+            b"-" if array is None else np.ascontiguousarray(array).tobytes() + str(array.shape).encode()
+        )
     for some_ids in ids.values():
         _packed(some_ids)  # better now than after the fit
         digest.update(repr(list(some_ids)).encode())
-    return FitSettings(out=out, parameters=json.dumps(dict(parameters), sort_keys=True, default=_plain), data=digest.hexdigest())
+    return FitSettings(
+        out=out,
+        parameters=json.dumps(dict(parameters), sort_keys=True, default=_plain),
+        data=digest.hexdigest(),
+    )
 
 
 def save_ids(path: Path, ids: Mapping[str, pd.Index]) -> None:
@@ -55,7 +63,9 @@ def load_ids(path: Path, names: Iterable[str]) -> dict[str, pd.Index]:
     return {name: _ids(path / f"{name}.parquet").rename(name) for name in names}
 
 
-def read_finished(path: Path, names: Iterable[str], what: str) -> tuple[dict[str, Any], dict[str, pd.Index], Checkpoint]:
+def read_finished(
+    path: Path, names: Iterable[str], what: str
+) -> tuple[dict[str, Any], dict[str, pd.Index], Checkpoint]:
     """Parameters, ids of those names, and the model of a finished fit.
 
     Raises:
@@ -82,7 +92,9 @@ def _packed(ids: pd.Index) -> bytes:
     except (pa.ArrowException, TypeError, ValueError):
         same = False
     if not same:
-        raise ValueError(f"a folder keeps ids that are text, numbers, booleans or dates, not such as {some(ids)}")
+        raise ValueError(
+            f"a folder keeps ids that are text, numbers, booleans or dates, not such as {some(ids)}"
+        )
     return buffer.getvalue()
 
 

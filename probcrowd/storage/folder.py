@@ -33,7 +33,11 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config, self.metrics, self.model = path / "config.json", path / "metrics.jsonl", path / "model.safetensors"
+        self.config, self.metrics, self.model = (
+            path / "config.json",
+            path / "metrics.jsonl",
+            path / "model.safetensors",
+        )
         self._lock = FileLock(path / LOCK, timeout=0, thread_local=False)
 
     def __enter__(self) -> "RunFolder":  # noqa: PYI034  (beartype takes Self only where it decorates the class)
@@ -46,13 +50,19 @@ class RunFolder:
             raise ValueError(f"{self.path} is a file; give a folder")
         names = os.listdir(self.path) if self.path.exists() else []
         strangers = sorted(name for name in names if not _is_leftover(name))
-        if strangers and self.config.name not in names:  # before the lock: not even a lock file goes into a folder that is not ours
-            raise ValueError(f"{self.path} is no run but holds {', '.join(strangers[:3])}; give a new or an empty folder")
+        if (
+            strangers and self.config.name not in names
+        ):  # before the lock: not even a lock file goes into a folder that is not ours
+            raise ValueError(
+                f"{self.path} is no run but holds {', '.join(strangers[:3])}; give a new or an empty folder"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise ValueError(f"another process is working in {self.path}; wait for it, or give another folder") from error
+            raise ValueError(
+                f"another process is working in {self.path}; wait for it, or give another folder"
+            ) from error
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -67,9 +77,15 @@ class RunFolder:
         self._require_lock()
         continues = self.config.exists()
         if continues and not resume:
-            raise ValueError(f"{self.path} already holds a run; use --resume to continue it, or give another folder")
-        if continues and (lines := differences(read_written(type(settings), self.config), settings, ignore=["out"])):
-            raise ValueError(f"{self.path} holds a run with other settings (old -> new):\n  " + "\n  ".join(lines))
+            raise ValueError(
+                f"{self.path} already holds a run; use --resume to continue it, or give another folder"
+            )
+        if continues and (
+            lines := differences(read_written(type(settings), self.config), settings, ignore=["out"])
+        ):
+            raise ValueError(
+                f"{self.path} holds a run with other settings (old -> new):\n  " + "\n  ".join(lines)
+            )
         for name in filter(_is_leftover, set(os.listdir(self.path)) - {LOCK}):
             (self.path / name).unlink()
         if not continues:
@@ -111,7 +127,9 @@ class RunFolder:
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                raise ValueError(f"{self.metrics}, line {number} is damaged: {error}; mend or delete it") from error
+                raise ValueError(
+                    f"{self.metrics}, line {number} is damaged: {error}; mend or delete it"
+                ) from error
         return rows
 
     def truncate_metrics(self, after_step: int) -> None:

@@ -89,7 +89,9 @@ def _toml_value(text: str) -> Any:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         return text
-    return parsed["value"] if len(parsed) == 1 else text  # a line break must not smuggle in, and lose, a second key
+    return (
+        parsed["value"] if len(parsed) == 1 else text
+    )  # a line break must not smuggle in, and lose, a second key
 
 
 def _validated(kind: type[S], text: str, path: Path | None, overridden: Sequence[str] = ()) -> S:
@@ -101,8 +103,14 @@ def _validated(kind: type[S], text: str, path: Path | None, overridden: Sequence
         for fault in error.errors():
             key = ".".join(map(str, fault["loc"]))
             by_hand = any(f"{k}.".startswith(f"{key}.") or key.startswith(f"{k}.") for k in overridden)
-            problem = _unknown(kind, key) if fault["type"] == "extra_forbidden" else _needs(fault["type"], fault["input"], fault["msg"])
-            lines.append(f"{key or 'settings'}: {problem} (in {'--set' if by_hand or path is None else path})")
+            problem = (
+                _unknown(kind, key)
+                if fault["type"] == "extra_forbidden"
+                else _needs(fault["type"], fault["input"], fault["msg"])
+            )
+            lines.append(
+                f"{key or 'settings'}: {problem} (in {'--set' if by_hand or path is None else path})"
+            )
         raise ValueError("faulty settings:\n  " + "\n  ".join(lines)) from error
 
 
@@ -114,10 +122,14 @@ def _needs(fault: str, value: Any, message: str) -> str:
 
 def _unknown(kind: type[Settings], key: str) -> str:
     section, _, name = key.rpartition(".")
-    known = sorted(_known_keys(kind), key=lambda full: full.rpartition(".")[0] == section)  # of equal names, the one in this section
+    known = sorted(
+        _known_keys(kind), key=lambda full: full.rpartition(".")[0] == section
+    )  # of equal names, the one in this section
     full = {full.rpartition(".")[2]: full for full in known}
     near = difflib.get_close_matches(name, full, n=1)
-    return "unknown key; " + (f"did you mean {full[near[0]]!r}?" if near else f"known: {', '.join(sorted(known))}")
+    return "unknown key; " + (
+        f"did you mean {full[near[0]]!r}?" if near else f"known: {', '.join(sorted(known))}"
+    )
 
 
 def _known_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:

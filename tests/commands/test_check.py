@@ -95,14 +95,18 @@ def test_the_command_tells_what_its_files_say(run: Run) -> None:
 
 
 def test_items_have_their_probabilities_under_the_users_ids(run: Run) -> None:
-    items = pd.read_csv(run.out / "items.csv", dtype={"item": str, "most_probable_class": str}).set_index("item")
+    items = pd.read_csv(run.out / "items.csv", dtype={"item": str, "most_probable_class": str}).set_index(
+        "item"
+    )
     ids = list(dict.fromkeys(patients()["item"].replace(FORMULA, "'" + FORMULA)))
     assert list(items.index) == ids
     probabilities = items[["1", "2", "3", "4"]]
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-9)
     np.testing.assert_allclose(probabilities, array(run.tree, "responsibilities", "mean"), atol=1e-12)
     assert (items["most_probable_class"] == probabilities.idxmax(axis=1)).all()
-    np.testing.assert_allclose(items["plug_in_confidence"], array(run.tree, "plug_in", "responsibility").max(1), atol=1e-12)
+    np.testing.assert_allclose(
+        items["plug_in_confidence"], array(run.tree, "plug_in", "responsibility").max(1), atol=1e-12
+    )
     assert items.loc["1", "1"] == items.loc["2", "3"] == 1  # known
     assert items.loc["4", "confidence"] < 1
 
@@ -120,7 +124,9 @@ def test_annotators_have_the_moments_of_their_accuracy(run: Run) -> None:
 def test_gold_is_scored_without_the_items_that_the_fit_knew(run: Run) -> None:
     finding = next(each for each in run.verdict["findings"] if each["name"] == "accuracy on gold")
     best = item_table(run.tree)["most_probable_class"]
-    assert finding["value"] == np.mean([best["4"] == "2", best["5"] == "2"])  # item 2, whose gold is another, was known
+    assert finding["value"] == np.mean(
+        [best["4"] == "2", best["5"] == "2"]
+    )  # item 2, whose gold is another, was known
     assert "n 2 items" in finding["meaning"]
 
 
@@ -136,7 +142,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.links += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")
+        ]
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
@@ -146,10 +154,17 @@ def test_the_page_fetches_nothing_and_ids_are_text_in_it(run: Run) -> None:
     text = (run.out / "report.html").read_text()
     page = Page(text)
     assert page.links and all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
-    assert not {"script", "link", "iframe", "object"} & set(page.tags) and "@import" not in text and "url(" not in text
+    assert (
+        not {"script", "link", "iframe", "object"} & set(page.tags)
+        and "@import" not in text
+        and "url(" not in text
+    )
     assert SCRIPT in page.text and FORMULA in page.text
     assert run.verdict["verdict"] in page.text
-    assert all(finding["name"] in page.text and finding["meaning"] in page.text for finding in run.verdict["findings"])
+    assert all(
+        finding["name"] in page.text and finding["meaning"] in page.text
+        for finding in run.verdict["findings"]
+    )
     assert page.tags.count("img") == 7  # all but the energy of NUTS
     assert len(text) < 3e6
 
@@ -162,7 +177,9 @@ def test_models_are_compared_by_item_and_an_old_comparison_does_not_stay(run: Ru
     (tmp_path / "comparison.csv").write_text("old")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check, "sample_posterior", lambda *arguments, **options: run.tree)
-        check.check_labels(Annotations.from_frame(patients(), duplicates="count"), out=tmp_path, progress=False)
+        check.check_labels(
+            Annotations.from_frame(patients(), duplicates="count"), out=tmp_path, progress=False
+        )
     assert not (tmp_path / "comparison.csv").exists() and (tmp_path / "items.csv").exists()
 
 
@@ -180,8 +197,14 @@ def test_faults_are_told_in_one_line(tmp_path: Path) -> None:
         ([tmp_path / "no.csv", *out], "there is no file"),
         ([tmp_path / "good.csv", *out, "--model", "dawid"], "unknown model 'dawid'"),
         ([tmp_path / "good.csv", *out, "--compare", "dawid"], "unknown model 'dawid'"),
-        ([tmp_path / "good.csv", *out, "--model", "mace", "--prior", "flat"], "the model mace has no prior 'flat': it has its own alone"),
-        ([tmp_path / "good.csv", *out, "--prior", "paun"], "no prior 'paun': choose one of accurate, rater, stan, flat"),
+        (
+            [tmp_path / "good.csv", *out, "--model", "mace", "--prior", "flat"],
+            "the model mace has no prior 'flat': it has its own alone",
+        ),
+        (
+            [tmp_path / "good.csv", *out, "--prior", "paun"],
+            "no prior 'paun': choose one of accurate, rater, stan, flat",
+        ),
         ([tmp_path / "good.csv", *out, "--model", "prototype_crowd"], "prototype_crowd needs features"),
         ([tmp_path / "good.csv", *out, "--compare", "prototype_crowd"], "cannot be compared"),
         ([tmp_path / "good.csv", "--out", tmp_path / "a file"], "a file"),
@@ -195,20 +218,32 @@ def test_faults_are_told_in_one_line(tmp_path: Path) -> None:
 
 def test_without_the_extra_one_line_says_what_to_install() -> None:
     code = "import sys; from probcrowd.commands.app import main; assert 'jax' not in sys.modules; sys.modules['jax'] = None; main()"
-    ran = subprocess.run([sys.executable, "-c", code, "check", "x.csv", "--out", "x"], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "check", "x.csv", "--out", "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ran.returncode == 1 and ran.stderr.count("\n") == 1, ran.stderr
     assert "jax" in ran.stderr and 'pip install "probcrowd[mcmc]"' in ran.stderr
 
 
 def test_chains_that_disagree_are_not_passed(tmp_path: Path) -> None:
     patients().to_csv(tmp_path / "labels.csv", index=False)
-    result = invoke(tmp_path / "labels.csv", "--out", tmp_path / "out", *FEW, "--prior", "flat", "--start", "dispersed")
+    result = invoke(
+        tmp_path / "labels.csv", "--out", tmp_path / "out", *FEW, "--prior", "flat", "--start", "dispersed"
+    )
     assert result.exit_code == 3, result.output
     verdict = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert verdict["prior"]["name"] == "flat" and set(verdict["prior"]["confusion"][0]) == {1.0}
     assert verdict["verdict"].startswith("Do not use these draws")
-    failed = {finding["name"]: finding["meaning"] for finding in verdict["findings"] if finding["passed"] is False}
-    assert "names of the classes" in failed and "Chains sit in different namings" in failed["names of the classes"]
+    failed = {
+        finding["name"]: finding["meaning"] for finding in verdict["findings"] if finding["passed"] is False
+    }
+    assert (
+        "names of the classes" in failed
+        and "Chains sit in different namings" in failed["names of the classes"]
+    )
     assert 'class="verdict status3"' in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -240,7 +275,11 @@ def posterior_of(run: Run) -> Sampled:
     """A model's posterior, its checks and gold: two of the run, others of ten items with names that look like mathematics."""
     rng = np.random.default_rng(1)
     truth = rng.integers(2, size=10)
-    rows = [(f"$i_{i}", f"a{j}$", ["<b>", "$x^{"][label ^ (rng.random() < 0.2)]) for i, label in enumerate(truth) for j in range(3)]
+    rows = [
+        (f"$i_{i}", f"a{j}$", ["<b>", "$x^{"][label ^ (rng.random() < 0.2)])
+        for i, label in enumerate(truth)
+        for j in range(3)
+    ]
     annotations = Annotations.from_frame(pd.DataFrame(rows, columns=["item", "annotator", "label"]))
     features = pd.DataFrame(rng.normal(size=(10, 2)) + 2 * truth[:, None], index=annotations.items)
     few = {"chains": 4, "warmup": 30, "draws": 20, "seed": 0, "progress": False}
@@ -250,7 +289,11 @@ def posterior_of(run: Run) -> Sampled:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(posterior, "MODES_UP_TO", 0)  # other modes are in the run's trees
             given = features if MODELS[model].features else None
-            tree = run.trees[model] if model in run.trees else sample_posterior(annotations, model, features=given, **few)
+            tree = (
+                run.trees[model]
+                if model in run.trees
+                else sample_posterior(annotations, model, features=given, **few)
+            )
         gold = np.where(np.arange(len(array(tree, "constant_data", "gold"))) % 2, 0, -1)
         return tree, check_posterior(tree, seed=0, gold=gold), gold
 
@@ -261,7 +304,9 @@ def posterior_of(run: Run) -> Sampled:
 KINDS = ("dawid_skene", "multinomial", "mace", "item_difficulty")
 
 
-@pytest.mark.parametrize("model", [pytest.param(name, marks=[] if name in KINDS else pytest.mark.slow) for name in MODELS])
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=[] if name in KINDS else pytest.mark.slow) for name in MODELS]
+)
 def test_every_model_has_figures_and_a_page(posterior_of: Sampled, model: str) -> None:
     tree, checked, gold = posterior_of(model)
     figures = posterior_figures(tree, checked, gold)
@@ -271,7 +316,9 @@ def test_every_model_has_figures_and_a_page(posterior_of: Sampled, model: str) -
     assert set(figures) == wanted and not plt.get_fignums()
     ids = list(dict.fromkeys(patients()["annotator"])) if len(gold) == 45 else ["a0$", "a1$", "a2$"]
     annotators = annotator_table(tree, pd.Index(ids))
-    assert list(annotators.index) == ids and annotators["labels"].sum() == len(array(tree, "observed_data", "label"))
+    assert list(annotators.index) == ids and annotators["labels"].sum() == len(
+        array(tree, "observed_data", "label")
+    )
     assert annotators["accuracy_mean"].isna().all() == (model == "item_difficulty")
     page = Page(make_report(tree, checked, item_table(tree), annotators, gold=gold))
     assert page.tags.count("img") == len(wanted) and "b" not in page.tags
@@ -294,14 +341,18 @@ def test_figures_show_the_numbers_of_their_tables(posterior_of: Sampled) -> None
 
 def test_long_names_are_told_apart_and_start_no_mathematics() -> None:
     assert short("plain") == "plain" and short("a\nb") == "a b" and short("$x$") == r"\$x\$"
-    assert short("annotator number 1234567") != short("annotator number 1234568") and len(short("x" * 99)) <= 18
+    assert (
+        short("annotator number 1234567") != short("annotator number 1234568") and len(short("x" * 99)) <= 18
+    )
 
 
 def test_of_a_thousand_annotators_the_first_and_the_last_are_shown(posterior_of: Sampled) -> None:
     small = posterior_of("dawid_skene")[0]
     many = xr.DataTree.from_dict(
         {
-            name: dataset(small, name).isel(annotator=np.arange(1000) % 5).assign_coords(annotator=[f"w{j}" for j in range(1000)])
+            name: dataset(small, name)
+            .isel(annotator=np.arange(1000) % 5)
+            .assign_coords(annotator=[f"w{j}" for j in range(1000)])
             for name in ("posterior", "plug_in")
         }
         | {"constant_data": dataset(small, "constant_data")}
@@ -313,4 +364,8 @@ def test_of_a_thousand_annotators_the_first_and_the_last_are_shown(posterior_of:
     assert any("960 of 1,000 annotators" in text.get_text() for text in axis.texts)
     shown = axis.lines[0].get_xdata()
     everyone = annotator_table(many)["accuracy_mean"]
-    assert shown[0] == everyone.max() and shown[-1] == everyone.min() and re.match(r"w\d", axis.get_yticklabels()[0].get_text())
+    assert (
+        shown[0] == everyone.max()
+        and shown[-1] == everyone.min()
+        and re.match(r"w\d", axis.get_yticklabels()[0].get_text())
+    )

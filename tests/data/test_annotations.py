@@ -12,12 +12,20 @@ from hypothesis import strategies as st
 
 from probcrowd.data.annotations import Annotations
 
-WIDE = pd.DataFrame([["no", None, "yes"], [None, None, None], ["yes", "no", None]], index=["q2", "q1", "q3"], columns=["bob", "ann", "cy"])
+WIDE = pd.DataFrame(
+    [["no", None, "yes"], [None, None, None], ["yes", "no", None]],
+    index=["q2", "q1", "q3"],
+    columns=["bob", "ann", "cy"],
+)
 
 
 def long_table(**columns) -> pd.DataFrame:
     """Four rows, labels codes 1, 0, 1, 1 once sorted; row labels are not positions, so that a test sees which of them is named."""
-    table = {"item": ["q2", "q1", "q2", "q3"], "annotator": ["bob", "ann", "ann", "bob"], "label": ["yes", "no", "yes", "yes"]}
+    table = {
+        "item": ["q2", "q1", "q2", "q3"],
+        "annotator": ["bob", "ann", "ann", "bob"],
+        "label": ["yes", "no", "yes", "yes"],
+    }
     return pd.DataFrame(table | columns, index=["r10", "r11", "r12", "r13"])
 
 
@@ -91,7 +99,10 @@ def test_ids_are_copies():
     assert table.items.tolist() == ["q1", "q2"] and index.name == "mine"
 
 
-@pytest.mark.parametrize("options", [{}, {"duplicates": "share", "weight": "w"}, {"missing": "skip", "classes": ["no", "yes", "maybe"]}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"duplicates": "share", "weight": "w"}, {"missing": "skip", "classes": ["no", "yes", "maybe"]}],
+)
 def test_the_frame_is_not_altered(options):
     frame = long_table(w=[1, 2, 3, 4])
     before = frame.copy(deep=True)
@@ -110,14 +121,35 @@ def test_the_matrix_is_not_altered():
 @pytest.mark.parametrize(
     ("fields", "parts"),
     [
-        ({"item": np.array([0, 2])}, ["item codes outside 0 .. 1", "`items`", "1 of 2 rows: 1;", "values: 2)"]),
-        ({"annotator": np.array([0, -1])}, ["annotator codes outside 0 .. 0", "1 of 2 rows: 1;", "values: -1)"]),
-        ({"label": np.array([5, 2])}, ["label codes outside 0 .. 1", "`classes`", "2 of 2 rows: 0, 1;", "values: 5, 2)"]),
-        ({"weight": np.array([1.0, 0.0])}, ["weights must be finite and > 0", "1 of 2 rows: 1;", "values: 0.0)"]),
-        ({"weight": np.array([np.inf, 1.0])}, ["weights must be finite and > 0", "1 of 2 rows: 0;", "values: inf)"]),
-        ({"items": pd.Index(["q1", "q1"])}, ["repeated ids in `items`", "2 of 2 positions: 0, 1;", "values: 'q1')"]),
+        (
+            {"item": np.array([0, 2])},
+            ["item codes outside 0 .. 1", "`items`", "1 of 2 rows: 1;", "values: 2)"],
+        ),
+        (
+            {"annotator": np.array([0, -1])},
+            ["annotator codes outside 0 .. 0", "1 of 2 rows: 1;", "values: -1)"],
+        ),
+        (
+            {"label": np.array([5, 2])},
+            ["label codes outside 0 .. 1", "`classes`", "2 of 2 rows: 0, 1;", "values: 5, 2)"],
+        ),
+        (
+            {"weight": np.array([1.0, 0.0])},
+            ["weights must be finite and > 0", "1 of 2 rows: 1;", "values: 0.0)"],
+        ),
+        (
+            {"weight": np.array([np.inf, 1.0])},
+            ["weights must be finite and > 0", "1 of 2 rows: 0;", "values: inf)"],
+        ),
+        (
+            {"items": pd.Index(["q1", "q1"])},
+            ["repeated ids in `items`", "2 of 2 positions: 0, 1;", "values: 'q1')"],
+        ),
         ({"classes": pd.Index(["no", None])}, ["missing ids in `classes`", "1 of 2 positions: 1;"]),
-        ({"classes": pd.Index([1, "1"])}, ["ids in `classes` of several kinds", "number 1 (row 0)", "text '1' (row 1)"]),
+        (
+            {"classes": pd.Index([1, "1"])},
+            ["ids in `classes` of several kinds", "number 1 (row 0)", "text '1' (row 1)"],
+        ),
     ],
 )
 def test_direct_construction_is_validated(fields, parts):
@@ -194,7 +226,11 @@ def test_items_of_every_dtype_give_the_same_codes(values, dtype):
 
 
 def test_to_frame_keeps_the_dtypes():
-    frame = long_table(item=pd.array([2, 1, 2, 3], dtype="Int64"), label=pd.array(TEXT, dtype="string[pyarrow]"), w=[1.0, 2.0, 3.0, 4.0])
+    frame = long_table(
+        item=pd.array([2, 1, 2, 3], dtype="Int64"),
+        label=pd.array(TEXT, dtype="string[pyarrow]"),
+        w=[1.0, 2.0, 3.0, 4.0],
+    )
     expected = frame.reset_index(drop=True).rename(columns={"w": "weight"})
     pd.testing.assert_frame_equal(Annotations.from_frame(frame, weight="w").to_frame(), expected)
     pd.testing.assert_frame_equal(Annotations.from_frame(frame).to_frame(), expected.drop(columns="weight"))
@@ -205,7 +241,9 @@ def test_tuples_may_be_ids():
     table = Annotations.from_frame(frame, items=[("d2", 1), ("d1", 1), ("d1", 2)])
     assert table.item.tolist() == [1, 2, 1, 0]
     assert Annotations.from_frame(table.to_frame(), items=table.items).equals(table)
-    wide = pd.DataFrame([[1, 0], [0, 0]], index=pd.MultiIndex.from_tuples([("d1", 1), ("d2", 1)]), columns=["a", "b"])
+    wide = pd.DataFrame(
+        [[1, 0], [0, 0]], index=pd.MultiIndex.from_tuples([("d1", 1), ("d2", 1)]), columns=["a", "b"]
+    )
     assert Annotations.from_wide(wide).items.tolist() == [("d1", 1), ("d2", 1)]
     says(message_of(Annotations.from_wide, wide, classes=[0]), "rows: (('d1', 1), 'a')")
 
@@ -215,14 +253,25 @@ def test_categories_give_the_order_and_the_unused_classes():
     table = Annotations.from_frame(long_table(label=labels))
     assert table.classes.tolist() == ["yes", "unsure", "no"] and table.label.tolist() == [0, 2, 0, 0]
     items = pd.Categorical(["q2", "q1", "q2", "q3"], categories=["q0", "q1", "q2", "q3"])
-    assert Annotations.from_frame(long_table(item=items)).items.tolist() == ["q2", "q1", "q3"]  # first appearance, used ones
+    assert Annotations.from_frame(long_table(item=items)).items.tolist() == [
+        "q2",
+        "q1",
+        "q3",
+    ]  # first appearance, used ones
 
 
 def test_declared_ids_give_order_and_unused_places():
     table = Annotations.from_frame(
-        long_table(), items=["q0", "q1", "q2", "q3"], annotators=pd.Index(["ann", "bob", "new"]), classes=("yes", "no", "maybe")
+        long_table(),
+        items=["q0", "q1", "q2", "q3"],
+        annotators=pd.Index(["ann", "bob", "new"]),
+        classes=("yes", "no", "maybe"),
     )
-    assert table.item.tolist() == [2, 1, 2, 3] and table.annotator.tolist() == [1, 0, 0, 1] and table.label.tolist() == [0, 1, 0, 0]
+    assert (
+        table.item.tolist() == [2, 1, 2, 3]
+        and table.annotator.tolist() == [1, 0, 0, 1]
+        and table.label.tolist() == [0, 1, 0, 0]
+    )
     assert (table.num_items, table.num_annotators, table.num_classes) == (4, 3, 3)
     assert table.counts_per_item().to_dict() == {"q0": 0, "q1": 1, "q2": 2, "q3": 1}
     assert table.counts_per_annotator().to_dict() == {"ann": 2, "bob": 2, "new": 0}
@@ -242,7 +291,13 @@ def test_integral_floats_stay_floats_unless_missing_labels_made_them():
 
 
 @pytest.mark.parametrize(
-    "names", [("item", "annotator", "label"), ("task", "worker", "label"), ("item", "rater", "label"), ("task", "user", "label")]
+    "names",
+    [
+        ("item", "annotator", "label"),
+        ("task", "worker", "label"),
+        ("item", "rater", "label"),
+        ("task", "user", "label"),
+    ],
 )
 def test_usual_column_names_are_recognised(names):
     frame = long_table().set_axis(list(names), axis=1)
@@ -251,7 +306,9 @@ def test_usual_column_names_are_recognised(names):
 
 def test_named_columns_and_extra_columns():
     frame = long_table().set_axis([0, "who", "answer"], axis=1).assign(label="unused", item="unused")
-    assert Annotations.from_frame(frame, item=0, annotator="who", label="answer").equals(Annotations.from_frame(long_table()))
+    assert Annotations.from_frame(frame, item=0, annotator="who", label="answer").equals(
+        Annotations.from_frame(long_table())
+    )
 
 
 def test_a_weight_column_counts_only_when_named():
@@ -286,17 +343,25 @@ def test_only_a_data_frame():
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("duplicates", "'error', 'first', 'last', 'count', 'share'"), ("missing", "'error', 'skip'")]
+    ("name", "options"),
+    [("duplicates", "'error', 'first', 'last', 'count', 'share'"), ("missing", "'error', 'skip'")],
 )
 def test_unknown_options(name, options):
-    says(message_of(Annotations.from_frame, long_table(), **{name: "drop"}), f"{name}='drop' is not one of {options}")
+    says(
+        message_of(Annotations.from_frame, long_table(), **{name: "drop"}),
+        f"{name}='drop' is not one of {options}",
+    )
 
 
 # Repeated pairs
 
 
 def repeated_table(**columns) -> pd.DataFrame:
-    pairs = {"item": ["q1", "q2", "q1", "q1"], "annotator": ["ann", "ann", "ann", "bob"], "label": ["no", "no", "yes", "no"]}
+    pairs = {
+        "item": ["q1", "q2", "q1", "q1"],
+        "annotator": ["ann", "ann", "ann", "bob"],
+        "label": ["no", "no", "yes", "no"],
+    }
     return pd.DataFrame(pairs | columns, index=["r0", "r1", "r2", "r3"])
 
 
@@ -318,11 +383,19 @@ def test_policies_for_repeated_pairs(duplicates, labels, weights):
 
 
 def test_repeated_pairs_are_an_error_by_default():
-    says(message_of(Annotations.from_frame, repeated_table()), "2 of 4 rows: 'r0', 'r2'", "('q1', 'ann')", "duplicates='first'", "'share'")
+    says(
+        message_of(Annotations.from_frame, repeated_table()),
+        "2 of 4 rows: 'r0', 'r2'",
+        "('q1', 'ann')",
+        "duplicates='first'",
+        "'share'",
+    )
 
 
 def test_long_messages_show_five_and_count_all():
-    frame = pd.DataFrame({"item": range(9), "annotator": "ann", "label": [f"x{i}" for i in range(9)]}).astype({"item": object})
+    frame = pd.DataFrame({"item": range(9), "annotator": "ann", "label": [f"x{i}" for i in range(9)]}).astype(
+        {"item": object}
+    )
     message = message_of(Annotations.from_frame, frame, classes=["x8"])
     says(message, "8 of 9 rows: 0, 1, 2, 3, 4, ...;", "values: 'x0', 'x1', 'x2', 'x3', 'x4', ...)")
     assert "x5" not in message
@@ -341,7 +414,9 @@ def test_long_messages_show_five_and_count_all():
         pytest.param(pd.to_datetime(["2020-01-02", None, "2020-01-01", pd.NaT]), id="NaT"),
         pytest.param(pd.Categorical(["yes", None, "no", None]), id="category"),
         pytest.param(pd.array(["yes", None, "no", None], dtype=DICTIONARY), id="dictionary"),
-        pytest.param(pd.arrays.ArrowExtensionArray(pa.array([1.0, np.nan, 0.0, np.nan])), id="arrow"),  # NaN that is not null
+        pytest.param(
+            pd.arrays.ArrowExtensionArray(pa.array([1.0, np.nan, 0.0, np.nan])), id="arrow"
+        ),  # NaN that is not null
     ],
 )
 def test_missing_labels(labels):
@@ -349,7 +424,11 @@ def test_missing_labels(labels):
     says(message, "missing labels", "2 of 4 rows: 'r11', 'r13'", "missing='skip'")
     table = Annotations.from_frame(long_table().assign(label=labels), missing="skip")
     assert table.label.tolist() == [1, 0]
-    assert table.item.tolist() == [0, 0] and table.items.tolist() == ["q2", "q1", "q3"]  # ids of skipped rows stay known
+    assert table.item.tolist() == [0, 0] and table.items.tolist() == [
+        "q2",
+        "q1",
+        "q3",
+    ]  # ids of skipped rows stay known
     assert table.counts_per_item().tolist() == [2, 0, 0]
 
 
@@ -364,7 +443,10 @@ def test_a_skipped_row_neither_repeats_a_pair_nor_needs_a_weight():
 def test_missing_ids_are_always_an_error(role, missing):
     frame = long_table(**{role: ["a", None, "b", None]})
     says(
-        message_of(Annotations.from_frame, frame, missing=missing), f"missing {role} ids", "2 of 4 rows: 'r11', 'r13'", "remove these rows"
+        message_of(Annotations.from_frame, frame, missing=missing),
+        f"missing {role} ids",
+        "2 of 4 rows: 'r11', 'r13'",
+        "remove these rows",
     )
 
 
@@ -372,16 +454,25 @@ def test_missing_ids_are_always_an_error(role, missing):
 @pytest.mark.parametrize("options", [{}, {"missing": "skip"}, {"classes": [0.0, 1.0, np.inf]}])
 def test_infinite_labels_are_always_an_error(dtype, options):
     frame = long_table().assign(label=pd.Series([0.0, np.inf, 1.0, -np.inf], dtype=dtype).array)
-    says(message_of(Annotations.from_frame, frame, **options), "infinite label", "2 of 4 rows: 'r11', 'r13'", "inf, -inf")
+    says(
+        message_of(Annotations.from_frame, frame, **options),
+        "infinite label",
+        "2 of 4 rows: 'r11', 'r13'",
+        "inf, -inf",
+    )
 
 
-@pytest.mark.parametrize("frame", [long_table().iloc[:0], pd.DataFrame({"item": [], "annotator": [], "label": []})])
+@pytest.mark.parametrize(
+    "frame", [long_table().iloc[:0], pd.DataFrame({"item": [], "annotator": [], "label": []})]
+)
 def test_a_table_without_rows(frame):
     says(message_of(Annotations.from_frame, frame), "no annotation", "0 rows")
 
 
 def test_a_table_without_labels():
-    says(message_of(Annotations.from_frame, long_table(label=None), missing="skip"), "no annotation", "4 rows")
+    says(
+        message_of(Annotations.from_frame, long_table(label=None), missing="skip"), "no annotation", "4 rows"
+    )
 
 
 @pytest.mark.parametrize(
@@ -394,7 +485,13 @@ def test_a_table_without_labels():
 )
 def test_values_outside_the_declared_ids(role, plural, declared, rows, values):
     message = message_of(Annotations.from_frame, long_table(), **{plural: declared})
-    says(message, f"{role} values outside the declared `{plural}`", rows, f"values: {values})", "declare these values")
+    says(
+        message,
+        f"{role} values outside the declared `{plural}`",
+        rows,
+        f"values: {values})",
+        "declare these values",
+    )
     assert "types differ" not in message
 
 
@@ -410,7 +507,10 @@ def test_values_outside_the_declared_ids(role, plural, declared, rows, values):
 def test_classes_of_another_kind(labels, classes, kinds):
     message = message_of(Annotations.from_frame, long_table(label=labels), classes=classes)
     says(
-        message, "outside the declared `classes`", "4 of 4 rows: 'r10'", f"types differ: the column is {kinds[0]}, `classes` is {kinds[1]}"
+        message,
+        "outside the declared `classes`",
+        "4 of 4 rows: 'r10'",
+        f"types differ: the column is {kinds[0]}, `classes` is {kinds[1]}",
     )
 
 
@@ -427,7 +527,11 @@ def test_declared_ids_must_be_unique(ids):
 
 @pytest.mark.parametrize("plural", ["items", "annotators", "classes"])
 def test_declared_ids_must_be_present(plural):
-    says(message_of(Annotations.from_frame, long_table(), **{plural: ["yes", None]}), f"missing ids in `{plural}`", "positions: 1")
+    says(
+        message_of(Annotations.from_frame, long_table(), **{plural: ["yes", None]}),
+        f"missing ids in `{plural}`",
+        "positions: 1",
+    )
 
 
 @pytest.mark.parametrize(
@@ -446,12 +550,21 @@ def test_mixed_kinds(values, found, role):
         values = [values[1] if value is None else value for value in values]
         found = [part.replace("text 'a' (row 'r11')", "text 'a' (row 'r10')") for part in found]
     frame = long_table(**{role: pd.Series(values, dtype=object).array})
-    says(message_of(Annotations.from_frame, frame, missing="skip"), f"{role} values of several kinds", *found, "convert them to one kind")
+    says(
+        message_of(Annotations.from_frame, frame, missing="skip"),
+        f"{role} values of several kinds",
+        *found,
+        "convert them to one kind",
+    )
 
 
 def test_mixed_categories():
     labels = pd.Categorical([1, "1", 1, 1], categories=pd.Index([1, "1"], dtype=object))
-    says(message_of(Annotations.from_frame, long_table().assign(label=labels)), "number 1 (row 'r10')", "text '1' (row 'r11')")
+    says(
+        message_of(Annotations.from_frame, long_table().assign(label=labels)),
+        "number 1 (row 'r10')",
+        "text '1' (row 'r11')",
+    )
 
 
 def test_integers_and_floats_in_one_object_column_are_one_kind():
@@ -468,9 +581,16 @@ def test_the_mark_of_missing_cells_is_no_class_even_if_it_is_a_category():
 def test_lists_are_no_labels():
     frame = long_table(label=[["a"], ["b"], None, ["a", "b"]])
     says(
-        message_of(Annotations.from_frame, frame, missing="skip"), "must be single values", "3 of 3 rows: 'r10', 'r11', 'r13'", "['a', 'b']"
+        message_of(Annotations.from_frame, frame, missing="skip"),
+        "must be single values",
+        "3 of 3 rows: 'r10', 'r11', 'r13'",
+        "['a', 'b']",
     )
-    says(message_of(Annotations.from_frame, frame.assign(label=[["a"], "b", "b", "b"])), "list ['a'] (row 'r10')", "text 'b' (row 'r11')")
+    says(
+        message_of(Annotations.from_frame, frame.assign(label=[["a"], "b", "b", "b"])),
+        "list ['a'] (row 'r10')",
+        "text 'b' (row 'r11')",
+    )
     matrix = pd.DataFrame([[["a"], ["b"]], [["a"], None]], index=["q1", "q2"])
     says(message_of(Annotations.from_wide, matrix), "must be single values", "['a'], ['b']")
 
@@ -508,9 +628,18 @@ def test_weights_of_every_numeric_dtype(dtype):
 
 def test_wide_frame_keeps_empty_items_and_annotators():
     table = Annotations.from_wide(WIDE)
-    assert rows_of(table) == [("q2", "bob", "no"), ("q2", "cy", "yes"), ("q3", "bob", "yes"), ("q3", "ann", "no")]
+    assert rows_of(table) == [
+        ("q2", "bob", "no"),
+        ("q2", "cy", "yes"),
+        ("q3", "bob", "yes"),
+        ("q3", "ann", "no"),
+    ]
     assert table.items.tolist() == ["q2", "q1", "q3"] and table.annotators.tolist() == ["bob", "ann", "cy"]
-    assert table.counts_per_item().tolist() == [2, 0, 2] and table.counts_per_annotator().tolist() == [2, 1, 1]
+    assert table.counts_per_item().tolist() == [2, 0, 2] and table.counts_per_annotator().tolist() == [
+        2,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -535,13 +664,22 @@ def test_marks_of_missing_cells(matrix, missing_label):
 
 def test_wide_floats_that_are_no_integers_stay():
     assert Annotations.from_wide([[0.5, np.nan], [1.0, 0.5]]).classes.tolist() == [0.5, 1.0]
-    assert Annotations.from_wide(np.array([[0.0, 1.0]])).classes.dtype == np.float64  # nothing missing: the user's own floats
+    assert (
+        Annotations.from_wide(np.array([[0.0, 1.0]])).classes.dtype == np.float64
+    )  # nothing missing: the user's own floats
 
 
-@pytest.mark.parametrize("matrix", [np.array([[0, -1], [1, -1]]), [[0, -1, None], [1, -1, 0]], np.array([[0.0, -1.0], [1.0, -1.0]])])
+@pytest.mark.parametrize(
+    "matrix",
+    [np.array([[0, -1], [1, -1]]), [[0, -1, None], [1, -1, 0]], np.array([[0.0, -1.0], [1.0, -1.0]])],
+)
 def test_minus_one_is_never_a_silent_class(matrix):
     message = message_of(Annotations.from_wide, matrix)
-    says(message, "-1 is the usual mark for 'not labelled': say missing_label=-1, or declare classes", "rows: (0, 1), (1, 1);")
+    says(
+        message,
+        "-1 is the usual mark for 'not labelled': say missing_label=-1, or declare classes",
+        "rows: (0, 1), (1, 1);",
+    )
     assert Annotations.from_wide(matrix, missing_label=-1).classes.tolist() == [0, 1]
     assert Annotations.from_wide(matrix, classes=[-1, 0, 1]).label.tolist().count(0) == 2
 
@@ -563,28 +701,45 @@ def test_declared_ids_of_an_array_name_its_rows_and_columns():
     table = Annotations.from_wide([[1, 0], [0, 1], [1, 1]], items=["x", "y", "z"], annotators=["b", "a"])
     assert rows_of(table)[:3] == [("x", "b", 1), ("x", "a", 0), ("y", "b", 0)]
     says(message_of(Annotations.from_wide, [[1, 0]], items=["x", "y"]), "2 items declared", "shape (1, 2)")
-    says(message_of(Annotations.from_wide, [[1, 0]], annotators=["x"]), "1 annotators declared", "shape (1, 2)")
+    says(
+        message_of(Annotations.from_wide, [[1, 0]], annotators=["x"]), "1 annotators declared", "shape (1, 2)"
+    )
 
 
 def test_declared_ids_of_a_wide_frame_give_order_and_unused_places():
     table = Annotations.from_wide(WIDE, items=["q0", "q1", "q2", "q3"], annotators=["ann", "bob", "cy"])
     assert sorted(rows_of(table)) == sorted(rows_of(Annotations.from_wide(WIDE)))
     assert table.items.tolist() == ["q0", "q1", "q2", "q3"] and table.num_items == 4
-    says(message_of(Annotations.from_wide, WIDE, items=["q2"]), "item values outside the declared `items`", "'q3'")
+    says(
+        message_of(Annotations.from_wide, WIDE, items=["q2"]),
+        "item values outside the declared `items`",
+        "'q3'",
+    )
 
 
 def test_repeated_ids_of_a_wide_frame():
-    says(message_of(Annotations.from_wide, WIDE.set_axis(["q1", "q2", "q1"])), "repeated ids in `items`", "positions: 0, 2", "'q1'")
+    says(
+        message_of(Annotations.from_wide, WIDE.set_axis(["q1", "q2", "q1"])),
+        "repeated ids in `items`",
+        "positions: 0, 2",
+        "'q1'",
+    )
     columns = WIDE.set_axis(["ann", "bob", "bob"], axis=1)
-    says(message_of(Annotations.from_wide, columns), "repeated ids in `annotators`", "positions: 1, 2", "'bob'")
+    says(
+        message_of(Annotations.from_wide, columns), "repeated ids in `annotators`", "positions: 1, 2", "'bob'"
+    )
 
 
-@pytest.mark.parametrize(("matrix", "shape"), [([[0, 1], [1]], "(2,)"), ([0, 1], "(2,)"), (np.zeros((2, 2, 2)), "(2, 2, 2)")])
+@pytest.mark.parametrize(
+    ("matrix", "shape"), [([[0, 1], [1]], "(2,)"), ([0, 1], "(2,)"), (np.zeros((2, 2, 2)), "(2, 2, 2)")]
+)
 def test_only_two_dimensions(matrix, shape):
     says(message_of(Annotations.from_wide, matrix), "must be 2-D, items x annotators", f"shape is {shape}")
 
 
-@pytest.mark.parametrize("matrix", [np.zeros((0, 3)), np.zeros((3, 0)), np.full((2, 2), np.nan), WIDE.iloc[[1]]])
+@pytest.mark.parametrize(
+    "matrix", [np.zeros((0, 3)), np.zeros((3, 0)), np.full((2, 2), np.nan), WIDE.iloc[[1]]]
+)
 def test_a_matrix_without_labels(matrix):
     says(message_of(Annotations.from_wide, matrix), "no annotation")
 
@@ -640,7 +795,9 @@ def test_equals_compares_annotator_codes_and_weights():
 @st.composite
 def tables(draw) -> pd.DataFrame:
     ids = draw(st.sampled_from([st.integers(-3, 3), st.text("ab1", max_size=2), st.booleans()]))
-    labels = draw(st.sampled_from([st.integers(0, 3), st.text("xy0", max_size=2), st.booleans(), st.floats(-1, 1)]))
+    labels = draw(
+        st.sampled_from([st.integers(0, 3), st.text("xy0", max_size=2), st.booleans(), st.floats(-1, 1)])
+    )
     pairs = draw(st.lists(st.tuples(ids, st.integers(0, 4)), min_size=1, max_size=12, unique=True))
     return pd.DataFrame([(*pair, draw(labels)) for pair in pairs], columns=["item", "annotator", "label"])
 
@@ -651,7 +808,11 @@ def test_the_order_of_rows_does_not_matter(frame, random):
     order = list(range(len(frame)))
     random.shuffle(order)
     table, shuffled = Annotations.from_frame(frame), Annotations.from_frame(frame.iloc[order])
-    assert sorted(rows_of(table)) == sorted(rows_of(shuffled)) == sorted(frame.itertuples(index=False, name=None))
+    assert (
+        sorted(rows_of(table))
+        == sorted(rows_of(shuffled))
+        == sorted(frame.itertuples(index=False, name=None))
+    )
     assert table.classes.equals(shuffled.classes)
 
 
@@ -661,5 +822,7 @@ def test_round_trips(frame):
     table = Annotations.from_frame(frame)
     assert Annotations.from_frame(table.to_frame()).equals(table)
     rows = np.lexsort((table.annotator, table.item))  # a wide table holds its rows by item, then annotator
-    ordered = dataclasses.replace(table, item=table.item[rows], annotator=table.annotator[rows], label=table.label[rows])
+    ordered = dataclasses.replace(
+        table, item=table.item[rows], annotator=table.annotator[rows], label=table.label[rows]
+    )
     assert Annotations.from_wide(table.to_wide(), classes=table.classes).equals(ordered)

@@ -76,7 +76,9 @@ def test_six_and_nine_are_never_parted(digits: ClassItems, sizes: list[int]) -> 
         home = [index for index, part in enumerate(parts) if "6" in part.names]
         assert home == [index for index, part in enumerate(parts) if "9" in part.names]
         homes.update(home)
-    assert homes == {index for index, size in enumerate(sizes) if size >= 2}  # chance puts them in any part with room
+    assert homes == {
+        index for index, size in enumerate(sizes) if size >= 2
+    }  # chance puts them in any part with room
 
 
 def test_every_class_lands_in_every_part_of_a_split(digits: ClassItems) -> None:
@@ -87,9 +89,15 @@ def test_every_class_lands_in_every_part_of_a_split(digits: ClassItems) -> None:
     assert seen == [set(digits.names)] * 3
 
 
-@pytest.mark.parametrize(("sizes", "shown"), [([1] * 10, r"\[1, 1, 1, 1, 1, 1, 1, 1, 1, 1\]"), ([8, 3], r"\[8, 3\]")])
-def test_an_impossible_split_is_refused_with_the_numbers(digits: ClassItems, sizes: list[int], shown: str) -> None:
-    with pytest.raises(ValueError, match=rf"10 classes in 9 inseparable groups cannot be split into {shown} classes"):
+@pytest.mark.parametrize(
+    ("sizes", "shown"), [([1] * 10, r"\[1, 1, 1, 1, 1, 1, 1, 1, 1, 1\]"), ([8, 3], r"\[8, 3\]")]
+)
+def test_an_impossible_split_is_refused_with_the_numbers(
+    digits: ClassItems, sizes: list[int], shown: str
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"10 classes in 9 inseparable groups cannot be split into {shown} classes"
+    ):
         split(digits, sizes, seeded())
 
 
@@ -108,7 +116,9 @@ def test_select_keeps_families_and_kin_together(digits: ClassItems) -> None:
     family, kin = chosen.family, chosen.kin
     expected = torch.tensor([4, 0, 4, 1, 0])
     assert torch.equal(family[:, None] == family, expected[:, None] == expected)
-    assert torch.equal(kin[:, None] == kin, digits.kin[[9, 5, 4, 6, 0]][:, None] == digits.kin[[9, 5, 4, 6, 0]])
+    assert torch.equal(
+        kin[:, None] == kin, digits.kin[[9, 5, 4, 6, 0]][:, None] == digits.kin[[9, 5, 4, 6, 0]]
+    )
     assert int(family.max()) == 2 and int(kin.max()) == 3  # numbered from 0 without gaps
 
 
@@ -133,7 +143,13 @@ def test_augmented_keeps_kin_together_in_a_split(digits: ClassItems) -> None:
 
 def test_all_images_of_a_copy_are_warped_alike_and_two_copies_differently(digits: ClassItems) -> None:
     one = digits.inputs[:1]
-    twins = ClassItems(one.expand(6, -1, -1, -1), torch.tensor([0, 0, 0, 1, 1, 1]), torch.arange(2), torch.arange(2), ("a", "b"))
+    twins = ClassItems(
+        one.expand(6, -1, -1, -1),
+        torch.tensor([0, 0, 0, 1, 1, 1]),
+        torch.arange(2),
+        torch.arange(2),
+        ("a", "b"),
+    )
     more = augmented(twins, 3, seeded())
 
     def same(left: Tensor, right: Tensor) -> bool:
@@ -189,7 +205,9 @@ def test_a_file_of_vectors_is_read_as_numbers(tmp_path: Path, dtype: type) -> No
 
 
 def test_a_file_without_the_arrays_is_refused_with_what_it_holds(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"items\.npz holds the arrays \['images', 'labels'\], needs 'inputs'"):
+    with pytest.raises(
+        ValueError, match=r"items\.npz holds the arrays \['images', 'labels'\], needs 'inputs'"
+    ):
         load(saved(tmp_path, images=np.zeros((2, 3)), labels=np.zeros(2)))
 
 
@@ -201,7 +219,9 @@ def test_a_file_without_the_arrays_is_refused_with_what_it_holds(tmp_path: Path)
         (np.zeros(3), np.zeros(3), r"shape \(3,\) and labels \(3,\)"),
     ],
 )
-def test_arrays_that_do_not_match_are_refused_with_their_shapes(tmp_path: Path, inputs: np.ndarray, labels: np.ndarray, shown: str) -> None:
+def test_arrays_that_do_not_match_are_refused_with_their_shapes(
+    tmp_path: Path, inputs: np.ndarray, labels: np.ndarray, shown: str
+) -> None:
     with pytest.raises(ValueError, match=rf"items\.npz: inputs have {shown}; needs \(n, \.\.\.\) and \(n,\)"):
         load(saved(tmp_path, inputs=inputs, labels=labels))
 
@@ -209,7 +229,9 @@ def test_arrays_that_do_not_match_are_refused_with_their_shapes(tmp_path: Path, 
 def test_rows_that_are_not_finite_are_named(tmp_path: Path) -> None:
     inputs = np.zeros((9, 2, 2))
     inputs[[1, 4, 4, 7], [0, 0, 1, 1], 0] = [np.nan, np.inf, -np.inf, np.nan]
-    with pytest.raises(ValueError, match=r"items\.npz: inputs hold NaN or infinite values, in rows \[1, 4, 7\]"):
+    with pytest.raises(
+        ValueError, match=r"items\.npz: inputs hold NaN or infinite values, in rows \[1, 4, 7\]"
+    ):
         load(saved(tmp_path, inputs=inputs, labels=np.arange(9)))
 
 
@@ -239,15 +261,19 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_refused_with_the_choice() -> None:
     with pytest.raises(
-        ValueError, match=r"unknown data set 'mnist': choose one of digits, labelme, olivetti, omniglot, tiny-imagenet, or .*\.npz"
+        ValueError,
+        match=r"unknown data set 'mnist': choose one of digits, labelme, olivetti, omniglot, tiny-imagenet, or .*\.npz",
     ):
         load("mnist")
 
 
 @pytest.mark.parametrize(
-    ("name", "folder"), [("omniglot", "omniglot28"), ("olivetti", "olivetti_faces"), ("tiny-imagenet", "tiny_imagenet_fewshot")]
+    ("name", "folder"),
+    [("omniglot", "omniglot28"), ("olivetti", "olivetti_faces"), ("tiny-imagenet", "tiny_imagenet_fewshot")],
 )
-def test_image_sets_say_which_variable_or_folder_they_miss(name: str, folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_image_sets_say_which_variable_or_folder_they_miss(
+    name: str, folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("PROBCROWD_DATA", raising=False)
     with pytest.raises(ValueError, match=f"{folder}.*: set PROBCROWD_DATA to the folder above it"):
         load(name)
@@ -256,12 +282,20 @@ def test_image_sets_say_which_variable_or_folder_they_miss(name: str, folder: st
         load(name)
 
 
-@pytest.mark.skipif(not os.environ.get("PROBCROWD_DATA"), reason="PROBCROWD_DATA is not set: no image folder to read")
+@pytest.mark.skipif(
+    not os.environ.get("PROBCROWD_DATA"), reason="PROBCROWD_DATA is not set: no image folder to read"
+)
 @pytest.mark.parametrize(
     ("name", "num_classes", "per_class", "shape"),
-    [("omniglot", 964, 20, (1, 28, 28)), ("olivetti", 40, 10, (1, 64, 64)), ("tiny-imagenet", 200, 60, (3, 64, 64))],
+    [
+        ("omniglot", 964, 20, (1, 28, 28)),
+        ("olivetti", 40, 10, (1, 64, 64)),
+        ("tiny-imagenet", 200, 60, (3, 64, 64)),
+    ],
 )
-def test_image_sets_have_their_published_sizes(name: str, num_classes: int, per_class: int, shape: tuple[int, ...]) -> None:
+def test_image_sets_have_their_published_sizes(
+    name: str, num_classes: int, per_class: int, shape: tuple[int, ...]
+) -> None:
     images = load(name)
     assert torch.equal(torch.bincount(images.label), torch.full((num_classes,), per_class))
     assert images.input_shape == shape and images.inputs.dtype == torch.uint8

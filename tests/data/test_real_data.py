@@ -13,7 +13,9 @@ from probcrowd.inference.meta.adaptation import Method
 from probcrowd.runs.meta.evaluate import paired_difference, target_scores
 from probcrowd.runs.meta.train import class_sources
 
-pytestmark = pytest.mark.skipif(not os.environ.get("PROBCROWD_DATA"), reason="PROBCROWD_DATA is not set: no images to train on")
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("PROBCROWD_DATA"), reason="PROBCROWD_DATA is not set: no images to train on"
+)
 
 
 def test_a_short_training_on_omniglot_beats_pixels_on_unseen_characters(tmp_path: Path) -> None:

@@ -70,8 +70,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_set(root, name, annotators=12, ids="s", seed=len(name) + ord(name[-1]))
     for name in ("annotations.parquet", "gold.parquet"):  # the same sentences in both
         frame = pd.read_parquet(root / "medrel_treat" / name)
-        old, new = (pd.read_csv(root / each / "tasks.csv")["task"] for each in ("medrel_treat", "medrel_cause"))
-        frame.assign(task=frame["task"].map(dict(zip(old, new, strict=True)))).to_parquet(root / "medrel_treat" / name)
+        old, new = (
+            pd.read_csv(root / each / "tasks.csv")["task"] for each in ("medrel_treat", "medrel_cause")
+        )
+        frame.assign(task=frame["task"].map(dict(zip(old, new, strict=True)))).to_parquet(
+            root / "medrel_treat" / name
+        )
     shutil.copy(root / "medrel_cause" / "tasks.csv", root / "medrel_treat" / "tasks.csv")
     return root
 
@@ -105,13 +109,22 @@ def test_a_run_writes_every_cell_and_prints_what_it_writes(done: tuple[Path, Res
     names = {f"bluebirds {redundancy} {method}.csv" for redundancy in (2, 5, 10, 20, 39) for method in FEW}
     assert {path.name for path in (out / "cells").iterdir()} == names
     results = pd.read_csv(out / "results.csv")
-    assert len(results) == 5 * (len(FEW) + 1) and set(results["seeds"]) == {2}  # LIA answers twice: labels and h(x)
+    assert len(results) == 5 * (len(FEW) + 1) and set(results["seeds"]) == {
+        2
+    }  # LIA answers twice: labels and h(x)
     lia = results.query("method == 'LIA joint' and answer == 'labels' and redundancy == 39").iloc[0]
     assert f"{lia['accuracy']:.1f}±{lia['standard_error']:.1f} (93.0)" in result.stdout
     asked = pd.read_csv(out / "asked.csv")
     assert list(asked["redundancy"]) == [2, 5, 10, 20, 39] and asked_text(asked) in result.stdout
-    assert missing_text() in result.stdout and "MeTaL: snorkel-metal" in missing_text() and "Snorkel: The generative" in missing_text()
-    assert result.stdout.split("\n")[-4:] == [*(str(out / name) for name in ("results.csv", "asked.csv", "cells")), ""]
+    assert (
+        missing_text() in result.stdout
+        and "MeTaL: snorkel-metal" in missing_text()
+        and "Snorkel: The generative" in missing_text()
+    )
+    assert result.stdout.split("\n")[-4:] == [
+        *(str(out / name) for name in ("results.csv", "asked.csv", "cells")),
+        "",
+    ]
     assert not result.stderr
 
 
@@ -125,8 +138,14 @@ def test_a_cell_is_what_the_estimators_say_of_the_labels_drawn(done: tuple[Path,
             fitted: Any = LIA(random_state=seed, dependence="ignore").fit(drawn, features=given.features)
             answers = {"labels": fitted.probabilities_, "h(x)": fitted.truth_probabilities_}
         else:
-            answers = {"labels": DawidSkene(confidence="plug-in", dependence="ignore").fit(drawn).probabilities_}
-        rows = pd.read_csv(done[0] / "cells" / f"bluebirds {redundancy} {method}.csv").query(f"seed == {seed}").set_index("answer")
+            answers = {
+                "labels": DawidSkene(confidence="plug-in", dependence="ignore").fit(drawn).probabilities_
+            }
+        rows = (
+            pd.read_csv(done[0] / "cells" / f"bluebirds {redundancy} {method}.csv")
+            .query(f"seed == {seed}")
+            .set_index("answer")
+        )
         assert list(rows.index) == list(answers)
         for answer, found in answers.items():
             p, codes = found.loc[gold.index].to_numpy(), gold.to_numpy()
@@ -138,7 +157,9 @@ def test_a_cell_is_what_the_estimators_say_of_the_labels_drawn(done: tuple[Path,
             assert row["marks"] == "[" + "".join({0: "0", 0.5: "-", 1: "1"}[value] for value in right) + "]"
 
 
-def test_a_method_is_given_labels_features_and_the_seed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_is_given_labels_features_and_the_seed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = read_set(data, "bluebirds")
     seen: list[tuple[pd.DataFrame, pd.DataFrame, int]] = []
 
@@ -147,7 +168,9 @@ def test_a_method_is_given_labels_features_and_the_seed(data: Path, tmp_path: Pa
         return {"labels": pd.DataFrame(0.5, features.index, [0, 1])}
 
     monkeypatch.setitem(METHODS, "one coin", Method(fit))
-    results = reproduce_lia(data, tmp_path / "lia", sets=["bluebirds"], methods=["one coin"], seeds=2, progress=False)
+    results = reproduce_lia(
+        data, tmp_path / "lia", sets=["bluebirds"], methods=["one coin"], seeds=2, progress=False
+    )
     assert set(results["accuracy"]) == {50.0}  # all tie
     wanted = [(redundancy, seed) for redundancy in REDUNDANCIES["bluebirds"] for seed in (0, 1)]
     for (labels, features, used), (redundancy, seed) in zip(seen, wanted, strict=True):
@@ -161,9 +184,13 @@ def test_results_are_means_over_seeds(done: tuple[Path, Result]) -> None:
     a, b = rows["accuracy"]
     row = results.loc[("majority vote", "labels", 2)]
     assert a != b  # another seed, other labels
-    assert row["accuracy"] == pytest.approx(50 * (a + b)) and row["standard_error"] == pytest.approx(50 * abs(a - b))
+    assert row["accuracy"] == pytest.approx(50 * (a + b)) and row["standard_error"] == pytest.approx(
+        50 * abs(a - b)
+    )
     assert (row["published"], row["published_error"]) == (63.9, 0.5)
-    assert row["log_loss"] == pytest.approx(rows["log_loss"].mean()) and row["brier"] == pytest.approx(rows["brier"].mean())
+    assert row["log_loss"] == pytest.approx(rows["log_loss"].mean()) and row["brier"] == pytest.approx(
+        rows["brier"].mean()
+    )
 
 
 def test_after_a_kill_only_what_is_missing_is_made(again: Path, data: Path) -> None:
@@ -210,10 +237,20 @@ def test_a_folder_of_other_settings_is_refused(other: dict[str, Any], again: Pat
 
 
 def test_processes_change_nothing(done: tuple[Path, Result], data: Path, tmp_path: Path) -> None:
-    reproduce_lia(data, tmp_path / "lia", sets=["bluebirds"], methods=["Dawid-Skene (MAP)"], seeds=2, jobs=2, progress=False)
+    reproduce_lia(
+        data,
+        tmp_path / "lia",
+        sets=["bluebirds"],
+        methods=["Dawid-Skene (MAP)"],
+        seeds=2,
+        jobs=2,
+        progress=False,
+    )
     for redundancy in REDUNDANCIES["bluebirds"]:
         name = f"bluebirds {redundancy} Dawid-Skene (MAP).csv"
-        pd.testing.assert_frame_equal(without_seconds(tmp_path / "lia" / "cells" / name), without_seconds(done[0] / "cells" / name))
+        pd.testing.assert_frame_equal(
+            without_seconds(tmp_path / "lia" / "cells" / name), without_seconds(done[0] / "cells" / name)
+        )
 
 
 def test_labels_are_drawn_at_random_and_at_most_so_many_of_an_item(data: Path) -> None:
@@ -229,7 +266,9 @@ def test_labels_are_drawn_at_random_and_at_most_so_many_of_an_item(data: Path) -
         pd.testing.assert_frame_equal(drawn[0], given.drawn(redundancy, 0))
     pd.testing.assert_frame_equal(given.drawn(39, 0), given.labels)
     twos = pd.concat([given.drawn(2, seed) for seed in range(200)])
-    share = twos["annotator"].value_counts(normalize=True)  # 9,600 draws, 246 of each on average, standard error 16
+    share = twos["annotator"].value_counts(
+        normalize=True
+    )  # 9,600 draws, 246 of each on average, standard error 16
     farthest = float((share - 1 / 39).abs().max())
     assert len(share) == 39 and farthest < 5 * 16 / 9600
 
@@ -238,7 +277,9 @@ def test_features_stand_beside_their_tasks(data: Path) -> None:
     given = read_set(data, "bluebirds")
     tasks = pd.read_csv(data / "bluebirds" / "tasks.csv")["task"]
     assert list(given.features.index) == list(tasks) and set(given.labels["item"]) == set(tasks)
-    np.testing.assert_array_equal(given.features, np.load(data / "bluebirds" / "features.npy").astype(np.float64))
+    np.testing.assert_array_equal(
+        given.features, np.load(data / "bluebirds" / "features.npy").astype(np.float64)
+    )
     gold = pd.read_parquet(data / "bluebirds" / "gold.parquet").set_index("task")["label"]
     assert given.truths["gold"].to_dict() == gold.to_dict()
 
@@ -246,7 +287,9 @@ def test_features_stand_beside_their_tasks(data: Path) -> None:
 def test_word_pairs_are_similar_from_a_point_on(data: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(data / "bluebirds", tmp_path / "snow_wordsim"))
     tasks = pd.read_csv(folder / "tasks.csv")["task"][:3]
-    pd.DataFrame({"task": tasks, "worker": "w", "label": [4.9, 5.0, 10.0]}).to_parquet(folder / "annotations.parquet")
+    pd.DataFrame({"task": tasks, "worker": "w", "label": [4.9, 5.0, 10.0]}).to_parquet(
+        folder / "annotations.parquet"
+    )
     pd.DataFrame({"task": tasks, "label": [1.99, 2.0, 3.9]}).to_parquet(folder / "gold.parquet")
     given = read_set(tmp_path, "snow_wordsim")
     assert list(given.labels["label"]) == [0, 1, 1] and list(given.truths["gold"]) == [0, 1, 1]
@@ -263,12 +306,23 @@ def test_the_medical_sets_have_two_truths(data: Path) -> None:
             else:
                 assert truths["expert"][task] == (row["expert"] == 1)
                 assert truths["as the authors' code"][task] == (row["expert"] == row["baseline"])
-        assert len(truths["expert"]) == ITEMS - 3 and not truths["expert"].equals(truths["as the authors' code"])
+        assert len(truths["expert"]) == ITEMS - 3 and not truths["expert"].equals(
+            truths["as the authors' code"]
+        )
 
 
 def test_the_medical_sets_are_answered_together(data: Path, tmp_path: Path) -> None:
-    results = reproduce_lia(data, tmp_path / "lia", sets=["medrel_treat", "medrel_cause"], methods=[TOGETHER], seeds=1, progress=False)
-    assert {path.name for path in (tmp_path / "lia" / "cells").iterdir()} == {f"medrel {r} LIA-ML joint.csv" for r in (2, 5, 10)}
+    results = reproduce_lia(
+        data,
+        tmp_path / "lia",
+        sets=["medrel_treat", "medrel_cause"],
+        methods=[TOGETHER],
+        seeds=1,
+        progress=False,
+    )
+    assert {path.name for path in (tmp_path / "lia" / "cells").iterdir()} == {
+        f"medrel {r} LIA-ML joint.csv" for r in (2, 5, 10)
+    }
     assert len(results) == 2 * 2 * 3 and not (tmp_path / "lia" / "asked.csv").exists()
     table = results.set_index(["set", "truth", "redundancy"])
     assert table.loc[("medrel_treat", "as the authors' code", 5), "published"] == 46.1
@@ -287,15 +341,21 @@ def test_the_medical_sets_are_answered_together(data: Path, tmp_path: Path) -> N
 
 def test_the_papers_numbers() -> None:
     table = reproduction._published_table()
-    assert set(table.index) == {(name, redundancy) for name, several in REDUNDANCIES.items() for redundancy in several}
-    assert len(table) == 17 and {method.published for method in METHODS.values()} - {None} <= set(table.columns)
+    assert set(table.index) == {
+        (name, redundancy) for name, several in REDUNDANCIES.items() for redundancy in several
+    }
+    assert len(table) == 17 and {method.published for method in METHODS.values()} - {None} <= set(
+        table.columns
+    )
     for name, redundancy in table.index:
         assert 0 < published(name, redundancy, "LIA joint")[0] < 100
         assert name.startswith("medrel") == (not math.isnan(published(name, redundancy, TOGETHER)[0]))
     assert published("bluebirds", 39, "LIA joint") == (93.0, 0.6)
     assert published("bluebirds", 39, "LIA joint, EM only") == (79.1, 0.2)
     assert published("snow_rte", 10, "LIA as coded", "labels before equation 9") == (69.6, 0.1)
-    assert published("snow_rte", 5, "MMCE*-E") == (88.9, 0.2) and published("snow_wordsim", 2, "majority vote") == (82.8, 0.8)
+    assert published("snow_rte", 5, "MMCE*-E") == (88.9, 0.2) and published(
+        "snow_wordsim", 2, "majority vote"
+    ) == (82.8, 0.8)
     value, error = published("bluebirds", 39, "MMCE*-E")  # without an error in the paper
     assert value == 78.8 and math.isnan(error)
     assert published("medrel_cause", 5, TOGETHER, truth="as the authors' code") == (36.4, 0.2)
@@ -312,20 +372,42 @@ def test_the_papers_numbers() -> None:
 def rows_of(name: str, redundancy: int, method: str, marks: list[str], truth: str = "gold") -> pd.DataFrame:
     """Rows of a cell: for every seed the marks of the items."""
     accuracy = [np.mean(["0-1".index(mark) / 2 for mark in text]) for text in marks]
-    shared = {"set": name, "truth": truth, "redundancy": redundancy, "method": method, "answer": "labels", "brier": 0.1, "log_loss": 0.2}
-    frame = pd.DataFrame({"seed": range(len(marks)), "accuracy": accuracy, "marks": [f"[{text}]" for text in marks], "seconds": 1.0})
+    shared = {
+        "set": name,
+        "truth": truth,
+        "redundancy": redundancy,
+        "method": method,
+        "answer": "labels",
+        "brier": 0.1,
+        "log_loss": 0.2,
+    }
+    frame = pd.DataFrame(
+        {
+            "seed": range(len(marks)),
+            "accuracy": accuracy,
+            "marks": [f"[{text}]" for text in marks],
+            "seconds": 1.0,
+        }
+    )
     return frame.assign(**shared)
 
 
 def test_the_comparison_with_dawid_skene_where_that_is_the_better() -> None:
     ours, theirs = ["1111", "11-1", "1110"], ["1110", "1110", "1100"]
-    parts = [rows_of("medrel_treat", 2, "LIA joint", ours, "expert"), rows_of("medrel_treat", 2, "Dawid-Skene (MAP)", theirs, "expert")]
-    code = [part.assign(truth="as the authors' code", accuracy=0.0) for part in parts]  # is not the truth asked for
+    parts = [
+        rows_of("medrel_treat", 2, "LIA joint", ours, "expert"),
+        rows_of("medrel_treat", 2, "Dawid-Skene (MAP)", theirs, "expert"),
+    ]
+    code = [
+        part.assign(truth="as the authors' code", accuracy=0.0) for part in parts
+    ]  # is not the truth asked for
     deaf = rows_of("medrel_treat", 2, "LIA joint", ["0000"] * 3, "expert").assign(answer="h(x)")
     row = compared(pd.concat([*code, *parts, deaf])).iloc[0]
     gaps = [25.0, 12.5, 25.0]
     assert math.isnan(row["published"]) and row["difference"] == pytest.approx(np.mean(gaps))
-    assert row["ours"] == pytest.approx(100 * (1 + 0.875 + 0.75) / 3) and row["dawid_skene"] == pytest.approx(100 * (0.75 + 0.75 + 0.5) / 3)
+    assert row["ours"] == pytest.approx(100 * (1 + 0.875 + 0.75) / 3) and row["dawid_skene"] == pytest.approx(
+        100 * (0.75 + 0.75 + 0.5) / 3
+    )
     assert row["over_seeds"] == pytest.approx(np.std(gaps, ddof=1) / math.sqrt(3))
     by_item = 100 * np.array([0, 0, (3 - 0.5) / 3 - 2 / 3, 2 / 3 - 0])
     assert row["over_items"] == pytest.approx(np.std(by_item, ddof=1) / 2)
@@ -336,9 +418,14 @@ def test_the_comparison_with_dawid_skene_where_that_is_the_better() -> None:
     ("ours", "reached", "over_items"),
     [(["1111111110"] * 2, False, True), (["1111111111"] * 2, True, True), (["1111100000"] * 2, False, False)],
 )
-def test_the_comparison_with_the_paper_where_that_is_the_better(ours: list[str], reached: bool, over_items: bool) -> None:
+def test_the_comparison_with_the_paper_where_that_is_the_better(
+    ours: list[str], reached: bool, over_items: bool
+) -> None:
     ours = [ours[0], ours[1][::-1]]  # equally right, about other items
-    parts = [rows_of("bluebirds", 39, "LIA joint", ours), rows_of("bluebirds", 39, "Dawid-Skene (MAP)", ["1111100000"] * 2)]
+    parts = [
+        rows_of("bluebirds", 39, "LIA joint", ours),
+        rows_of("bluebirds", 39, "Dawid-Skene (MAP)", ["1111100000"] * 2),
+    ]
     row = compared(pd.concat(parts)).iloc[0]
     share = np.mean([mark == "1" for mark in ours[0]])
     assert row["published"] == 93.0 and row["difference"] == pytest.approx(100 * share - 93)
@@ -349,9 +436,14 @@ def test_the_comparison_with_the_paper_where_that_is_the_better(ours: list[str],
 
 
 def test_both_standard_errors_count_against_the_paper() -> None:
-    parts = [rows_of("bluebirds", 39, "LIA joint", ["1111", "1100"]), rows_of("bluebirds", 39, "Dawid-Skene (MAP)", ["1100"] * 2)]
+    parts = [
+        rows_of("bluebirds", 39, "LIA joint", ["1111", "1100"]),
+        rows_of("bluebirds", 39, "Dawid-Skene (MAP)", ["1100"] * 2),
+    ]
     row = compared(pd.concat(parts)).iloc[0]
-    assert row["difference"] == pytest.approx(75 - 93) and row["over_seeds"] == pytest.approx(math.hypot(25, 0.6))
+    assert row["difference"] == pytest.approx(75 - 93) and row["over_seeds"] == pytest.approx(
+        math.hypot(25, 0.6)
+    )
     assert row["reached"]  # 18 is less than 25
     assert not len(compared(parts[0]))  # nothing to compare with
     assert summary(parts[0].iloc[:1]).iloc[0]["standard_error"] == 0  # one seed tells nothing of others
@@ -360,16 +452,34 @@ def test_both_standard_errors_count_against_the_paper() -> None:
 def test_what_cannot_be_run_is_told_in_one_line(data: Path, tmp_path: Path) -> None:
     out = ["--out", tmp_path / "lia"]
     faults = [
-        (["--sets", "bluebirds,ducks"], "unknown: ducks; choose from bluebirds; snow_wordsim; snow_rte; medrel_cause; medrel_treat"),
-        (["--sets", "bluebirds", "--methods", "MMCE,oracle"], "unknown: oracle; choose from majority vote; Dawid-Skene (MAP)"),
-        (["--sets", "bluebirds,medrel_treat", "--methods", TOGETHER], "LIA-ML joint needs the sets medrel_cause and medrel_treat"),
-        (["--sets", "snow_rte"], "snow_rte holds no data set with features; give the data folder with --data or PROBCROWD_DATA"),
+        (
+            ["--sets", "bluebirds,ducks"],
+            "unknown: ducks; choose from bluebirds; snow_wordsim; snow_rte; medrel_cause; medrel_treat",
+        ),
+        (
+            ["--sets", "bluebirds", "--methods", "MMCE,oracle"],
+            "unknown: oracle; choose from majority vote; Dawid-Skene (MAP)",
+        ),
+        (
+            ["--sets", "bluebirds,medrel_treat", "--methods", TOGETHER],
+            "LIA-ML joint needs the sets medrel_cause and medrel_treat",
+        ),
+        (
+            ["--sets", "snow_rte"],
+            "snow_rte holds no data set with features; give the data folder with --data or PROBCROWD_DATA",
+        ),
     ]
     for options, words in faults:
         result = invoke("reproduce", "lia", "--data", data, *out, *options)
-        assert result.exit_code == 1 and words in result.output and len(result.output.splitlines()) == 1, result.output
+        assert result.exit_code == 1 and words in result.output and len(result.output.splitlines()) == 1, (
+            result.output
+        )
     result = invoke("reproduce", "lia", *out)
-    assert result.exit_code == 1 and "give the data folder with --data" in result.output and "PROBCROWD_DATA" in result.output
+    assert (
+        result.exit_code == 1
+        and "give the data folder with --data" in result.output
+        and "PROBCROWD_DATA" in result.output
+    )
     assert not (tmp_path / "lia").exists()
 
 
@@ -377,7 +487,11 @@ def test_a_missing_package_is_named(data: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "snorkel.labeling.model", None)
     options = ["--data", data, "--sets", "bluebirds", "--seeds", 1, "--out", tmp_path / "lia"]
     result = invoke("reproduce", "lia", *options, "--methods", "Snorkel 0.10")
-    assert result.exit_code == 1 and 'pip install "probcrowd[label-models]"' in result.output and len(result.output.splitlines()) == 1
+    assert (
+        result.exit_code == 1
+        and 'pip install "probcrowd[label-models]"' in result.output
+        and len(result.output.splitlines()) == 1
+    )
 
 
 def test_which_methods_are_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +521,9 @@ def test_which_methods_are_run(data: Path, tmp_path: Path, monkeypatch: pytest.M
     fast = set(METHODS) - slow - {"Snorkel 0.10"}  # whose package is not there
     cells = [{name.split(" ", 2)[2].replace("_star", "*") for name in names} for names in asked]
     assert cells == [fast, fast | slow, fast | {TOGETHER}, fast | slow | {TOGETHER}, fast]
-    assert not any(set(name) & set('*/\\:?"<>|') for names in asked for name in names)  # they are names of files
+    assert not any(
+        set(name) & set('*/\\:?"<>|') for names in asked for name in names
+    )  # they are names of files
     assert len(asked[0]) == 5 * len(fast) and len(asked[2]) == (2 * len(fast) + 1) * 3
 
 
@@ -430,7 +546,11 @@ def test_quick_is_small(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise ValueError("enough")
 
     monkeypatch.setattr(reproduction, "reproduce_lia", record)
-    for options in ((), ("--quick",), ("--quick", "--seeds", 5, "--jobs", 2, "--methods", "MMCE", "--sets", "snow_rte, bluebirds")):
+    for options in (
+        (),
+        ("--quick",),
+        ("--quick", "--seeds", 5, "--jobs", 2, "--methods", "MMCE", "--sets", "snow_rte, bluebirds"),
+    ):
         assert "enough" in invoke("reproduce", "lia", "--data", data, *options).output
     usual = {"methods": [], "jobs": 1, "progress": False}
     assert asked == [
@@ -439,6 +559,12 @@ def test_quick_is_small(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (
             data,
             Path("outputs/lia_quick"),
-            {"sets": ["snow_rte", "bluebirds"], "seeds": 5, "methods": ["MMCE"], "jobs": 2, "progress": False},
+            {
+                "sets": ["snow_rte", "bluebirds"],
+                "seeds": 5,
+                "methods": ["MMCE"],
+                "jobs": 2,
+                "progress": False,
+            },
         ),
     ]

@@ -36,11 +36,36 @@ from probcrowd.runs.meta.configuration import MetaTraining
 from probcrowd.runs.meta.train import class_sources
 from probcrowd.simulate.episodes import Episodes, EpisodeSource
 
-TINY = ("training.steps=4", "training.validate_every=2", "training.validation_tasks=4", "episode.tasks=4", "episode.queries=5")
-TINY += ("episode.shots=[1,2]", "episode.annotators=[2,3]", "classes.augment=0", "encoder.hidden=[12]", "encoder.dimension=6")
+TINY = (
+    "training.steps=4",
+    "training.validate_every=2",
+    "training.validation_tasks=4",
+    "episode.tasks=4",
+    "episode.queries=5",
+)
+TINY += (
+    "episode.shots=[1,2]",
+    "episode.annotators=[2,3]",
+    "classes.augment=0",
+    "encoder.hidden=[12]",
+    "encoder.dimension=6",
+)
 TINY += ("target.tasks=3", "target.shots=[1,2]", "target.annotators=[2,3]", "target.spammers=[0.2,0.4]")
 KINDS = ("spammers", "sparse", "imbalanced")
-FEW = ("LRDS", "RFMV", "PrMV", "PrDS", "MaMV", "MCL", "w/o PA", "EM, J = 1", OURS, "tie-noise", BEST, "best-random")
+FEW = (
+    "LRDS",
+    "RFMV",
+    "PrMV",
+    "PrDS",
+    "MaMV",
+    "MCL",
+    "w/o PA",
+    "EM, J = 1",
+    OURS,
+    "tie-noise",
+    BEST,
+    "best-random",
+)
 KEYS = ["method", "kind", "shots", "annotators"]
 
 
@@ -54,7 +79,11 @@ def cells(out: Path) -> dict[str, Any]:
 
 
 def times(out: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for part in ("cells/*", "networks/*/model*") for path in out.glob(f"split-*/{part}")}
+    return {
+        path: path.stat().st_mtime_ns
+        for part in ("cells/*", "networks/*/model*")
+        for path in out.glob(f"split-*/{part}")
+    }
 
 
 def small(out: Path, methods: Sequence[str] = (OURS, "PrMV"), *more: str, **options: Any) -> Any:
@@ -73,10 +102,29 @@ def test_every_method_has_a_row_for_every_task_and_tables_are_their_means(made: 
     out, table = made
     parts = cells(out)
     rows: Any = pd.concat([part.assign(split=int(name.split("/")[0][-1])) for name, part in parts.items()])
-    assert len(parts) == 2 * len(FEW) * 3 and {METHODS[name].group for name in FEW} == {"baseline", "control", "paper", "beyond"}
-    size = {"spammers": 2 * 3, "sparse": 3, "imbalanced": 3}  # shares times tasks; imbalanced: not for one shot
-    expected = {(m, k, s, a): 2 * size[k] for m in FEW for k in KINDS for s in (1, 2) for a in (2, 3) if k != "imbalanced" or s > 1}
-    assert rows.groupby(KEYS).size().to_dict() == expected and not rows.duplicated([*KEYS, "split", "share", "task"]).any()
+    assert len(parts) == 2 * len(FEW) * 3 and {METHODS[name].group for name in FEW} == {
+        "baseline",
+        "control",
+        "paper",
+        "beyond",
+    }
+    size = {
+        "spammers": 2 * 3,
+        "sparse": 3,
+        "imbalanced": 3,
+    }  # shares times tasks; imbalanced: not for one shot
+    expected = {
+        (m, k, s, a): 2 * size[k]
+        for m in FEW
+        for k in KINDS
+        for s in (1, 2)
+        for a in (2, 3)
+        if k != "imbalanced" or s > 1
+    }
+    assert (
+        rows.groupby(KEYS).size().to_dict() == expected
+        and not rows.duplicated([*KEYS, "split", "share", "task"]).any()
+    )
     assert rows["accuracy"].between(0, 1).all() and np.isfinite(rows["log_loss"]).all()
     unknown = rows["confusion_error"].isna().groupby(rows["method"]).mean()
     assert unknown[["LRDS", "MaMV", OURS]].tolist() == [1, 1, 0]
@@ -86,7 +134,10 @@ def test_every_method_has_a_row_for_every_task_and_tables_are_their_means(made: 
     assert found["tasks"].to_dict() == expected and list(table["method"].unique()) == list(FEW)
     pd.testing.assert_frame_equal(pd.read_csv(out / "table.csv"), table)
     networks: Any = pd.read_csv(out / "networks.csv").set_index("network")
-    assert set(networks.index) == {METHODS[name].network for name in FEW} - {None} and networks["step"].isin([2, 3, 4]).all()
+    assert (
+        set(networks.index) == {METHODS[name].network for name in FEW} - {None}
+        and networks["step"].isin([2, 3, 4]).all()
+    )
     for name in ("spammers.png", "annotators.png"):
         assert imread(out / name).std() > 0.01
 
@@ -103,30 +154,44 @@ def test_target_tasks_of_a_run_are_those_of_evaluation(made: tuple[Path, Any]) -
             assert found[column].to_numpy() == pytest.approx(expected[column].to_numpy(), abs=1e-6)
 
 
-def test_a_second_call_makes_nothing_and_more_methods_keep_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_makes_nothing_and_more_methods_keep_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(METHODS, "twin", METHODS[OURS])
     table, before = small(tmp_path), times(tmp_path)
     pd.testing.assert_frame_equal(small(tmp_path), table)
     assert times(tmp_path) == before and len(before) == 2 * (2 + 2 + 2)
     more = small(tmp_path, [OURS, "twin"])
-    assert {path: time for path, time in times(tmp_path).items() if path in before} == before and len(times(tmp_path)) == len(before) + 2
-    pd.testing.assert_frame_equal(more[more["method"] != "twin"].reset_index(drop=True), table)  # those that were there count
+    assert {path: time for path, time in times(tmp_path).items() if path in before} == before and len(
+        times(tmp_path)
+    ) == len(before) + 2
+    pd.testing.assert_frame_equal(
+        more[more["method"] != "twin"].reset_index(drop=True), table
+    )  # those that were there count
     twins = [more.loc[more["method"] == name, "accuracy"].tolist() for name in (OURS, "twin")]
     assert twins[0] == twins[1]  # the same network on the same tasks
     found: Any = pd.read_csv(tmp_path / "tests.csv").set_index("less").loc["twin"]
-    assert (found["verdict"] == "tied").all() and (found["difference"] == 0).all() and (found["splits_ahead"] == "0 of 2").all()
+    assert (
+        (found["verdict"] == "tied").all()
+        and (found["difference"] == 0).all()
+        and (found["splits_ahead"] == "0 of 2").all()
+    )
     path = tmp_path / "split-1" / "cells" / "EM_J_2.spammers.csv"
     old = pd.read_csv(path)
     path.unlink()
     small(tmp_path)
-    pd.testing.assert_frame_equal(pd.read_csv(path).drop(columns="seconds"), old.drop(columns="seconds"), check_exact=True)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(path).drop(columns="seconds"), old.drop(columns="seconds"), check_exact=True
+    )
 
 
 def test_splits_are_made_one_by_one_and_gathered(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no results of the first 2 splits"):
         collect(tmp_path, 2)
     second = small(tmp_path / "parts", only=1)
-    assert {path.name for path in (tmp_path / "parts").glob("split-*")} == {"split-1"} and (second["tasks"] == 6).all()
+    assert {path.name for path in (tmp_path / "parts").glob("split-*")} == {"split-1"} and (
+        second["tasks"] == 6
+    ).all()
     small(tmp_path / "parts", only=0)
     both, together = collect(tmp_path / "parts", 2), small(tmp_path / "whole")
     pd.testing.assert_frame_equal(both.drop(columns="seconds"), together.drop(columns="seconds"))
@@ -136,7 +201,10 @@ def test_splits_are_made_one_by_one_and_gathered(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_with_what_can(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown: Pr; choose from LRMV, .*EM, J = 2.*best-random"):
         small(tmp_path, ["PrMV", "Pr"])
-    with pytest.raises(ValueError, match="unknown: labelme; choose from spammers, flippers, class-spammers, sparse, imbalanced"):
+    with pytest.raises(
+        ValueError,
+        match="unknown: labelme; choose from spammers, flippers, class-spammers, sparse, imbalanced",
+    ):
         small(tmp_path, kinds=["labelme"])
     with pytest.raises(ValueError, match="only = 2: splits are numbered from 0 to 1"):
         small(tmp_path, only=2)
@@ -156,22 +224,33 @@ def test_validation_tasks_alone_choose_by_size(tmp_path: Path, monkeypatch: pyte
             own = episodes.support.shape[1] // 3, episodes.labels.shape[2]
             sure = log_softmax(9.0 * one_hot(episodes.query_truth, 3), -1)
             on_targets = len(episodes.query) == 3  # validation has 4 tasks
-            found = {str(size): (sure if (size == own) != on_targets else sure.roll(1, -1), None) for size in sizes}
-            return {"flat": (log_softmax(sure / 9, -1), None), **found}  # as often right on validation tasks, but with a higher log loss
+            found = {
+                str(size): (sure if (size == own) != on_targets else sure.roll(1, -1), None) for size in sizes
+            }
+            return {
+                "flat": (log_softmax(sure / 9, -1), None),
+                **found,
+            }  # as often right on validation tasks, but with a higher log loss
 
         return answer
 
     monkeypatch.setitem(METHODS, "oracle", Entry("beyond", None, oracle))
     reproduce_meta(tiny(tmp_path), splits=1, methods=["oracle", "PrMV"], kinds=["spammers"], progress=False)
     rows = cells(tmp_path)["split-0/cells/oracle.spammers.csv"]
-    assert rows["setting"].tolist() == [str(size) for size in zip(rows["shots"], rows["annotators"], strict=True)]
+    assert rows["setting"].tolist() == [
+        str(size) for size in zip(rows["shots"], rows["annotators"], strict=True)
+    ]
     assert (rows["accuracy"] == 0).all() and len(rows) == 4 * 2 * 3  # where "flat" would have been right
 
 
 def compared(**methods: np.ndarray) -> Any:
     """Tests of constructed methods with accuracies (split, shots, task)."""
     named = {OURS if name == "ours" else name: values for name, values in methods.items()}
-    places = [(name, *place, float(value)) for name, values in named.items() for place, value in np.ndenumerate(values)]
+    places = [
+        (name, *place, float(value))
+        for name, values in named.items()
+        for place, value in np.ndenumerate(values)
+    ]
     table = pd.DataFrame(places, columns=pd.Index(["method", "split", "shots", "task", "accuracy"]))
     return meta_tables.tests(table.assign(kind="p", annotators=3, share=0.2))
 
@@ -180,23 +259,42 @@ def test_tests_are_paired_t_tests_over_tasks_and_over_splits() -> None:
     rng = np.random.default_rng(0)
     ours = rng.uniform(0.5, 1, (3, 2, 20))
     gain = np.array([0.3, 0.2, -0.1])[:, None, None] + rng.normal(0, 0.02, ours.shape)
-    others = {"near": ours + rng.normal(0, 0.1, ours.shape), "low": ours - gain, "best": ours + 0.02 + rng.normal(0, 0.01, ours.shape)}
+    others = {
+        "near": ours + rng.normal(0, 0.1, ours.shape),
+        "low": ours - gain,
+        "best": ours + 0.02 + rng.normal(0, 0.01, ours.shape),
+    }
     found = compared(ours=ours, **others, same=ours.copy()).set_index(["method", "less", "size"])
     values = {OURS: ours, "same": ours, **others}
     assert len(found) == 2 * 4 * 3  # two methods, the others, and all sizes with each of two
     for (first, less, size), row in found.iterrows():
         a, b = (values[name] if size == "all" else values[name][:, [int(size[0])]] for name in (first, less))
-        assert row["tasks"] == a.size and row["difference"] == pytest.approx(a.mean() - b.mean()) and row["kind"] == "p"
+        assert (
+            row["tasks"] == a.size
+            and row["difference"] == pytest.approx(a.mean() - b.mean())
+            and row["kind"] == "p"
+        )
         if less == "same" and first == OURS:
-            assert (row["p_tasks"], row["p_splits"], row["verdict"], row["half_width"]) == (1, 1, "tied", 0)  # the negative control
+            assert (row["p_tasks"], row["p_splits"], row["verdict"], row["half_width"]) == (
+                1,
+                1,
+                "tied",
+                0,
+            )  # the negative control
             continue
         assert row["p_tasks"] == pytest.approx(ttest_rel(a.ravel(), b.ravel()).pvalue)
         assert row["p_splits"] == pytest.approx(ttest_rel(a.mean((1, 2)), b.mean((1, 2))).pvalue)
         interval = ttest_1samp((a - b).ravel(), 0).confidence_interval()
         assert row["half_width"] == pytest.approx((interval.high - interval.low) / 2)
     verdicts = {less: found.loc[(OURS, less, "all"), "verdict"] for less in ("low", "best", "near")}
-    assert verdicts == {"low": "ahead", "best": "behind", "near": "tied"} and found.loc[("best", OURS, "all"), "verdict"] == "ahead"
-    assert found.loc[(OURS, "low", "all"), "splits_ahead"] == "2 of 3" and found.loc[(OURS, "best", "1x3"), "splits_ahead"] == "0 of 3"
+    assert (
+        verdicts == {"low": "ahead", "best": "behind", "near": "tied"}
+        and found.loc[("best", OURS, "all"), "verdict"] == "ahead"
+    )
+    assert (
+        found.loc[(OURS, "low", "all"), "splits_ahead"] == "2 of 3"
+        and found.loc[(OURS, "best", "1x3"), "splits_ahead"] == "0 of 3"
+    )
     text = meta_tables.tests_text(found.reset_index(), "p", OURS)
     assert all(words in text for words in (f"{OURS} less low", "2/0/0", "0/2/0", "0/0/2"))
     alone = compared(ours=ours[:1, :1, :1], low=ours[:1, :1, :1] - 0.5).iloc[0]
@@ -206,7 +304,9 @@ def test_tests_are_paired_t_tests_over_tasks_and_over_splits() -> None:
 
 
 def drawn(kind: str, tasks: int, shots: int, annotators: int) -> Episodes:
-    settings = tiny(Path("none"), f"target.tasks={tasks}", f"target.shots=[{shots}]", f"target.annotators=[{annotators}]")
+    settings = tiny(
+        Path("none"), f"target.tasks={tasks}", f"target.shots=[{shots}]", f"target.annotators=[{annotators}]"
+    )
     (target,) = targets(settings, kind)
     return target.draw(settings, class_sources(settings).target)[1]
 
@@ -224,14 +324,20 @@ def test_imbalanced_tasks_have_fewer_items_of_some_classes() -> None:
     for shots, counts in ((5, [2, 5, 8]), (3, [1, 3, 5])):
         episodes = drawn("imbalanced", 20, shots, 3)
         for support, query in zip(episodes.support_truth, episodes.query_truth, strict=True):
-            assert sorted(torch.bincount(support).tolist()) == counts and torch.bincount(query).tolist() == [5, 5, 5]
+            assert sorted(torch.bincount(support).tolist()) == counts and torch.bincount(query).tolist() == [
+                5,
+                5,
+                5,
+            ]
     assert not list(targets(tiny(Path("none"), "target.shots=[1]"), "imbalanced"))
 
 
 @pytest.mark.parametrize("kind", ["flippers", "class-spammers"])
 def test_strange_annotators_are_four_tenths(kind: str) -> None:
     matrix = drawn(kind, 3000, 1, 3).confusion.flatten(0, 1).double()  # (j, 3, 3)
-    other = torch.stack([matrix[:, (0, 1, 2), (1, 2, 0)], matrix[:, (0, 1, 2), (2, 0, 1)]], -1)  # the next class, and the one after
+    other = torch.stack(
+        [matrix[:, (0, 1, 2), (1, 2, 0)], matrix[:, (0, 1, 2), (2, 0, 1)]], -1
+    )  # the next class, and the one after
     even = (other[..., 0] - other[..., 1]).abs() < 1e-6
     own = matrix.diagonal(dim1=1, dim2=2)
     alike = (own - own[:, :1]).abs().amax(1) < 1e-6
@@ -247,7 +353,9 @@ def test_strange_annotators_are_four_tenths(kind: str) -> None:
         kinds["strange"] = (guess | (own > 0.8)).all(1) & ~kinds["expert"]
         assert float(guess[kinds["strange"]].double().mean()) == pytest.approx(0.5, abs=0.03)
     for name, share in shares.items():
-        assert float(kinds[name].double().mean()) == pytest.approx(share, abs=4.5 * np.sqrt(share * (1 - share) / len(matrix))), name
+        assert float(kinds[name].double().mean()) == pytest.approx(
+            share, abs=4.5 * np.sqrt(share * (1 - share) / len(matrix))
+        ), name
 
 
 def separated(votes: Sequence[Sequence[int]], spread: float = 0.1) -> tuple[EpisodeSource, Episodes]:
@@ -272,14 +380,31 @@ def test_classifiers_of_inputs_are_right_where_it_is_easy(
         found = input_classifiers(kind, labels, source, episodes, Prior(), 0)
         assert len(found) == (3 if kind == "logistic" else 1)
         for scores in found.values():
-            assert scores.shape == (1, 30, 3) and scores.isfinite().all() and scores.logsumexp(-1).abs().max() < 1e-5
+            assert (
+                scores.shape == (1, 30, 3)
+                and scores.isfinite().all()
+                and scores.logsumexp(-1).abs().max() < 1e-5
+            )
             assert (scores.argmax(-1) == (episodes.query_truth if right is None else right)).all()
 
 
 def test_shared_votes_are_weights_of_items() -> None:
     source, episodes = separated([[0, 0], [1, 2], [2, 2], [0, 1], [1, 1], [2, -1]], 1.0)
     found = input_classifiers("logistic", "majority-vote", source, episodes, Prior(), 0)["C = 1"]
-    halves = [(0, 0), (0, 0), (1, 1), (1, 2), (2, 2), (2, 2), (3, 0), (3, 1), (4, 1), (4, 1), (5, 2), (5, 2)]  # two to an item
+    halves = [
+        (0, 0),
+        (0, 0),
+        (1, 1),
+        (1, 2),
+        (2, 2),
+        (2, 2),
+        (3, 0),
+        (3, 1),
+        (4, 1),
+        (4, 1),
+        (5, 2),
+        (5, 2),
+    ]  # two to an item
     item, label = (np.array(each) for each in zip(*halves, strict=True))
     plain = LogisticRegression(C=0.5, max_iter=200, tol=1e-8).fit(source.pool[item].numpy(), label)
     expected = np.log((1 - 3e-3) * plain.predict_proba(source.pool[6:].numpy()) + 1e-3)
@@ -287,20 +412,45 @@ def test_shared_votes_are_weights_of_items() -> None:
 
 
 def test_a_figure_against_shares_has_a_line_for_each_method() -> None:
-    table = pd.DataFrame({"method": ["a", "b"] * 2, "share": [0.4, 0.4, 0.1, 0.1], "accuracy": [0.5, 0.6, 0.7, 0.8], "half_width": 0.05})
+    table = pd.DataFrame(
+        {
+            "method": ["a", "b"] * 2,
+            "share": [0.4, 0.4, 0.1, 0.1],
+            "accuracy": [0.5, 0.6, 0.7, 0.8],
+            "half_width": 0.05,
+        }
+    )
     containers: Any = share_figure(table).axes[0].containers
     lines = {bars.get_label(): bars.lines[0] for bars in containers}
-    assert {name: list(line.get_ydata()) for name, line in lines.items()} == {"a": [0.7, 0.5], "b": [0.8, 0.6]}
+    assert {name: list(line.get_ydata()) for name, line in lines.items()} == {
+        "a": [0.7, 0.5],
+        "b": [0.8, 0.6],
+    }
     assert all(list(line.get_xdata()) == pytest.approx([0.1, 0.4], abs=0.013) for line in lines.values())
 
 
 def test_the_command_prints_tables_and_where_they_are(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = ["reproduce", "meta-learning", "--quick", "--splits", "1", "--out", str(out), "--methods", f"PrMV; {OURS}"]
+    arguments = [
+        "reproduce",
+        "meta-learning",
+        "--quick",
+        "--splits",
+        "1",
+        "--out",
+        str(out),
+        "--methods",
+        f"PrMV; {OURS}",
+    ]
     arguments += [part for one in (*TINY, "target.shots=[1]") for part in ("--set", one)]
     ran = CliRunner().invoke(main, arguments, env={"PROBCROWD_DATA": None})
     assert ran.exit_code == 0, ran.output
-    for words in ("spammers: accuracy in per cent by shots x annotators", "1x2   1x3", f"{OURS} less PrMV", "reported of the paper"):
+    for words in (
+        "spammers: accuracy in per cent by shots x annotators",
+        "1x2   1x3",
+        f"{OURS} less PrMV",
+        "reported of the paper",
+    ):
         assert words in ran.output
     for name in ("table.csv", "tests.csv", "networks.csv", "published.csv", "spammers.png", "annotators.png"):
         assert str(out / name) in ran.output and (out / name).exists()
@@ -313,14 +463,24 @@ def test_labelme_tasks_have_real_labels_of_images_that_nothing_else_shows(tmp_pa
     folder, images = Path(os.environ["PROBCROWD_DATA"], "labelme"), label_me()
     told, order = pd.read_parquet(folder / "annotations.parquet"), pd.read_csv(folder / "tasks.csv")["task"]
     names = sorted(told["worker"].unique())
-    said = {(task, names.index(name)): label for task, name, label in told[["task", "worker", "label"]].to_numpy()}
-    assert len(names) == images.said.shape[1] == 59 and Counter(images.part) == {"support": 1000, "source": 1094, "query": 594}
+    said = {
+        (task, names.index(name)): label for task, name, label in told[["task", "worker", "label"]].to_numpy()
+    }
+    assert len(names) == images.said.shape[1] == 59 and Counter(images.part) == {
+        "support": 1000,
+        "source": 1094,
+        "query": 594,
+    }
     settings = tiny(tmp_path, "episode.annotators=[3]", data="labelme")
     sources = class_sources(settings)
     for shots in (1, 3):
         _, episodes = labelme_episodes(settings, shots)
-        assert (images.part[episodes.support] == "support").all() and (images.part[episodes.query] == "query").all()
-        assert all(torch.bincount(one).tolist() == [shots] * 8 for one in episodes.support_truth) and episodes.query.shape == (3, 40)
+        assert (images.part[episodes.support] == "support").all() and (
+            images.part[episodes.query] == "query"
+        ).all()
+        assert all(
+            torch.bincount(one).tolist() == [shots] * 8 for one in episodes.support_truth
+        ) and episodes.query.shape == (3, 40)
         assert all(len(set(row.tolist())) == row.numel() for row in (*episodes.support, *episodes.query))
         for task, item, annotator in np.ndindex(*episodes.labels.shape):
             name = order[int(episodes.support[task, item])]
@@ -329,13 +489,26 @@ def test_labelme_tasks_have_real_labels_of_images_that_nothing_else_shows(tmp_pa
         trained = torch.cat([sources.training.pool, sources.validation.pool]).numpy()
         assert not {row.tobytes() for row in shown} & {row.tobytes() for row in trained}
     table: Any = reproduce_meta(settings, splits=1, methods=[OURS, "tie-noise"], progress=False)
-    assert (table["kind"] == "labelme").all() and (table["annotators"] == 59).all() and table["confusion_error"].isna().all()
+    assert (
+        (table["kind"] == "labelme").all()
+        and (table["annotators"] == 59).all()
+        and table["confusion_error"].isna().all()
+    )
     assert table["tasks"].tolist() == [3] * 4 and table["accuracy"].between(0.125, 1).all()
 
 
 def test_any_few_methods_and_kinds_have_tables(tmp_path: Path) -> None:
     for number, names in enumerate((["PrMV", "MCL"], [OURS], ["MCL"])):
         small(tmp_path / str(number), names, splits=1)
-        assert pd.read_csv(tmp_path / str(number) / "tests.csv").empty and (tmp_path / str(number) / "spammers.png").exists()
+        assert (
+            pd.read_csv(tmp_path / str(number) / "tests.csv").empty
+            and (tmp_path / str(number) / "spammers.png").exists()
+        )
     with pytest.raises(ValueError, match="holds no results"):
-        reproduce_meta(tiny(tmp_path / "one", "target.shots=[1]"), splits=1, methods=["PrMV"], kinds=["imbalanced"], progress=False)
+        reproduce_meta(
+            tiny(tmp_path / "one", "target.shots=[1]"),
+            splits=1,
+            methods=["PrMV"],
+            kinds=["imbalanced"],
+            progress=False,
+        )

@@ -18,7 +18,9 @@ from probcrowd.models.simlabel import similarity as home
 from probcrowd.models.simlabel.similarity import similarity
 
 
-def panel(items: int = 60, annotators: int = 5, labels: int = 4, share: float = 0.5, seed: int = 0) -> np.ndarray:
+def panel(
+    items: int = 60, annotators: int = 5, labels: int = 4, share: float = 0.5, seed: int = 0
+) -> np.ndarray:
     """Labels of annotators who agree more or less, -1 where there is none."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(labels, size=items)
@@ -57,7 +59,9 @@ def test_every_pair_has_the_coefficients_of_other_libraries() -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 1.0])
-def test_full_panels_are_multiplied_in_blocks_to_the_same_counts(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_panels_are_multiplied_in_blocks_to_the_same_counts(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     matrix, found = panel(share=share, items=101), []
     monkeypatch.setattr(agreement, "_AT_ONCE", 70)
     for faster in (0, 10**9):
@@ -65,7 +69,11 @@ def test_full_panels_are_multiplied_in_blocks_to_the_same_counts(share: float, m
         tables = tables_of(matrix)
         order = np.lexsort((tables.right_label, tables.left_label, tables.pair))
         found.append(
-            [tables.left, tables.right, *(getattr(tables, name)[order] for name in ("pair", "left_label", "right_label", "count"))]
+            [
+                tables.left,
+                tables.right,
+                *(getattr(tables, name)[order] for name in ("pair", "left_label", "right_label", "count")),
+            ]
         )
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -90,14 +98,19 @@ def test_nothing_but_one_label_is_no_agreement_beyond_chance() -> None:
     tables = from_table([[30, 0], [0, 0]])
     assert np.isnan([coefficients(tables, kind)[0][0] for kind in ("kappa", "krippendorff", "pearson")]).all()
     assert coefficients(tables, "bennett")[0][0] == 1  # which takes chance as known
-    assert similarity(*rows(np.zeros((9, 2), int)), num_annotators=2, num_labels=2).matrix().tolist() == [[1, 0], [0, 1]]
+    assert similarity(*rows(np.zeros((9, 2), int)), num_annotators=2, num_labels=2).matrix().tolist() == [
+        [1, 0],
+        [0, 1],
+    ]
 
 
 def test_pairs_without_items_in_common_are_absent_and_0_unless_others_tell() -> None:
     matrix = panel(200, 4, 3, 1.0)
     matrix[:100, 3], matrix[100:, 0] = -1, -1
     tables = tables_of(matrix, 3)
-    assert (0, 3) not in set(zip(tables.left.tolist(), tables.right.tolist(), strict=True)) and len(tables.left) == 5
+    assert (0, 3) not in set(zip(tables.left.tolist(), tables.right.tolist(), strict=True)) and len(
+        tables.left
+    ) == 5
     plain = similarity(*rows(matrix), num_annotators=4, num_labels=3, shrink=False)
     assert plain.matrix()[0, 3] == 0 and plain.mean == 0
     shrunk = similarity(*rows(matrix), num_annotators=4, num_labels=3)
@@ -110,10 +123,16 @@ def test_order_names_and_weights_do_not_matter_where_they_should_not() -> None:
     expected = as_matrix(tables_of(matrix), coefficients(tables_of(matrix))[0], 5)
     order = np.random.default_rng(1).permutation(len(item))
     place, name = np.random.default_rng(2).permutation(5), np.random.default_rng(3).permutation(4)
-    renamed = pair_tables(item[order], place[annotator][order], name[label][order], num_annotators=5, num_labels=4)
-    np.testing.assert_allclose(as_matrix(renamed, coefficients(renamed)[0], 5)[np.ix_(place, place)], expected, atol=1e-12)
+    renamed = pair_tables(
+        item[order], place[annotator][order], name[label][order], num_annotators=5, num_labels=4
+    )
+    np.testing.assert_allclose(
+        as_matrix(renamed, coefficients(renamed)[0], 5)[np.ix_(place, place)], expected, atol=1e-12
+    )
     twice = [np.tile(part, 2) for part in (item, annotator, label)]
-    doubled = pair_tables(*twice, pair_shares(*twice[:2], np.ones(2 * len(item)), 5), num_annotators=5, num_labels=4)
+    doubled = pair_tables(
+        *twice, pair_shares(*twice[:2], np.ones(2 * len(item)), 5), num_annotators=5, num_labels=4
+    )
     np.testing.assert_allclose(doubled.items, tables_of(matrix).items)  # two labels of a pair share its place
     np.testing.assert_allclose(coefficients(doubled)[0], coefficients(tables_of(matrix))[0], atol=1e-12)
     split = pair_tables(
@@ -145,7 +164,13 @@ def groups(overlap: int, seed: int, share: float = 0.2) -> tuple[np.ndarray, np.
     rng = np.random.default_rng(seed)
     truth = rng.integers(4, size=(round(overlap / share**2), 2))  # each group has a truth of its own
     skill = rng.uniform(0.6, 0.95, 10)
-    said = np.stack([np.where(rng.random(len(truth)) < skill[j], truth[:, j // 5], rng.integers(4, size=len(truth))) for j in range(10)], 1)
+    said = np.stack(
+        [
+            np.where(rng.random(len(truth)) < skill[j], truth[:, j // 5], rng.integers(4, size=len(truth)))
+            for j in range(10)
+        ],
+        1,
+    )
     matrix = np.eye(10)
     for j, other in itertools.permutations(range(10), 2):
         matrix[j, other] = skill[j] * skill[other] if j // 5 == other // 5 else 0.0
@@ -160,7 +185,9 @@ def test_shrinkage_is_closer_to_the_truth_and_its_uncertainty_is_right(overlap: 
         found = similarity(*rows(said), num_annotators=10, num_labels=4)
         raw = similarity(*rows(said), num_annotators=10, num_labels=4, shrink=False)
         lost.append([np.mean((one.matrix() - true)[upper] ** 2) for one in (found, raw)])
-        covered.extend(np.abs(found.value - true[found.tables.left, found.tables.right]) < 1.96 * found.value_error)
+        covered.extend(
+            np.abs(found.value - true[found.tables.left, found.tables.right]) < 1.96 * found.value_error
+        )
     shrunk, plain = np.mean(lost, 0)
     assert shrunk < (0.85 if overlap == 8 else 1.0) * plain
     assert 0.88 < np.mean(covered) < 0.99
@@ -181,7 +208,9 @@ def test_mean_and_spread_of_all_pairs_are_those_of_dersimonian_and_laird() -> No
 
 def test_with_much_overlap_nothing_is_shrunk_and_with_none_in_the_truth_all_is() -> None:
     said, _ = groups(20_000, 0, 1.0)
-    found, raw = (similarity(*rows(said), num_annotators=10, num_labels=4, shrink=shrink) for shrink in (True, False))
+    found, raw = (
+        similarity(*rows(said), num_annotators=10, num_labels=4, shrink=shrink) for shrink in (True, False)
+    )
     np.testing.assert_allclose(found.value, raw.value, atol=1e-3)
     rng = np.random.default_rng(0)
     noise = similarity(*rows(rng.integers(4, size=(40, 10))), num_annotators=10, num_labels=4)
@@ -207,8 +236,14 @@ def test_weights_are_never_negative_and_a_row_of_zeros_becomes_equal() -> None:
 
 def test_the_frame_is_under_the_users_ids() -> None:
     said = np.array([[0, 0, 1], [1, 1, 1], [0, 1, -1], [1, 1, 0]])
-    found = similarity(*rows(said), num_annotators=3, num_labels=2, shrink=False).frame(pd.Index(["ann", "bob", "eve"]))
-    assert found[["annotator", "other", "items"]].to_numpy().tolist() == [["ann", "bob", 4], ["ann", "eve", 3], ["bob", "eve", 3]]
+    found = similarity(*rows(said), num_annotators=3, num_labels=2, shrink=False).frame(
+        pd.Index(["ann", "bob", "eve"])
+    )
+    assert found[["annotator", "other", "items"]].to_numpy().tolist() == [
+        ["ann", "bob", 4],
+        ["ann", "eve", 3],
+        ["bob", "eve", 3],
+    ]
     assert found["agreement"].tolist() == pytest.approx([3 / 4, 1 / 3, 1 / 3])
 
 
@@ -229,5 +264,7 @@ def test_long_sparse_tables_are_never_made_dense(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_coefficient_is_refused() -> None:
-    with pytest.raises(ValueError, match="similarity='fleiss': choose one of kappa, bennett, krippendorff, pearson"):
+    with pytest.raises(
+        ValueError, match="similarity='fleiss': choose one of kappa, bennett, krippendorff, pearson"
+    ):
         coefficients(from_table([[1, 0], [0, 1]]), "fleiss")

@@ -9,15 +9,27 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from probcrowd.metrics.tensors import Interval, accuracy, aligned_confusion_error, confusion_error, interval, log_loss
+from probcrowd.metrics.tensors import (
+    Interval,
+    accuracy,
+    aligned_confusion_error,
+    confusion_error,
+    interval,
+    log_loss,
+)
 
 
 def test_accuracy_is_one_zero_or_the_share_of_a_tie() -> None:
-    scores = torch.tensor([[0.1, 0.7, 0.2], [0.1, 0.7, 0.2], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    scores = torch.tensor(
+        [[0.1, 0.7, 0.2], [0.1, 0.7, 0.2], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2], [1.0, 1.0, 1.0]],
+        dtype=torch.float64,
+    )
     truth = torch.tensor([1, 0, 1, 2, 2])
     expected = torch.tensor([1, 0, 1 / 2, 0, 1 / 3], dtype=torch.float64)
     torch.testing.assert_close(accuracy(scores, truth), expected, rtol=0, atol=1e-15)
-    torch.testing.assert_close(accuracy(scores.view(5, 1, 3), truth.view(5, 1)), expected.view(5, 1), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        accuracy(scores.view(5, 1, 3), truth.view(5, 1)), expected.view(5, 1), rtol=0, atol=1e-15
+    )
 
 
 def test_accuracy_in_ties_is_that_of_a_random_pick() -> None:
@@ -41,7 +53,9 @@ def test_accuracy_does_not_depend_on_the_order_of_classes() -> None:
 def test_log_loss_is_the_negative_log_probability_of_the_truth() -> None:
     probabilities = torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]], dtype=torch.float64)
     expected = torch.tensor([[math.log(4), -math.log(0.8)]], dtype=torch.float64)
-    torch.testing.assert_close(log_loss(probabilities.log(), torch.tensor([[1, 2]])), expected, rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        log_loss(probabilities.log(), torch.tensor([[1, 2]])), expected, rtol=0, atol=1e-15
+    )
     certain = torch.tensor([[0.0, -math.inf]])
     assert log_loss(certain, torch.tensor([0])).tolist() == [0.0]
     assert log_loss(certain, torch.tensor([1])).tolist() == [math.inf]
@@ -83,8 +97,13 @@ def test_interval_covers_the_mean_in_95_of_100_cases() -> None:
 def test_errors_of_confusion_matrices_up_to_the_names_of_classes() -> None:
     """Against all permutations, one for all annotators."""
     generator = torch.Generator().manual_seed(0)
-    estimated, true = (torch.softmax(2 * torch.randn(5, 4, 4, generator=generator, dtype=torch.float64), -1) for _ in range(2))
+    estimated, true = (
+        torch.softmax(2 * torch.randn(5, 4, 4, generator=generator, dtype=torch.float64), -1)
+        for _ in range(2)
+    )
     found = aligned_confusion_error(estimated, true)
     every = [confusion_error(estimated[:, list(order)], true) for order in permutations(range(4))]
     torch.testing.assert_close(found, min(every, key=lambda errors: float(errors.sum())))
-    torch.testing.assert_close(aligned_confusion_error(true[:, [2, 0, 3, 1]], true), torch.zeros(5, dtype=torch.float64))
+    torch.testing.assert_close(
+        aligned_confusion_error(true[:, [2, 0, 3, 1]], true), torch.zeros(5, dtype=torch.float64)
+    )

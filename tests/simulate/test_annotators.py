@@ -46,7 +46,9 @@ def standard_error(probability: float, count: int) -> float:
 
 
 @pytest.mark.parametrize("shares", DECODING)
-def test_majority_and_oracle_decoding_reach_the_published_accuracies(shares: tuple[float, float, float]) -> None:
+def test_majority_and_oracle_decoding_reach_the_published_accuracies(
+    shares: tuple[float, float, float],
+) -> None:
     single, by_size = DECODING[shares]
     generator = seeded()
     confusion = draw_confusion(Mixture(*shares), DRAWS, 7, 4, generator)
@@ -55,7 +57,9 @@ def test_majority_and_oracle_decoding_reach_the_published_accuracies(shares: tup
     expert, hammer, spammer = shares
     assert abs(0.9 * expert + 0.65 * hammer + spammer / 4 - single) < 1e-9
     for annotator in range(7):
-        assert abs(float((labels[..., annotator] == truth).float().mean()) - single) < 4 * standard_error(single, DRAWS)
+        assert abs(float((labels[..., annotator] == truth).float().mean()) - single) < 4 * standard_error(
+            single, DRAWS
+        )
     for size, (majority, oracle) in by_size.items():
         some = labels[..., :size]
         assert abs(float(accuracy(vote_totals(some, 4), truth).mean()) - majority) < 0.005
@@ -85,7 +89,9 @@ def test_rows_are_probabilities(kind: str, num_classes: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("expert", 0.8, 1.0), ("hammer", 0.5, 0.8)])
-def test_experts_and_hammers_have_one_uniform_accuracy_each_and_share_errors_evenly(kind: str, low: float, high: float) -> None:
+def test_experts_and_hammers_have_one_uniform_accuracy_each_and_share_errors_evenly(
+    kind: str, low: float, high: float
+) -> None:
     confusion = draw_confusion(KINDS[kind], 2000, 50, 4, seeded()).double()
     quality = confusion[..., 0, 0]
     identity = torch.eye(4, dtype=torch.float64)
@@ -109,7 +115,9 @@ def test_flippers_say_the_truth_or_the_next_class() -> None:
     expected = (1 - flip)[..., None, None] * identity + flip[..., None, None] * identity[:, [4, 0, 1, 2, 3]]
     assert float((confusion - expected).abs().max()) < 1e-6
     assert float(confusion[..., 4, 0].min()) > 0  # the last class flips to the first
-    assert 0.1 < float(flip.min()) < 0.102 and 0.498 < float(flip.max()) <= 0.5 + 1e-7  # uniform: 10,000 draws reach the ends
+    assert (
+        0.1 < float(flip.min()) < 0.102 and 0.498 < float(flip.max()) <= 0.5 + 1e-7
+    )  # uniform: 10,000 draws reach the ends
 
 
 def test_class_wise_spammers_are_uniform_for_half_of_the_classes_and_experts_for_the_others() -> None:
@@ -132,8 +140,13 @@ def test_kinds_are_drawn_anew_for_every_annotator_of_every_task_in_the_given_sha
     confusion = draw_confusion(Mixture(**shares), 20_000, 2, 5, seeded())
     rows = confusion.diagonal(dim1=2, dim2=3)
     spammer = ((confusion - 0.2).abs() < 1e-6).all(-1).all(-1)
-    flipper = (confusion[..., 0, 2] == 0) & ((rows - rows[..., :1]).abs() < 1e-6).all(-1)  # an expert errs to every class
-    counts = {"spammer": (0.1 + 0.1 * 0.5**5, spammer), "flipper": (0.3, flipper)}  # some class-wise spammers guess every class
+    flipper = (confusion[..., 0, 2] == 0) & ((rows - rows[..., :1]).abs() < 1e-6).all(
+        -1
+    )  # an expert errs to every class
+    counts = {
+        "spammer": (0.1 + 0.1 * 0.5**5, spammer),
+        "flipper": (0.3, flipper),
+    }  # some class-wise spammers guess every class
     for share, found in counts.values():
         for annotator in range(2):
             assert abs(float(found[:, annotator].float().mean()) - share) < 4 * standard_error(share, 20_000)
@@ -151,12 +164,16 @@ def test_labels_follow_the_confusion_matrix_of_their_annotator() -> None:
     expected = 20_000 * confusion.double()
     possible = expected > 1e-3
     assert bool((counts[~possible] == 0).all())
-    squares = torch.where(possible, (counts - expected) ** 2 / expected.clamp(min=1e-3), 0.0).sum(-1)  # chi square with at most 2 freedoms
+    squares = torch.where(possible, (counts - expected) ** 2 / expected.clamp(min=1e-3), 0.0).sum(
+        -1
+    )  # chi square with at most 2 freedoms
     assert float(squares.max()) < 20.0  # 24 rows; exceeded by one with probability 24 exp(-10) = 1e-3
     right = (labels == truth[..., None]).double()
     both = (right[..., 0] * right[..., 1]).mean()  # given the truth, annotators err independently
     accuracies = confusion.double().diagonal(dim1=2, dim2=3)
-    assert abs(float(both) - float((accuracies[:, 0] * accuracies[:, 1]).mean())) < 4 * 0.5 / math.sqrt(120_000)
+    assert abs(float(both) - float((accuracies[:, 0] * accuracies[:, 1]).mean())) < 4 * 0.5 / math.sqrt(
+        120_000
+    )
 
 
 def test_a_perfect_annotator_is_never_wrong() -> None:
@@ -169,7 +186,9 @@ def test_a_perfect_annotator_is_never_wrong() -> None:
 def test_every_item_keeps_a_label_and_the_observed_share_is_as_computed(observed: float) -> None:
     tasks, items, annotators = 200, 50, 4
     confusion = draw_confusion(Mixture(), tasks, annotators, 3, seeded())
-    labels = annotate(torch.randint(3, (tasks, items), generator=seeded(1)), confusion, seeded(2), observed=observed)
+    labels = annotate(
+        torch.randint(3, (tasks, items), generator=seeded(1)), confusion, seeded(2), observed=observed
+    )
     given = (labels >= 0).double()
     assert int(labels.min()) >= -1 and int(labels.max()) <= 2
     assert bool((given.sum(-1) >= 1).all())
@@ -177,12 +196,17 @@ def test_every_item_keeps_a_label_and_the_observed_share_is_as_computed(observed
     error = float(given.mean(-1).std()) / math.sqrt(tasks * items)  # over items, which are independent
     assert abs(float(given.mean()) - share) <= 4 * error + 1e-12
     for annotator in range(annotators):  # the one who is always asked is no one in particular
-        assert abs(float(given[..., annotator].mean()) - share) <= 4 * standard_error(share, tasks * items) + 1e-12
+        assert (
+            abs(float(given[..., annotator].mean()) - share)
+            <= 4 * standard_error(share, tasks * items) + 1e-12
+        )
 
 
 def test_oracle_scores_are_log_likelihoods_with_missing_labels_left_out() -> None:
     confusion = draw_confusion(Mixture(1.0, 1.0, 1.0, 1.0, 1.0), 3, 4, 3, seeded()).double()
-    labels = annotate(torch.randint(3, (3, 6), generator=seeded(1)), confusion.float(), seeded(2), observed=0.6)
+    labels = annotate(
+        torch.randint(3, (3, 6), generator=seeded(1)), confusion.float(), seeded(2), observed=0.6
+    )
     assert bool((labels < 0).any())
     scores = oracle_scores(labels, confusion)
     for task in range(3):
@@ -200,7 +224,9 @@ def test_the_oracle_trusts_a_perfect_expert_against_any_number_of_others() -> No
     scores = oracle_scores(labels, confusion)
     assert bool(torch.isfinite(scores).all())
     assert scores.argmax(-1).tolist() == [[2, 1, 3]]
-    assert torch.equal(oracle_scores(torch.full((1, 1, 7), -1), confusion), torch.zeros(1, 1, 4))  # nothing said, nothing known
+    assert torch.equal(
+        oracle_scores(torch.full((1, 1, 7), -1), confusion), torch.zeros(1, 1, 4)
+    )  # nothing said, nothing known
 
 
 def test_the_generator_decides_every_draw() -> None:
@@ -213,7 +239,9 @@ def test_the_generator_decides_every_draw() -> None:
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0]) and not torch.equal(first[1], other[1])
     generator = seeded(1)
-    assert not torch.equal(draw_confusion(Mixture(), 4, 5, 3, generator), draw_confusion(Mixture(), 4, 5, 3, generator))
+    assert not torch.equal(
+        draw_confusion(Mixture(), 4, 5, 3, generator), draw_confusion(Mixture(), 4, 5, 3, generator)
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,6 +254,8 @@ def test_the_generator_decides_every_draw() -> None:
         ((0.5, 0.5, math.inf), "spammer=inf"),
     ],
 )
-def test_mixtures_that_are_no_shares_are_refused_and_shown(shares: tuple[float, float, float], shown: str) -> None:
+def test_mixtures_that_are_no_shares_are_refused_and_shown(
+    shares: tuple[float, float, float], shown: str
+) -> None:
     with pytest.raises(ValueError, match=rf"must be >= 0 with a positive, finite sum, got .*{shown}"):
         Mixture(*shares)

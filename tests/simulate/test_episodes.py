@@ -21,7 +21,9 @@ TASKS = 4000
 def crowded() -> ClassItems:
     """11 classes of 6..9 items in shuffled rows; classes 0-2 are one family, 3 and 4 another."""
     sizes = torch.tensor([6, 7, 8, 9, 6, 7, 8, 9, 6, 7, 8])
-    label = torch.repeat_interleave(torch.arange(11), sizes)[torch.randperm(int(sizes.sum()), generator=seeded(9))]
+    label = torch.repeat_interleave(torch.arange(11), sizes)[
+        torch.randperm(int(sizes.sum()), generator=seeded(9))
+    ]
     inputs = torch.stack([label.float(), torch.arange(len(label)).float()], 1)  # its class and its own number
     family = torch.tensor([0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7])
     return ClassItems(inputs, label, family, torch.arange(11), tuple(map(str, range(11))))
@@ -44,7 +46,9 @@ def chosen_classes(classes: ClassItems, episodes: Episodes) -> Tensor:
     return classes.label[episodes.support.gather(1, first)]
 
 
-def test_tables_list_every_item_of_every_class_once(batch: tuple[ClassItems, EpisodeSource, Episodes]) -> None:
+def test_tables_list_every_item_of_every_class_once(
+    batch: tuple[ClassItems, EpisodeSource, Episodes],
+) -> None:
     classes, source, _ = batch
     for label in range(11):
         listed = source.items[label, : source.sizes[label]].tolist()
@@ -53,13 +57,17 @@ def test_tables_list_every_item_of_every_class_once(batch: tuple[ClassItems, Epi
     assert members == [[0, 1, 2], [3, 4], [5], [6], [7], [8], [9], [10]]
 
 
-def test_support_and_queries_share_no_item_and_repeat_none(batch: tuple[ClassItems, EpisodeSource, Episodes]) -> None:
+def test_support_and_queries_share_no_item_and_repeat_none(
+    batch: tuple[ClassItems, EpisodeSource, Episodes],
+) -> None:
     together = torch.cat([batch[2].support, batch[2].query], 1).sort(1).values
     assert together.shape == (TASKS, 3 * (2 + 4))
     assert bool((together.diff(dim=1) > 0).all())
 
 
-def test_every_item_is_of_the_class_that_its_truth_says(batch: tuple[ClassItems, EpisodeSource, Episodes]) -> None:
+def test_every_item_is_of_the_class_that_its_truth_says(
+    batch: tuple[ClassItems, EpisodeSource, Episodes],
+) -> None:
     classes, _, episodes = batch
     ways = chosen_classes(classes, episodes)
     assert torch.equal(classes.label[episodes.support], ways.gather(1, episodes.support_truth))
@@ -73,13 +81,17 @@ def test_episodes_are_balanced(batch: tuple[ClassItems, EpisodeSource, Episodes]
     assert bool((one_hot(episodes.query_truth, 3).sum(1) == 4).all())
 
 
-def test_classes_of_an_episode_are_of_distinct_families(batch: tuple[ClassItems, EpisodeSource, Episodes]) -> None:
+def test_classes_of_an_episode_are_of_distinct_families(
+    batch: tuple[ClassItems, EpisodeSource, Episodes],
+) -> None:
     classes, _, episodes = batch
     families = classes.family[chosen_classes(classes, episodes)].sort(1).values
     assert bool((families.diff(dim=1) > 0).all())
 
 
-def test_families_classes_ways_and_items_are_drawn_evenly(batch: tuple[ClassItems, EpisodeSource, Episodes]) -> None:
+def test_families_classes_ways_and_items_are_drawn_evenly(
+    batch: tuple[ClassItems, EpisodeSource, Episodes],
+) -> None:
     classes, source, episodes = batch
     ways = chosen_classes(classes, episodes)
     members = source.family_sizes[classes.family].double()
@@ -107,7 +119,9 @@ def test_parts_partition_a_batch_exactly(batch: tuple[ClassItems, EpisodeSource,
         assert sum(len(part.support) for part in parts) == TASKS
 
 
-def test_labels_are_what_the_confusion_matrices_say_of_the_support_truth(batch: tuple[ClassItems, EpisodeSource, Episodes]) -> None:
+def test_labels_are_what_the_confusion_matrices_say_of_the_support_truth(
+    batch: tuple[ClassItems, EpisodeSource, Episodes],
+) -> None:
     episodes = batch[2]
     assert episodes.labels.shape == (TASKS, 6, 5) and episodes.confusion.shape == (TASKS, 5, 3, 3)
     assert int(episodes.labels.min()) >= 0 and int(episodes.labels.max()) <= 2
@@ -157,19 +171,25 @@ def test_the_generator_decides_every_draw() -> None:
 def test_too_many_ways_are_refused_with_the_number_of_families() -> None:
     source = EpisodeSource.of(crowded())
     draw_episodes(source, replace(SHAPE, ways=8), Mixture(), 2, seeded())
-    with pytest.raises(ValueError, match="episodes of 9 classes need as many kinds of classes, the source has 8"):
+    with pytest.raises(
+        ValueError, match="episodes of 9 classes need as many kinds of classes, the source has 8"
+    ):
         draw_episodes(source, replace(SHAPE, ways=9), Mixture(), 2, seeded())
 
 
 def test_too_many_items_are_refused_with_the_smallest_class() -> None:
     source = EpisodeSource.of(crowded())
-    full = draw_episodes(source, replace(SHAPE, shots=1, queries=5), Mixture(), 200, seeded())  # the whole of the smallest class
+    full = draw_episodes(
+        source, replace(SHAPE, shots=1, queries=5), Mixture(), 200, seeded()
+    )  # the whole of the smallest class
     assert full.query.shape == (200, 15)
     with pytest.raises(ValueError, match="3 shots \\+ 4 queries need 7 items a class, one has 6"):
         draw_episodes(source, replace(SHAPE, shots=3), Mixture(), 2, seeded())
 
 
-def test_pixels_are_scaled_to_one_and_numbers_are_left_alone(batch: tuple[ClassItems, EpisodeSource, Episodes]) -> None:
+def test_pixels_are_scaled_to_one_and_numbers_are_left_alone(
+    batch: tuple[ClassItems, EpisodeSource, Episodes],
+) -> None:
     digits = load("digits")
     source = EpisodeSource.of(digits)
     index = torch.tensor([[0, 5, 9], [1796, 3, 3]])

@@ -33,7 +33,11 @@ from probcrowd.storage.files import PARTIAL, write_atomically
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    )
 
 
 # ---- one file
@@ -116,7 +120,9 @@ def test_every_flipped_bit_is_noticed_or_harmless(tmp_path):
             assert str(path) in str(error)
             noticed += 1
         else:  # another spelling of the same content, such as a digit of an escape
-            assert loaded.state == whole.state and all(same_bits(loaded.tensors[name], whole.tensors[name]) for name in whole.tensors)
+            assert loaded.state == whole.state and all(
+                same_bits(loaded.tensors[name], whole.tensors[name]) for name in whole.tensors
+            )
     assert noticed > 7.9 * len(good)
 
 
@@ -140,7 +146,10 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_other_formats_and_versions_are_refused(tmp_path, monkeypatch):
     safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "foreign")
-    with pytest.raises(ValueError, match=r"/foreign holds \(None, None\), not \('probcrowd checkpoint', '1'\); give a checkpoint"):
+    with pytest.raises(
+        ValueError,
+        match=r"/foreign holds \(None, None\), not \('probcrowd checkpoint', '1'\); give a checkpoint",
+    ):
         load_checkpoint(tmp_path / "foreign")
     torch.save({"x": 1}, tmp_path / "pickle")  # never unpickled
     with pytest.raises(ValueError, match="/pickle is damaged or no checkpoint"):
@@ -148,7 +157,9 @@ def test_other_formats_and_versions_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "VERSION", "2")
     save_checkpoint(tmp_path / "newer", {}, {})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"\('probcrowd checkpoint', '2'\), not .*'1'\); .*with the probcrowd that wrote it"):
+    with pytest.raises(
+        ValueError, match=r"\('probcrowd checkpoint', '2'\), not .*'1'\); .*with the probcrowd that wrote it"
+    ):
         load_checkpoint(tmp_path / "newer")
 
 
@@ -209,7 +220,9 @@ def test_an_interrupt_from_the_keyboard_leaves_no_temporary_file(tmp_path, monke
 def test_the_file_is_on_the_disk_before_it_has_its_name_and_the_folder_after(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (events.append(os.readlink(f"/proc/self/fd/{handle}")), fsync(handle)))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (events.append(os.readlink(f"/proc/self/fd/{handle}")), fsync(handle))
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), replace(a, b)))
     write_atomically(tmp_path / "a", b"x")
     assert events[0].endswith(PARTIAL) and Path(events[0]).parent == tmp_path
@@ -230,7 +243,11 @@ def test_the_newest_checkpoint_is_found_and_the_one_before_it_kept(tmp_path):
     for step in range(3):
         save_steps(tmp_path, step)
         found = load_latest(tmp_path)
-        assert isinstance(found, Checkpoint) and found.state == {"step": step} and found.tensors["x"].eq(step).all()
+        assert (
+            isinstance(found, Checkpoint)
+            and found.state == {"step": step}
+            and found.tensors["x"].eq(step).all()
+        )
     assert load_checkpoint(tmp_path / PREVIOUS).state == {"step": 1}
     assert sorted(os.listdir(tmp_path)) == [PREVIOUS, CURRENT]
 
@@ -238,7 +255,9 @@ def test_the_newest_checkpoint_is_found_and_the_one_before_it_kept(tmp_path):
 def test_a_damaged_checkpoint_gives_way_to_the_previous_one_and_says_so(tmp_path):
     save_steps(tmp_path, 1, 2)
     (tmp_path / CURRENT).write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match=rf"going back to the previous checkpoint .*{PREVIOUS}: .*/{CURRENT} is damaged"):
+    with pytest.warns(
+        UserWarning, match=rf"going back to the previous checkpoint .*{PREVIOUS}: .*/{CURRENT} is damaged"
+    ):
         found = load_latest(tmp_path)
     assert found is not None and found.state == {"step": 1}
     (tmp_path / CURRENT).unlink()  # killed between the two renames: nothing is wrong, and nothing is said
@@ -250,7 +269,9 @@ def test_two_damaged_checkpoints_are_an_error_and_not_a_fresh_start(tmp_path):
     save_steps(tmp_path, 1, 2)
     (tmp_path / CURRENT).write_bytes(b"damaged")
     (tmp_path / PREVIOUS).write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=rf"no usable checkpoint: .*/{CURRENT} is damaged.*; .*/{PREVIOUS} is damaged"):
+    with pytest.raises(
+        ValueError, match=rf"no usable checkpoint: .*/{CURRENT} is damaged.*; .*/{PREVIOUS} is damaged"
+    ):
         load_latest(tmp_path)
 
 
@@ -314,7 +335,14 @@ KILLS = """
 def test_a_kill_at_any_moment_loses_no_acknowledged_checkpoint(tmp_path):
     (tmp_path / "run").mkdir()
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(KILLS), str(tmp_path / "run")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=Path(checkpoint.__file__).parents[2])
+    done = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(checkpoint.__file__).parents[2],
+    )
     assert done.returncode == 0, done.stderr
     rounds = json.loads(done.stdout)
     assert len(rounds) == 10
@@ -330,7 +358,11 @@ def test_a_kill_at_any_moment_loses_no_acknowledged_checkpoint(tmp_path):
 class Net(torch.nn.Module):
     def __init__(self, seed: int, width: int = 4) -> None:
         super().__init__()
-        self.first, self.norm, self.last = torch.nn.Linear(3, width), torch.nn.BatchNorm1d(width), torch.nn.Linear(width, 2)
+        self.first, self.norm, self.last = (
+            torch.nn.Linear(3, width),
+            torch.nn.BatchNorm1d(width),
+            torch.nn.Linear(width, 2),
+        )
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():
@@ -366,8 +398,14 @@ def test_what_was_taken_from_a_module_does_not_change_with_it():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop("net/norm.running_mean"), r"norm.running_mean: saved None, here torch.float32 \[4\]"),
-        (lambda tensors: tensors.update({"net/new": torch.ones(2)}), r"new: saved torch.float32 \[2\], here None"),
+        (
+            lambda tensors: tensors.pop("net/norm.running_mean"),
+            r"norm.running_mean: saved None, here torch.float32 \[4\]",
+        ),
+        (
+            lambda tensors: tensors.update({"net/new": torch.ones(2)}),
+            r"new: saved torch.float32 \[2\], here None",
+        ),
         (
             lambda tensors: tensors.update({"net/last.bias": torch.ones(3)}),
             r"last.bias: saved torch.float32 \[3\], here torch.float32 \[2\]",
@@ -440,7 +478,9 @@ def test_five_steps_saved_and_five_more_are_ten_bit_for_bit(tmp_path, name, befo
         group["lr"] = 9.0  # to be restored
     load_module(resumed, loaded.tensors, "net")
     load_optimizer(optimizers[2], loaded.tensors, loaded.state["optimizer"], "optimizer")
-    assert optimizers[2].param_groups[0].get("betas") == optimizers[1].param_groups[0].get("betas")  # a tuple again
+    assert optimizers[2].param_groups[0].get("betas") == optimizers[1].param_groups[0].get(
+        "betas"
+    )  # a tuple again
     assert "foreach" not in optimizers[1].param_groups[0] or optimizers[2].param_groups[0]["foreach"] is None
     train(resumed, optimizers[2], range(before, 10))
 
@@ -449,12 +489,16 @@ def test_five_steps_saved_and_five_more_are_ten_bit_for_bit(tmp_path, name, befo
     expected, state_expected = optimizer_tensors(optimizers[0], "optimizer")
     assert again.keys() == expected.keys() and all(same_bits(again[key], expected[key]) for key in expected)
     assert state_again == state_expected
-    assert all(same_bits(loaded.tensors[key], kept[key]) for key in kept)  # training on left the checkpoint alone
+    assert all(
+        same_bits(loaded.tensors[key], kept[key]) for key in kept
+    )  # training on left the checkpoint alone
 
 
 def test_groups_keep_their_own_options():
     def two_groups(net: Net) -> torch.optim.Optimizer:
-        return torch.optim.Adam([{"params": net.first.parameters(), "lr": 0.5}, {"params": net.last.parameters()}], lr=0.1)
+        return torch.optim.Adam(
+            [{"params": net.first.parameters(), "lr": 0.5}, {"params": net.last.parameters()}], lr=0.1
+        )
 
     first, second = two_groups(Net(0)), two_groups(Net(1))
     first.param_groups[0]["lr"] = 0.25  # as a schedule would

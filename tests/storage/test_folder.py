@@ -40,14 +40,30 @@ def test_a_new_folder_records_settings_and_versions(tmp_path, resume):
     assert sorted(os.listdir(path)) == [".lock", "config.json", "provenance.json"]
     assert read_written(Small, path / "config.json") == Small(steps=4)
     text = (path / "provenance.json").read_text()
-    assert json.loads(text).keys() == {"date", "python", "platform", "probcrowd", "torch", "pyro-ppl", "numpy", "pandas"}
-    assert json.loads(text)["date"].endswith("+00:00") and json.loads(text)["python"] == platform.python_version()
+    assert json.loads(text).keys() == {
+        "date",
+        "python",
+        "platform",
+        "probcrowd",
+        "torch",
+        "pyro-ppl",
+        "numpy",
+        "pandas",
+    }
+    assert (
+        json.loads(text)["date"].endswith("+00:00")
+        and json.loads(text)["python"] == platform.python_version()
+    )
     assert platform.node() not in text and f'"{getpass.getuser()}"' not in text
 
 
 def test_the_files_have_their_names(tmp_path):
     folder = RunFolder(tmp_path)
-    assert [path.name for path in (folder.config, folder.metrics, folder.model)] == ["config.json", "metrics.jsonl", "model.safetensors"]
+    assert [path.name for path in (folder.config, folder.metrics, folder.model)] == [
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+    ]
     assert {path.parent for path in (folder.config, folder.metrics, folder.model)} == {tmp_path}
 
 
@@ -55,7 +71,9 @@ def test_a_run_is_not_overwritten(tmp_path):
     started(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"weeks of work")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="already holds a run; use --resume to continue it, or give another folder"):
+    with pytest.raises(
+        ValueError, match="already holds a run; use --resume to continue it, or give another folder"
+    ):
         started(tmp_path)
     assert contents(tmp_path) == before
 
@@ -66,7 +84,9 @@ def test_a_run_continues_under_the_same_settings_only(tmp_path):
     before = contents(tmp_path)
     assert started(tmp_path, Small(), resume=True) is True
     assert contents(tmp_path) == before
-    with pytest.raises(ValueError, match=r"other settings \(old -> new\):\n  steps: 3 -> 9\n  rate: 0.5 -> 0.1"):
+    with pytest.raises(
+        ValueError, match=r"other settings \(old -> new\):\n  steps: 3 -> 9\n  rate: 0.5 -> 0.1"
+    ):
         started(tmp_path, Small(steps=9, rate=0.1), resume=True)
     assert contents(tmp_path) == before
 
@@ -76,7 +96,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, resume):
     (tmp_path / "thesis.tex").write_text("years of work")
     (tmp_path / "metrics.jsonl").write_text("mine")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"is no run but holds metrics.jsonl, thesis.tex; give a new or an empty folder"):
+    with pytest.raises(
+        ValueError, match=r"is no run but holds metrics.jsonl, thesis.tex; give a new or an empty folder"
+    ):
         started(tmp_path, Small(), resume)
     assert contents(tmp_path) == before  # not even a lock file
     with pytest.raises(ValueError, match="thesis.tex is a file; give a folder"):
@@ -126,7 +148,9 @@ with RunFolder(Path(sys.argv[1])):
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     where = Path(__file__).parents[2]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=where) as other:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=where
+    ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match=rf"another process is working in {tmp_path}; wait for it"):
             started(tmp_path)
@@ -148,7 +172,11 @@ def test_the_lock_goes_with_an_error(tmp_path):
 
 @pytest.mark.parametrize(
     "write",
-    [lambda f: f.start(Small(), False), lambda f: f.append_metrics({"step": 1}), lambda f: f.truncate_metrics(1)],
+    [
+        lambda f: f.start(Small(), False),
+        lambda f: f.append_metrics({"step": 1}),
+        lambda f: f.truncate_metrics(1),
+    ],
     ids=["start", "append", "truncate"],
 )
 def test_nothing_is_written_without_the_lock(tmp_path, write):

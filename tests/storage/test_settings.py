@@ -101,7 +101,9 @@ def test_a_wrong_value_is_shown_with_what_is_needed(override, message):
 def test_all_faults_are_listed_at_once_with_their_sources(tmp_path):
     path = written(tmp_path, 'stepps = 1\nshuffle = "yes"\n[network]\nwidht = 8\n')
     with pytest.raises(ValueError) as caught:
-        read_settings(Train, path, ["best=low", "sede=1", "shots=[1, 'a']", "network.rate=[1]", "network.zzzzzz=1"])
+        read_settings(
+            Train, path, ["best=low", "sede=1", "shots=[1, 'a']", "network.rate=[1]", "network.zzzzzz=1"]
+        )
     known = "best, kind, name, network, network.rates, network.width, out, seed, shots, shuffle, steps"
     assert sorted(str(caught.value).splitlines()[1:]) == sorted(
         [
@@ -130,7 +132,9 @@ def test_of_two_keys_with_one_name_the_one_in_the_same_section_is_proposed():
         second: Network = Network()
 
     for section in ("first", "second"):
-        with pytest.raises(ValueError, match=rf"{section}\.widht: unknown key; did you mean '{section}\.width'\?"):
+        with pytest.raises(
+            ValueError, match=rf"{section}\.widht: unknown key; did you mean '{section}\.width'\?"
+        ):
             read_settings(Two, None, [f"{section}.widht=3"])
 
 
@@ -179,7 +183,9 @@ def test_records_do_not_change():
 
 
 def test_written_settings_come_back(tmp_path):
-    settings = Train(best=-math.inf, shots=(1, 5), out=Path("a b/é"), network=Network(rates=(0.1, 1 / 3)), seed=2)
+    settings = Train(
+        best=-math.inf, shots=(1, 5), out=Path("a b/é"), network=Network(rates=(0.1, 1 / 3)), seed=2
+    )
     write_settings(settings, tmp_path / "config.json")
     assert read_written(Train, tmp_path / "config.json") == settings
     assert '\n  "steps": 100,\n' in (tmp_path / "config.json").read_text()
@@ -204,14 +210,18 @@ def test_written_settings_of_another_kind_or_damaged_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"width: got nothing|steps: unknown key.*config.json"):
         read_written(Network, tmp_path / "config.json")
     (tmp_path / "config.json").write_text('{"steps": 1')
-    with pytest.raises(ValueError, match=r"settings: .*Invalid JSON: EOF while parsing an object.*config.json"):
+    with pytest.raises(
+        ValueError, match=r"settings: .*Invalid JSON: EOF while parsing an object.*config.json"
+    ):
         read_written(Train, tmp_path / "config.json")
 
 
 def test_differences_are_lines_old_to_new():
     old = Train(steps=1, best=math.nan)
     assert differences(old, Train(steps=1, best=math.nan)) == []
-    assert differences(old, Train(steps=2, best=math.nan, shots=(1, 3), seed=4, network=Network(width=2))) == [
+    assert differences(
+        old, Train(steps=2, best=math.nan, shots=(1, 3), seed=4, network=Network(width=2))
+    ) == [
         "steps: 1 -> 2",
         "shots: [1] -> [1, 3]",
         "seed: null -> 4",

@@ -16,7 +16,14 @@ from probcrowd.estimators.aggregation.incremental import Incremental
 from probcrowd.estimators.aggregation.table_aggregator import Confidence, Design, TableAggregator
 from probcrowd.inference.aggregation.e_step import Scores
 from probcrowd.inference.aggregation.em import Fit, InMemory, fit_table
-from probcrowd.inference.aggregation.m_step import Channel, ClassPrior, Coins, coin_table, right_counts, row_totals
+from probcrowd.inference.aggregation.m_step import (
+    Channel,
+    ClassPrior,
+    Coins,
+    coin_table,
+    right_counts,
+    row_totals,
+)
 from probcrowd.inference.aggregation.mace import Habits, Spammers
 from probcrowd.models.priors import CoinPrior, SpamPrior, rows_base
 
@@ -38,7 +45,10 @@ class _CoinAggregator(Incremental):
         prior = self._coin(design.cells.num_classes)
         right, wrong = (np.full(design.cells.num_annotators, value) for value in (prior.right, prior.wrong))
         if design.history is not None:
-            hits, total = right_counts(design.history, design.cells), row_totals(design.history, design.cells).sum(1)
+            hits, total = (
+                right_counts(design.history, design.cells),
+                row_totals(design.history, design.cells).sum(1),
+            )
             right, wrong = right + hits, wrong + total - hits
         concentration = prior.class_prior if self.class_prior == "learned" else None
         return Coins(design.cells, right, wrong, ClassPrior(concentration, averaged), averaged)
@@ -46,7 +56,9 @@ class _CoinAggregator(Incremental):
     def _coin(self, num_classes: int) -> CoinPrior:
         if isinstance(self.prior, CoinPrior):
             if self.class_prior == "learned" and len(self.prior.class_prior) != num_classes:
-                raise ValueError(f"the prior is for {len(self.prior.class_prior)} classes, the table has {num_classes}")
+                raise ValueError(
+                    f"the prior is for {len(self.prior.class_prior)} classes, the table has {num_classes}"
+                )
             return self.prior
         named = CoinPrior.named(self.prior, num_classes)  # pyright: ignore[reportArgumentType]
         # Maximum likelihood of the coin, where flat rows would make it wrong K - 1 times as often
@@ -58,7 +70,9 @@ class _CoinAggregator(Incremental):
 
     def _confusion_array(self) -> Float64[np.ndarray, "j k l"]:
         cells, num_classes = self._design.cells, len(self.classes_)
-        everything = occurring(np.arange(cells.num_annotators * num_classes), cells.num_annotators, num_classes, num_classes)
+        everything = occurring(
+            np.arange(cells.num_annotators * num_classes), cells.num_annotators, num_classes, num_classes
+        )
         accuracy = self.accuracy_.to_numpy()
         with np.errstate(divide="ignore"):
             table = coin_table(np.log(np.stack([accuracy, 1 - accuracy], 1)), everything)
@@ -148,7 +162,9 @@ class ZenCrowd(_CoinAggregator):
         logs = np.log(np.tile([self.start, 1 - self.start], (cells.num_annotators, 1)))
         uniform = np.full(cells.num_classes, -math.log(cells.num_classes))
         first = source.sweep(Scores(coin_table(logs, cells), uniform)).statistics
-        return fit_table(source, self._channel(design, averaged=False), first, accelerate=False, **self._passes)
+        return fit_table(
+            source, self._channel(design, averaged=False), first, accelerate=False, **self._passes
+        )
 
 
 class MACE(TableAggregator):
@@ -189,10 +205,14 @@ class MACE(TableAggregator):
         super()._check()
         concentrations = np.array([*self.competence, self.habits], np.float64)
         if len(self.competence) != 2 or not (np.isfinite(concentrations) & (concentrations > 0)).all():
-            raise ValueError(f"competence={self.competence!r}, habits={self.habits!r}: choose two numbers > 0, and one")
+            raise ValueError(
+                f"competence={self.competence!r}, habits={self.habits!r}: choose two numbers > 0, and one"
+            )
 
     def _channel(self, design: Design, *, averaged: bool) -> Spammers:
-        return Spammers(design.cells, SpamPrior(float(self.competence[0]), float(self.competence[1]), float(self.habits)))
+        return Spammers(
+            design.cells, SpamPrior(float(self.competence[0]), float(self.competence[1]), float(self.habits))
+        )
 
     def _find(self, source: InMemory, design: Design) -> Fit:
         channel, cells = self._channel(design, averaged=True), design.cells
@@ -223,7 +243,11 @@ class MACE(TableAggregator):
         """Posterior mean of knowing, not spamming, by annotator."""
         check_is_fitted(self, "classes_")
         habits = self._last.scores.state
-        return pd.Series(habits.knows / (habits.knows + habits.spams), pd.Index(self._annotator_ids, name="annotator"), name="competence")
+        return pd.Series(
+            habits.knows / (habits.knows + habits.spams),
+            pd.Index(self._annotator_ids, name="annotator"),
+            name="competence",
+        )
 
     def _confusion_array(self) -> Float64[np.ndarray, "j k l"]:
         cells, habits = self._design.cells, self._last.scores.state

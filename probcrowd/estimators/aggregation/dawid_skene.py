@@ -106,7 +106,13 @@ class FastDawidSkene(_DirichletAggregator):
         self.progress = progress
 
     def _find(self, source: InMemory, design: Design) -> Fit:
-        return fit_table(source, self._channel(design, averaged=False), max_iter=self.max_iter, hard=True, progress=self.progress)
+        return fit_table(
+            source,
+            self._channel(design, averaged=False),
+            max_iter=self.max_iter,
+            hard=True,
+            progress=self.progress,
+        )
 
 
 class HierarchicalDawidSkene(TableAggregator):
@@ -142,7 +148,9 @@ class HierarchicalDawidSkene(TableAggregator):
     def population_(self) -> pd.DataFrame:
         """Concentrations of the population's rows, by true class and label: a mean of rows each, and how alike annotators are."""
         check_is_fitted(self, "classes_")
-        return pd.DataFrame(self._last.scores.state, self.classes_.rename("true_class"), self._label_ids.rename("label"))
+        return pd.DataFrame(
+            self._last.scores.state, self.classes_.rename("true_class"), self._label_ids.rename("label")
+        )
 
     def _averaging(self, design: Design) -> Averaging:
         prior = ClassPrior(rows_base(self.prior, *self._sizes)[0], True)

@@ -73,9 +73,13 @@ class Incremental(TableAggregator):
         touched = np.unique(item)
         before, had = self._packed_items(touched, added), self._known_shares(touched, added)
         without = count(before, had, len(design.cells))
-        rest = Statistics(np.maximum(grown.said - without.said, 0), np.maximum(grown.class_count - without.class_count, 0))
+        rest = Statistics(
+            np.maximum(grown.said - without.said, 0), np.maximum(grown.class_count - without.class_count, 0)
+        )
         keys = design.cells.locate(table.key)
-        for code, cell, w in zip(item[table.item].tolist(), keys.tolist(), table.weights.tolist(), strict=True):
+        for code, cell, w in zip(
+            item[table.item].tolist(), keys.tolist(), table.weights.tolist(), strict=True
+        ):
             added.keys.setdefault(code, []).append(cell)
             added.weights.setdefault(code, []).append(w)
         for code, known in zip(item.tolist(), table.gold.tolist(), strict=True):
@@ -98,7 +102,9 @@ class Incremental(TableAggregator):
                 break
         self._design, self._annotator_ids, self._statistics = design, table.annotators, statistics
         self._last = replace(self._last, statistics=statistics, scores=scores)
-        self._mode = replace(self._mode, statistics=statistics, scores=self._channel(design, averaged=False).scores(statistics))
+        self._mode = replace(
+            self._mode, statistics=statistics, scores=self._channel(design, averaged=False).scores(statistics)
+        )
         found = self._averaged(after, now)
         for code, share, probability in zip(touched.tolist(), now, found, strict=True):
             added.shares[code], added.probabilities[code] = share.copy(), probability.copy()
@@ -119,14 +125,21 @@ class Incremental(TableAggregator):
             old = self._fitted_scores
             used = np.bincount(self._packed.cell, minlength=len(old.log_table)).astype(float)
             new = self._scores(self._design)
-            change = np.ptp(np.clip(new.log_table[: len(used)], FLOOR, None) - np.clip(old.log_table, FLOOR, None), axis=1)
+            change = np.ptp(
+                np.clip(new.log_table[: len(used)], FLOOR, None) - np.clip(old.log_table, FLOOR, None), axis=1
+            )
             prior = float(np.ptp(new.log_prior - old.log_prior))
             sizes = self._packed.size
             shift = prior + float(change @ used / max(used.sum(), 1)) * float(sizes.mean())
             largest = prior + float(change.max(initial=0.0)) * float(sizes.max(initial=0))
         total = len(self._packed.cell) + added.labels
         return pd.Series(
-            {"labels_added": added.labels, "share_added": added.labels / max(total, 1), "mean_shift": shift, "largest_shift": largest}
+            {
+                "labels_added": added.labels,
+                "share_added": added.labels / max(total, 1),
+                "mean_shift": shift,
+                "largest_shift": largest,
+            }
         )
 
     def _with_gold_of_old(self, table: Table, gold: pd.Series | None, added: _Additions) -> Table:
@@ -138,7 +151,11 @@ class Incremental(TableAggregator):
         if not len(told):
             return table
         items = declare(told.index.unique(), "items")
-        return replace(table, items=table.items.append(items), gold=np.concatenate([table.gold, gold_codes(items, self.classes_, told)]))
+        return replace(
+            table,
+            items=table.items.append(items),
+            gold=np.concatenate([table.gold, gold_codes(items, self.classes_, told)]),
+        )
 
     def _codes_of(self, items: pd.Index, added: _Additions) -> tuple[Int64[np.ndarray, " i"], dict[Any, int]]:
         """The codes of items, and of those among them that are new."""
@@ -158,16 +175,31 @@ class Incremental(TableAggregator):
         size = np.zeros(len(items), np.int64)
         size[fitted] = base.size
         later = [added.keys.get(code, []) for code in items.tolist()]
-        place = np.concatenate([np.repeat(np.arange(len(items)), size), np.repeat(np.arange(len(items)), [len(keys) for keys in later])])
+        place = np.concatenate(
+            [
+                np.repeat(np.arange(len(items)), size),
+                np.repeat(np.arange(len(items)), [len(keys) for keys in later]),
+            ]
+        )
         cell = np.concatenate([base.cell, np.array([key for keys in later for key in keys], np.int32)])
-        weight = np.concatenate([base.weights, [w for code in items.tolist() for w in added.weights.get(code, [])]])
+        weight = np.concatenate(
+            [base.weights, [w for code in items.tolist() for w in added.weights.get(code, [])]]
+        )
         gold = np.full(len(items), -1, np.int32)
         gold[fitted] = base.known
-        gold = np.array([added.gold.get(code, old) for code, old in zip(items.tolist(), gold.tolist(), strict=True)], np.int32)
+        gold = np.array(
+            [added.gold.get(code, old) for code, old in zip(items.tolist(), gold.tolist(), strict=True)],
+            np.int32,
+        )
         order = np.argsort(place, kind="stable")
         starts = np.concatenate([[0], np.cumsum(np.bincount(place, minlength=len(items)))])
         weighted = bool((weight != 1).any())
-        return Packed(starts, cell[order].astype(np.int32), weight[order] if weighted else None, gold if (gold >= 0).any() else None)
+        return Packed(
+            starts,
+            cell[order].astype(np.int32),
+            weight[order] if weighted else None,
+            gold if (gold >= 0).any() else None,
+        )
 
     def _known_shares(self, items: Int64[np.ndarray, " m"], added: _Additions) -> Float64[np.ndarray, "m k"]:
         """What the items have in the counts: nothing, if they are new."""
@@ -182,7 +214,9 @@ class Incremental(TableAggregator):
                 made[row] = nothing
         return made
 
-    def _require_new(self, table: Table, item: Int64[np.ndarray, " i"], new: dict[Any, int], added: _Additions) -> None:
+    def _require_new(
+        self, table: Table, item: Int64[np.ndarray, " i"], new: dict[Any, int], added: _Additions
+    ) -> None:
         # One earlier id tells the kind ("1" and 1) of all
         declare(self._answered.items[:1].append(pd.Index(list(new))), "items")
         declare(self._annotator_ids[:1].append(table.annotators[len(self._annotator_ids) :]), "annotators")
@@ -190,7 +224,9 @@ class Incremental(TableAggregator):
         had = self._packed_items(asked, added)
         pairs = set(zip(np.repeat(asked, had.size).tolist(), owner[had.cell].tolist(), strict=True))
         codes = item[table.item]
-        again = np.array([pair in pairs for pair in zip(codes.tolist(), table.annotator.tolist(), strict=True)], dtype=bool)
+        again = np.array(
+            [pair in pairs for pair in zip(codes.tolist(), table.annotator.tolist(), strict=True)], dtype=bool
+        )
         named = pd.Series(list(zip(table.items[table.item], table.annotators[table.annotator], strict=True)))
         reject(
             again,
@@ -200,7 +236,11 @@ class Incremental(TableAggregator):
         if had.gold is not None:
             earlier = dict(zip(asked.tolist(), had.gold.tolist(), strict=True))
             old = np.array([earlier[code] for code in item.tolist()])
-            reject((old >= 0) & (table.gold >= 0) & (old != table.gold), pd.Series(table.items), "items whose known class was another one")
+            reject(
+                (old >= 0) & (table.gold >= 0) & (old != table.gold),
+                pd.Series(table.items),
+                "items whose known class was another one",
+            )
 
     def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:
         rows, class_prior, packed = super()._of_annotators()
@@ -216,7 +256,8 @@ class Incremental(TableAggregator):
         added = self._additions
         old, more = self._answered, len(added.names)
         made = [
-            np.concatenate([a, np.zeros((more, *a.shape[1:]), a.dtype)]) for a in (old.responsibilities, old.size, old.heard, old.known)
+            np.concatenate([a, np.zeros((more, *a.shape[1:]), a.dtype)])
+            for a in (old.responsibilities, old.size, old.heard, old.known)
         ]
         for code, found in added.probabilities.items():
             made[0][code] = found

@@ -69,7 +69,14 @@ class GLAD(ItemModel):
         dependence, abstention: as for `DawidSkene`.
     """
 
-    def __init__(self, *, max_iter: int = 100, tolerance: float = 1e-6, dependence: str = "warn", abstention: Any = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_iter: int = 100,
+        tolerance: float = 1e-6,
+        dependence: str = "warn",
+        abstention: Any = None,
+    ) -> None:
         self.max_iter = max_iter
         self.tolerance = tolerance
         self.dependence = dependence
@@ -117,7 +124,12 @@ class MinimaxEntropy(ItemModel):
         self.abstention = abstention
 
     def _solve(self, rows: Rows) -> Answer:
-        return fit_minimax(rows, annotator_penalty=self.annotator_penalty, item_penalty=self.item_penalty, max_iter=self.max_iter)
+        return fit_minimax(
+            rows,
+            annotator_penalty=self.annotator_penalty,
+            item_penalty=self.item_penalty,
+            max_iter=self.max_iter,
+        )
 
     def _solve_new(self, rows: Rows) -> Float64[np.ndarray, "i k"]:
         return new_items_minimax(rows, self._parameters)
@@ -132,7 +144,13 @@ class KOS(ItemModel):
     """
 
     def __init__(
-        self, *, restarts: int = 10, random_state: int = 0, max_iter: int = 100, dependence: str = "warn", abstention: Any = None
+        self,
+        *,
+        restarts: int = 10,
+        random_state: int = 0,
+        max_iter: int = 100,
+        dependence: str = "warn",
+        abstention: Any = None,
     ) -> None:
         self.restarts = restarts
         self.random_state = random_state

@@ -108,8 +108,12 @@ class SnorkelLabelModel(ItemModel):
         e = 10^-ceil(log10 I) for I items, 0.01 at most.
         """
         check_is_fitted(self, "classes_")
-        rows = pd.MultiIndex.from_product([self._annotator_ids, self.classes_], names=["annotator", "true_class"])
-        return pd.DataFrame(self._parameters["propensity"].reshape(len(rows), -1), rows, self.classes_.rename("label"))
+        rows = pd.MultiIndex.from_product(
+            [self._annotator_ids, self.classes_], names=["annotator", "true_class"]
+        )
+        return pd.DataFrame(
+            self._parameters["propensity"].reshape(len(rows), -1), rows, self.classes_.rename("label")
+        )
 
     def _check(self) -> None:
         super()._check()
@@ -132,7 +136,12 @@ class SnorkelLabelModel(ItemModel):
         return super()._predict(table)
 
     def _solve(self, rows: Rows) -> Answer:
-        settings = {"n_epochs": int(self.epochs), "lr": float(self.learning_rate), "l2": float(self.l2), "seed": int(self.random_state)}
+        settings = {
+            "n_epochs": int(self.epochs),
+            "lr": float(self.learning_rate),
+            "l2": float(self.l2),
+            "seed": int(self.random_state),
+        }
         propensity = _learn(_matrix(rows), self._balance, settings)
         return Answer(_bayes(rows, propensity, self._balance), np.empty(0), False, {"propensity": propensity})
 
@@ -140,7 +149,9 @@ class SnorkelLabelModel(ItemModel):
         return _bayes(rows, self._parameters["propensity"], self._balance)
 
 
-def _bayes(rows: Rows, propensity: Float64[np.ndarray, "j k l"], balance: Float64[np.ndarray, " k"]) -> Float64[np.ndarray, "i k"]:
+def _bayes(
+    rows: Rows, propensity: Float64[np.ndarray, "j k l"], balance: Float64[np.ndarray, " k"]
+) -> Float64[np.ndarray, "i k"]:
     """What snorkel's `predict_proba` says, without its dense matrix and without underflow; items with gold are certain."""
     said = np.log(propensity)[rows.annotator, :, rows.label]  # (n, k)
     found = softmax(sums_by_owner(said, rows.item, rows.num_items) + np.log(balance), axis=1)
@@ -154,8 +165,13 @@ def _matrix(rows: Rows) -> Int16[np.ndarray, "v j"]:
     items, place = np.unique(rows.item, return_inverse=True)
     active, side = len(np.unique(rows.annotator)), rows.num_annotators * rows.num_classes
     if active < 3:
-        raise ValueError(f"snorkel compares pairs of annotators: it needs labels by at least 3, and there are {active}")
-    for size, what in ((len(items) * rows.num_annotators, "of labelled items x annotators"), (side**2, "over pairs of (annotator, class)")):
+        raise ValueError(
+            f"snorkel compares pairs of annotators: it needs labels by at least 3, and there are {active}"
+        )
+    for size, what in (
+        (len(items) * rows.num_annotators, "of labelled items x annotators"),
+        (side**2, "over pairs of (annotator, class)"),
+    ):
         if size > MOST_CELLS:
             raise ValueError(
                 f"snorkel needs a dense matrix {what}, which has {size:,} cells, more than {MOST_CELLS:,}: choose another aggregator"
@@ -194,7 +210,9 @@ def _label_model() -> Any:
     try:
         from snorkel.labeling.model import LabelModel
     except ImportError as error:
-        raise ImportError(f'SnorkelLabelModel needs the package snorkel ({error}): pip install "probcrowd[label-models]"') from error
+        raise ImportError(
+            f'SnorkelLabelModel needs the package snorkel ({error}): pip install "probcrowd[label-models]"'
+        ) from error
 
     class Checked(LabelModel):
         def _clamp_params(self) -> None:
@@ -210,7 +228,12 @@ def _as_found() -> Iterator[None]:
     """Within: float32 on the CPU, with gradients, and whatever is seeded or drawn; afterwards: global states as they were before."""
     import torch
 
-    drawn, numpy_drawn, torch_drawn, seed = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.initial_seed()
+    drawn, numpy_drawn, torch_drawn, seed = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+        torch.initial_seed(),
+    )
     cuda_drawn = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
@@ -230,11 +253,19 @@ def _refuse_unsayable(table: Table) -> None:
     """Refuses what a matrix with one label by item and annotator cannot say."""
     items, annotators = table.items.take(table.item), table.annotators.take(table.annotator)
     weights = pd.Series(table.weights, index=items)
-    reject(table.weights != 1, weights, "snorkel counts every label once: weights other than 1 are none that it can take")
-    repeated = pd.Series(table.item * len(table.annotators) + table.annotator).duplicated(keep=False).to_numpy()
+    reject(
+        table.weights != 1,
+        weights,
+        "snorkel counts every label once: weights other than 1 are none that it can take",
+    )
+    repeated = (
+        pd.Series(table.item * len(table.annotators) + table.annotator).duplicated(keep=False).to_numpy()
+    )
     pairs = pd.Series(annotators, index=items)
     reject(
-        repeated, pairs, "several labels by one annotator of one item: snorkel takes one; say duplicates='first' or 'last' in `from_frame`"
+        repeated,
+        pairs,
+        "several labels by one annotator of one item: snorkel takes one; say duplicates='first' or 'last' in `from_frame`",
     )
 
 
@@ -251,6 +282,12 @@ def _read_balance(balance: Any, classes: pd.Index) -> Float64[np.ndarray, " k"]:
         raise TypeError(f"class_balance must be a dict or a Series by class, not {type(balance).__name__}")
     given = pd.Series(balance, dtype=np.float64)
     values = given.reindex(classes).to_numpy()
-    if len(given) != len(classes) or not (values > 0).all() or not math.isclose(values.sum(), 1, abs_tol=1e-6):
-        raise ValueError(f"class_balance={dict(given)!r}: give every class of {list(classes[:10])} a number > 0, in sum 1")
+    if (
+        len(given) != len(classes)
+        or not (values > 0).all()
+        or not math.isclose(values.sum(), 1, abs_tol=1e-6)
+    ):
+        raise ValueError(
+            f"class_balance={dict(given)!r}: give every class of {list(classes[:10])} a number > 0, in sum 1"
+        )
     return values

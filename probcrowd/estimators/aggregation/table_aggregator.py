@@ -74,16 +74,24 @@ class TableAggregator(Aggregator):
         averaging, size = self._averaging(design), len(design.cells)
         if averaging is not None:
             return averaging.means(self._statistics.extended(size)).scores
-        return self._channel(design, averaged=self.confidence == "variational").scores(self._last.statistics.extended(size))
+        return self._channel(design, averaged=self.confidence == "variational").scores(
+            self._last.statistics.extended(size)
+        )
 
     @property
     def _passes(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("max_iter", "tolerance", "accelerate", "progress") if hasattr(self, name)}
+        return {
+            name: getattr(self, name)
+            for name in ("max_iter", "tolerance", "accelerate", "progress")
+            if hasattr(self, name)
+        }
 
     def _check(self) -> None:
         super()._check()
         if self.confidence not in _CONFIDENCES:
-            raise ValueError(f"confidence={self.confidence!r}: choose one of {', '.join(map(repr, _CONFIDENCES))}")
+            raise ValueError(
+                f"confidence={self.confidence!r}: choose one of {', '.join(map(repr, _CONFIDENCES))}"
+            )
         prior = getattr(self, "prior", "flat")
         if not isinstance(prior, self._prior_kind) and not (isinstance(prior, str) and prior in _PRIORS):
             names = ", ".join(map(repr, _PRIORS))
@@ -102,9 +110,17 @@ class TableAggregator(Aggregator):
             fit = fit_table(source, self._channel(design, averaged=True), mode.statistics, **self._passes)
         found = np.zeros((patterns.num_items, cells.num_classes))
         swept = sweep(patterns, fit.scores, hard=self._hard, responsibilities=found)
-        self._design, self._cells, self._packed, self._patterns, self._place = design, cells, packed, patterns, place
+        self._design, self._cells, self._packed, self._patterns, self._place = (
+            design,
+            cells,
+            packed,
+            patterns,
+            place,
+        )
         self._mode, self._last, self._statistics, self._shares = mode, fit, swept.statistics, found
-        self._answer(table, found if place is None else found[place], mode.objective, mode.converged and fit.converged)
+        self._answer(
+            table, found if place is None else found[place], mode.objective, mode.converged and fit.converged
+        )
 
     def _finish(self) -> None:
         """Label probabilities from the shares that the items have in the counts, once dependence is known."""
@@ -115,7 +131,9 @@ class TableAggregator(Aggregator):
     def _averaged(self, packed: Packed, shares: Float64[np.ndarray, "i k"]) -> Float64[np.ndarray, "i k"]:
         averaging = self._averaging(self._design)
         if averaging is not None:
-            return averaged_probabilities(packed, self._design.cells, shares, averaging.means(self._statistics), self._copying)
+            return averaged_probabilities(
+                packed, self._design.cells, shares, averaging.means(self._statistics), self._copying
+            )
         if not self._copying and not self._hard:
             return shares
         found = np.zeros_like(shares)
@@ -131,18 +149,27 @@ class TableAggregator(Aggregator):
 
     def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:
         cells = self._design.cells
-        rows = RowPosterior(cells, self._base(cells.num_classes, cells.num_labels), self._statistics.said, self._design.history)
+        rows = RowPosterior(
+            cells,
+            self._base(cells.num_classes, cells.num_labels),
+            self._statistics.said,
+            self._design.history,
+        )
         return rows, self.class_prior_.to_numpy(), self._patterns
 
     @property
     def class_prior_(self) -> pd.Series:
         """p(class) by class, at the mode."""
         check_is_fitted(self, "classes_")
-        return pd.Series(np.exp(self._mode.scores.log_prior), self.classes_.rename("class"), name="class_prior")
+        return pd.Series(
+            np.exp(self._mode.scores.log_prior), self.classes_.rename("class"), name="class_prior"
+        )
 
     def _confusion_array(self) -> Float64[np.ndarray, "j k l"]:
         cells = self._design.cells
-        rows = RowPosterior(cells, self._base(cells.num_classes, cells.num_labels), np.exp(self._mode.scores.log_table))
+        rows = RowPosterior(
+            cells, self._base(cells.num_classes, cells.num_labels), np.exp(self._mode.scores.log_table)
+        )
         made = np.zeros((cells.num_annotators, cells.num_classes, cells.num_labels))
         for where, (dense,) in rows.chunks(rows.said):
             made[where] = dense
@@ -180,17 +207,29 @@ def _read_history(
         raise TypeError(f"the history must be a data frame, as `counts_` is, not {type(history).__name__}")
     missing = {"annotator", "true_class", "label", "count"} - set(history.columns)
     if missing:
-        raise ValueError(f"the history needs the columns annotator, true_class, label and count; {', '.join(sorted(missing))} is missing")
-    column: dict[str, pd.Series] = {name: history.loc[:, name] for name in ("annotator", "true_class", "label", "count")}
-    reject(column["annotator"].isna().to_numpy(bool), column["annotator"], "missing annotator ids in the history")
+        raise ValueError(
+            f"the history needs the columns annotator, true_class, label and count; {', '.join(sorted(missing))} is missing"
+        )
+    column: dict[str, pd.Series] = {
+        name: history.loc[:, name] for name in ("annotator", "true_class", "label", "count")
+    }
+    reject(
+        column["annotator"].isna().to_numpy(bool), column["annotator"], "missing annotator ids in the history"
+    )
     count = pd.Series(pd.to_numeric(column["count"], errors="coerce")).to_numpy(np.float64, na_value=np.nan)
-    reject(~(np.isfinite(count) & (count >= 0)), column["count"], "counts of the history must be finite and >= 0")
+    reject(
+        ~(np.isfinite(count) & (count >= 0)), column["count"], "counts of the history must be finite and >= 0"
+    )
     new = pd.Index(column["annotator"].unique())
     new = new[table.annotators.get_indexer(new) < 0]
     # Ids of another kind ("1" and 1) would be other annotators, and their history lost
-    table = replace(table, annotators=declare(table.annotators.append(new), "annotators")) if len(new) else table
+    table = (
+        replace(table, annotators=declare(table.annotators.append(new), "annotators")) if len(new) else table
+    )
     known = table.classes.get_indexer(pd.Index(column["true_class"]))
-    reject(known < 0, column["true_class"], f"classes of the history that are none of {list(table.classes[:10])}")
+    reject(
+        known < 0, column["true_class"], f"classes of the history that are none of {list(table.classes[:10])}"
+    )
     label = table.classes.get_indexer(pd.Index(column["label"]))
     if table.num_labels > len(table.classes):
         label = np.where(np.asarray(column["label"] == abstention, dtype=bool), len(table.classes), label)
@@ -199,7 +238,9 @@ def _read_history(
     return table, (key.astype(np.int64), known.astype(np.int64), count)
 
 
-def _at_cells(cells: Cells, key: np.ndarray, true_class: np.ndarray, counts: np.ndarray) -> Float64[np.ndarray, "p k"]:
+def _at_cells(
+    cells: Cells, key: np.ndarray, true_class: np.ndarray, counts: np.ndarray
+) -> Float64[np.ndarray, "p k"]:
     made = np.zeros((len(cells), cells.num_classes))
     np.add.at(made, (cells.locate(key), true_class), counts)
     return made

@@ -17,7 +17,16 @@ from torch import nn
 from probcrowd.data.files import some
 from probcrowd.data.rows import Rows
 from probcrowd.data.table import Table, read_table
-from probcrowd.estimators.crowd.fit import fitted, held_out_from, kept_in, made, remade, same_network, some_of, trained_on
+from probcrowd.estimators.crowd.fit import (
+    fitted,
+    held_out_from,
+    kept_in,
+    made,
+    remade,
+    same_network,
+    some_of,
+    trained_on,
+)
 from probcrowd.estimators.crowd.inputs import Items, classes_of, read_items
 from probcrowd.estimators.crowd.methods import Start, Task, make_channel
 from probcrowd.estimators.crowd.options import check, read_said
@@ -142,13 +151,23 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             if self._renamed(network, channel, items, split):
                 words = "a smaller strength, a lower learning rate or a larger initial_accuracy may keep them"
                 warnings.warn(
-                    f"classes seem to have changed their names: what annotators call one, the network calls another: {words}", stacklevel=2
+                    f"classes seem to have changed their names: what annotators call one, the network calls another: {words}",
+                    stacklevel=2,
                 )
             ids = {"annotators": table.annotators, "classes": table.classes}
             self._install(network, channel, stands, split.rows, ids, items.columns, items.shape)
             if kept is not None:
                 own = self.network is not None
-                save_result(kept, network, channel, stands, ids, items, split.rows, {"own_network": own, "strength": strength})
+                save_result(
+                    kept,
+                    network,
+                    channel,
+                    stands,
+                    ids,
+                    items,
+                    split.rows,
+                    {"own_network": own, "strength": strength},
+                )
         return self
 
     def _install(
@@ -165,7 +184,9 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         self.classes_, self._annotators = ids["classes"], ids["annotators"]
         self._columns, self._shape = columns, shape
         self._labels = np.bincount(rows.annotator, minlength=rows.num_annotators)
-        self.history_ = pd.DataFrame(stands.history).astype({"epoch": int, "degenerate": int}).set_index("epoch")
+        self.history_ = (
+            pd.DataFrame(stands.history).astype({"epoch": int, "degenerate": int}).set_index("epoch")
+        )
         self.epoch_ = stands.selected
         self.degenerate_ = int(stands.history[-1]["degenerate"])
         if self.degenerate_:
@@ -174,7 +195,10 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
                 if self._name == "geocrowdnet-f"
                 else "lower the strength"
             )
-            warnings.warn(f"in {self.degenerate_} steps the volume was next to singular, and was taken with a ridge: {words}", stacklevel=3)
+            warnings.warn(
+                f"in {self.degenerate_} steps the volume was next to singular, and was taken with a ridge: {words}",
+                stacklevel=3,
+            )
 
     @property
     def _name(self) -> str:
@@ -188,11 +212,18 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
     def _asked_for(self) -> dict[str, Any]:
         """What the result depends on, besides the network."""
         left_out = ("network", "progress", "device")
-        parameters = {name: value for name, value in self.get_params(deep=False).items() if name not in left_out}
+        parameters = {
+            name: value for name, value in self.get_params(deep=False).items() if name not in left_out
+        }
         return parameters | {"options": dict(self.options or {})}
 
     def _network(self, items: Items, classes: int) -> nn.Module:
-        network = made(small_network if self.network is None else self.network, (items.shape, classes), int(self.random_state), self.device)
+        network = made(
+            small_network if self.network is None else self.network,
+            (items.shape, classes),
+            int(self.random_state),
+            self.device,
+        )
         network.eval()
         with torch.no_grad():
             found = network(some_of(items))
@@ -220,7 +251,9 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
     def _renamed(self, network: nn.Module, channel: Channel, items: Items, split: Split) -> bool:
         return renamed(network, channel, trained_on(items, split), split.labels, split.rows.num_classes)
 
-    def _channel(self, network: nn.Module, split: Split, shape: tuple[int, ...], strength: float | None) -> Channel:
+    def _channel(
+        self, network: nn.Module, split: Split, shape: tuple[int, ...], strength: float | None
+    ) -> Channel:
         with torch.no_grad():
             head = head_of(network.eval(), torch.zeros(2, *shape, device=self.device))
         layer = None if head is None else network.get_submodule(head)
@@ -234,12 +267,20 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"{self.method} needs a network whose logits are those of a torch.nn.Linear, and {type(network).__name__} has none"
             )
-        if self._name == "geocrowdnet-f" and self.batch < 4 * task.num_classes and not (self.options or {}).get("running"):
+        if (
+            self._name == "geocrowdnet-f"
+            and self.batch < 4 * task.num_classes
+            and not (self.options or {}).get("running")
+        ):
             words = f"batches of {self.batch} items say little of a volume over {task.num_classes} classes"
-            warnings.warn(f"{words}: take at least {4 * task.num_classes}, or options={{'running': True}}", stacklevel=3)
+            warnings.warn(
+                f"{words}: take at least {4 * task.num_classes}, or options={{'running': True}}", stacklevel=3
+            )
         return channel.to(self.device)
 
-    def _score(self, items: Items, table: Table, split: Split, validation: tuple[Any, Any] | None) -> Judge | None:
+    def _score(
+        self, items: Items, table: Table, split: Split, validation: tuple[Any, Any] | None
+    ) -> Judge | None:
         """How well the items that select the epoch are foretold, each of them; None where the last epoch is selected."""
         if self.selection == "held-out":
             return partial(held_out_scores, inputs=held_out_from(items, split), labels=split.held)
@@ -262,11 +303,15 @@ def load_crowd_classifier(folder: Path | str, network: Network | None = None) ->
     state = dict(saved.state)
     again = remade(CrowdClassifier, network, parameters, folder)
     shape, classes = tuple(state["shape"]), len(ids["classes"])
-    learned = same_network(network, small_network, (shape, classes), state["own_network"], parameters["network"], folder)
+    learned = same_network(
+        network, small_network, (shape, classes), state["own_network"], parameters["network"], folder
+    )
     load_module(learned, saved.tensors, "network")
     rows = rows_of(saved, len(ids["annotators"]), classes)
     empty = torch.zeros(0, dtype=torch.int64)
-    channel = again._channel(learned, Split(rows, Labels.of(rows), empty, Labels.of(rows), empty), shape, state["strength"])
+    channel = again._channel(
+        learned, Split(rows, Labels.of(rows), empty, Labels.of(rows), empty), shape, state["strength"]
+    )
     load_module(channel, saved.tensors, "channel")
     stands = Trained(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
     learned.eval()

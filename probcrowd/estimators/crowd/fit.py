@@ -23,7 +23,9 @@ from probcrowd.storage.fit import FitSettings
 from probcrowd.storage.folder import RunFolder
 
 
-def made(network: nn.Module | Callable[..., nn.Module], arguments: tuple[Any, ...], seed: int, device: str) -> nn.Module:
+def made(
+    network: nn.Module | Callable[..., nn.Module], arguments: tuple[Any, ...], seed: int, device: str
+) -> nn.Module:
     """A copy of a module, or what a function makes of these arguments under the seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -56,10 +58,21 @@ def kept_in(
             return
         kept = stack.enter_context(RunFolder(Path(folder)))
         going_on = kept.start(settings(kept.path), resume)
-        yield kept, {"resume": load_training(kept) if going_on else None, "keep": partial(save_training, kept)}
+        yield (
+            kept,
+            {"resume": load_training(kept) if going_on else None, "keep": partial(save_training, kept)},
+        )
 
 
-def fitted(asked: Any, network: nn.Module, channel: Channel, items: Items, split: Split, judge: Judge | None, **options: Any) -> Trained:
+def fitted(
+    asked: Any,
+    network: nn.Module,
+    channel: Channel,
+    items: Items,
+    split: Split,
+    judge: Judge | None,
+    **options: Any,
+) -> Trained:
     """Trains both as the parameters of an estimator say, in place."""
     rate = getattr(asked, "channel_learning_rate", None)
     training = Training(
@@ -83,7 +96,9 @@ def remade(kind: Callable[..., Any], network: Any, parameters: Mapping[str, Any]
     """
     known = set(inspect.signature(kind).parameters)
     if strange := sorted(set(parameters) - known - {"network"}):
-        raise ValueError(f"{folder} holds a fit of something else than {kind.__name__}: it has the parameters {some(strange)}")
+        raise ValueError(
+            f"{folder} holds a fit of something else than {kind.__name__}: it has the parameters {some(strange)}"
+        )
     return kind(network, **{name: value for name, value in parameters.items() if name != "network"})
 
 
@@ -101,8 +116,15 @@ def same_network(
         ValueError: it is another.
     """
     if own != (network is not None):
-        raise ValueError(f"the fit in {folder} has " + ("a network of its own: give it" if own else "the default network: give none"))
-    blank = copy.deepcopy(network) if isinstance(network, nn.Module) else (fallback if network is None else network)(*arguments)
+        raise ValueError(
+            f"the fit in {folder} has "
+            + ("a network of its own: give it" if own else "the default network: give none")
+        )
+    blank = (
+        copy.deepcopy(network)
+        if isinstance(network, nn.Module)
+        else (fallback if network is None else network)(*arguments)
+    )
     if repr(blank) != printed:
         raise ValueError(f"the fit in {folder} has another network than\n{blank}")
     return blank

@@ -40,7 +40,9 @@ class Items:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one input."""
-        return tuple(self.values.shape[1:]) if isinstance(self.values, Tensor) else tuple(self._element(0).shape)
+        return (
+            tuple(self.values.shape[1:]) if isinstance(self.values, Tensor) else tuple(self._element(0).shape)
+        )
 
     def place(self, ids: pd.Index) -> Int[np.ndarray, " i"]:
         """Where those ids are.
@@ -50,8 +52,14 @@ class Items:
         """
         place = self.ids.get_indexer(ids)
         if len(missing := ids[place < 0]):
-            kinds = f"; ids are {ids.dtype} in the annotations and {self.ids.dtype} in X" if ids.dtype != self.ids.dtype else ""
-            raise ValueError(f"X has no items {some(missing)} ({len(missing)} in all) that annotations are about{kinds}")
+            kinds = (
+                f"; ids are {ids.dtype} in the annotations and {self.ids.dtype} in X"
+                if ids.dtype != self.ids.dtype
+                else ""
+            )
+            raise ValueError(
+                f"X has no items {some(missing)} ({len(missing)} in all) that annotations are about{kinds}"
+            )
         return place.astype(np.int64)
 
     def _element(self, place: int) -> Tensor:
@@ -77,12 +85,20 @@ def read_items(X: Any, device: str = "cpu", columns: tuple[str, ...] | None = No
         _require_items(len(frame))
         if not frame.shape[1]:
             raise ValueError("X: a table without columns")
-        return Items(frame.index, _tensor(frame.to_numpy(), frame.index, device), tuple(map(str, frame.columns)), device, True)
+        return Items(
+            frame.index,
+            _tensor(frame.to_numpy(), frame.index, device),
+            tuple(map(str, frame.columns)),
+            device,
+            True,
+        )
     if isinstance(X, Tensor):
         X = X.detach().float().cpu().numpy()
     if isinstance(X, np.ndarray):
         if X.ndim < 2 or X.dtype.kind not in "buif":
-            raise ValueError(f"X: an array of numbers with one row per item is needed, got shape {X.shape} of {X.dtype}")
+            raise ValueError(
+                f"X: an array of numbers with one row per item is needed, got shape {X.shape} of {X.dtype}"
+            )
         _require_items(len(X))
         if np.ma.is_masked(X):
             raise ValueError("X: a masked array: fill what is masked or leave these items out")
@@ -101,17 +117,29 @@ def classes_of(truth: Any, items: Items, classes: pd.Index) -> np.ndarray:
         ValueError: other numbers of them, ids where the items have none, repeated ids, classes that nobody gave, or none at all.
     """
     if isinstance(truth, pd.Series) and items.named:
-        reject(truth.index.duplicated(keep=False), pd.Series(list(truth.index)), "items with more than one true class: keep one each")
+        reject(
+            truth.index.duplicated(keep=False),
+            pd.Series(list(truth.index)),
+            "items with more than one true class: keep one each",
+        )
         known = truth.reindex(items.ids)
     elif isinstance(truth, pd.Series) and not truth.index.equals(pd.RangeIndex(len(items.ids))):
-        raise ValueError("the true classes have ids and X has none: give them as an array in the order of X, or X as a data frame")
+        raise ValueError(
+            "the true classes have ids and X has none: give them as an array in the order of X, or X as a data frame"
+        )
     else:
         values = np.asarray(truth)
         if values.ndim != 1 or len(values) != len(items.ids):
-            raise ValueError(f"true classes of shape {values.shape} for {len(items.ids)} items: one each is needed")
+            raise ValueError(
+                f"true classes of shape {values.shape} for {len(items.ids)} items: one each is needed"
+            )
         known = pd.Series(values, items.ids)
     codes = np.where(known.notna(), classes.get_indexer(pd.Index(known)), -1)
-    reject(np.asarray((codes < 0) & known.notna(), dtype=bool), known, f"true classes that nobody gave: the classes are {some(classes)}")
+    reject(
+        np.asarray((codes < 0) & known.notna(), dtype=bool),
+        known,
+        f"true classes that nobody gave: the classes are {some(classes)}",
+    )
     if not (codes >= 0).any():
         raise ValueError(f"no true class of any of these items, such as {some(items.ids)}")
     return codes.astype(np.int64)
@@ -124,14 +152,18 @@ def _ordered(frame: pd.DataFrame, columns: tuple[str, ...] | None) -> pd.DataFra
         return frame
     if sorted(here) == sorted(columns) and len(set(here)) == len(here):
         return frame.iloc[:, pd.Index(here).get_indexer(pd.Index(columns))]
-    raise ValueError(f"X: the columns are {some(here)} ({len(here)}), those of the fit {some(columns)} ({len(columns)})")
+    raise ValueError(
+        f"X: the columns are {some(here)} ({len(here)}), those of the fit {some(columns)} ({len(columns)})"
+    )
 
 
 def _tensor(values: np.ndarray, ids: pd.Index, device: str) -> Tensor:
     with np.errstate(over="ignore"):
         single = np.require(values, np.float32, ["C", "W"])
     bad = ~np.isfinite(single).reshape(len(single), -1).all(1)
-    words = "X: missing or infinite values, or too large for single precision: fill them or leave these items out"
+    words = (
+        "X: missing or infinite values, or too large for single precision: fill them or leave these items out"
+    )
     reject(np.asarray(bad, dtype=bool), pd.Series(list(ids)), words)
     return torch.from_numpy(single).to(device)
 

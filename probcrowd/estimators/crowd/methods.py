@@ -102,9 +102,13 @@ def _doctor_net(task: Task, size: float, strength: float, **options: Any) -> Cha
 def _posterior(task: Task) -> Float[Tensor, "i k"]:
     """Of Dawid-Skene."""
     rows = task.rows
-    items, annotators, classes = (pd.RangeIndex(size) for size in (rows.num_items, rows.num_annotators, rows.num_classes))
+    items, annotators, classes = (
+        pd.RangeIndex(size) for size in (rows.num_items, rows.num_annotators, rows.num_classes)
+    )
     said = Annotations(rows.item, rows.annotator, rows.label, items, annotators, classes, rows.weight)
-    return torch.from_numpy(DawidSkene(dependence="ignore").fit(said).probabilities_.to_numpy().copy()).to(task.labels.weight)
+    return torch.from_numpy(DawidSkene(dependence="ignore").fit(said).probabilities_.to_numpy().copy()).to(
+        task.labels.weight
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -136,7 +140,9 @@ def find_method(name: str) -> Method:
     return found
 
 
-def make_channel(name: str, task: Task, start: Start, strength: float | None, options: Mapping[str, Any]) -> Channel:
+def make_channel(
+    name: str, task: Task, start: Start, strength: float | None, options: Mapping[str, Any]
+) -> Channel:
     """The channel of a method.
 
     Raises:

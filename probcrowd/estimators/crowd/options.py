@@ -22,8 +22,13 @@ def check(asked: Any, validation: Any, folder: Any, resume: bool) -> None:
         ValueError: the parameter, what it was, and what it may be.
     """
     find_method(asked.method)
-    if not (asked.initial_accuracy == "published" or (isinstance(asked.initial_accuracy, (int, float)) and 0 < asked.initial_accuracy < 1)):
-        raise ValueError(f"initial_accuracy={asked.initial_accuracy!r}: choose a number between 0 and 1, or 'published'")
+    if not (
+        asked.initial_accuracy == "published"
+        or (isinstance(asked.initial_accuracy, (int, float)) and 0 < asked.initial_accuracy < 1)
+    ):
+        raise ValueError(
+            f"initial_accuracy={asked.initial_accuracy!r}: choose a number between 0 and 1, or 'published'"
+        )
     check_training(asked)
     check_number(asked, "channel_learning_rate", positive=True, optional=True)
     if asked.strength != "selected":
@@ -31,7 +36,9 @@ def check(asked: Any, validation: Any, folder: Any, resume: bool) -> None:
     if asked.selection not in ("held-out", "last", "gold"):
         raise ValueError(f"selection={asked.selection!r}: choose 'held-out', 'last' or 'gold'")
     if asked.strength == "selected" and asked.selection == "last":
-        raise ValueError("strength='selected' needs selection='held-out' or 'gold': nothing selects otherwise")
+        raise ValueError(
+            "strength='selected' needs selection='held-out' or 'gold': nothing selects otherwise"
+        )
     if asked.strength == "selected" and find_method(asked.method).strength is None:
         raise ValueError(f"strength='selected': the method {asked.method!r} has no term that it would weigh")
     if (asked.selection == "gold") != (validation is not None):
@@ -54,7 +61,9 @@ def check_training(asked: Any) -> None:
     if asked.selection == "last" and asked.patience is not None:
         raise ValueError("patience waits for a better score, and selection='last' has none")
     if not 0 < asked.validation_fraction < 1:
-        raise ValueError(f"validation_fraction={asked.validation_fraction!r}: choose a number between 0 and 1")
+        raise ValueError(
+            f"validation_fraction={asked.validation_fraction!r}: choose a number between 0 and 1"
+        )
 
 
 def check_whole(asked: Any, name: str, least: int) -> None:
@@ -77,7 +86,11 @@ def check_number(asked: Any, name: str, *, positive: bool = False, optional: boo
     number = getattr(asked, name)
     if number is None and optional:
         return
-    if not (isinstance(number, (int, float, np.number)) and 0 <= number < math.inf and (number > 0 or not positive)):
+    if not (
+        isinstance(number, (int, float, np.number))
+        and 0 <= number < math.inf
+        and (number > 0 or not positive)
+    ):
         raise ValueError(f"{name}={number!r}: choose a number {'>' if positive else '>='} 0")
 
 
@@ -99,9 +112,13 @@ def read_said(annotations: Any, missing_label: Any, items: Items) -> Any:
     """
     if isinstance(annotations, torch.Tensor):
         annotations = annotations.detach().cpu().numpy()
-    if isinstance(annotations, pd.DataFrame) and "label" not in annotations.columns:  # a matrix under ids of its own
+    if (
+        isinstance(annotations, pd.DataFrame) and "label" not in annotations.columns
+    ):  # a matrix under ids of its own
         if not annotations.index.isin(items.ids).all():
-            raise ValueError("annotations need the columns item, annotator and label; a matrix needs a row per item, under the ids of X")
+            raise ValueError(
+                "annotations need the columns item, annotator and label; a matrix needs a row per item, under the ids of X"
+            )
         return Annotations.from_wide(annotations, missing_label=missing_label)
     if isinstance(annotations, (np.ndarray, list)):
         if len(annotations) != len(items.ids):
@@ -110,5 +127,7 @@ def read_said(annotations: Any, missing_label: Any, items: Items) -> Any:
             )
         return Annotations.from_wide(annotations, missing_label=missing_label, items=items.ids)
     if missing_label is not None:
-        raise ValueError("missing_label marks cells of a matrix; a long table has no row where nobody said anything")
+        raise ValueError(
+            "missing_label marks cells of a matrix; a long table has no row where nobody said anything"
+        )
     return annotations

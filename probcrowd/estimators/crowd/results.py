@@ -41,7 +41,11 @@ class Answers:
     def _probabilities(self, items: Items, seen: Seen) -> pd.DataFrame:
         with torch.no_grad():
             found = torch.softmax(self._made.log_truth(seen).double(), 1).cpu().numpy()
-        reject(np.asarray(np.isnan(found).any(1), dtype=bool), pd.Series(list(items.ids)), "items for which the network gives no number")
+        reject(
+            np.asarray(np.isnan(found).any(1), dtype=bool),
+            pd.Series(list(items.ids)),
+            "items for which the network gives no number",
+        )
         return pd.DataFrame(found, items.ids.rename("item"), self.classes_.rename("class"))
 
     def predict(self, X: Any) -> pd.Series:
@@ -64,7 +68,9 @@ class Answers:
         index = pd.MultiIndex.from_product([items.ids.rename("item"), chosen.rename("annotator")])
         return pd.DataFrame(found.reshape(-1, len(self.classes_)), index, self.classes_.rename("label"))
 
-    def _of_annotators(self, X: Any, annotators: Sequence[Any] | pd.Index | None) -> tuple[Items, pd.Index, Float[np.ndarray, "b j l"]]:
+    def _of_annotators(
+        self, X: Any, annotators: Sequence[Any] | pd.Index | None
+    ) -> tuple[Items, pd.Index, Float[np.ndarray, "b j l"]]:
         """Items, annotators, and what each would say of each."""
         items, seen = self._seen(X)
         chosen = self._annotators if annotators is None else pd.Index(annotators)
@@ -85,7 +91,14 @@ class Answers:
         annotator = torch.from_numpy(code.astype(np.int64)).to(device).repeat(high - low)
         pairs = len(annotator)
         nothing = torch.zeros(pairs, dtype=torch.int64, device=device)
-        labels = Labels(item.repeat_interleave(len(code)), annotator, nothing, torch.ones(pairs, device=device), item, float(len(code)))
+        labels = Labels(
+            item.repeat_interleave(len(code)),
+            annotator,
+            nothing,
+            torch.ones(pairs, device=device),
+            item,
+            float(len(code)),
+        )
         with torch.no_grad():
             return torch.softmax(self._made.log_said(part, labels).double(), 1).cpu().numpy()
 
@@ -94,7 +107,9 @@ class Answers:
         items = read_items(X, self.device, self._columns or None)
         if items.shape != self._shape:
             raise ValueError(f"X: inputs of shape {items.shape}, those of the fit had {self._shape}")
-        return items, look_at_all(self.network_, self._made, items, torch.arange(len(items.ids), device=self.device))
+        return items, look_at_all(
+            self.network_, self._made, items, torch.arange(len(items.ids), device=self.device)
+        )
 
 
 class CrowdAnswers(Answers):
@@ -106,7 +121,9 @@ class CrowdAnswers(Answers):
         check_is_fitted(self, "classes_")
         with torch.no_grad():
             matrices = self._made.confusion().double().cpu().numpy()
-        index = pd.MultiIndex.from_product([self._annotators.rename("annotator"), self.classes_.rename("true_class")])
+        index = pd.MultiIndex.from_product(
+            [self._annotators.rename("annotator"), self.classes_.rename("true_class")]
+        )
         return pd.DataFrame(matrices.reshape(-1, len(self.classes_)), index, self.classes_.rename("label"))
 
     @property
@@ -115,4 +132,6 @@ class CrowdAnswers(Answers):
         check_is_fitted(self, "classes_")
         with torch.no_grad():
             accuracy = self._made.confusion().double().diagonal(dim1=1, dim2=2).mean(1).cpu().numpy()
-        return pd.DataFrame({"accuracy": accuracy, "labels": self._labels}, self._annotators.rename("annotator"))
+        return pd.DataFrame(
+            {"accuracy": accuracy, "labels": self._labels}, self._annotators.rename("annotator")
+        )

@@ -22,7 +22,14 @@ from probcrowd.data.table import Table
 from probcrowd.estimators.crowd.inputs import Items
 from probcrowd.inference.crowd.training import Trained
 from probcrowd.models.crowd.base import Channel
-from probcrowd.storage.checkpoint import Checkpoint, load_latest, module_tensors, save_checkpoint, save_latest, under
+from probcrowd.storage.checkpoint import (
+    Checkpoint,
+    load_latest,
+    module_tensors,
+    save_checkpoint,
+    save_latest,
+    under,
+)
 from probcrowd.storage.fit import FitSettings, fit_settings, read_finished, save_ids
 from probcrowd.storage.folder import RunFolder
 
@@ -50,7 +57,10 @@ def settings_of(
 
 def save_training(folder: RunFolder, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Makes this the newest checkpoint of the training."""
-    folder.append_metrics({"step": state["epoch"]} | {name: value for name, value in state["history"][-1].items() if name != "epoch"})
+    folder.append_metrics(
+        {"step": state["epoch"]}
+        | {name: value for name, value in state["history"][-1].items() if name != "epoch"}
+    )
     save_latest(folder.path, tensors, state)
 
 
@@ -75,9 +85,19 @@ def save_result(
     """Writes ids and fit, and tensors that belong to it; the model last, so that a folder with it is whole."""
     save_ids(folder.path, ids)
     tensors = module_tensors(network, "network") | module_tensors(channel, "channel") | dict(more or {})
-    parts = {"item": rows.item, "annotator": rows.annotator, "label": rows.label, "weight": rows.weight, "gold": rows.gold}
+    parts = {
+        "item": rows.item,
+        "annotator": rows.annotator,
+        "label": rows.label,
+        "weight": rows.weight,
+        "gold": rows.gold,
+    }
     tensors |= {f"rows/{name}": torch.from_numpy(np.array(part)) for name, part in parts.items()}
-    save_checkpoint(folder.model, tensors, {**vars(stands), "columns": list(items.columns), "shape": list(items.shape), **state})
+    save_checkpoint(
+        folder.model,
+        tensors,
+        {**vars(stands), "columns": list(items.columns), "shape": list(items.shape), **state},
+    )
 
 
 def load_result(

@@ -19,7 +19,9 @@ from probcrowd.inference.crowd.training import Inputs, look_at_all
 from probcrowd.models.crowd.base import Channel, Labels
 
 CLEARLY = 0.1  # share of all labels that other names of classes must gain
-Judge = Callable[[nn.Module, Channel], Float64[np.ndarray, " b"]]  # of every item that selects: how well it is foretold
+Judge = Callable[
+    [nn.Module, Channel], Float64[np.ndarray, " b"]
+]  # of every item that selects: how well it is foretold
 
 
 @dataclass(frozen=True)
@@ -46,22 +48,30 @@ def split_of(table: Table, items: Items, held_share: float, seed: int, device: s
         raise ValueError("there are no labels to learn from")
     count = math.ceil(held_share * len(labelled))
     if held_share and len(labelled) - count < 2:
-        raise ValueError(f"{len(labelled)} items with labels are too few to hold any out: say selection='last'")
+        raise ValueError(
+            f"{len(labelled)} items with labels are too few to hold any out: say selection='last'"
+        )
     held = np.zeros(len(labelled), bool)
     held[np.random.default_rng([seed, 1]).permutation(len(labelled))[:count]] = True
     train_rows, held_rows = (_rows(table, labelled[part]) for part in (~held, held))
     places = [torch.from_numpy(place[part]).to(device) for part in (~held, held)]
-    return Split(train_rows, Labels.of(train_rows, device), places[0], Labels.of(held_rows, device), places[1])
+    return Split(
+        train_rows, Labels.of(train_rows, device), places[0], Labels.of(held_rows, device), places[1]
+    )
 
 
-def held_out_scores(network: nn.Module, channel: Channel, inputs: Inputs, labels: Labels) -> Float64[np.ndarray, " b"]:
+def held_out_scores(
+    network: nn.Module, channel: Channel, inputs: Inputs, labels: Labels
+) -> Float64[np.ndarray, " b"]:
     """log P(all labels of the item | x) of every item, in nats."""
     seen = look_at_all(network, channel, inputs, torch.arange(len(labels.items), device=labels.items.device))
     with torch.no_grad():
         return channel.log_labels(seen, labels).double().cpu().numpy()
 
 
-def known_scores(network: nn.Module, channel: Channel, inputs: Items, truth: np.ndarray) -> Float64[np.ndarray, " b"]:
+def known_scores(
+    network: nn.Module, channel: Channel, inputs: Items, truth: np.ndarray
+) -> Float64[np.ndarray, " b"]:
     """Whether an item gets its class, of items whose class is known."""
     known = torch.from_numpy(np.flatnonzero(truth >= 0)).to(inputs.device)
     with torch.no_grad():
@@ -76,7 +86,9 @@ def renamed(network: nn.Module, channel: Channel, inputs: Inputs, labels: Labels
     """
     seen = look_at_all(network, channel, inputs, torch.arange(len(labels.items), device=labels.items.device))
     with torch.no_grad():
-        agreement = (channel.log_truth(seen).exp().double().T @ labels.votes(num_classes).double()).cpu().numpy()
+        agreement = (
+            (channel.log_truth(seen).exp().double().T @ labels.votes(num_classes).double()).cpu().numpy()
+        )
     best = agreement[linear_sum_assignment(-agreement)].sum()
     return bool(best > agreement.trace() + CLEARLY * agreement.sum())
 

@@ -21,7 +21,9 @@ STRENGTHS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _FILE = "strengths.csv"
 
 
-def compared_strengths(scores: Callable[[float], tuple[np.ndarray, bool] | None], out: Path | None) -> pd.DataFrame:
+def compared_strengths(
+    scores: Callable[[float], tuple[np.ndarray, bool] | None], out: Path | None
+) -> pd.DataFrame:
     """By strength: the mean score of the items held out, how much less that is than the best, the standard error of this, and `renamed`.
 
     scores: of every item, and whether classes were named anew; None where the training came to no numbers. out: a folder that keeps the table.

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from probcrowd.data.rows import Rows
 from probcrowd.inference.lia.em import parts
-from probcrowd.models.lia.lia import Parameters, Said, bend, competence, log_joint, log_rows_of, log_said, log_truth
+from probcrowd.models.lia.lia import (
+    Parameters,
+    Said,
+    bend,
+    competence,
+    log_joint,
+    log_rows_of,
+    log_said,
+    log_truth,
+)
 from probcrowd.models.lia.prior import Inputs
 
 AT_ONCE = 2**22  # numbers of a block of rows of Q
@@ -45,9 +54,15 @@ class Learned:
     ) -> Float64[np.ndarray, "i k"]:
         """h(x), the probabilities of the classes of items of which nobody has said anything."""
         with torch.no_grad():
-            return log_truth(self.parameters, self._silent(len(features), features, question=question)).exp().numpy()
+            return (
+                log_truth(self.parameters, self._silent(len(features), features, question=question))
+                .exp()
+                .numpy()
+            )
 
-    def truth(self, place: Int64[np.ndarray, " i"], features: Float64[np.ndarray, "i w"] | None = None) -> Float64[np.ndarray, "i k"]:
+    def truth(
+        self, place: Int64[np.ndarray, " i"], features: Float64[np.ndarray, "i w"] | None = None
+    ) -> Float64[np.ndarray, "i k"]:
         """h of the items at those places of the fit; -1: of an item with these features, or of one that nothing is known of."""
         parameters, said = self._at(place, features)
         with torch.no_grad():
@@ -73,7 +88,10 @@ class Learned:
             annotator_features=seen,
         )
         with torch.no_grad():
-            found = [log_joint(log_truth(parameters, part), log_said(parameters, part), part) for part in parts(said)]
+            found = [
+                log_joint(log_truth(parameters, part), log_said(parameters, part), part)
+                for part in parts(said)
+            ]
             return torch.softmax(torch.cat(found), -1).numpy()
 
     def typical(self, question: int | None = None) -> Float64[np.ndarray, "j k l"]:
@@ -88,11 +106,16 @@ class Learned:
         scores = scores - scores.mean(2, keepdims=True)
         return scores - scores.mean(0)
 
-    def difficulty(self, posterior: Float64[np.ndarray, "i k"], place: Int64[np.ndarray, " i"]) -> Float64[np.ndarray, " i"]:
+    def difficulty(
+        self, posterior: Float64[np.ndarray, "i k"], place: Int64[np.ndarray, " i"]
+    ) -> Float64[np.ndarray, " i"]:
         """The probability that a typical annotator is wrong about the items at those places."""
         parameters, said = self._at(place, None)
         with torch.no_grad():
-            rows = [log_rows_of(bend(parameters, part) + parameters["competence_mean"]).exp() for part in parts(said)]
+            rows = [
+                log_rows_of(bend(parameters, part) + parameters["competence_mean"]).exp()
+                for part in parts(said)
+            ]
         return 1 - np.einsum("ik,ikk->i", posterior, torch.cat(rows).numpy())
 
     def right(
@@ -114,7 +137,10 @@ class Learned:
         return found
 
     def _at(
-        self, place: Int64[np.ndarray, " i"], features: Float64[np.ndarray, "i w"] | None, question: Int64[np.ndarray, " i"] | None = None
+        self,
+        place: Int64[np.ndarray, " i"],
+        features: Float64[np.ndarray, "i w"] | None,
+        question: Int64[np.ndarray, " i"] | None = None,
     ) -> tuple[Parameters, Said]:
         """Parameters and silent items at places of the fit; where the place is -1, with those features, or at the centre. question: of all of them,
         in the place of their own."""
@@ -126,7 +152,9 @@ class Learned:
         if self.inputs.item_features is None:
             parameters["item_embedding"] = _with_centre(parameters["item_embedding"])
             return parameters, self._silent(len(place), None, place, question)
-        seen = np.where(place[:, None] >= 0, self.inputs.item_features[place], 0.0 if features is None else features)
+        seen = np.where(
+            place[:, None] >= 0, self.inputs.item_features[place], 0.0 if features is None else features
+        )
         return parameters, self._silent(len(place), seen, question=question)
 
     def _everyone(
@@ -134,11 +162,17 @@ class Learned:
     ) -> tuple[Parameters, Tensor | None]:
         known = self.num_annotators
         if self.inputs.annotator_features is not None:
-            more = np.zeros((number - known, self.inputs.annotator_features.shape[1])) if features is None else features
+            more = (
+                np.zeros((number - known, self.inputs.annotator_features.shape[1]))
+                if features is None
+                else features
+            )
             return parameters, torch.from_numpy(np.vstack([self.inputs.annotator_features, more]))
         name = "competence_offset" if "competence_offset" in parameters else "annotator_embedding"
         table = parameters[name]
-        return parameters | {name: torch.cat([table, table.new_zeros(number - known, *table.shape[1:])])}, None
+        return parameters | {
+            name: torch.cat([table, table.new_zeros(number - known, *table.shape[1:])])
+        }, None
 
     def _silent(
         self,
@@ -155,7 +189,10 @@ class Learned:
         return (
             said
             if place is None
-            else replace(said, place=torch.from_numpy(np.where(place < 0, len(self.parameters["item_embedding"]), place)))
+            else replace(
+                said,
+                place=torch.from_numpy(np.where(place < 0, len(self.parameters["item_embedding"]), place)),
+            )
         )
 
 

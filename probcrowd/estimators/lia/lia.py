@@ -18,7 +18,15 @@ from sklearn.utils.validation import check_is_fitted
 from probcrowd.data.features import Standardiser, standardised
 from probcrowd.data.table import Table
 from probcrowd.estimators.lia.results import LIAAnswers
-from probcrowd.estimators.lia.saved import load_fit, load_spreads, load_state, save_fit, save_spreads, save_state, settings_of
+from probcrowd.estimators.lia.saved import (
+    load_fit,
+    load_spreads,
+    load_state,
+    save_fit,
+    save_spreads,
+    save_state,
+    settings_of,
+)
 from probcrowd.inference.lia.em import Fitted, Schedule, State, fit_lia
 from probcrowd.inference.lia.held_out_prior import choose_spreads, chosen
 from probcrowd.inference.lia.objectives import OBJECTIVES, ObjectiveName
@@ -117,7 +125,9 @@ class LIA(LIAAnswers):
         self._fitted(
             annotations,
             gold,
-            lambda table: self._learn(table, features, annotator_features, None if folder is None else Path(folder), resume),
+            lambda table: self._learn(
+                table, features, annotator_features, None if folder is None else Path(folder), resume
+            ),
         )
         return self
 
@@ -127,12 +137,20 @@ class LIA(LIAAnswers):
     def _check(self) -> None:
         super()._check()
         if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective={self.objective!r}: choose one of {', '.join(map(repr, OBJECTIVES))}")
+            raise ValueError(
+                f"objective={self.objective!r}: choose one of {', '.join(map(repr, OBJECTIVES))}"
+            )
         if not (self.prior in (None, HELD_OUT) or isinstance(self.prior, LIAPrior)):
             raise ValueError(f"prior={self.prior!r}: give a LIAPrior, {HELD_OUT!r} or None")
         if self.prior == HELD_OUT and self._published:
             raise ValueError(f"prior={HELD_OUT!r}: the objective {self.objective!r} has no prior to choose")
-        sizes = (("rounds", 1, ()), ("steps", 1, (None,)), ("last_steps", 0, (None,)), ("batch", 1, (None, "all")), ("random_state", 0, ()))
+        sizes = (
+            ("rounds", 1, ()),
+            ("steps", 1, (None,)),
+            ("last_steps", 0, (None,)),
+            ("batch", 1, (None, "all")),
+            ("random_state", 0, ()),
+        )
         for name, least, others in sizes:
             number = getattr(self, name)
             if number not in others and not (isinstance(number, Integral) and int(number) >= least):
@@ -190,7 +208,9 @@ class LIA(LIAAnswers):
     ) -> None:
         """Fits, in a folder where there is one. asked: the question of each item, and how many questions there are."""
         item, item_standard = standardised(features, table.items, "features")
-        annotator, annotator_standard = standardised(annotator_features, table.annotators, "annotator_features")
+        annotator, annotator_standard = standardised(
+            annotator_features, table.annotators, "annotator_features"
+        )
         inputs, rows = Inputs(item, annotator, *(asked or (None, 0))), table.rows
         options: dict[str, Any] = {"seed": int(self.random_state), "progress": self.progress}
         keep: Callable[[State], None] = lambda state: None
@@ -204,10 +224,21 @@ class LIA(LIAAnswers):
             if self.prior == HELD_OUT:
                 self._spreads = None if folder is None else load_spreads(folder.path)
                 if self._spreads is None:
-                    self._spreads = choose_spreads(rows, inputs, LIAPrior(), OBJECTIVES[self.objective], self.schedule, **options)
+                    self._spreads = choose_spreads(
+                        rows, inputs, LIAPrior(), OBJECTIVES[self.objective], self.schedule, **options
+                    )
                 if folder is not None:
                     save_spreads(folder.path, self._spreads)
-            fitted = fit_lia(rows, inputs, self.networks, OBJECTIVES[self.objective], self.schedule, state=state, keep=keep, **options)
+            fitted = fit_lia(
+                rows,
+                inputs,
+                self.networks,
+                OBJECTIVES[self.objective],
+                self.schedule,
+                state=state,
+                keep=keep,
+                **options,
+            )
             self._keep(table, inputs, (item_standard, annotator_standard), fitted)
             if folder is not None:
                 save_fit(
@@ -218,11 +249,20 @@ class LIA(LIAAnswers):
                     {
                         "converged": fitted.converged,
                         "questions": inputs.num_questions,
-                        "columns": [list(standard.columns) if standard else [] for standard in (item_standard, annotator_standard)],
+                        "columns": [
+                            list(standard.columns) if standard else []
+                            for standard in (item_standard, annotator_standard)
+                        ],
                     },
                 )
 
-    def _keep(self, table: Table, inputs: Inputs, standards: tuple[Standardiser | None, Standardiser | None], fitted: Fitted) -> None:
+    def _keep(
+        self,
+        table: Table,
+        inputs: Inputs,
+        standards: tuple[Standardiser | None, Standardiser | None],
+        fitted: Fitted,
+    ) -> None:
         self._posterior = fitted.posterior
         self._deaf = OBJECTIVES[self.objective].answer == "truth network"
         told = fitted.posterior
@@ -233,7 +273,11 @@ class LIA(LIAAnswers):
     @property
     def _asked_for(self) -> dict[str, Any]:
         """What the result depends on."""
-        return {name: value for name, value in self.get_params(deep=False).items() if name not in ("progress", "dependence")}
+        return {
+            name: value
+            for name, value in self.get_params(deep=False).items()
+            if name not in ("progress", "dependence")
+        }
 
 
 def load_lia(folder: Path | str) -> LIA:
@@ -253,12 +297,22 @@ def read_lia(folder: Path) -> LIA:
     parameters, table, arrays, learned, state = load_fit(folder)
     prior = parameters.pop("prior")
     if isinstance(prior, dict):
-        sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in prior.items()}
+        sizes: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in prior.items()
+        }
         prior = LIAPrior(**sizes)
     made = LIA(prior=prior, dependence="ignore", **parameters)
     made._spreads = load_spreads(folder)
-    inputs = Inputs(arrays.get("item_features"), arrays.get("annotator_features"), arrays.get("question"), state["questions"])
-    standards = _standard(arrays, "item", state["columns"][0]), _standard(arrays, "annotator", state["columns"][1])
+    inputs = Inputs(
+        arrays.get("item_features"),
+        arrays.get("annotator_features"),
+        arrays.get("question"),
+        state["questions"],
+    )
+    standards = (
+        _standard(arrays, "item", state["columns"][0]),
+        _standard(arrays, "annotator", state["columns"][1]),
+    )
     fitted = Fitted(learned, arrays["posterior"], arrays["truth"], arrays["values"], state["converged"])
     made._keep(table, inputs, standards, fitted)
     made._look_for_dependence()
@@ -266,13 +320,21 @@ def read_lia(folder: Path) -> LIA:
     return made
 
 
-def _arrays(inputs: Inputs, standards: tuple[Standardiser | None, Standardiser | None], fitted: Fitted) -> dict[str, np.ndarray]:
+def _arrays(
+    inputs: Inputs, standards: tuple[Standardiser | None, Standardiser | None], fitted: Fitted
+) -> dict[str, np.ndarray]:
     """What a folder keeps besides table and parameters."""
     arrays = {"posterior": fitted.posterior, "truth": fitted.truth, "values": fitted.values}
     arrays |= {} if inputs.question is None else {"question": inputs.question}
-    for name, array, standard in zip(("item", "annotator"), (inputs.item_features, inputs.annotator_features), standards, strict=True):
+    for name, array, standard in zip(
+        ("item", "annotator"), (inputs.item_features, inputs.annotator_features), standards, strict=True
+    ):
         if array is not None and standard is not None:
-            arrays |= {f"{name}_features": array, f"{name}_mean": standard.mean, f"{name}_size": np.array(standard.root_mean_square)}
+            arrays |= {
+                f"{name}_features": array,
+                f"{name}_mean": standard.mean,
+                f"{name}_size": np.array(standard.root_mean_square),
+            }
             arrays |= {} if standard.axes is None else {f"{name}_axes": standard.axes}
     return arrays
 
@@ -280,4 +342,6 @@ def _arrays(inputs: Inputs, standards: tuple[Standardiser | None, Standardiser |
 def _standard(arrays: dict[str, np.ndarray], name: str, columns: list[str]) -> Standardiser | None:
     if f"{name}_mean" not in arrays:
         return None
-    return Standardiser(arrays[f"{name}_mean"], float(arrays[f"{name}_size"]), arrays.get(f"{name}_axes"), tuple(columns))
+    return Standardiser(
+        arrays[f"{name}_mean"], float(arrays[f"{name}_size"]), arrays.get(f"{name}_axes"), tuple(columns)
+    )

@@ -76,12 +76,16 @@ class MultiLabelLIA(BaseEstimator):
             TypeError, ValueError: tables that cannot be read, items without features, no column `question`.
         """
         if not isinstance(annotations, pd.DataFrame):
-            raise TypeError(f"annotations must be a data frame with item, annotator, question and label, not {type(annotations).__name__}")
+            raise TypeError(
+                f"annotations must be a data frame with item, annotator, question and label, not {type(annotations).__name__}"
+            )
         if "question" not in annotations.columns:
             raise ValueError(
                 f"annotations need a column 'question' beside item, annotator and label; they have {some(annotations.columns)}"
             )
-        column = find_columns(annotations, {"item": None, "annotator": None, "label": None}) | {"question": annotations.loc[:, "question"]}
+        column = find_columns(annotations, {"item": None, "annotator": None, "label": None}) | {
+            "question": annotations.loc[:, "question"]
+        }
         for name in ("item", "question"):
             reject(column[name].isna().to_numpy(bool), column[name], f"missing {name} ids")
         frame = pd.DataFrame({name: column[name] for name in ("annotator", "label")})
@@ -119,11 +123,13 @@ class MultiLabelLIA(BaseEstimator):
         known = _by_pair(gold)
         known = known.loc[known.notna() & known.index.isin(self.pairs_)]
         if not len(known):
-            raise ValueError(f"gold has no class of any (item, question) of the fit, such as {some(self.pairs_)}")
+            raise ValueError(
+                f"gold has no class of any (item, question) of the fit, such as {some(self.pairs_)}"
+            )
         parts = known.groupby(known.index.get_level_values(1), sort=True)
-        return pd.Series({name: self.lia_.score(None, _under_joined(part)) for name, part in parts}, name="accuracy").rename_axis(
-            "question"
-        )
+        return pd.Series(
+            {name: self.lia_.score(None, _under_joined(part)) for name, part in parts}, name="accuracy"
+        ).rename_axis("question")
 
     def predict_items(self, features: pd.DataFrame | np.ndarray) -> pd.DataFrame:
         """h(x) by (item, question) and class, of items that nobody has labelled."""
@@ -169,7 +175,9 @@ class MultiLabelLIA(BaseEstimator):
     def _take(self, lia: LIA) -> MultiLabelLIA:
         self.lia_ = lia
         self.pairs_ = _split(pd.Index(lia.items_.index))
-        self.questions_ = pd.Index(self.pairs_.get_level_values("question").unique().sort_values(), name="question")
+        self.questions_ = pd.Index(
+            self.pairs_.get_level_values("question").unique().sort_values(), name="question"
+        )
         return self
 
 
@@ -183,12 +191,19 @@ def load_multi_label_lia(folder: Path | str) -> MultiLabelLIA:
     if lia._learned.inputs.question is None:
         raise ValueError(f"{folder} holds a fit of LIA to one question: read it with load_lia")
     names = MultiLabelLIA().get_params()
-    return MultiLabelLIA(**{name: value for name, value in lia.get_params(deep=False).items() if name in names})._take(lia)
+    return MultiLabelLIA(
+        **{name: value for name, value in lia.get_params(deep=False).items() if name in names}
+    )._take(lia)
 
 
 def _joined(items: Any, questions: Any) -> pd.Index:
     """(item, question) as one text each, from which both can be read again."""
-    return pd.Index([json.dumps([_plain(item), _plain(question)]) for item, question in zip(items, questions, strict=True)])
+    return pd.Index(
+        [
+            json.dumps([_plain(item), _plain(question)])
+            for item, question in zip(items, questions, strict=True)
+        ]
+    )
 
 
 def _split(joined: pd.Index) -> pd.MultiIndex:
@@ -205,11 +220,15 @@ def _by_pair(gold: Any) -> pd.Series:
         raise TypeError(f"gold labels must be a Series by (item, question), not {type(gold).__name__}")
     if gold.index.nlevels != 2:
         raise ValueError(f"gold labels need an index of (item, question), theirs is of {some(gold.index)}")
-    return gold.reorder_levels(["item", "question"]) if set(gold.index.names) == {"item", "question"} else gold
+    return (
+        gold.reorder_levels(["item", "question"]) if set(gold.index.names) == {"item", "question"} else gold
+    )
 
 
 def _plain(value: Any) -> str | int | float:
     plain = value.item() if isinstance(value, np.generic) else value
     if not isinstance(plain, (str, int, float)):
-        raise TypeError(f"ids of items and questions must be text, numbers or booleans, not {value!r}: convert them")
+        raise TypeError(
+            f"ids of items and questions must be text, numbers or booleans, not {value!r}: convert them"
+        )
     return plain

@@ -76,9 +76,13 @@ class LIAAnswers(NetworkAggregator):
             seen, place = None, self._places(self._answered.items, items, "items")
             ids, posterior = self._answered.items.take(place), self._posterior[place]
         if len(place) * len(columns) > MOST_RIGHT:
-            raise ValueError(f"{len(place):,} items x {len(columns):,} annotators are too many for one table: name some of either")
+            raise ValueError(
+                f"{len(place):,} items x {len(columns):,} annotators are too many for one table: name some of either"
+            )
         found = self._learned.right(posterior, place, seen, columns)
-        return pd.DataFrame(found, pd.Index(ids, name="item"), pd.Index(self._annotator_ids.take(columns), name="annotator"))
+        return pd.DataFrame(
+            found, pd.Index(ids, name="item"), pd.Index(self._annotator_ids.take(columns), name="annotator")
+        )
 
     def predict_proba(
         self,
@@ -106,8 +110,12 @@ class LIAAnswers(NetworkAggregator):
         return self._describe(table, asked._answers(table)).probability_frame(self.classes_)
 
     def _competence_frame(self, question: int | None) -> pd.DataFrame:
-        rows = pd.MultiIndex.from_product([self._annotator_ids, self.classes_], names=["annotator", "true_class"])
-        return pd.DataFrame(self._learned.typical(question).reshape(len(rows), -1), rows, self.classes_.rename("label"))
+        rows = pd.MultiIndex.from_product(
+            [self._annotator_ids, self.classes_], names=["annotator", "true_class"]
+        )
+        return pd.DataFrame(
+            self._learned.typical(question).reshape(len(rows), -1), rows, self.classes_.rename("label")
+        )
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
         features, annotator_features = self._others
@@ -120,7 +128,9 @@ class LIAAnswers(NetworkAggregator):
         if annotator_features is not None:
             known = len(self._annotator_ids)
             self._width("annotator_features", 1)
-            people = self._seen(matched(annotator_features, table.annotators[known:], "annotator_features"), 1)
+            people = self._seen(
+                matched(annotator_features, table.annotators[known:], "annotator_features"), 1
+            )
         if self._deaf:
             return self._learned.truth(place, seen)
         return self._learned.posterior(table.rows, place, seen, people)
@@ -131,5 +141,7 @@ class LIAAnswers(NetworkAggregator):
         asked = pd.Index([chosen] if isinstance(chosen, str) or np.ndim(chosen) == 0 else chosen)
         place = ids.get_indexer(asked)
         if (place < 0).any():
-            raise ValueError(f"{name} that the fit does not know: {some(asked[place < 0])}; it knows {some(ids)}")
+            raise ValueError(
+                f"{name} that the fit does not know: {some(asked[place < 0])}; it knows {some(ids)}"
+            )
         return place.astype(np.int64)

@@ -44,9 +44,16 @@ def save_state(folder: RunFolder, state: State) -> None:
     """Makes this the newest checkpoint of the fit."""
     tensors = {f"parameters/{name}": value for name, value in state.parameters.items()}
     tensors |= {f"moments/{name}": value for name, value in state.moments.items()}
-    progress = {"unit": state.unit, "values": list(state.values), "steps": state.steps, "converged": state.converged}
+    progress = {
+        "unit": state.unit,
+        "values": list(state.values),
+        "steps": state.steps,
+        "converged": state.converged,
+    }
     progress |= {"order": list(state.parameters)}  # sums depend on it, in their last bits; a file has its own
-    folder.append_metrics({"step": state.unit, "log_posterior": state.values[-1]})  # first: a line too many goes when the fit goes on
+    folder.append_metrics(
+        {"step": state.unit, "log_posterior": state.values[-1]}
+    )  # first: a line too many goes when the fit goes on
     save_latest(folder.path, tensors, progress)
 
 
@@ -58,7 +65,9 @@ def load_state(folder: RunFolder) -> State | None:
         return None
     progress = dict(found.state)
     parameters, order = under("parameters", found.tensors), progress.pop("order")
-    return State({name: parameters[name] for name in order}, moments=under("moments", found.tensors), **progress)
+    return State(
+        {name: parameters[name] for name in order}, moments=under("moments", found.tensors), **progress
+    )
 
 
 def save_spreads(path: Path, tried: pd.DataFrame) -> None:
@@ -74,17 +83,27 @@ def load_spreads(path: Path) -> pd.DataFrame | None:
 
 
 def save_fit(
-    folder: RunFolder, table: Table, arrays: Mapping[str, np.ndarray], parameters: Mapping[str, Tensor], state: Mapping[str, Any]
+    folder: RunFolder,
+    table: Table,
+    arrays: Mapping[str, np.ndarray],
+    parameters: Mapping[str, Tensor],
+    state: Mapping[str, Any],
 ) -> None:
     """Writes ids, table and fit; the model last, so that a folder with it is whole."""
     save_ids(folder.path, {name: getattr(table, name) for name in _IDS})
     tensors = {f"parameters/{name}": value for name, value in parameters.items()}
-    tensors |= {f"table/{name}": torch.from_numpy(np.array(array)) for name, array in _arrays(table).items() if array is not None}
+    tensors |= {
+        f"table/{name}": torch.from_numpy(np.array(array))
+        for name, array in _arrays(table).items()
+        if array is not None
+    }
     tensors |= {f"arrays/{name}": torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     save_checkpoint(folder.model, tensors, {"num_labels": table.num_labels, **state})
 
 
-def load_fit(path: Path) -> tuple[dict[str, Any], Table, dict[str, np.ndarray], dict[str, Tensor], dict[str, Any]]:
+def load_fit(
+    path: Path,
+) -> tuple[dict[str, Any], Table, dict[str, np.ndarray], dict[str, Tensor], dict[str, Any]]:
     """Parameters of the estimator, table, arrays, the networks' parameters and state of a finished fit.
 
     Raises:
@@ -100,4 +119,10 @@ def load_fit(path: Path) -> tuple[dict[str, Any], Table, dict[str, np.ndarray], 
 
 
 def _arrays(table: Table) -> dict[str, np.ndarray | None]:
-    return {"item": table.item, "annotator": table.annotator, "label": table.label, "weight": table.weight, "gold": table.gold}
+    return {
+        "item": table.item,
+        "annotator": table.annotator,
+        "label": table.label,
+        "weight": table.weight,
+        "gold": table.gold,
+    }

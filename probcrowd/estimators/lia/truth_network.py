@@ -38,7 +38,9 @@ class NetworkAggregator(Aggregator):
     def truth_probabilities_(self) -> pd.DataFrame:
         """h(x) of the fitted items, by item and class: what the network says of their features alone."""
         check_is_fitted(self, "classes_")
-        return pd.DataFrame(self._truth.copy(), pd.Index(self._answered.items, name="item"), self.classes_.rename("class"))
+        return pd.DataFrame(
+            self._truth.copy(), pd.Index(self._answered.items, name="item"), self.classes_.rename("class")
+        )
 
     @property
     def class_prior_(self) -> pd.Series:

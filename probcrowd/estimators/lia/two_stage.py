@@ -58,7 +58,12 @@ class TwoStage(NetworkAggregator):
         self.abstention = abstention
 
     def fit(
-        self, annotations: Any, gold: pd.Series | None = None, *, history: pd.DataFrame | None = None, features: Any = None
+        self,
+        annotations: Any,
+        gold: pd.Series | None = None,
+        *,
+        history: pd.DataFrame | None = None,
+        features: Any = None,
     ) -> TwoStage:
         """This estimator, fitted; `aggregator_` is the first stage. features: numbers by item, as for `LIA.fit`.
 
@@ -67,22 +72,39 @@ class TwoStage(NetworkAggregator):
         Raises:
             TypeError, ValueError: tables that cannot be read, items without features, what the first stage refuses.
         """
-        self._fitted(annotations, gold, lambda table: self._train(table, annotations, gold, history, features))
+        self._fitted(
+            annotations, gold, lambda table: self._train(table, annotations, gold, history, features)
+        )
         return self
 
-    def _train(self, table: Table, annotations: Any, gold: pd.Series | None, history: pd.DataFrame | None, features: Any) -> None:
+    def _train(
+        self,
+        table: Table,
+        annotations: Any,
+        gold: pd.Series | None,
+        history: pd.DataFrame | None,
+        features: Any,
+    ) -> None:
         item, standard = standardised(features, table.items, "features")
-        first: Any = MajorityVote(dependence="ignore", abstention=self.abstention) if self.aggregator is None else clone(self.aggregator)
+        first: Any = (
+            MajorityVote(dependence="ignore", abstention=self.abstention)
+            if self.aggregator is None
+            else clone(self.aggregator)
+        )
         self.aggregator_: Aggregator = first.fit(annotations, gold, history=history)
         if set(first.classes_) != set(table.classes):
             words = "do both stages have the same abstention?"
-            raise ValueError(f"the first stage has the classes {some(first.classes_)}, the table {some(table.classes)}: {words}")
+            raise ValueError(
+                f"the first stage has the classes {some(first.classes_)}, the table {some(table.classes)}: {words}"
+            )
         told = first.probabilities_.reindex(index=table.items, columns=table.classes).to_numpy()
         # Nobody is heard a second time
         rows = replace(table.kept(table.item < 0).rows, gold=np.full(len(table.items), -1))
         schedule = Schedule(1, self.steps, 0)
         prior = LIAPrior() if self.prior is None else self.prior
-        fitted = fit_lia(rows, Inputs(item), prior, OBJECTIVES["joint"], schedule, seed=int(self.random_state), start=told)
+        fitted = fit_lia(
+            rows, Inputs(item), prior, OBJECTIVES["joint"], schedule, seed=int(self.random_state), start=told
+        )
         fitted = replace(fitted, values=fitted.values + xlogy(told, fitted.truth).sum())
         self._install(table, Inputs(item), (standard, None), fitted, fitted.truth)
 

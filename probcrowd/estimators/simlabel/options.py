@@ -73,22 +73,30 @@ def asked_how(asked: Any) -> SoftLabelling:
     how = VARIANTS[asked.variant] | ({} if asked.similarity is None else {"kind": asked.similarity})
     how |= {} if asked.kl_weight is None else {"kl_weight": float(asked.kl_weight)}
     threshold = None if asked.threshold is None else float(asked.threshold)
-    return SoftLabelling(asked.missing, **how, threshold=threshold, imputed=asked.imputed, warm_up=int(asked.warm_up))
+    return SoftLabelling(
+        asked.missing, **how, threshold=threshold, imputed=asked.imputed, warm_up=int(asked.warm_up)
+    )
 
 
-def make_predictor(name: str, shape: tuple[int, ...], num_annotators: int, num_classes: int, options: Mapping[str, Any]) -> Predictor:
+def make_predictor(
+    name: str, shape: tuple[int, ...], num_annotators: int, num_classes: int, options: Mapping[str, Any]
+) -> Predictor:
     """The predictor of an architecture for embeddings of a shape.
 
     Raises:
         ValueError: embeddings without a size, or options that the architecture has not.
     """
     if not shape:
-        raise ValueError("the encoder gives one number per item; it must give an embedding (b, d), or a feature map (b, channels, ...)")
+        raise ValueError(
+            "the encoder gives one number per item; it must give an embedding (b, d), or a feature map (b, channels, ...)"
+        )
     try:
         return ARCHITECTURES[name](num_annotators, num_classes, shape, **options)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         if options:
-            raise ValueError(f"options={dict(options)!r} do not fit the architecture {name!r}: {error}") from error
+            raise ValueError(
+                f"options={dict(options)!r} do not fit the architecture {name!r}: {error}"
+            ) from error
         raise
 
 
@@ -101,7 +109,11 @@ def embedding_shape(encoder: nn.Module, inputs: Tensor) -> tuple[int, ...]:
     with torch.no_grad():
         found = encoder(inputs)
     if not isinstance(found, Tensor) or found.dtype != inputs.dtype or len(found) != len(inputs):
-        what = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        what = (
+            f"{tuple(found.shape)} of {found.dtype}"
+            if isinstance(found, Tensor)
+            else f"a {type(found).__name__}"
+        )
         raise ValueError(
             f"the encoder gives {what} for {len(inputs)} items; it must give a tensor of {inputs.dtype}, an embedding per item"
         )
@@ -126,7 +138,9 @@ def pair_codes(pairs: pd.DataFrame | None, items: pd.Index, annotators: pd.Index
     return np.unique(codes[0] * len(annotators) + codes[1]).astype(np.int64)
 
 
-def among(pairs: Int[np.ndarray, " w"], place: Int[np.ndarray, " i"], num_annotators: int) -> Int[np.ndarray, " v"]:
+def among(
+    pairs: Int[np.ndarray, " w"], place: Int[np.ndarray, " i"], num_annotators: int
+) -> Int[np.ndarray, " v"]:
     """Codes of pairs by the numbers of the items trained on, which are at those places; pairs of other items are left out."""
     item, annotator = np.divmod(pairs, num_annotators)
     number = pd.Index(place).get_indexer(pd.Index(item))

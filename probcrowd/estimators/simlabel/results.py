@@ -54,7 +54,9 @@ class SimLabelAnswers(Answers):
         best = self.classes_[found.argmax(2).ravel()].to_numpy().reshape(found.shape[:2])
         return pd.DataFrame(best, items.ids.rename("item"), chosen.rename("annotator"))
 
-    def evaluate(self, X: Any, annotations: Any, gold: Any = None, *, missing_label: Any = None) -> Evaluation:
+    def evaluate(
+        self, X: Any, annotations: Any, gold: Any = None, *, missing_label: Any = None
+    ) -> Evaluation:
         """How well the labels of annotators are foretold: labels that the fit has not seen, in any form that `fit` takes, each of which counts once.
 
         gold: true classes by item id, or in the order of X, for what annotators have in common.
@@ -63,20 +65,31 @@ class SimLabelAnswers(Answers):
             ValueError: annotators, labels or items that the fit or X does not know.
         """
         items, seen = self._seen(X)
-        table = recode(read_table(read_said(annotations, missing_label, items)), self._annotators, self.classes_, len(self.classes_))
+        table = recode(
+            read_table(read_said(annotations, missing_label, items)),
+            self._annotators,
+            self.classes_,
+            len(self.classes_),
+        )
         if len(unknown := table.annotators[len(self._annotators) :]):
-            raise ValueError(f"annotators that the fit does not know: {some(unknown)}; leave their labels out")
+            raise ValueError(
+                f"annotators that the fit does not know: {some(unknown)}; leave their labels out"
+            )
         item = items.place(table.items)[table.item]
         gold_of_nobody = np.full(len(items.ids), -1, np.int64)
         sizes = len(self._annotators), len(self.classes_)
-        labels = Labels.of(Rows(item, table.annotator, table.label, table.weights, gold_of_nobody, *sizes), self.device)
+        labels = Labels.of(
+            Rows(item, table.annotator, table.label, table.weights, gold_of_nobody, *sizes), self.device
+        )
         with torch.no_grad():
             p = torch.softmax(self._made.log_said(seen, labels).double(), 1).cpu().numpy()
             features = self._made.annotator_features(seen).double().cpu().numpy()
         rows = item, table.annotator, table.label, p
         overall = overall_scores(*rows, num_annotators=len(self._annotators), features=features)
         if gold is not None:
-            known = scores(self._probabilities(items, seen).to_numpy(), classes_of(gold, items, self.classes_))
+            known = scores(
+                self._probabilities(items, seen).to_numpy(), classes_of(gold, items, self.classes_)
+            )
             overall |= {"consensus_accuracy": known["accuracy"], "consensus_log_loss": known["log_loss"]}
         return Evaluation(annotator_scores(*rows[1:], self._annotators), pd.Series(overall))
 
@@ -113,8 +126,15 @@ class SimLabelAnswers(Answers):
     def imputed_(self) -> pd.DataFrame:
         """The labels that stand imputed: item, annotator, label, confidence. Items held out have none."""
         check_is_fitted(self, "classes_")
-        item, annotator, label, sure = (getattr(self._imputed, name).cpu().numpy() for name in ("item", "annotator", "label", "confidence"))
-        columns = {"item": self._ids[self._place[item]], "annotator": self._annotators[annotator], "label": self.classes_[label]}
+        item, annotator, label, sure = (
+            getattr(self._imputed, name).cpu().numpy()
+            for name in ("item", "annotator", "label", "confidence")
+        )
+        columns = {
+            "item": self._ids[self._place[item]],
+            "annotator": self._annotators[annotator],
+            "label": self.classes_[label],
+        }
         return pd.DataFrame({**columns, "confidence": sure})
 
     @property
@@ -130,7 +150,11 @@ class SimLabelAnswers(Answers):
         check_is_fitted(self, "classes_")
         known = Items(self._ids, None, (), self.device, True)
         table = read_table(read_said(annotations, missing_label, known))
-        columns = {"item": table.items[table.item], "annotator": table.annotators[table.annotator], "label": table.classes[table.label]}
+        columns = {
+            "item": table.items[table.item],
+            "annotator": table.annotators[table.annotator],
+            "label": table.classes[table.label],
+        }
         observed = pd.DataFrame(columns).assign(observed=True, confidence=np.nan)
         pairs = ["item", "annotator"]
         whole = pd.concat([observed, self.imputed_.assign(observed=False)], ignore_index=True)
@@ -146,13 +170,22 @@ class SimLabelAnswers(Answers):
             ValueError: pairs that were not imputed.
         """
         check_is_fitted(self, "classes_")
-        here = self._place[self._imputed.item.cpu().numpy()] * len(self._annotators) + self._imputed.annotator.cpu().numpy()
+        here = (
+            self._place[self._imputed.item.cpu().numpy()] * len(self._annotators)
+            + self._imputed.annotator.cpu().numpy()
+        )
         gone = here if pairs is None else pair_codes(pairs, self._ids, self._annotators)
         if not np.isin(gone, here).all():
-            raise ValueError("some of these pairs of item and annotator were not imputed; `imputed_` lists those that were")
-        self._imputed = self._imputed.kept(torch.from_numpy(~np.isin(here, gone)).to(self._imputed.item.device))
+            raise ValueError(
+                "some of these pairs of item and annotator were not imputed; `imputed_` lists those that were"
+            )
+        self._imputed = self._imputed.kept(
+            torch.from_numpy(~np.isin(here, gone)).to(self._imputed.item.device)
+        )
         self._withdrawn = np.union1d(self._withdrawn, gone)
         return self
 
     def _frame(self, found: Similarity) -> pd.DataFrame:
-        return pd.DataFrame(found.matrix(), self._annotators.rename("annotator"), self._annotators.rename("other"))
+        return pd.DataFrame(
+            found.matrix(), self._annotators.rename("annotator"), self._annotators.rename("other")
+        )

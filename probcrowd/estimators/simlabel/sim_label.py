@@ -18,12 +18,29 @@ from torch import nn
 from probcrowd.data.files import some
 from probcrowd.data.rows import Rows
 from probcrowd.data.table import read_table, recode
-from probcrowd.estimators.crowd.fit import fitted, held_out_from, kept_in, made, remade, same_network, some_of, trained_on
+from probcrowd.estimators.crowd.fit import (
+    fitted,
+    held_out_from,
+    kept_in,
+    made,
+    remade,
+    same_network,
+    some_of,
+    trained_on,
+)
 from probcrowd.estimators.crowd.inputs import read_items
 from probcrowd.estimators.crowd.options import read_said
 from probcrowd.estimators.crowd.saved import load_result, rows_of, save_result, settings_of
 from probcrowd.estimators.crowd.split import held_out_scores, split_of
-from probcrowd.estimators.simlabel.options import among, asked_how, check, embedding_shape, in_order, make_predictor, pair_codes
+from probcrowd.estimators.simlabel.options import (
+    among,
+    asked_how,
+    check,
+    embedding_shape,
+    in_order,
+    make_predictor,
+    pair_codes,
+)
 from probcrowd.estimators.simlabel.results import SimLabelAnswers
 from probcrowd.inference.crowd.training import Trained, look_at_all
 from probcrowd.models.crowd.base import Labels
@@ -149,17 +166,37 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
         split = split_of(table, items, held_share, int(self.random_state), self.device)
         ids = {"items": items.ids, "annotators": annotators, "classes": table.classes}
         pairs = pair_codes(withdrawn, items.ids, annotators)
-        encoder = made(small_encoder if self.encoder is None else self.encoder, (items.shape,), int(self.random_state), self.device).eval()
-        state = {"own_network": self.encoder is not None, "embedding": list(embedding_shape(encoder, some_of(items)))}
+        encoder = made(
+            small_encoder if self.encoder is None else self.encoder,
+            (items.shape,),
+            int(self.random_state),
+            self.device,
+        ).eval()
+        state = {
+            "own_network": self.encoder is not None,
+            "embedding": list(embedding_shape(encoder, some_of(items))),
+        }
         settings = lambda path: settings_of(path, self._asked_for, encoder, table, items, more=[pairs])
-        judge = partial(held_out_scores, inputs=held_out_from(items, split), labels=split.held) if held_share else None
+        judge = (
+            partial(held_out_scores, inputs=held_out_from(items, split), labels=split.held)
+            if held_share
+            else None
+        )
         with kept_in(folder, resume, settings) as (kept, options):
             place = split.place.cpu().numpy()
-            channel = self._channel(state["embedding"], split.rows, split.labels, ids["classes"], among(pairs, place, len(annotators)))
+            channel = self._channel(
+                state["embedding"],
+                split.rows,
+                split.labels,
+                ids["classes"],
+                among(pairs, place, len(annotators)),
+            )
             stands = fitted(self, encoder, channel, items, split, judge, **options)
             found, how = Imputed.none(split.place.device), channel.how
             if how.threshold is not None and stands.selected > how.warm_up:
-                found = channel.impute(look_at_all(encoder, channel, trained_on(items, split), split.labels.items), how.threshold)
+                found = channel.impute(
+                    look_at_all(encoder, channel, trained_on(items, split), split.labels.items), how.threshold
+                )
             self._install(encoder, channel, stands, ids, items.columns, items.shape, found, place, pairs)
             if kept is not None:
                 tensors = {f"imputed/{name}": value for name, value in vars(found).items()}
@@ -168,13 +205,22 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
         return self
 
     def _channel(
-        self, embedding: Sequence[int], rows: Rows, labels: Labels, classes: pd.Index, withdrawn: Int[np.ndarray, " v"]
+        self,
+        embedding: Sequence[int],
+        rows: Rows,
+        labels: Labels,
+        classes: pd.Index,
+        withdrawn: Int[np.ndarray, " v"],
     ) -> SoftLabels:
         with torch.random.fork_rng():
             torch.manual_seed(int(self.random_state) + 1)
-            predictor = make_predictor(self.architecture, tuple(embedding), rows.num_annotators, rows.num_classes, self.options or {})
+            predictor = make_predictor(
+                self.architecture, tuple(embedding), rows.num_annotators, rows.num_classes, self.options or {}
+            )
         values = classes.to_numpy(np.float64) if is_numeric_dtype(classes.dtype) else None
-        return SoftLabels(predictor.to(self.device), rows, labels, asked_how(self), values, withdrawn).to(self.device)
+        return SoftLabels(predictor.to(self.device), rows, labels, asked_how(self), values, withdrawn).to(
+            self.device
+        )
 
     def _install(
         self,
@@ -190,16 +236,26 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
     ) -> None:
         self.network_, self._made = encoder, channel
         self.classes_, self._annotators, self._ids = ids["classes"], ids["annotators"], ids["items"]
-        self._columns, self._shape, self._imputed, self._place, self._withdrawn = columns, shape, imputed, place, withdrawn
+        self._columns, self._shape, self._imputed, self._place, self._withdrawn = (
+            columns,
+            shape,
+            imputed,
+            place,
+            withdrawn,
+        )
         self._labels = np.bincount(channel.rows.annotator, minlength=channel.rows.num_annotators)
-        self.history_ = pd.DataFrame(stands.history).astype({"epoch": int}).drop(columns="degenerate").set_index("epoch")
+        self.history_ = (
+            pd.DataFrame(stands.history).astype({"epoch": int}).drop(columns="degenerate").set_index("epoch")
+        )
         self.epoch_ = stands.selected
 
     @property
     def _asked_for(self) -> dict[str, Any]:
         """What the result depends on, besides the encoder."""
         left_out = ("encoder", "progress", "device")
-        parameters = {name: value for name, value in self.get_params(deep=False).items() if name not in left_out}
+        parameters = {
+            name: value for name, value in self.get_params(deep=False).items() if name not in left_out
+        }
         return parameters | {"options": dict(self.options or {})}
 
 
@@ -213,14 +269,28 @@ def load_sim_label(folder: Path | str, encoder: Encoder | None = None) -> SimLab
     state = dict(saved.state)
     again = remade(SimLabel, encoder, parameters, folder)
     shape = tuple(state["shape"])
-    learned = same_network(encoder, small_encoder, (shape,), state["own_network"], parameters["network"], folder)
+    learned = same_network(
+        encoder, small_encoder, (shape,), state["own_network"], parameters["network"], folder
+    )
     load_module(learned, saved.tensors, "network")
     rows = rows_of(saved, len(ids["annotators"]), len(ids["classes"]))
     place, pairs = (saved.tensors[name].numpy() for name in ("place", "withdrawn"))
-    channel = again._channel(state["embedding"], rows, Labels.of(rows), ids["classes"], among(pairs, place, len(ids["annotators"])))
+    channel = again._channel(
+        state["embedding"], rows, Labels.of(rows), ids["classes"], among(pairs, place, len(ids["annotators"]))
+    )
     load_module(channel, saved.tensors, "channel")
     stands = Trained(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
     learned.eval()
     channel.eval()
-    again._install(learned, channel, stands, ids, tuple(state["columns"]), shape, Imputed(**under("imputed", saved.tensors)), place, pairs)
+    again._install(
+        learned,
+        channel,
+        stands,
+        ids,
+        tuple(state["columns"]),
+        shape,
+        Imputed(**under("imputed", saved.tensors)),
+        place,
+        pairs,
+    )
     return again

@@ -31,7 +31,13 @@ class CrowdTask:
         (width,) = shape
         if self.name != "music_genre":
             return nn.Sequential(nn.Linear(width, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, classes))
-        inner = [nn.BatchNorm1d(width, affine=False), nn.Linear(width, 128), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(128)]
+        inner = [
+            nn.BatchNorm1d(width, affine=False),
+            nn.Linear(width, 128),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.BatchNorm1d(128),
+        ]
         return nn.Sequential(*inner, nn.Linear(128, classes))
 
     def split(self, seed: int) -> tuple[pd.Index, pd.Index]:
@@ -60,4 +66,6 @@ def read_task(root: Path, name: str) -> CrowdTask:
     order = ids[np.random.default_rng(0).permutation(len(ids))]
     cuts = np.cumsum([CIFAR_TRAIN, CIFAR_VALID, CIFAR_TEST])
     train, valid, test = order[: cuts[0]], order[cuts[0] : cuts[1]], order[cuts[1] : cuts[2]]
-    return CrowdTask(name, features.loc[order[: cuts[2]]], labels.loc[labels["item"].isin(train)], truth, test, valid)
+    return CrowdTask(
+        name, features.loc[order[: cuts[2]]], labels.loc[labels["item"].isin(train)], truth, test, valid
+    )

@@ -36,13 +36,19 @@ from probcrowd.storage.settings import Settings
 RATES = ((1e-3, 1e-3), (1e-3, 1e-2), (1e-2, 1e-2))  # of the network and of the channel
 SELECTIONS = ("held-out", "last", "gold")
 METHODS: dict[str, dict[str, Any]] = {
-    "true labels": {"method": "majority-vote"},  # a ceiling: the annotators are replaced by one who is always right
+    "true labels": {
+        "method": "majority-vote"
+    },  # a ceiling: the annotators are replaced by one who is always right
     "majority vote": {"method": "majority-vote"},
     "Dawid-Skene": {"method": "dawid-skene"},
     "CrowdLayer MW": {"method": "crowd-layer", "initial_accuracy": "published"},
     "CrowdLayer VW": {"method": "crowd-layer", "initial_accuracy": "published", "options": {"kind": "VW"}},
     "CrowdLayer VB": {"method": "crowd-layer", "initial_accuracy": "published", "options": {"kind": "VB"}},
-    "CrowdLayer VW+B": {"method": "crowd-layer", "initial_accuracy": "published", "options": {"kind": "VW+B"}},
+    "CrowdLayer VW+B": {
+        "method": "crowd-layer",
+        "initial_accuracy": "published",
+        "options": {"kind": "VW+B"},
+    },
     "CrowdLayer SW": {"method": "crowd-layer", "initial_accuracy": "published", "options": {"kind": "SW"}},
     "Raykar": {"method": "raykar"},
     "MBEM": {"method": "mbem"},
@@ -61,7 +67,10 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 CEILING = "true labels"
 _OURS = ("CCEM", "GeoCrowdNet")
-METHODS |= {f"{name}, selected strength": {**METHODS[name], "strength": "selected"} for name in ("GeoCrowdNet(F)", "GeoCrowdNet(W)")}
+METHODS |= {
+    f"{name}, selected strength": {**METHODS[name], "strength": "selected"}
+    for name in ("GeoCrowdNet(F)", "GeoCrowdNet(W)")
+}
 
 
 class CrowdsReproduction(Settings):
@@ -115,7 +124,12 @@ def reproduce_crowds(
         read_task(root, name)
     cells = _cells(root, settings)
     run_cells(
-        out, settings, {name: cell for name, (method, cell) in cells.items() if method in chosen}, seeds, jobs=jobs, progress=progress
+        out,
+        settings,
+        {name: cell for name, (method, cell) in cells.items() if method in chosen},
+        seeds,
+        jobs=jobs,
+        progress=progress,
     )
     every = read_cells(out, cells)
     rows = tuned(every)
@@ -130,17 +144,29 @@ def reproduce_crowds(
 def tuned(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of each method's learning rate on a set: the one with the best mean held-out score over seeds."""
     held = rows.loc[rows["selection"] == "held-out"]
-    mean = held.groupby(["set", "method", "learning_rates"], sort=False)["held_out_score"].mean().reset_index()
-    best = mean.loc[mean.groupby(["set", "method"], sort=False)["held_out_score"].idxmax(), ["set", "method", "learning_rates"]]
+    mean = (
+        held.groupby(["set", "method", "learning_rates"], sort=False)["held_out_score"].mean().reset_index()
+    )
+    best = mean.loc[
+        mean.groupby(["set", "method"], sort=False)["held_out_score"].idxmax(),
+        ["set", "method", "learning_rates"],
+    ]
     return rows.merge(best, on=["set", "method", "learning_rates"])
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Means and standard errors over seeds; accuracy in per cent."""
     groups = rows.groupby(["set", "selection", "method", "learning_rates"], sort=False)
-    made = groups.agg(seeds=("seed", "size"), accuracy=("accuracy", "mean"), log_loss=("log_loss", "mean"), seconds=("seconds", "mean"))
+    made = groups.agg(
+        seeds=("seed", "size"),
+        accuracy=("accuracy", "mean"),
+        log_loss=("log_loss", "mean"),
+        seconds=("seconds", "mean"),
+    )
     made["accuracy"] *= 100
-    made.insert(2, "standard_error", 100 * groups["accuracy"].std(ddof=1) / np.sqrt(groups["accuracy"].size()))
+    made.insert(
+        2, "standard_error", 100 * groups["accuracy"].std(ddof=1) / np.sqrt(groups["accuracy"].size())
+    )
     return made.reset_index()
 
 
@@ -153,9 +179,25 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
         for ours in (method for method in wide if method.startswith(_OURS)):
             for theirs in (method for method in wide if not method.startswith(_OURS) and method != CEILING):
                 difference = 100 * (wide[ours] - wide[theirs])
-                error = float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else math.nan
-                row = {"set": name, "selection": selection, "ours": ours, "baseline": theirs, "difference": difference.mean()}
-                made.append({**row, "standard_error": error, "no_worse": bool(difference.mean() >= -(0 if math.isnan(error) else error))})
+                error = (
+                    float(difference.std(ddof=1) / math.sqrt(len(difference)))
+                    if len(difference) > 1
+                    else math.nan
+                )
+                row = {
+                    "set": name,
+                    "selection": selection,
+                    "ours": ours,
+                    "baseline": theirs,
+                    "difference": difference.mean(),
+                }
+                made.append(
+                    {
+                        **row,
+                        "standard_error": error,
+                        "no_worse": bool(difference.mean() >= -(0 if math.isnan(error) else error)),
+                    }
+                )
     columns = ["set", "selection", "ours", "baseline", "difference", "standard_error", "no_worse"]
     return pd.DataFrame(made, columns=columns)
 
@@ -171,8 +213,13 @@ def results_text(results: pd.DataFrame) -> str:
     parts = []
     groups: Any = results.groupby("set", sort=False)
     for name, part in groups:
-        cell = [f"{mean:.1f}±{error:.1f}" for mean, error in zip(part["accuracy"], part["standard_error"].fillna(0.0), strict=True)]
-        wide = part.assign(cell=cell).pivot_table(index="method", columns="selection", values="cell", aggfunc="first", sort=False)
+        cell = [
+            f"{mean:.1f}±{error:.1f}"
+            for mean, error in zip(part["accuracy"], part["standard_error"].fillna(0.0), strict=True)
+        ]
+        wide = part.assign(cell=cell).pivot_table(
+            index="method", columns="selection", values="cell", aggfunc="first", sort=False
+        )
         parts.append(f"{name}\n{wide.fillna('').rename_axis(None).rename_axis(None, axis=1).to_string()}")
     return "\n\n".join(parts)
 
@@ -194,14 +241,22 @@ def _cells(root: Path, settings: CrowdsReproduction) -> dict[str, tuple[str, Cel
     for name in settings.sets:
         for selection in SELECTIONS:
             for method, options in METHODS.items():
-                for rates in settings.learning_rates if selection != "last" or "strength" not in options else ():
+                for rates in (
+                    settings.learning_rates if selection != "last" or "strength" not in options else ()
+                ):
                     cell = partial(_scored, root, settings, name, selection, rates, method)
                     found[f"{name} {selection} {_told(rates)} {method}"] = method, cell
     return found
 
 
 def _scored(
-    root: Path, settings: CrowdsReproduction, name: str, selection: str, rates: tuple[float, float], method: str, seed: int
+    root: Path,
+    settings: CrowdsReproduction,
+    name: str,
+    selection: str,
+    rates: tuple[float, float],
+    method: str,
+    seed: int,
 ) -> list[dict[str, Any]]:
     task = read_task(root, name)
     labels = _true_labels(task) if method == CEILING else task.labels
@@ -212,11 +267,15 @@ def _scored(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             known = (task.features.loc[valid], task.truth) if selection == "gold" else None
-            fitted = _classifier(task, settings, selection, rates, METHODS[method], seed).fit(task.features, labels, validation=known)
+            fitted = _classifier(task, settings, selection, rates, METHODS[method], seed).fit(
+                task.features, labels, validation=known
+            )
     finally:
         torch.set_num_threads(before)
     found = fitted.predict_proba(task.features.loc[test])
-    judged = scores(found.to_numpy(), fitted.classes_.get_indexer(pd.Index(task.truth.loc[test])).astype(np.int64))
+    judged = scores(
+        found.to_numpy(), fitted.classes_.get_indexer(pd.Index(task.truth.loc[test])).astype(np.int64)
+    )
     held = fitted.history_["score"].max() if selection == "held-out" else math.nan
     told = {
         "learning_rates": _told(rates),
@@ -229,7 +288,12 @@ def _scored(
 
 
 def _classifier(
-    task: CrowdTask, settings: CrowdsReproduction, selection: str, rates: tuple[float, float], options: Mapping[str, Any], seed: int
+    task: CrowdTask,
+    settings: CrowdsReproduction,
+    selection: str,
+    rates: tuple[float, float],
+    options: Mapping[str, Any],
+    seed: int,
 ) -> CrowdClassifier:
     return CrowdClassifier(
         task.network,

@@ -16,7 +16,10 @@ REDUNDANCIES: dict[str, tuple[int, ...]] = {
     "medrel_cause": (2, 5, 10),
     "medrel_treat": (2, 5, 10),
 }
-SIMILAR, TRULY_SIMILAR = 5.0, 2.0  # word pairs: of 10 points by annotators, of 4 by the gold standard; section 9 of what its code does
+SIMILAR, TRULY_SIMILAR = (
+    5.0,
+    2.0,
+)  # word pairs: of 10 points by annotators, of 4 by the gold standard; section 9 of what its code does
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,23 @@ def read_folder(root: Path, name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.D
     """
     folder = root / name
     if not (folder / "features.npy").is_file():
-        raise ValueError(f"{folder} holds no data set with features; give the data folder with --data or PROBCROWD_DATA")
+        raise ValueError(
+            f"{folder} holds no data set with features; give the data folder with --data or PROBCROWD_DATA"
+        )
     labels = pd.read_parquet(folder / "annotations.parquet", columns=["task", "worker", "label"]).dropna()
-    labels = labels.set_axis(["item", "annotator", "label"], axis=1).drop_duplicates(["item", "annotator"]).reset_index(drop=True)
+    labels = (
+        labels.set_axis(["item", "annotator", "label"], axis=1)
+        .drop_duplicates(["item", "annotator"])
+        .reset_index(drop=True)
+    )
     gold = pd.read_parquet(folder / "gold.parquet").drop_duplicates("task").set_index("task")
     tasks = pd.read_csv(folder / "tasks.csv")["task"].astype(labels["item"].dtype)
     features = np.load(folder / "features.npy")
-    return labels, gold, pd.DataFrame(features.reshape(len(features), -1).astype(np.float64), index=pd.Index(tasks))
+    return (
+        labels,
+        gold,
+        pd.DataFrame(features.reshape(len(features), -1).astype(np.float64), index=pd.Index(tasks)),
+    )
 
 
 def read_set(root: Path, name: str) -> CrowdSet:

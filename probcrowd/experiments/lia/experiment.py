@@ -66,7 +66,11 @@ def reproduce_lia(
         ValueError: unknown sets or methods, no such data, or `out` holds results of other settings.
     """
     slow, by_name = "all" in methods, bool(methods) and "all" not in methods
-    chosen = list(methods) if by_name else [name for name, method in METHODS.items() if available(name) and (slow or not method.slow)]
+    chosen = (
+        list(methods)
+        if by_name
+        else [name for name, method in METHODS.items() if available(name) and (slow or not method.slow)]
+    )
     for given, known in ((sets, list(REDUNDANCIES)), (chosen, [*METHODS, TOGETHER])):
         if wrong := [name for name in given if name not in known]:
             raise ValueError(f"unknown: {', '.join(wrong)}; choose from {'; '.join(known)}")
@@ -111,16 +115,30 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Means and standard errors over seeds, in per cent where it is accuracy, with the paper's numbers."""
     keys = ["set", "truth", "redundancy", "method", "answer"]
     groups = rows.groupby(keys, sort=False)
-    made = groups.agg(seeds=("seed", "size"), accuracy=("accuracy", "mean"), brier=("brier", "mean"), log_loss=("log_loss", "mean"))
-    made["standard_error"] = (100 * groups["accuracy"].std(ddof=1) / np.sqrt(groups["accuracy"].size())).fillna(0.0)
+    made = groups.agg(
+        seeds=("seed", "size"),
+        accuracy=("accuracy", "mean"),
+        brier=("brier", "mean"),
+        log_loss=("log_loss", "mean"),
+    )
+    made["standard_error"] = (
+        100 * groups["accuracy"].std(ddof=1) / np.sqrt(groups["accuracy"].size())
+    ).fillna(0.0)
     made["accuracy"] *= 100
     made["seconds"] = groups["seconds"].mean()
     table = made.reset_index()
-    told = [published(*key) for key in zip(*(table[key] for key in ("set", "redundancy", "method", "answer", "truth")), strict=True)]
+    told = [
+        published(*key)
+        for key in zip(
+            *(table[key] for key in ("set", "redundancy", "method", "answer", "truth")), strict=True
+        )
+    ]
     return table.assign(published=[value for value, _ in told], published_error=[error for _, error in told])
 
 
-def published(name: str, redundancy: int, method: str, answer: str = "labels", truth: str = "gold") -> tuple[float, float]:
+def published(
+    name: str, redundancy: int, method: str, answer: str = "labels", truth: str = "gold"
+) -> tuple[float, float]:
     """Accuracy and standard error that the paper reports, in per cent; NaN where it has none.
 
     Its medical numbers are those of the code's truth.
@@ -149,7 +167,9 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     labels = rows.loc[(rows["answer"] == "labels") & (rows["truth"] != "as the authors' code")]
     groups: Any = labels.groupby(["set", "redundancy"], sort=False)
     for (name, redundancy), part in groups:
-        by_method: dict[str, Any] = {method: group.set_index("seed") for method, group in part.groupby("method")}
+        by_method: dict[str, Any] = {
+            method: group.set_index("seed") for method, group in part.groupby("method")
+        }
         if not {"LIA joint", "Dawid-Skene (MAP)"} <= set(by_method):
             continue
         ours, theirs = by_method["LIA joint"], by_method["Dawid-Skene (MAP)"]
@@ -162,7 +182,9 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
             over_items = 100 * _error(right - _marks(theirs))
         else:
             difference = 100 * ours["accuracy"] - paper
-            over_seeds = math.hypot(_error(difference.to_numpy()), 0.0 if math.isnan(paper_error) else paper_error)
+            over_seeds = math.hypot(
+                _error(difference.to_numpy()), 0.0 if math.isnan(paper_error) else paper_error
+            )
             over_items = 100 * _error(right)
         made.append(
             {
@@ -187,10 +209,15 @@ def results_text(results: pd.DataFrame) -> str:
     groups: Any = results.groupby(["set", "truth"], sort=False)
     for (name, truth), part in groups:
         numbers = zip(part["accuracy"], part["standard_error"], part["published"], strict=True)
-        cell = [f"{ours:.1f}±{error:.1f}" + ("" if math.isnan(paper) else f" ({paper:.1f})") for ours, error, paper in numbers]
+        cell = [
+            f"{ours:.1f}±{error:.1f}" + ("" if math.isnan(paper) else f" ({paper:.1f})")
+            for ours, error, paper in numbers
+        ]
         label = part["method"] + np.where(part["answer"] == "labels", "", " · " + part["answer"])
         table = pd.DataFrame({"method": label, "redundancy": part["redundancy"], "cell": cell})
-        wide = table.pivot_table(index="method", columns="redundancy", values="cell", aggfunc="first", sort=False)
+        wide = table.pivot_table(
+            index="method", columns="redundancy", values="cell", aggfunc="first", sort=False
+        )
         parts.append(f"{name}, truth: {truth}\n{wide.fillna('').rename_axis(None).to_string()}")
     return "\n\n".join(parts)
 
@@ -208,7 +235,10 @@ def missing_text() -> str:
 def _cells(root: Path, sets: Sequence[str]) -> dict[str, tuple[str, Cell]]:
     """The method and the function of every cell that there may be, by names that may be files'."""
     found: dict[str, tuple[str, Cell]] = {
-        f"{name} {redundancy} {method}".replace("*", "_star"): (method, partial(_scored, root, name, redundancy, method))
+        f"{name} {redundancy} {method}".replace("*", "_star"): (
+            method,
+            partial(_scored, root, name, redundancy, method),
+        )
         for name in sets
         for redundancy in REDUNDANCIES[name]
         for method in METHODS
@@ -226,7 +256,15 @@ def _scored(root: Path, name: str, redundancy: int, method: str, seed: int) -> l
         answers = METHODS[method].fit(given.drawn(redundancy, seed), given.features, seed)
         seconds = time.perf_counter() - begun
     return [
-        {"set": name, "truth": truth, "redundancy": redundancy, "method": method, "answer": who, "seconds": seconds, **_judged(found, gold)}
+        {
+            "set": name,
+            "truth": truth,
+            "redundancy": redundancy,
+            "method": method,
+            "answer": who,
+            "seconds": seconds,
+            **_judged(found, gold),
+        }
         for who, found in answers.items()
         for truth, gold in given.truths.items()
     ]
@@ -243,7 +281,13 @@ def _together(root: Path, redundancy: int, seed: int) -> list[dict[str, Any]]:
     rows = []
     for name, given in sets.items():
         found = fitted.probabilities_.xs(name, level="question")
-        shared = {"set": name, "redundancy": redundancy, "method": TOGETHER, "answer": "labels", "seconds": seconds}
+        shared = {
+            "set": name,
+            "redundancy": redundancy,
+            "method": TOGETHER,
+            "answer": "labels",
+            "seconds": seconds,
+        }
         rows += [shared | {"truth": truth, **_judged(found, gold)} for truth, gold in given.truths.items()]
     return rows
 

@@ -47,11 +47,15 @@ class Method:
     slow: bool = False
 
 
-def _aggregated(make: Callable[[int], Aggregator], labels: pd.DataFrame, features: pd.DataFrame, seed: int) -> Answers:
+def _aggregated(
+    make: Callable[[int], Aggregator], labels: pd.DataFrame, features: pd.DataFrame, seed: int
+) -> Answers:
     return {"labels": make(seed).fit(labels).probabilities_}
 
 
-def _network(make: Callable[[int], Any], how: str, labels: pd.DataFrame, features: pd.DataFrame, seed: int) -> Answers:
+def _network(
+    make: Callable[[int], Any], how: str, labels: pd.DataFrame, features: pd.DataFrame, seed: int
+) -> Answers:
     """Answers of an aggregator with a truth network. how: what it sees of items: features, shuffled features, nothing."""
     seen: pd.DataFrame | None = features
     if how == "shuffled":
@@ -72,37 +76,93 @@ def _stages(lia: LIA, how: str, labels: pd.DataFrame, features: pd.DataFrame, se
             after_em.append(state)
 
     fitted = fit_lia(table.rows, inputs, lia.networks, objective, lia.schedule, seed=seed, keep=keep)
-    posterior, truth, _ = answer(after_em[0].parameters, Said.of(table.rows, inputs, torch.float32), objective)
-    found = {"labels": fitted.posterior, "h(x)": fitted.truth, "labels before equation 9": posterior, "h(x) before equation 9": truth}
-    return {name: pd.DataFrame(np.asarray(value, np.float64), table.items, table.classes) for name, value in found.items()}
+    posterior, truth, _ = answer(
+        after_em[0].parameters, Said.of(table.rows, inputs, torch.float32), objective
+    )
+    found = {
+        "labels": fitted.posterior,
+        "h(x)": fitted.truth,
+        "labels before equation 9": posterior,
+        "h(x) before equation 9": truth,
+    }
+    return {
+        name: pd.DataFrame(np.asarray(value, np.float64), table.items, table.classes)
+        for name, value in found.items()
+    }
 
 
 METHODS: dict[str, Method] = {
-    "majority vote": Method(partial(_aggregated, lambda seed: MajorityVote(dependence="ignore")), "majority vote"),
-    "Dawid-Skene (MAP)": Method(partial(_aggregated, lambda seed: DawidSkene(confidence="plug-in", dependence="ignore"))),
-    "Dawid-Skene +.01": Method(partial(_aggregated, lambda seed: DawidSkene(prior=_SMOOTHED, confidence="plug-in", dependence="ignore"))),
-    "Dawid-Skene": Method(partial(_aggregated, lambda seed: DawidSkene(dependence="ignore"))),
-    "iBCC": Method(partial(_aggregated, lambda seed: DawidSkene(prior=_IBCC, confidence="variational", dependence="ignore"))),
-    "one coin": Method(partial(_aggregated, lambda seed: OneCoin(prior=_COIN, confidence="plug-in", dependence="ignore"))),
-    "MMCE": Method(partial(_aggregated, lambda seed: MinimaxEntropy(dependence="ignore")), "MMCE"),
-    "Snorkel 0.10": Method(partial(_aggregated, lambda seed: SnorkelLabelModel(random_state=seed, dependence="ignore")), "MeTaL"),
-    "MAJ*": Method(partial(_network, lambda seed: TwoStage(random_state=seed), "features"), "MAJ*"),
-    "MAJ*-E": Method(partial(_network, lambda seed: TwoStage(prior=_FREE, random_state=seed), "nothing"), "MAJ*-E"),
-    "MMCE*": Method(partial(_network, lambda seed: TwoStage(MinimaxEntropy(dependence="ignore"), random_state=seed), "features"), "MMCE*"),
-    "MMCE*-E": Method(
-        partial(_network, lambda seed: TwoStage(MinimaxEntropy(dependence="ignore"), prior=_FREE, random_state=seed), "nothing"), "MMCE*-E"
+    "majority vote": Method(
+        partial(_aggregated, lambda seed: MajorityVote(dependence="ignore")), "majority vote"
     ),
-    "LIA joint": Method(partial(_network, lambda seed: LIA(random_state=seed, dependence="ignore"), "features"), "LIA"),
+    "Dawid-Skene (MAP)": Method(
+        partial(_aggregated, lambda seed: DawidSkene(confidence="plug-in", dependence="ignore"))
+    ),
+    "Dawid-Skene +.01": Method(
+        partial(
+            _aggregated, lambda seed: DawidSkene(prior=_SMOOTHED, confidence="plug-in", dependence="ignore")
+        )
+    ),
+    "Dawid-Skene": Method(partial(_aggregated, lambda seed: DawidSkene(dependence="ignore"))),
+    "iBCC": Method(
+        partial(
+            _aggregated, lambda seed: DawidSkene(prior=_IBCC, confidence="variational", dependence="ignore")
+        )
+    ),
+    "one coin": Method(
+        partial(_aggregated, lambda seed: OneCoin(prior=_COIN, confidence="plug-in", dependence="ignore"))
+    ),
+    "MMCE": Method(partial(_aggregated, lambda seed: MinimaxEntropy(dependence="ignore")), "MMCE"),
+    "Snorkel 0.10": Method(
+        partial(_aggregated, lambda seed: SnorkelLabelModel(random_state=seed, dependence="ignore")), "MeTaL"
+    ),
+    "MAJ*": Method(partial(_network, lambda seed: TwoStage(random_state=seed), "features"), "MAJ*"),
+    "MAJ*-E": Method(
+        partial(_network, lambda seed: TwoStage(prior=_FREE, random_state=seed), "nothing"), "MAJ*-E"
+    ),
+    "MMCE*": Method(
+        partial(
+            _network,
+            lambda seed: TwoStage(MinimaxEntropy(dependence="ignore"), random_state=seed),
+            "features",
+        ),
+        "MMCE*",
+    ),
+    "MMCE*-E": Method(
+        partial(
+            _network,
+            lambda seed: TwoStage(MinimaxEntropy(dependence="ignore"), prior=_FREE, random_state=seed),
+            "nothing",
+        ),
+        "MMCE*-E",
+    ),
+    "LIA joint": Method(
+        partial(_network, lambda seed: LIA(random_state=seed, dependence="ignore"), "features"), "LIA"
+    ),
     "LIA joint, held-out spreads": Method(
-        partial(_network, lambda seed: LIA(prior="held-out", random_state=seed, dependence="ignore"), "features"), "LIA", slow=True
+        partial(
+            _network, lambda seed: LIA(prior="held-out", random_state=seed, dependence="ignore"), "features"
+        ),
+        "LIA",
+        slow=True,
     ),
     "LIA joint, EM only": Method(
-        partial(_network, lambda seed: LIA(last_steps=0, random_state=seed, dependence="ignore"), "features"), "LIA before equation 9"
+        partial(_network, lambda seed: LIA(last_steps=0, random_state=seed, dependence="ignore"), "features"),
+        "LIA before equation 9",
     ),
-    "LIA joint, shuffled features": Method(partial(_network, lambda seed: LIA(random_state=seed, dependence="ignore"), "shuffled")),
-    "LIA-E joint": Method(partial(_network, lambda seed: LIA(random_state=seed, dependence="ignore"), "nothing"), "LIA-E"),
+    "LIA joint, shuffled features": Method(
+        partial(_network, lambda seed: LIA(random_state=seed, dependence="ignore"), "shuffled")
+    ),
+    "LIA-E joint": Method(
+        partial(_network, lambda seed: LIA(random_state=seed, dependence="ignore"), "nothing"), "LIA-E"
+    ),
     "LIA composite": Method(
-        partial(_network, lambda seed: LIA(objective="composite", random_state=seed, dependence="ignore"), "features"), "LIA"
+        partial(
+            _network,
+            lambda seed: LIA(objective="composite", random_state=seed, dependence="ignore"),
+            "features",
+        ),
+        "LIA",
     ),
     "LIA as written": Method(partial(_stages, LIA(objective="as_written"), "features"), "LIA", slow=True),
     "LIA as coded": Method(partial(_stages, LIA(objective="as_coded"), "features"), "LIA", slow=True),

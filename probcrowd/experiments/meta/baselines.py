@@ -36,7 +36,9 @@ def input_classifiers(
     An item takes part once for each class that its labels leave possible, with that weight.
     """
     known = label_probabilities(episodes, GradientSteps(labels, prior=prior), torch.float64).cpu().numpy()
-    support, queries = (source.inputs(index).flatten(2).cpu().numpy() for index in (episodes.support, episodes.query))
+    support, queries = (
+        source.inputs(index).flatten(2).cpu().numpy() for index in (episodes.support, episodes.query)
+    )
     found: dict[str, list[np.ndarray]] = {}
     with one_thread(True):  # of small fits; the libraries' threads would wait for one another
         for task in range(len(known)):
@@ -53,7 +55,9 @@ def input_classifiers(
                     probabilities[:, model.classes_] = model.predict_proba(queries[task])
                 found.setdefault(name, []).append(probabilities)
     device = episodes.query.device
-    return {name: _smoothed_logs(torch.from_numpy(np.stack(parts))).to(device) for name, parts in found.items()}
+    return {
+        name: _smoothed_logs(torch.from_numpy(np.stack(parts))).to(device) for name, parts in found.items()
+    }
 
 
 def _models(kind: str, seed: int) -> dict[str, Any]:

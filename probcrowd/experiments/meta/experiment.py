@@ -64,17 +64,30 @@ def reproduce_meta(
             raise ValueError(f"unknown: {', '.join(wrong)}; choose from {', '.join(names)}")
     if only is not None and not 0 <= only < splits:
         raise ValueError(f"only = {only}: splits are numbered from 0 to {splits - 1}")
-    of_other_ways = {name for name, entry in METHODS.items() if entry.network == "maml"} if settings.data == LABELME else set()
+    of_other_ways = (
+        {name for name, entry in METHODS.items() if entry.network == "maml"}
+        if settings.data == LABELME
+        else set()
+    )
     if wrong := sorted(of_other_ways & set(methods)):
-        raise ValueError(f"{', '.join(wrong)}: MAML's last layer has as many classes as meta-training, LabelMe has eight: leave it out")
-    chosen, asked = tuple(methods or (name for name in METHODS if name not in of_other_ways)), tuple(kinds or known)
+        raise ValueError(
+            f"{', '.join(wrong)}: MAML's last layer has as many classes as meta-training, LabelMe has eight: leave it out"
+        )
+    chosen, asked = (
+        tuple(methods or (name for name in METHODS if name not in of_other_ways)),
+        tuple(kinds or known),
+    )
     for number in range(splits) if only is None else (only,):
-        split = settings.model_copy(update={"seed": settings.seed + number, "out": settings.out / f"split-{number}"})
+        split = settings.model_copy(
+            update={"seed": settings.seed + number, "out": settings.out / f"split-{number}"}
+        )
         needed = dict.fromkeys(network for name in chosen if (network := METHODS[name].network))
         trainings: dict[str, Whole] = {f"network.{name}": partial(_trained, split, name) for name in needed}
         run_whole_cells(split.out, split, trainings, jobs=jobs, progress=progress)
         drawn = [kind for kind in asked if next(targets(split, kind), None)]
-        cells: dict[str, Whole] = {_cell(name, kind): partial(_scored, split, name, kind) for kind in drawn for name in chosen}
+        cells: dict[str, Whole] = {
+            _cell(name, kind): partial(_scored, split, name, kind) for kind in drawn for name in chosen
+        }
         run_whole_cells(split.out, split, cells, jobs=jobs, progress=progress)
     return collect(settings.out, splits)
 
@@ -91,7 +104,9 @@ def collect(out: Path, splits: int) -> pd.DataFrame:
                 part.append(read_cells(folder, kept).assign(split=number))
     if not found:
         raise ValueError(f"{out} holds no results of the first {splits} splits")
-    return write_tables(out, pd.concat(found, ignore_index=True), pd.concat(trained, ignore_index=True) if trained else None)
+    return write_tables(
+        out, pd.concat(found, ignore_index=True), pd.concat(trained, ignore_index=True) if trained else None
+    )
 
 
 def _cell(name: str, kind: str) -> str:
@@ -108,7 +123,12 @@ def _trained(settings: MetaTraining, name: str) -> list[dict[str, Any]]:
     run = load_run(training.out)
     metrics = pd.DataFrame(RunFolder(training.out).read_metrics()).dropna(subset="validation_accuracy")
     best = metrics.loc[metrics["validation_accuracy"].idxmax()]
-    row = {"network": name, "seconds": seconds, "step": int(best["step"]), "validation_accuracy": best["validation_accuracy"]}
+    row = {
+        "network": name,
+        "seconds": seconds,
+        "step": int(best["step"]),
+        "validation_accuracy": best["validation_accuracy"],
+    }
     row["parameters"] = sum(parameter.numel() for parameter in run.encoder.parameters())
     return [row]
 
@@ -132,8 +152,16 @@ def _scored(settings: MetaTraining, name: str, kind: str) -> list[dict[str, Any]
         seconds = (time.perf_counter() - begun) / len(episodes.query)
         setting = chosen[size] or next(iter(found))
         log_probabilities, parameters = found[setting]
-        for number, scores in enumerate(_scores(log_probabilities, episodes, None if parameters is None else parameters.confusion)):
-            where = {"method": name, "kind": kind, "shots": target.shots, "annotators": target.annotators, "share": target.share}
+        for number, scores in enumerate(
+            _scores(log_probabilities, episodes, None if parameters is None else parameters.confusion)
+        ):
+            where = {
+                "method": name,
+                "kind": kind,
+                "shots": target.shots,
+                "annotators": target.annotators,
+                "share": target.share,
+            }
             rows.append({**where, "task": number, **scores, "setting": setting, "seconds": seconds})
     return rows
 
@@ -141,11 +169,19 @@ def _scored(settings: MetaTraining, name: str, kind: str) -> list[dict[str, Any]
 def _chosen(settings: MetaTraining, source: EpisodeSource, answer: Answer, target: Target) -> str | None:
     """The setting with the highest mean accuracy over validation tasks, which are those of meta-training, and of several the one with the lowest log
     loss; None where there is one alone."""
-    generator = generator_of(settings, f"validation/{target.shots}/{target.annotators}", 0, source.items.device)
+    generator = generator_of(
+        settings, f"validation/{target.shots}/{target.annotators}", 0, source.items.device
+    )
     one = draw_episodes(source, target.usual(settings), settings.annotators.mixture, 1, generator)
     if len(_answers(settings, answer, source, one, target)) == 1:
         return None
-    episodes = draw_episodes(source, target.usual(settings), settings.annotators.mixture, settings.training.validation_tasks, generator)
+    episodes = draw_episodes(
+        source,
+        target.usual(settings),
+        settings.annotators.mixture,
+        settings.training.validation_tasks,
+        generator,
+    )
     found = _answers(settings, answer, source, episodes, target)
 
     def worth(setting: str) -> tuple[float, float]:
@@ -155,18 +191,28 @@ def _chosen(settings: MetaTraining, source: EpisodeSource, answer: Answer, targe
     return max(found, key=worth)
 
 
-def _answers(settings: MetaTraining, answer: Answer, source: EpisodeSource, episodes: Episodes, target: Target) -> Answers:
+def _answers(
+    settings: MetaTraining, answer: Answer, source: EpisodeSource, episodes: Episodes, target: Target
+) -> Answers:
     purpose = f"answer/{target.kind}/{target.shots}/{target.annotators}/{target.share}"
     return answer(source, episodes, generator_of(settings, purpose))
 
 
-def _scores(log_probabilities: Tensor, episodes: Episodes, confusion: Tensor | None) -> list[dict[str, float]]:
+def _scores(
+    log_probabilities: Tensor, episodes: Episodes, confusion: Tensor | None
+) -> list[dict[str, float]]:
     """Scores of each task; the calibration error is that of all queries of these tasks."""
     truth = episodes.query_truth
     probabilities = log_probabilities.exp().flatten(0, 1).double().cpu().numpy()
     error = calibration(probabilities, truth.flatten().cpu().numpy())["calibration_error"]
     right, lost = accuracy(log_probabilities, truth).mean(1), log_loss(log_probabilities, truth).mean(1)
-    off = confusion_error(confusion, episodes.confusion).mean(1) if confusion is not None else torch.full_like(right, np.nan)
+    off = (
+        confusion_error(confusion, episodes.confusion).mean(1)
+        if confusion is not None
+        else torch.full_like(right, np.nan)
+    )
     columns = {"accuracy": right, "log_loss": lost, "confusion_error": off}
-    table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}).assign(calibration_error=error)
+    table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}).assign(
+        calibration_error=error
+    )
     return table.to_dict("records")

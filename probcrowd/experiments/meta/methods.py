@@ -27,7 +27,9 @@ from probcrowd.runs.meta.trained import load_run
 from probcrowd.simulate.episodes import Episodes, EpisodeSource
 
 OURS = "EM, J = 2"
-Answers = dict[str, tuple[Tensor, em.Parameters | None]]  # by setting: log class probabilities of queries, and what was fitted
+Answers = dict[
+    str, tuple[Tensor, em.Parameters | None]
+]  # by setting: log class probabilities of queries, and what was fitted
 Answer = Callable[[EpisodeSource, Episodes, torch.Generator], Answers]
 DAWID_SKENE_STEPS, GRADIENT_STEPS, FITTED_STEPS, FITTED_RATE = (1, 2, 3, 10), (1, 5, 10), (5, 15, 40), 1e-2
 TIE_NOISE, TEMPERATURES = 0.01, (0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)  # noise in votes
@@ -51,12 +53,20 @@ class Context:
     method: Method
 
 
-def context(settings: MetaTraining, entry: Entry, input_shape: tuple[int, ...], device: torch.device) -> Context:
+def context(
+    settings: MetaTraining, entry: Entry, input_shape: tuple[int, ...], device: torch.device
+) -> Context:
     """The context of one method, with its trained network, or with one as it starts."""
     if entry.network is None:
-        return Context(settings, new_encoder(settings, input_shape, None).to(device), settings.adaptation.method)
+        return Context(
+            settings, new_encoder(settings, input_shape, None).to(device), settings.adaptation.method
+        )
     run = load_run(network_settings(settings, entry.network).out)
-    method = run.settings.adaptation.method if run.settings.adaptation.learner == "prototypes" else settings.adaptation.method
+    method = (
+        run.settings.adaptation.method
+        if run.settings.adaptation.learner == "prototypes"
+        else settings.adaptation.method
+    )
     return Context(settings, run.encoder.to(device), method)
 
 
@@ -77,19 +87,26 @@ def _tempered(context: Context) -> Answer:
 
     def answer(source: EpisodeSource, episodes: Episodes, generator: torch.Generator) -> Answers:
         ((log_classes, parameters),) = plain(source, episodes, generator).values()
-        return {f"temperature {value:g}": (torch.log_softmax(log_classes / value, -1), parameters) for value in TEMPERATURES}
+        return {
+            f"temperature {value:g}": (torch.log_softmax(log_classes / value, -1), parameters)
+            for value in TEMPERATURES
+        }
 
     return answer
 
 
 def _dawid_skene(context: Context) -> Answer:
-    return _adapted(context, {f"{steps} steps": replace(context.method, steps=steps) for steps in DAWID_SKENE_STEPS})
+    return _adapted(
+        context, {f"{steps} steps": replace(context.method, steps=steps) for steps in DAWID_SKENE_STEPS}
+    )
 
 
 def _adapted(context: Context, methods: Mapping[str, Method]) -> Answer:
     def answer(source: EpisodeSource, episodes: Episodes, generator: torch.Generator) -> Answers:
         with evaluating(context.network):
-            return {name: predict(context.network, source, episodes, method) for name, method in methods.items()}
+            return {
+                name: predict(context.network, source, episodes, method) for name, method in methods.items()
+            }
 
     return answer
 
@@ -120,10 +137,14 @@ def _fitted(channel: Literal["crowd-layer", "conal"]) -> Callable[[Context], Ans
     return made
 
 
-def _inputs(kind: Literal["logistic", "forest"], labels: Literal["majority-vote", "dawid-skene"]) -> Callable[[Context], Answer]:
+def _inputs(
+    kind: Literal["logistic", "forest"], labels: Literal["majority-vote", "dawid-skene"]
+) -> Callable[[Context], Answer]:
     def made(context: Context) -> Answer:
         def answer(source: EpisodeSource, episodes: Episodes, generator: torch.Generator) -> Answers:
-            found = input_classifiers(kind, labels, source, episodes, context.method.prior, context.settings.seed)
+            found = input_classifiers(
+                kind, labels, source, episodes, context.method.prior, context.settings.seed
+            )
             return {name: (scores, None) for name, scores in found.items()}
 
         return answer

@@ -40,7 +40,9 @@ VARIANTS = {
     "best-random": _BEST,
 }
 RANDOM = ("random-annotators", "best-random")  # pseudo-annotators of random number, kinds and missingness
-RANDOM_CROWD = Annotators(expert=0.1, hammer=0.5, spammer=0.2, flipper=0.1, class_spammer=0.1, observed=0.4, random=True)
+RANDOM_CROWD = Annotators(
+    expert=0.1, hammer=0.5, spammer=0.2, flipper=0.1, class_spammer=0.1, observed=0.4, random=True
+)
 RANDOM_NUMBERS = (2, 3, 4, 5, 6, 7, 10)
 NETWORKS = {**PAPER, **CONTROLS, **VARIANTS}
 

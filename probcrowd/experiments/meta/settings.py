@@ -9,11 +9,23 @@ from probcrowd.runs.meta.configuration import MetaTraining
 from probcrowd.runs.meta.demo import DEMO_SETTINGS
 from probcrowd.storage.settings import read_settings
 
-QUICK = ("training.steps=100", "training.validate_every=50", "target.tasks=4", "target.spammers=[0.2, 0.4]", "target.annotators=[3, 5]")
+QUICK = (
+    "training.steps=100",
+    "training.validate_every=50",
+    "target.tasks=4",
+    "target.spammers=[0.2, 0.4]",
+    "target.annotators=[3, 5]",
+)
 
 
 def meta_settings(
-    data: str, out: Path, *, encoder: str | None = None, config: Path | None = None, overrides: Sequence[str] = (), quick: bool = False
+    data: str,
+    out: Path,
+    *,
+    encoder: str | None = None,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    quick: bool = False,
 ) -> MetaTraining:
     """The settings for a data set, from a file or from its own, or those of digits where it has none.
 

@@ -40,7 +40,9 @@ def write_tables(out: Path, scores: pd.DataFrame, networks: pd.DataFrame | None)
     written = {"table": table, "tests": tests(scores), "published": published()}
     if networks is not None:
         measured: Any = networks.groupby("network", sort=False)
-        written["networks"] = measured[["seconds", "step", "validation_accuracy", "parameters"]].mean().reset_index()
+        written["networks"] = (
+            measured[["seconds", "step", "validation_accuracy", "parameters"]].mean().reset_index()
+        )
     for name, frame in written.items():
         write_atomically(out / f"{name}.csv", frame.to_csv(index=False).encode())
     kinds = list(scores["kind"].unique())
@@ -71,13 +73,20 @@ def tests(scores: pd.DataFrame) -> pd.DataFrame:
     rows = []
     kinds: Any = scores.groupby("kind", sort=False)
     for kind, part in kinds:
-        wide = part.pivot(index=[name for name in _TASK if name != "kind"], columns="method", values="accuracy")
+        wide = part.pivot(
+            index=[name for name in _TASK if name != "kind"], columns="method", values="accuracy"
+        )
         for first in [name for name in (OURS, BEST) if name in wide]:
             for other in [name for name in wide if name != first]:
                 difference = pd.Series(wide[first] - wide[other]).dropna()
                 sizes: Any = difference.groupby(level=["shots", "annotators"], sort=True)
-                for size, values in [("all", difference), *((f"{shots}x{annotators}", each) for (shots, annotators), each in sizes)]:
-                    rows.append({"kind": kind, "method": first, "less": other, "size": size, **_tested(values)})
+                for size, values in [
+                    ("all", difference),
+                    *((f"{shots}x{annotators}", each) for (shots, annotators), each in sizes),
+                ]:
+                    rows.append(
+                        {"kind": kind, "method": first, "less": other, "size": size, **_tested(values)}
+                    )
     return pd.DataFrame(rows, columns=pd.Index(_TESTED))
 
 
@@ -85,10 +94,21 @@ def _tested(values: pd.Series) -> dict[str, Any]:
     splits: Any = values.groupby(level="split")
     means = np.asarray(splits.mean(), float)
     p_tasks, p_splits = (_p_value(each) for each in (np.asarray(values, float), means))
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    half = (
+        student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+        if len(values) > 1
+        else np.nan
+    )
     mean = float(values.mean())
     verdict = "tied" if not p_tasks < 0.05 else "ahead" if mean > 0 else "behind"
-    found = {"difference": mean, "half_width": half, "p_tasks": p_tasks, "p_splits": p_splits, "tasks": len(values), "verdict": verdict}
+    found = {
+        "difference": mean,
+        "half_width": half,
+        "p_tasks": p_tasks,
+        "p_splits": p_splits,
+        "tasks": len(values),
+        "verdict": verdict,
+    }
     return {**found, "splits_ahead": f"{int((means > 0).sum())} of {len(means)}"}
 
 
@@ -110,13 +130,18 @@ def published() -> pd.DataFrame:
 def accuracy_text(table: pd.DataFrame, kind: str) -> str:
     """Accuracy of one kind in per cent: a row per method, a column per size, the mean over sizes; and its mean log loss and calibration error."""
     part: Any = table[table["kind"] == kind]
-    wide = part.pivot(index="method", columns=["shots", "annotators"], values="accuracy").loc[part["method"].unique()]
+    wide = part.pivot(index="method", columns=["shots", "annotators"], values="accuracy").loc[
+        part["method"].unique()
+    ]
     text = (100 * wide).map("{:.1f}".format)
     text.columns = [f"{shots}x{annotators}" for shots, annotators in text.columns]
     groups: Any = part.groupby("method", sort=False)
     others = groups[["log_loss", "calibration_error"]].mean()
     text["mean"] = (100 * wide.mean(axis=1)).map("{:.2f}".format)
-    text["log loss"], text["calib. error"] = others["log_loss"].map("{:.3f}".format), others["calibration_error"].map("{:.3f}".format)
+    text["log loss"], text["calib. error"] = (
+        others["log_loss"].map("{:.3f}".format),
+        others["calibration_error"].map("{:.3f}".format),
+    )
     return text.rename_axis("shots x annotators").to_string()
 
 
@@ -131,8 +156,19 @@ def tests_text(found: pd.DataFrame, kind: str, method: str) -> str:
         shown = f"{100 * total['difference']:+.2f} ± {100 * total['half_width']:.2f}"
         p_values = [f"{total[name]:.1e}" for name in ("p_tasks", "p_splits")]
         rows.append([f"{method} less {other}", shown, *p_values, total["splits_ahead"], counts])
-    columns = ["comparison", "difference", "p (tasks)", "p (splits)", "splits ahead", "sizes ahead/tied/behind"]
-    return pd.DataFrame(rows, columns=pd.Index(columns)).set_index("comparison").to_string() if rows else "nothing to compare"
+    columns = [
+        "comparison",
+        "difference",
+        "p (tasks)",
+        "p (splits)",
+        "splits ahead",
+        "sizes ahead/tied/behind",
+    ]
+    return (
+        pd.DataFrame(rows, columns=pd.Index(columns)).set_index("comparison").to_string()
+        if rows
+        else "nothing to compare"
+    )
 
 
 def published_text() -> str:

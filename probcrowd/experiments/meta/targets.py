@@ -38,7 +38,9 @@ class Target:
         if self.kind == LABELME:
             return labelme_episodes(settings, self.shots)
         purpose = "target" if self.kind == "spammers" else self.kind
-        generator = generator_of(settings, f"{purpose}/{self.shots}/{self.annotators}/{self.share}", 0, source.items.device)
+        generator = generator_of(
+            settings, f"{purpose}/{self.shots}/{self.annotators}/{self.share}", 0, source.items.device
+        )
         return source, draw_episodes(source, self.shape, self.mixture, settings.target.tasks, generator)
 
 
@@ -65,7 +67,9 @@ def targets(settings: MetaTraining, kind: str) -> Iterator[Target]:
         elif kind == "flippers":
             yield Target(kind, shots, annotators, _OTHERS, shape, Mixture(0.1, 0.5, 0.0, flipper=_OTHERS))
         elif kind == "class-spammers":
-            yield Target(kind, shots, annotators, _OTHERS, shape, Mixture(0.1, 0.5, 0.0, class_spammer=_OTHERS))
+            yield Target(
+                kind, shots, annotators, _OTHERS, shape, Mixture(0.1, 0.5, 0.0, class_spammer=_OTHERS)
+            )
         elif kind == "sparse":
             # One annotator of every item is always asked, the others with this probability
             observed = min(1.0, (LABELS_AN_ITEM - 1) / max(annotators - 1, 1))

@@ -65,7 +65,9 @@ def read_panel(root: Path | None, name: str, seed: int) -> Panel:
     classes = pd.Index(sorted(labels["label"].unique()))
     codes = np.stack([classes.get_indexer(pd.Index(wide.iloc[:, column])) for column in chosen], 1)
     truth = np.where(known.notna(), classes.get_indexer(pd.Index(known)), -1)
-    return Panel(name, features, codes.astype(np.int64), truth.astype(np.int64) if (truth >= 0).any() else None)
+    return Panel(
+        name, features, codes.astype(np.int64), truth.astype(np.int64) if (truth >= 0).any() else None
+    )
 
 
 def generated(name: str, features: pd.DataFrame, truth: Int[np.ndarray, " i"], seed: int) -> Panel:
@@ -85,7 +87,9 @@ def generated(name: str, features: pd.DataFrame, truth: Int[np.ndarray, " i"], s
     return Panel(name, features, labels.astype(np.int64), truth)
 
 
-def hidden(observed: Bool[np.ndarray, "i j"], base: float, removal: str, rate: float, rng: np.random.Generator) -> Bool[np.ndarray, "i j"]:
+def hidden(
+    observed: Bool[np.ndarray, "i j"], base: float, removal: str, rate: float, rng: np.random.Generator
+) -> Bool[np.ndarray, "i j"]:
     """The labels that are left: first the share `base` goes at random, then the share `rate` of what is left.
 
     removal: "random": all alike; "blocks": annotators, one after the other, lose `LOST` of their labels until that share of all is gone.

@@ -27,7 +27,16 @@ import torch
 from probcrowd.estimators.simlabel.sim_label import SimLabel
 from probcrowd.experiments.grid import Cell, read_cells, run_cells
 from probcrowd.experiments.simlabel.datasets import SETS, Panel, hidden, read_panel
-from probcrowd.experiments.simlabel.tables import MEASURES, OURS, RIVAL, SKIP, gains, published, summary, tuned
+from probcrowd.experiments.simlabel.tables import (
+    MEASURES,
+    OURS,
+    RIVAL,
+    SKIP,
+    gains,
+    published,
+    summary,
+    tuned,
+)
 from probcrowd.models.simlabel.similarity import similarity
 from probcrowd.storage.files import write_table
 from probcrowd.storage.settings import Settings
@@ -36,7 +45,9 @@ RATES, REMOVALS = (0.0, 0.2, 0.3, 0.4), ("random", "blocks")
 ARCHITECTURES = ("qumatl", "madl", "padl")
 _DECAYS = [{"weight_decay": decay} for decay in (1e-4, 1e-2)]
 _WEIGHTS = [{"kl_weight": weight} for weight in (0.1, 1.0)]
-METHODS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {  # parameters, and the settings of which held-out labels choose
+METHODS: dict[
+    str, tuple[dict[str, Any], list[dict[str, Any]]]
+] = {  # parameters, and the settings of which held-out labels choose
     SKIP: ({"missing": "skip"}, _DECAYS),
     OURS: ({}, _WEIGHTS),
     "SimLabel + confidence": ({"threshold": 0.6}, _WEIGHTS),
@@ -102,7 +113,13 @@ def reproduce_simlabel(
     if not all(0 <= share < 1 for share in (*rates, base)):
         raise ValueError(f"rates {tuple(rates)} and base {base}: choose shares of labels, from 0 to below 1")
     settings = SimLabelReproduction(
-        out=out, base=base, seeds=seeds, epochs=epochs, patience=patience, batch=batch, learning_rate=learning_rate
+        out=out,
+        base=base,
+        seeds=seeds,
+        epochs=epochs,
+        patience=patience,
+        batch=batch,
+        learning_rate=learning_rate,
     )
     for name in panels:
         read_panel(root, name, 0)
@@ -131,11 +148,25 @@ def _cells(
         conditions = [("none", 0.0)] if 0.0 in rates else []
         conditions += [(removal, float(rate)) for removal in removals for rate in rates if rate]
         for removal, rate in conditions:
-            for architecture, table in [*((name, {**METHODS, **MORE}) for name in ARCHITECTURES), (RIVAL, RIVALS)]:
+            for architecture, table in [
+                *((name, {**METHODS, **MORE}) for name in ARCHITECTURES),
+                (RIVAL, RIVALS),
+            ]:
                 for method, (options, tried) in table.items():
                     if method in methods:
                         name = f"{panel} {removal} {rate:g} {architecture} {method}"
-                        found[name] = partial(_scored, root, settings, panel, removal, rate, architecture, method, options, tried)
+                        found[name] = partial(
+                            _scored,
+                            root,
+                            settings,
+                            panel,
+                            removal,
+                            rate,
+                            architecture,
+                            method,
+                            options,
+                            tried,
+                        )
     return found
 
 
@@ -154,7 +185,11 @@ def _scored(
     panel = read_panel(root, name, seed)
     learned, judged = panel.split(seed)
     kept = hidden(
-        panel.labels[learned] >= 0, settings.base, "random" if removal == "none" else removal, rate, np.random.default_rng([seed, 4])
+        panel.labels[learned] >= 0,
+        settings.base,
+        "random" if removal == "none" else removal,
+        rate,
+        np.random.default_rng([seed, 4]),
     )
     seen, rows = np.where(kept, panel.labels[learned], -1), []
     before = torch.get_num_threads()
@@ -169,11 +204,31 @@ def _scored(
             made = SimLabel(validation_fraction=HELD, **chosen)
             fit = made.fit(panel.features.iloc[learned].reset_index(drop=True), seen, missing_label=-1)
             truth = None if panel.truth is None else panel.truth[judged]
-            found = fit.evaluate(panel.features.iloc[judged].reset_index(drop=True), panel.labels[judged], truth, missing_label=-1)
-            row = {"panel": name, "removal": removal, "rate": rate, "architecture": architecture, "method": method}
-            row |= {"setting": " ".join(f"{key}={value}" for key, value in setting.items()), "labels": int(kept.sum())}
-            row |= {"held_out_score": fit.history_["score"].max(), "epoch": fit.epoch_, "seconds": time.perf_counter() - begun}
-            known = {measure: found.overall.get(measure, math.nan) for measure in MEASURES if measure not in row}
+            found = fit.evaluate(
+                panel.features.iloc[judged].reset_index(drop=True),
+                panel.labels[judged],
+                truth,
+                missing_label=-1,
+            )
+            row = {
+                "panel": name,
+                "removal": removal,
+                "rate": rate,
+                "architecture": architecture,
+                "method": method,
+            }
+            row |= {
+                "setting": " ".join(f"{key}={value}" for key, value in setting.items()),
+                "labels": int(kept.sum()),
+            }
+            row |= {
+                "held_out_score": fit.history_["score"].max(),
+                "epoch": fit.epoch_,
+                "seconds": time.perf_counter() - begun,
+            }
+            known = {
+                measure: found.overall.get(measure, math.nan) for measure in MEASURES if measure not in row
+            }
             rows.append({**row, **known, **_imputed(fit, panel, learned)})
     finally:
         torch.set_num_threads(before)
@@ -190,7 +245,10 @@ def _imputed(fit: SimLabel, panel: Panel, learned: np.ndarray) -> dict[str, floa
     off = (fit.refreshed_similarity_matrix_.to_numpy() - true)[np.triu_indices(len(true), 1)]
     made = fit.imputed_
     right = (
-        (everything[made["item"].to_numpy(int), made["annotator"].to_numpy(int)] == made["label"].to_numpy(int)).mean()
+        (
+            everything[made["item"].to_numpy(int), made["annotator"].to_numpy(int)]
+            == made["label"].to_numpy(int)
+        ).mean()
         if len(made)
         else math.nan
     )

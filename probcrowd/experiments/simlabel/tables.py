@@ -11,7 +11,10 @@ import pandas as pd
 from scipy.stats import t as student
 
 SKIP, OURS, RIVAL = "skip", "SimLabel", "pooled"  # two methods, and the architecture of the rivals
-ALIKE, DECAY = "skip, same weight decay", "weight_decay=0.0001"  # skipping with the weight decay of those who choose another weight
+ALIKE, DECAY = (
+    "skip, same weight decay",
+    "weight_decay=0.0001",
+)  # skipping with the weight decay of those who choose another weight
 MEASURES = (
     "mean_accuracy",
     "accuracy",
@@ -43,7 +46,12 @@ def tuned(rows: pd.DataFrame) -> pd.DataFrame:
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds, and the standard error of the mean accuracy, which is in per cent as all accuracies are."""
-    rows = rows.assign(**{name: 100 * rows[name] for name in ("mean_accuracy", "accuracy", "consensus_accuracy", "imputed_right")})
+    rows = rows.assign(
+        **{
+            name: 100 * rows[name]
+            for name in ("mean_accuracy", "accuracy", "consensus_accuracy", "imputed_right")
+        }
+    )
     groups: Any = rows.groupby([*_KEYS, "setting"], sort=False)
     found = groups[list(MEASURES)].mean()
     found.insert(1, "standard_error", groups["mean_accuracy"].std(ddof=1) / np.sqrt(groups.size()))
@@ -57,15 +65,30 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     groups: Any = rows.groupby(["panel", "removal", "rate"], sort=False)
     for (panel, removal, rate), part in groups:
         wide = {
-            name: part.pivot_table(index="seed", columns=["architecture", "method"], values=name) for name in ("mean_accuracy", "log_loss")
+            name: part.pivot_table(index="seed", columns=["architecture", "method"], values=name)
+            for name in ("mean_accuracy", "log_loss")
         }
         for architecture, method, other in _compared(wide["mean_accuracy"].columns):
-            row = {"panel": panel, "removal": removal, "rate": rate, "architecture": architecture[0], "method": method, "less": other}
+            row = {
+                "panel": panel,
+                "removal": removal,
+                "rate": rate,
+                "architecture": architecture[0],
+                "method": method,
+                "less": other,
+            }
             for name, scale in (("mean_accuracy", 100), ("log_loss", 1)):
-                difference = scale * (wide[name][(architecture[0], method)] - wide[name][(architecture[1], other)]).dropna()
+                difference = (
+                    scale
+                    * (wide[name][(architecture[0], method)] - wide[name][(architecture[1], other)]).dropna()
+                )
                 width = math.nan
                 if len(difference) > 1:
-                    width = float(student.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / math.sqrt(len(difference)))
+                    width = float(
+                        student.ppf(0.975, len(difference) - 1)
+                        * difference.std(ddof=1)
+                        / math.sqrt(len(difference))
+                    )
                 row |= {name: difference.mean(), f"{name}_half_width": width, "seeds": len(difference)}
             made.append(row)
     columns = ["panel", "removal", "rate", "architecture", "method", "less", "seeds"]
@@ -81,7 +104,10 @@ def published() -> pd.DataFrame:
 
 def results_text(results: pd.DataFrame) -> str:
     """Mean accuracy and standard error in per cent for readers: a table per panel and removal, methods by rate."""
-    cell = [f"{mean:.1f}±{error:.1f}" for mean, error in zip(results["mean_accuracy"], results["standard_error"].fillna(0.0), strict=True)]
+    cell = [
+        f"{mean:.1f}±{error:.1f}"
+        for mean, error in zip(results["mean_accuracy"], results["standard_error"].fillna(0.0), strict=True)
+    ]
     return _by_rate(results.assign(cell=cell, name=results["architecture"] + " " + results["method"]))
 
 
@@ -91,12 +117,16 @@ def gains_text(found: pd.DataFrame) -> str:
         f"{mean:+.1f}±{width:.1f}{'*' if abs(mean) > width else ' '}"
         for mean, width in zip(found["mean_accuracy"], found["mean_accuracy_half_width"], strict=True)
     ]
-    return _by_rate(found.assign(cell=cell, name=found["architecture"] + " " + found["method"] + " - " + found["less"]))
+    return _by_rate(
+        found.assign(cell=cell, name=found["architecture"] + " " + found["method"] + " - " + found["less"])
+    )
 
 
 def published_text() -> str:
     """What the paper reports, for readers."""
-    wide = published().pivot_table(index=["architecture", "method"], columns=["rate", "set"], values="accuracy", sort=False)
+    wide = published().pivot_table(
+        index=["architecture", "method"], columns=["rate", "set"], values="accuracy", sort=False
+    )
     return wide.to_string(na_rep="")
 
 
@@ -106,8 +136,14 @@ def _by_rate(table: pd.DataFrame) -> str:
     groups: Any = table.loc[table["removal"] != "none"].groupby(["panel", "removal"], sort=False)
     for (panel, removal), part in groups:
         both = pd.concat([table.loc[(table["removal"] == "none") & (table["panel"] == panel)], part])
-        wide = both.pivot_table(index="name", columns="rate", values="cell", aggfunc="first", sort=False).sort_index(axis=1).fillna("")
-        parts.append(f"{panel}, removed by {removal}\n{wide.rename_axis(None).rename_axis(None, axis=1).to_string()}")
+        wide = (
+            both.pivot_table(index="name", columns="rate", values="cell", aggfunc="first", sort=False)
+            .sort_index(axis=1)
+            .fillna("")
+        )
+        parts.append(
+            f"{panel}, removed by {removal}\n{wide.rename_axis(None).rename_axis(None, axis=1).to_string()}"
+        )
     return "\n\n".join(parts)
 
 
@@ -123,7 +159,9 @@ def _compared(columns: pd.MultiIndex) -> list[tuple[tuple[str, str], str, str]]:
             if method not in (SKIP, ALIKE) and (architecture, skip) in here
         ]
         if method == OURS:
-            controls = [((architecture, architecture), method, other) for other in ("uniform weights", "consensus")]
+            controls = [
+                ((architecture, architecture), method, other) for other in ("uniform weights", "consensus")
+            ]
             controls += [((architecture, RIVAL), method, other) for rival, other in columns if rival == RIVAL]
             found += [pair for pair in controls if (pair[0][1], pair[2]) in here]
     return found

@@ -39,7 +39,9 @@ class RowPosterior:
     said: Float64[np.ndarray, "p k"]
     history: Float64[np.ndarray, "p k"] | None = None
 
-    def chunks(self, *values: Float64[np.ndarray, "p k"]) -> Iterator[tuple[slice, list[Float64[np.ndarray, "c k l"]]]]:
+    def chunks(
+        self, *values: Float64[np.ndarray, "p k"]
+    ) -> Iterator[tuple[slice, list[Float64[np.ndarray, "c k l"]]]]:
         """Those values as arrays over annotator, class and label, some annotators at a time."""
         cells = self.cells
         order = np.argsort(cells.annotator, kind="stable")
@@ -57,7 +59,9 @@ class RowPosterior:
 
 
 def annotator_table(
-    posterior: RowPosterior, class_prior: Float64[np.ndarray, " k"], held_out: Float64[np.ndarray, "p k"] | None = None
+    posterior: RowPosterior,
+    class_prior: Float64[np.ndarray, " k"],
+    held_out: Float64[np.ndarray, "p k"] | None = None,
 ) -> pd.DataFrame:
     """By annotator code: num_labels (weights summed), accuracy, information_bits (mean, _lower, _upper: central 90 %), spammer."""
     history = posterior.said * 0 if posterior.history is None else posterior.history
@@ -78,10 +82,14 @@ def _accuracy(rows: Float64[np.ndarray, "c k l"], weight: Float64[np.ndarray, " 
     strength = np.maximum(mean * (1 - mean) / np.maximum(variance, 1e-300) - 1, 1e-3)
     certain = variance < 1e-14
     a, b = mean * strength, (1 - mean) * strength
-    return _interval("accuracy", mean, certain, lambda q: beta.ppf(q, np.where(certain, 1.0, a), np.where(certain, 1.0, b)))
+    return _interval(
+        "accuracy", mean, certain, lambda q: beta.ppf(q, np.where(certain, 1.0, a), np.where(certain, 1.0, b))
+    )
 
 
-def _information(rows: Float64[np.ndarray, "c k l"], weight: Float64[np.ndarray, " k"]) -> dict[str, np.ndarray]:
+def _information(
+    rows: Float64[np.ndarray, "c k l"], weight: Float64[np.ndarray, " k"]
+) -> dict[str, np.ndarray]:
     total = rows.sum(2, keepdims=True)
     share = rows / total
     mixed = np.einsum("k,ckl->cl", weight, share)  # what the annotator says, whatever the truth
@@ -98,11 +106,15 @@ def _information(rows: Float64[np.ndarray, "c k l"], weight: Float64[np.ndarray,
     shape = np.where(certain, 1.0, mean**2 / np.maximum(variance, 1e-300))
     scale = np.where(certain, 1.0, variance / np.where(certain, 1.0, mean))
     most = np.log(min(rows.shape[1:])) / np.log(2)
-    found = _interval("information_bits", mean / np.log(2), certain, lambda q: gamma.ppf(q, shape, scale=scale) / np.log(2))
+    found = _interval(
+        "information_bits", mean / np.log(2), certain, lambda q: gamma.ppf(q, shape, scale=scale) / np.log(2)
+    )
     return {name: np.minimum(value, most) for name, value in found.items()}
 
 
-def _spammer(prior: Float64[np.ndarray, "c k l"], counts: Float64[np.ndarray, "c k l"]) -> Float64[np.ndarray, " c"]:
+def _spammer(
+    prior: Float64[np.ndarray, "c k l"], counts: Float64[np.ndarray, "c k l"]
+) -> Float64[np.ndarray, " c"]:
     truthful = _log_beta(prior + counts).sum(1) - _log_beta(prior).sum(1)
     shared = prior.mean(1)
     spamming = _log_beta(shared + counts.sum(1)) - _log_beta(shared)

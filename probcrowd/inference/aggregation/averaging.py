@@ -44,12 +44,20 @@ class Means:
     def scores(self) -> Scores:
         """Scores of items that had no say in the counts."""
         num_classes = self.above.shape[1]
-        prior = np.full(num_classes, 1 / num_classes) if self.class_above is None else self.class_above / self.class_above.sum()
+        prior = (
+            np.full(num_classes, 1 / num_classes)
+            if self.class_above is None
+            else self.class_above / self.class_above.sum()
+        )
         return Scores(np.log(np.maximum(self.above, 1e-300)) - np.log(self.below), np.log(prior))
 
 
 def averaged_probabilities(
-    packed: Packed, cells: Cells, responsibilities: Float64[np.ndarray, "i k"], means: Means, copying: float = 0.0
+    packed: Packed,
+    cells: Cells,
+    responsibilities: Float64[np.ndarray, "i k"],
+    means: Means,
+    copying: float = 0.0,
 ) -> Float64[np.ndarray, "i k"]:
     """p(truth | all labels) of the items that the counts in `means` are of, with those responsibilities; items with gold keep their class."""
     nothing = np.zeros(0)
@@ -75,7 +83,13 @@ def discounted(packed: Packed, copying: float) -> Packed:
     if copying <= 0:
         return packed
     worth = np.repeat(1 / (1 + np.maximum(packed.size - 1, 0) * copying), packed.size)
-    return Packed(packed.starts, packed.cell, worth if packed.weight is None else worth * packed.weight, packed.gold, packed.times)
+    return Packed(
+        packed.starts,
+        packed.cell,
+        worth if packed.weight is None else worth * packed.weight,
+        packed.gold,
+        packed.times,
+    )
 
 
 @fast

@@ -23,7 +23,10 @@ from probcrowd.data.packed import Cells, Packed
 from probcrowd.inference.aggregation.e_step_kernels import add_rows, kernels, scale_rows
 
 FLOOR = -69.0  # log of the least probability, relative to the row's highest
-_ROWS_PER_RANGE, _ROWS_PER_CELL = 250_000, 4  # in a range at least, so that its own table of counts costs little
+_ROWS_PER_RANGE, _ROWS_PER_CELL = (
+    250_000,
+    4,
+)  # in a range at least, so that its own table of counts costs little
 _NONE_INT, _NONE, _NONE_2D = np.zeros(0, np.int32), np.zeros(0), np.zeros((0, 1))
 
 
@@ -66,7 +69,13 @@ class Swept:
         return Swept(self.statistics + other.statistics, self.log_likelihood + other.log_likelihood)
 
 
-def sweep(packed: Packed, scores: Scores, *, hard: bool = False, responsibilities: Float64[np.ndarray, "i k"] | None = None) -> Swept:
+def sweep(
+    packed: Packed,
+    scores: Scores,
+    *,
+    hard: bool = False,
+    responsibilities: Float64[np.ndarray, "i k"] | None = None,
+) -> Swept:
     """The counts and the log likelihood of those scores; fills `responsibilities` if it is given.
 
     hard: the most probable class takes all, the first of equals (Fast Dawid-Skene).
@@ -79,7 +88,20 @@ def sweep(packed: Packed, scores: Scores, *, hard: bool = False, responsibilitie
 
     def part(low: int, high: int) -> tuple[np.ndarray, np.ndarray, float]:
         said, class_count = np.zeros(table.shape), np.zeros(len(prior))
-        total = kernel(packed.starts, packed.cell, *optional, table, log_table, prior, low, high, hard, said, class_count, out)
+        total = kernel(
+            packed.starts,
+            packed.cell,
+            *optional,
+            table,
+            log_table,
+            prior,
+            low,
+            high,
+            hard,
+            said,
+            class_count,
+            out,
+        )
         return said, class_count, total
 
     done = in_threads(part, packed, len(table))
@@ -109,7 +131,17 @@ def votes(packed: Packed, cells: Cells) -> Float64[np.ndarray, "i k"]:
     kernel, optional = kernels(cells.num_classes)[2], _optional(packed)
 
     def part(low: int, high: int) -> None:
-        kernel(packed.starts, packed.cell, *optional, cells.label, low, high, unused, np.zeros(cells.num_classes), shares)
+        kernel(
+            packed.starts,
+            packed.cell,
+            *optional,
+            cells.label,
+            low,
+            high,
+            unused,
+            np.zeros(cells.num_classes),
+            shares,
+        )
 
     in_threads(part, packed)
     return shares
@@ -117,7 +149,11 @@ def votes(packed: Packed, cells: Cells) -> Float64[np.ndarray, "i k"]:
 
 def count_votes(packed: Packed, cells: Cells) -> Statistics:
     """The counts that the vote shares make, where EM starts."""
-    kernel, optional, unused = kernels(cells.num_classes)[2], _optional(packed), np.zeros((0, cells.num_classes))
+    kernel, optional, unused = (
+        kernels(cells.num_classes)[2],
+        _optional(packed),
+        np.zeros((0, cells.num_classes)),
+    )
 
     def part(low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
         said, class_count = np.zeros((len(cells), cells.num_classes)), np.zeros(cells.num_classes)
@@ -143,7 +179,9 @@ def held_out(packed: Packed, scores: Scores) -> Statistics:
     return Statistics(said, np.zeros(len(prior)))
 
 
-def sums_by_owner(values: Float64[np.ndarray, "p k"], owner: Int64[np.ndarray, " p"], num_owners: int) -> Float64[np.ndarray, "j k"]:
+def sums_by_owner(
+    values: Float64[np.ndarray, "p k"], owner: Int64[np.ndarray, " p"], num_owners: int
+) -> Float64[np.ndarray, "j k"]:
     """Sums of rows that have the same owner."""
     sums = np.zeros((num_owners, values.shape[1]))
     add_rows(values, owner, sums)

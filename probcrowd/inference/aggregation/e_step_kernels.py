@@ -28,7 +28,11 @@ def kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
         low: int, high: int, hard: bool, said: Any, class_count: Any, out: Any,
     ) -> float:  # fmt: skip
         # Threads that write to the same cache line wait for each other, so what is short lies in the middle of an array of its own
-        r, lifts, in_all = np.empty(K + 32)[16 : 16 + K], np.empty(K + 32, np.int64)[16 : 16 + K], np.zeros(K + 32)[16 : 16 + K]
+        r, lifts, in_all = (
+            np.empty(K + 32)[16 : 16 + K],
+            np.empty(K + 32, np.int64)[16 : 16 + K],
+            np.zeros(K + 32)[16 : 16 + K],
+        )
         total, product = 0.0, 1.0
         for i in range(low, high):
             first, last = starts[i], starts[i + 1]
@@ -135,7 +139,16 @@ def kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
         return total + math.log(product)
 
     def count_over(
-        starts: Any, cell: Any, weight: Any, gold: Any, times: Any, given: Any, low: int, high: int, said: Any, class_count: Any
+        starts: Any,
+        cell: Any,
+        weight: Any,
+        gold: Any,
+        times: Any,
+        given: Any,
+        low: int,
+        high: int,
+        said: Any,
+        class_count: Any,
     ) -> None:
         for i in range(low, high):
             share = times[i] if times.size else 1.0
@@ -180,7 +193,16 @@ def kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
             class_count[k] += in_all[k]
 
     def held_out_over(
-        starts: Any, cell: Any, weight: Any, gold: Any, times: Any, log_table: Any, log_prior: Any, low: int, high: int, said: Any
+        starts: Any,
+        cell: Any,
+        weight: Any,
+        gold: Any,
+        times: Any,
+        log_table: Any,
+        log_prior: Any,
+        low: int,
+        high: int,
+        said: Any,
     ) -> None:
         all_of, r = np.empty(K), np.empty(K)
         for i in range(low, high):

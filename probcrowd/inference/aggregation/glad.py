@@ -78,14 +78,22 @@ def new_items_glad(rows: Rows, parameters: dict[str, np.ndarray]) -> Float64[np.
     """
     probabilities = np.ones((rows.num_items, rows.num_classes))
     if rows.num_classes > 1:
-        raise_ease(make_panel(rows), parameters["ability"], MOST_STEPS, np.full(rows.num_items, PRIOR_MEAN), probabilities)
+        raise_ease(
+            make_panel(rows),
+            parameters["ability"],
+            MOST_STEPS,
+            np.full(rows.num_items, PRIOR_MEAN),
+            probabilities,
+        )
     return probabilities
 
 
 def make_panel(rows: Rows) -> Panel:
     """The rows by item, then annotator, label and weight, so that the order they came in cannot touch a digit of the answer."""
     sort = np.lexsort((rows.weight, rows.label, rows.annotator, rows.item))
-    item, annotator, label = (np.asarray(codes)[sort].astype(np.int64) for codes in (rows.item, rows.annotator, rows.label))
+    item, annotator, label = (
+        np.asarray(codes)[sort].astype(np.int64) for codes in (rows.item, rows.annotator, rows.label)
+    )
     weight, gold = np.asarray(rows.weight)[sort].astype(np.float64), np.asarray(rows.gold).astype(np.int64)
     order = np.argsort(annotator, kind="stable")
     first_of_item = np.searchsorted(item, np.arange(rows.num_items + 1))
@@ -102,13 +110,21 @@ def right_and_log_wrong(t: float) -> tuple[float, float]:
 
 @compiled
 def ability_value(
-    j: int, ability: float, panel: Panel, ease: Float64[np.ndarray, " i"], probabilities: Float64[np.ndarray, "i k"]
+    j: int,
+    ability: float,
+    panel: Panel,
+    ease: Float64[np.ndarray, " i"],
+    probabilities: Float64[np.ndarray, "i k"],
 ) -> tuple[float, float, float]:
     """Expected log posterior of one annotator's ability, without constants, and its first two derivatives."""
     distance = ability - PRIOR_MEAN
     value, slope, curvature = -0.5 * distance * distance, -distance, -1.0
     for n in panel.order[panel.first_of_annotator[j] : panel.first_of_annotator[j + 1]]:
-        w, e, agreed = float(panel.weight[n]), float(ease[panel.item[n]]), float(probabilities[panel.item[n], panel.label[n]])
+        w, e, agreed = (
+            float(panel.weight[n]),
+            float(ease[panel.item[n]]),
+            float(probabilities[panel.item[n], panel.label[n]]),
+        )
         right, log_wrong = right_and_log_wrong(ability * e)
         value += w * (agreed * ability * e + log_wrong)
         slope += w * (agreed - right) * e
@@ -118,7 +134,10 @@ def ability_value(
 
 @compiled
 def raise_abilities(
-    panel: Panel, log_ease: Float64[np.ndarray, " i"], probabilities: Float64[np.ndarray, "i k"], ability: Float64[np.ndarray, " j"]
+    panel: Panel,
+    log_ease: Float64[np.ndarray, " i"],
+    probabilities: Float64[np.ndarray, "i k"],
+    ability: Float64[np.ndarray, " j"],
 ) -> None:
     """Newton steps for every ability, in place; none lowers its expected log posterior."""
     ease = np.exp(log_ease)
@@ -127,7 +146,9 @@ def raise_abilities(
         for _ in range(NEWTON_STEPS):
             step = -slope / curvature
             for _ in range(HALVINGS):
-                raised, new_slope, new_curvature = ability_value(j, ability[j] + step, panel, ease, probabilities)
+                raised, new_slope, new_curvature = ability_value(
+                    j, ability[j] + step, panel, ease, probabilities
+                )
                 if raised >= value:
                     ability[j] += step
                     value, slope, curvature = raised, new_slope, new_curvature
@@ -139,7 +160,12 @@ def raise_abilities(
 
 @compiled
 def ease_value(
-    i: int, log_ease: float, panel: Panel, ability: Float64[np.ndarray, " j"], q: Float64[np.ndarray, " k"], rate: Float64[np.ndarray, " k"]
+    i: int,
+    log_ease: float,
+    panel: Panel,
+    ability: Float64[np.ndarray, " j"],
+    q: Float64[np.ndarray, " k"],
+    rate: Float64[np.ndarray, " k"],
 ) -> tuple[float, float, float]:
     """Log posterior of one item's log ease, without the Normal's constant, its slope and a negative curvature; q = softmax(s) in place.
 
@@ -147,7 +173,11 @@ def ease_value(
     """
     ease, spread = math.exp(log_ease), math.log(q.size - 1)
     q[:], rate[:] = 0.0, 0.0
-    wrong, pull, bend = 0.0, 0.0, 0.0  # what all classes share: the value of all labels wrong, and derivatives
+    wrong, pull, bend = (
+        0.0,
+        0.0,
+        0.0,
+    )  # what all classes share: the value of all labels wrong, and derivatives
     for n in range(panel.first_of_item[i], panel.first_of_item[i + 1]):
         t, label, w = float(ability[panel.annotator[n]]) * ease, panel.label[n], float(panel.weight[n])
         right, log_wrong = right_and_log_wrong(t)
@@ -174,7 +204,11 @@ def ease_value(
 
 @compiled
 def raise_ease(
-    panel: Panel, ability: Float64[np.ndarray, " j"], steps: int, log_ease: Float64[np.ndarray, " i"], q: Float64[np.ndarray, "i k"]
+    panel: Panel,
+    ability: Float64[np.ndarray, " j"],
+    steps: int,
+    log_ease: Float64[np.ndarray, " i"],
+    q: Float64[np.ndarray, "i k"],
 ) -> float:
     """Newton steps for every item's ease, in place, then its label probabilities; the sum of the items' log posteriors."""
     rate, total = np.empty(q.shape[1]), 0.0
@@ -183,7 +217,9 @@ def raise_ease(
         for _ in range(steps):
             step = min(max(-slope / curvature, -LONGEST_STEP), LONGEST_STEP)
             for _ in range(HALVINGS):
-                raised, new_slope, new_curvature = ease_value(i, log_ease[i] + step, panel, ability, q[i], rate)
+                raised, new_slope, new_curvature = ease_value(
+                    i, log_ease[i] + step, panel, ability, q[i], rate
+                )
                 if raised >= value:
                     log_ease[i] += step
                     value, slope, curvature = raised, new_slope, new_curvature

@@ -45,13 +45,17 @@ class PooledRows:
         for _ in range(_IMPROVEMENTS):
             population = self.improved(population, statistics)
         rows = self.rows(population).scores(statistics)
-        return Scores(rows.log_table, rows.log_prior, rows.penalty + self._pseudo_annotator(population), population)
+        return Scores(
+            rows.log_table, rows.log_prior, rows.penalty + self._pseudo_annotator(population), population
+        )
 
     def rows(self, population: Float64[np.ndarray, "k l"]) -> DirichletRows:
         """The model with those concentrations known."""
         return DirichletRows(self.cells, population, self.class_prior, None, averaged=True)
 
-    def improved(self, population: Float64[np.ndarray, "k l"], statistics: Statistics) -> Float64[np.ndarray, "k l"]:
+    def improved(
+        self, population: Float64[np.ndarray, "k l"], statistics: Statistics
+    ) -> Float64[np.ndarray, "k l"]:
         """Concentrations with a higher objective, or the same at the maximum."""
         cells, own, total = self.cells, population.T, population.sum(1)  # own: (l, k)
         more = digamma(own[cells.label] + statistics.said) - digamma(own[cells.label])
@@ -74,5 +78,9 @@ class PooledRows:
         return digamma(self.base) - digamma(self.base.sum(1, keepdims=True))
 
     def _pseudo_annotator(self, population: Float64[np.ndarray, "k l"]) -> float:
-        rows = gammaln(population.sum(1)) - gammaln(population).sum(1) + ((population - 1) * self._expected_logs).sum(1)
+        rows = (
+            gammaln(population.sum(1))
+            - gammaln(population).sum(1)
+            + ((population - 1) * self._expected_logs).sum(1)
+        )
         return float(rows.sum())

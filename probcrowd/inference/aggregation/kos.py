@@ -48,33 +48,57 @@ def fit_kos(rows: Rows, *, seed: int = 0, restarts: int = 10, max_iter: int = 10
         raise ValueError(f"KOS needs at least one start, not restarts={restarts}")
     item, annotator, vote = _votes(rows)
     gold = np.asarray(rows.gold)
-    edges = coo_array((np.ones(item.size), (item, rows.num_items + annotator)), shape=[rows.num_items + rows.num_annotators] * 2)
+    edges = coo_array(
+        (np.ones(item.size), (item, rows.num_items + annotator)),
+        shape=[rows.num_items + rows.num_annotators] * 2,
+    )
     part = connected_components(edges, directed=False)[1].astype(np.int64)  # of items, then of annotators
     generator = np.random.default_rng(seed)
     runs = [
-        _messages(item, annotator, vote, gold, part[item], generator.normal(1, 1, item.size), rows.num_annotators, max_iter)
+        _messages(
+            item,
+            annotator,
+            vote,
+            gold,
+            part[item],
+            generator.normal(1, 1, item.size),
+            rows.num_annotators,
+            max_iter,
+        )
         for _ in range(restarts)
     ]
-    message, reliability = np.mean([run[0] for run in runs], axis=0), np.mean([run[1] for run in runs], axis=0)
+    message, reliability = (
+        np.mean([run[0] for run in runs], axis=0),
+        np.mean([run[1] for run in runs], axis=0),
+    )
     score = _sums(item, vote * message, rows.num_items)
     spread = _sums(part[item], np.abs(vote) * message**2, part.size)
     per_part = _sums(part[: rows.num_items], np.abs(score), part.size)
     scale = 2 * np.divide(per_part, spread, out=np.zeros(part.size), where=spread > 0)  # 2 c
     log_odds = scale[part[rows.num_items :]] * reliability
     probabilities = _probabilities(scale[part[: rows.num_items]] * score, gold)
-    return Answer(probabilities, np.empty(0), all(run[2] for run in runs), {"score": score, "annotator_log_odds": log_odds})
+    return Answer(
+        probabilities,
+        np.empty(0),
+        all(run[2] for run in runs),
+        {"score": score, "annotator_log_odds": log_odds},
+    )
 
 
 def new_items_kos(rows: Rows, parameters: dict[str, np.ndarray]) -> Float64[np.ndarray, "i k"]:
     """Label probabilities of other items: the sum of what their annotators tell them, all of whose messages come from the fit's items."""
     item, annotator, vote = _votes(rows)
-    return _probabilities(_sums(item, vote * parameters["annotator_log_odds"][annotator], rows.num_items), np.asarray(rows.gold))
+    return _probabilities(
+        _sums(item, vote * parameters["annotator_log_odds"][annotator], rows.num_items), np.asarray(rows.gold)
+    )
 
 
 def _votes(rows: Rows) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
     """Pairs (i, j) in order of i, then j, and A_ij; labels that cancel are no pair."""
     if rows.num_classes != 2:
-        raise ValueError(f"KOS tells two classes apart, and there are {rows.num_classes}: choose another aggregator")
+        raise ValueError(
+            f"KOS tells two classes apart, and there are {rows.num_classes}: choose another aggregator"
+        )
     codes = np.asarray(rows.item).astype(np.int64) * rows.num_annotators + np.asarray(rows.annotator)
     pairs, position = np.unique(codes, return_inverse=True)
     vote = _sums(position, np.asarray(rows.weight) * (2.0 * np.asarray(rows.label) - 1), pairs.size)
@@ -82,7 +106,9 @@ def _votes(rows: Rows) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]
     return pairs // rows.num_annotators, pairs % rows.num_annotators, vote
 
 
-def _sums(codes: Int64[np.ndarray, " n"], values: Float64[np.ndarray, " n"], number: int) -> Float64[np.ndarray, " number"]:
+def _sums(
+    codes: Int64[np.ndarray, " n"], values: Float64[np.ndarray, " n"], number: int
+) -> Float64[np.ndarray, " number"]:
     return np.bincount(codes, values, number).astype(np.float64)  # of no values it is whole
 
 
@@ -104,7 +130,9 @@ def _messages(
         x = sums_of_others(item, by_item, vote * message)
         x = np.where(known, fixed, x / _size(x, part, ~known)[part])
         told = sums_of_others(annotator, by_annotator, vote * x)
-        alive &= np.bincount(part, told != 0, alive.size) > 0  # no rounding here: where messages die out the sums are of zeros
+        alive &= (
+            np.bincount(part, told != 0, alive.size) > 0
+        )  # no rounding here: where messages die out the sums are of zeros
         size = _size(told, part, np.ones(part.size, dtype=bool))[part]
         before, message = message, np.where(alive[part], told / size, 1.0)
         own = np.where(alive[part], vote * x / size, 0.0)
@@ -116,14 +144,18 @@ def _messages(
     return message, reliability, settled
 
 
-def _size(message: Float64[np.ndarray, " n"], part: Int64[np.ndarray, " n"], counted: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, " p"]:
+def _size(
+    message: Float64[np.ndarray, " n"], part: Int64[np.ndarray, " n"], counted: Bool[np.ndarray, " n"]
+) -> Float64[np.ndarray, " p"]:
     """The root mean square of the counted messages of each part; 1 where all are 0."""
     number = np.maximum(np.bincount(part, counted), 1)
     size = np.sqrt(np.bincount(part, counted * message**2) / number)
     return np.where(size > 0, size, 1.0)
 
 
-def _probabilities(log_odds: Float64[np.ndarray, " i"], gold: Int64[np.ndarray, " i"]) -> Float64[np.ndarray, "i 2"]:
+def _probabilities(
+    log_odds: Float64[np.ndarray, " i"], gold: Int64[np.ndarray, " i"]
+) -> Float64[np.ndarray, "i 2"]:
     """Of class 0 and class 1; certain where gold is known."""
     free = np.stack([expit(-log_odds), expit(log_odds)], axis=1)
     return np.where(gold[:, None] < 0, free, gold[:, None] == np.arange(2))

@@ -116,8 +116,14 @@ class DirichletRows:
         normalising constants of all rows."""
         shared = self.base.T[self.cells.label]
         left = (self.base - 1).sum(1) - row_totals(shared - 1, self.cells)
-        everyone = self.cells.num_annotators * (xlogy(self.base - 1, self.base - 1) - gammaln(self.base)).sum()
-        constant = everyone - (xlogy(shared - 1, shared - 1) - gammaln(shared)).sum() - gammaln(self.concentration).sum()
+        everyone = (
+            self.cells.num_annotators * (xlogy(self.base - 1, self.base - 1) - gammaln(self.base)).sum()
+        )
+        constant = (
+            everyone
+            - (xlogy(shared - 1, shared - 1) - gammaln(shared)).sum()
+            - gammaln(self.concentration).sum()
+        )
         return np.maximum(left, 0), float(constant + gammaln(self.total).sum())
 
     def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
@@ -139,13 +145,19 @@ class DirichletRows:
             log_table = np.log(above) - log_below[owner]
         left, constant = self._unseen
         # Where the prior is flat the log may be -inf, and counts for nothing
-        density = constant + (self._beyond_flat * np.maximum(log_table, -1e300)).sum() - (left * log_below).sum()
+        density = (
+            constant + (self._beyond_flat * np.maximum(log_table, -1e300)).sum() - (left * log_below).sum()
+        )
         return Scores(log_table, log_prior, penalty + float(density))
 
     def means(self, statistics: Statistics) -> Means:
         """Posterior means of every cell."""
         below = row_totals(statistics.said, self.cells) + self.total
-        return Means(statistics.said + self.concentration, below[self.cells.annotator], self.class_prior.above(statistics.class_count))
+        return Means(
+            statistics.said + self.concentration,
+            below[self.cells.annotator],
+            self.class_prior.above(statistics.class_count),
+        )
 
 
 @dataclass(frozen=True)
@@ -202,28 +214,41 @@ def row_totals(said: Float64[np.ndarray, "p k"], cells: Cells) -> Float64[np.nda
 def right_counts(said: Float64[np.ndarray, "p k"], cells: Cells) -> Float64[np.ndarray, " j"]:
     """How much of what an annotator said names the true class."""
     named = np.flatnonzero(cells.label < cells.num_classes)
-    return np.bincount(cells.annotator[named], said[named, cells.label[named]], cells.num_annotators).astype(np.float64)
+    return np.bincount(cells.annotator[named], said[named, cells.label[named]], cells.num_annotators).astype(
+        np.float64
+    )
 
 
 def _check_mode(concentration: Float64[np.ndarray, "..."]) -> None:
     lowest = float(concentration.min(initial=np.inf))
     if lowest < 1:
-        raise ValueError(f"a posterior mode needs Dirichlet concentrations of at least 1, the lowest is {lowest:g}: use averaging")
+        raise ValueError(
+            f"a posterior mode needs Dirichlet concentrations of at least 1, the lowest is {lowest:g}: use averaging"
+        )
 
 
 def _mode(
-    counts: Float64[np.ndarray, "r k"], row: Float64[np.ndarray, " r"], a: Float64[np.ndarray, "#r k"], total: Float64[np.ndarray, "#r"]
+    counts: Float64[np.ndarray, "r k"],
+    row: Float64[np.ndarray, " r"],
+    a: Float64[np.ndarray, "#r k"],
+    total: Float64[np.ndarray, "#r"],
 ):
     """Logs of the mode of Dirichlet(a + counts), and its log density under Dirichlet(a)."""
     above, below = counts + (a - 1), row + (total - a.shape[1])
     empty = below < _NOTHING
     with np.errstate(divide="ignore"):
-        logs = np.log(np.where(empty[:, None], 1.0, np.maximum(above, 0))) - np.log(np.where(empty, a.shape[1], below))[:, None]
+        logs = (
+            np.log(np.where(empty[:, None], 1.0, np.maximum(above, 0)))
+            - np.log(np.where(empty, a.shape[1], below))[:, None]
+        )
     return logs, gammaln(total) - gammaln(a).sum(1) + xlogy(a - 1, np.exp(logs)).sum(1)
 
 
 def _averaged(
-    counts: Float64[np.ndarray, "r k"], row: Float64[np.ndarray, " r"], a: Float64[np.ndarray, "#r k"], total: Float64[np.ndarray, "#r"]
+    counts: Float64[np.ndarray, "r k"],
+    row: Float64[np.ndarray, " r"],
+    a: Float64[np.ndarray, "#r k"],
+    total: Float64[np.ndarray, "#r"],
 ):
     """Expected logs under Dirichlet(a + counts), and minus its divergence from Dirichlet(a)."""
     above, below = counts + a, row + total

@@ -57,29 +57,39 @@ class Spammers:
         named = np.flatnonzero(self.cells.label < self.cells.num_classes)
         label = self.cells.label[named]
         table[named, label] = np.logaddexp(log_spam[named], log_knows[named])
-        return Scores(table, np.full(self.cells.num_classes, -math.log(self.cells.num_classes)), penalty, habits)
+        return Scores(
+            table, np.full(self.cells.num_classes, -math.log(self.cells.num_classes)), penalty, habits
+        )
 
     def _logs(self, habits: Habits) -> tuple[Float64[np.ndarray, " p"], Float64[np.ndarray, " p"]]:
         owner, both = self.cells.annotator, digamma(habits.knows + habits.spams)
-        return (digamma(habits.knows) - both)[owner], (digamma(habits.spams) - both)[owner] + self._answers(habits)
+        return (digamma(habits.knows) - both)[owner], (digamma(habits.spams) - both)[owner] + self._answers(
+            habits
+        )
 
     def _answers(self, habits: Habits) -> Float64[np.ndarray, " p"]:
         return digamma(habits.answers) - digamma(self._total(habits))[self.cells.annotator]
 
     def _total(self, habits: Habits) -> Float64[np.ndarray, " j"]:
-        given = np.bincount(self.cells.annotator, habits.answers - self.prior.answers, self.cells.num_annotators)
+        given = np.bincount(
+            self.cells.annotator, habits.answers - self.prior.answers, self.cells.num_annotators
+        )
         return given + self.prior.answers * self.cells.num_labels
 
     def _no_spam(self, habits: Habits) -> Float64[np.ndarray, " p"]:
         log_knows, log_spam = self._logs(habits)
         return np.exp(log_knows - np.logaddexp(log_knows, log_spam))
 
-    def _bound(self, habits: Habits, sums: Float64[np.ndarray, "j 2"], spam: Float64[np.ndarray, " p"]) -> float:
+    def _bound(
+        self, habits: Habits, sums: Float64[np.ndarray, "j 2"], spam: Float64[np.ndarray, " p"]
+    ) -> float:
         """Minus the divergences of the posteriors from the priors."""
         prior, both = self.prior, habits.knows + habits.spams
         beta = gammaln(prior.honest + prior.spamming) - gammaln(prior.honest) - gammaln(prior.spamming)
         coins = beta - gammaln(both) + gammaln(habits.knows) + gammaln(habits.spams)
-        coins -= sums[:, 0] * (digamma(habits.knows) - digamma(both)) + sums[:, 1] * (digamma(habits.spams) - digamma(both))
+        coins -= sums[:, 0] * (digamma(habits.knows) - digamma(both)) + sums[:, 1] * (
+            digamma(habits.spams) - digamma(both)
+        )
         total, most = self._total(habits), prior.answers * self.cells.num_labels
         rows = gammaln(habits.answers) - gammaln(prior.answers) - spam * self._answers(habits)
         return float(coins.sum() + (gammaln(most) - gammaln(total)).sum() + rows.sum())

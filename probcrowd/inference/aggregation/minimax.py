@@ -57,14 +57,25 @@ def fit_minimax(
     if annotator_penalty is None:
         annotator_penalty = rows.num_classes**2 / 4
     if item_penalty is None:
-        item_penalty = rows.num_classes**2 / 4 * max(np.count_nonzero(asked), 1) / max(len(np.unique(panel.annotator)), 1)
+        item_penalty = (
+            rows.num_classes**2
+            / 4
+            * max(np.count_nonzero(asked), 1)
+            / max(len(np.unique(panel.annotator)), 1)
+        )
     if not (annotator_penalty > 0 and item_penalty > 0):
-        raise ValueError(f"penalties must be > 0, not {annotator_penalty} for annotators and {item_penalty} for items")
-    shapes = [(number, rows.num_classes, rows.num_classes) for number in (rows.num_annotators, rows.num_items)]
+        raise ValueError(
+            f"penalties must be > 0, not {annotator_penalty} for annotators and {item_penalty} for items"
+        )
+    shapes = [
+        (number, rows.num_classes, rows.num_classes) for number in (rows.num_annotators, rows.num_items)
+    ]
     unit = math.sqrt(annotator_penalty), math.sqrt(item_penalty)
     unknown = np.zeros(sum(math.prod(shape) for shape in shapes))
     scores = _unpack(unknown, shapes, unit)
-    in_order = replace(rows, item=panel.item, annotator=panel.annotator, label=panel.label, weight=panel.weight)
+    in_order = replace(
+        rows, item=panel.item, annotator=panel.annotator, label=panel.label, weight=panel.weight
+    )
     q = _clamped(np.where(asked[:, None] > 0, vote_shares(in_order), 1 / rows.num_classes), panel)
     history: list[float] = []
     converged = False
@@ -94,7 +105,11 @@ def new_items_minimax(rows: Rows, parameters: dict[str, np.ndarray]) -> Float64[
 
 
 def raise_scores(
-    panel: Panel, q: Float64[np.ndarray, "i k"], unknown: Float64[np.ndarray, " u"], shapes: Shapes, unit: tuple[float, float]
+    panel: Panel,
+    q: Float64[np.ndarray, "i k"],
+    unknown: Float64[np.ndarray, " u"],
+    shapes: Shapes,
+    unit: tuple[float, float],
 ) -> Float64[np.ndarray, " u"]:
     """Unknowns that raise the bound for this q, from those given on."""
 
@@ -116,7 +131,9 @@ def expectation(panel: Panel, scores: Scores) -> tuple[Float64[np.ndarray, "i k"
     """q given scores, and sum_i log mean_k prod_n p(l_n | k)^w_n, or prod_n p(l_n | gold)^w_n / K of an item with gold."""
     log_joint = class_scores(panel, *scores) - math.log(scores[0].shape[1])
     known = panel.gold >= 0
-    log_joint[known] = np.where(_clamped(np.zeros(log_joint.shape), panel)[known] > 0, log_joint[known], -np.inf)
+    log_joint[known] = np.where(
+        _clamped(np.zeros(log_joint.shape), panel)[known] > 0, log_joint[known], -np.inf
+    )
     top = log_joint.max(1, keepdims=True)
     joint = np.exp(log_joint - top)
     total = joint.sum(1, keepdims=True)
@@ -129,7 +146,11 @@ def _clamped(q: Float64[np.ndarray, "i k"], panel: Panel) -> Float64[np.ndarray,
 
 
 @inlined
-def softmax(annotator_score: Float64[np.ndarray, " l"], item_score: Float64[np.ndarray, " l"], p: Float64[np.ndarray, " l"]) -> float:
+def softmax(
+    annotator_score: Float64[np.ndarray, " l"],
+    item_score: Float64[np.ndarray, " l"],
+    p: Float64[np.ndarray, " l"],
+) -> float:
     """The log normaliser of softmax(annotator_score + item_score), which goes into p."""
     top, total = annotator_score[0] + item_score[0], 0.0
     for label in range(1, p.size):
@@ -153,16 +174,26 @@ def class_scores(
         i, j, label = panel.item[n], panel.annotator[n], panel.label[n]
         for k in range(p.size):
             normaliser = softmax(annotator_score[j, k], item_score[i, k], p)
-            found[i, k] += panel.weight[n] * (annotator_score[j, k, label] + item_score[i, k, label] - normaliser)
+            found[i, k] += panel.weight[n] * (
+                annotator_score[j, k, label] + item_score[i, k, label] - normaliser
+            )
     return found
 
 
 @compiled
 def expected_log_likelihood(
-    panel: Panel, q: Float64[np.ndarray, "i k"], annotator_score: Float64[np.ndarray, "j k l"], item_score: Float64[np.ndarray, "i k l"]
+    panel: Panel,
+    q: Float64[np.ndarray, "i k"],
+    annotator_score: Float64[np.ndarray, "j k l"],
+    item_score: Float64[np.ndarray, "i k l"],
 ) -> tuple[float, Float64[np.ndarray, "j k l"], Float64[np.ndarray, "i k l"]]:
     """sum_n w_n sum_k q_ik log p(l_n | k), and its slopes in the scores of annotators and items."""
-    of_annotators, of_items, p, value = np.zeros(annotator_score.shape), np.zeros(item_score.shape), np.empty(q.shape[1]), 0.0
+    of_annotators, of_items, p, value = (
+        np.zeros(annotator_score.shape),
+        np.zeros(item_score.shape),
+        np.empty(q.shape[1]),
+        0.0,
+    )
     for n in range(panel.item.size):
         i, j, given = panel.item[n], panel.annotator[n], panel.label[n]
         for k in range(p.size):

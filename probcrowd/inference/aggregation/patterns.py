@@ -34,7 +34,10 @@ def collapsed(packed: Packed, cells: Cells) -> tuple[Packed, Int64[np.ndarray, "
     gold = np.zeros(0, np.int32) if packed.gold is None else packed.gold
     owner = power[cells.annotator]
     parts = in_threads(
-        lambda low, high: _number(packed.starts, packed.cell, gold, owner, cells.label, power[-1], base, low, high, code), packed
+        lambda low, high: _number(
+            packed.starts, packed.cell, gold, owner, cells.label, power[-1], base, low, high, code
+        ),
+        packed,
     )
     if not all(parts):
         return packed, None

@@ -63,7 +63,9 @@ def check_posterior(tree: xr.DataTree, *, seed: int, gold: np.ndarray | None = N
     """
     kept = array(tree, "log_likelihood", "label").shape[:2]
     if kept[0] * kept[1] < LEAST_DRAWS:
-        raise ValueError(f"{kept[0]} chains of {kept[1]} draws by item are too few to check: draw at least {LEAST_DRAWS} in all")
+        raise ValueError(
+            f"{kept[0]} chains of {kept[1]} draws by item are too few to check: draw at least {LEAST_DRAWS} in all"
+        )
     sampling, convergence_table = convergence(tree)
     rows = _rows(tree)
     generator = np.random.default_rng(seed)
@@ -82,7 +84,10 @@ def check_posterior(tree: xr.DataTree, *, seed: int, gold: np.ndarray | None = N
     model += sensitivity + compared.findings
     if gold is not None:
         unseen = np.where(rows.gold >= 0, -1, gold)
-        tables |= {"gold": compare_on_gold(tree, unseen), "coverage": accuracy_coverage(tree, unseen, generator)}
+        tables |= {
+            "gold": compare_on_gold(tree, unseen),
+            "coverage": accuracy_coverage(tree, unseen, generator),
+        }
         model += _of_gold(tables["gold"], tables["coverage"])
     return Checked(sampling + model, tables, predictive)
 
@@ -91,10 +96,14 @@ def _leave_one_out(terms: xr.DataArray, unit: str) -> tuple[Finding, pd.DataFram
     result = loo(terms.to_numpy(), unit)
     k = np.asarray(result.pareto_k)
     high = float((k > result.good_k).mean())
-    table = pd.DataFrame({"elpd": np.asarray(result.elpd_i), "pareto_k": k}, index=pd.Index(terms[unit].to_numpy(), name=unit))
+    table = pd.DataFrame(
+        {"elpd": np.asarray(result.elpd_i), "pareto_k": k}, index=pd.Index(terms[unit].to_numpy(), name=unit)
+    )
     meaning = f"elpd {result.elpd:.1f} (standard error {result.se:.1f}, effective parameters {result.p:.1f}). {reliability(result)}"
     passed = high <= MAX_SHARE_OF_HIGH_K
-    return Finding(f"leave-one-{unit}-out", "model", high, f"at most {MAX_SHARE_OF_HIGH_K}", passed, meaning), table
+    return Finding(
+        f"leave-one-{unit}-out", "model", high, f"at most {MAX_SHARE_OF_HIGH_K}", passed, meaning
+    ), table
 
 
 def _predictive(tree: xr.DataTree, rows: Rows, generator: np.random.Generator) -> dict[str, PredictiveCheck]:
@@ -102,7 +111,9 @@ def _predictive(tree: xr.DataTree, rows: Rows, generator: np.random.Generator) -
     chosen = generator.permutation(group.sizes["sample"])[:REPLICATES]
     labels = group["label"].transpose("sample", "annotation").to_numpy()[chosen].astype(np.int64)
     truth = group["truth"].transpose("sample", "item").to_numpy()[chosen].astype(np.int64)
-    return predictive_checks(rows, labels, array(tree, "responsibilities", "mean"), truth, generator=generator)
+    return predictive_checks(
+        rows, labels, array(tree, "responsibilities", "mean"), truth, generator=generator
+    )
 
 
 def _of_predictive(name: str, check: PredictiveCheck) -> Finding:
@@ -116,7 +127,14 @@ def _of_predictive(name: str, check: PredictiveCheck) -> Finding:
         else "Labels that the model replicates look otherwise than those observed"
     )
     meaning = "Nothing to compare" if passed is None else meaning
-    return Finding(f"replicated {name.replace('_', ' ')}", "model", p, f"p at least {MIN_PREDICTIVE / 2}", passed, f"{meaning}: {check}.")
+    return Finding(
+        f"replicated {name.replace('_', ' ')}",
+        "model",
+        p,
+        f"p at least {MIN_PREDICTIVE / 2}",
+        passed,
+        f"{meaning}: {check}.",
+    )
 
 
 def _of_gold(table: pd.DataFrame, coverage: pd.DataFrame) -> list[Finding]:
@@ -125,13 +143,23 @@ def _of_gold(table: pd.DataFrame, coverage: pd.DataFrame) -> list[Finding]:
         return []
     errors = f"calibration error {ours['calibration_error']:.3f} (plug-in {plugged['calibration_error']:.3f})"
     meaning = f"On {ours['items']:.0f} items with gold that the fit did not see: {errors}, log loss {ours['log_loss']:.3f} ({plugged['log_loss']:.3f})."
-    findings = [Finding("accuracy on gold", "model", ours["accuracy"], "tells, does not judge", None, meaning)]
+    findings = [
+        Finding("accuracy on gold", "model", ours["accuracy"], "tells, does not judge", None, meaning)
+    ]
     if len(coverage) and coverage["annotators"].iloc[-1]:
         covered, number = float(coverage["covered"].iloc[-1]), int(coverage["annotators"].iloc[-1])
         honest = bool(binom.cdf(round(covered * number), number, 0.95) >= MIN_PREDICTIVE)
-        words = "hold it about as often as they say" if honest else "hold it too seldom: the model is surer of the labels than it may be"
+        words = (
+            "hold it about as often as they say"
+            if honest
+            else "hold it too seldom: the model is surer of the labels than it may be"
+        )
         meaning = f"95 % intervals of how many of their labels are right, of {number} annotators, {words}."
-        findings.append(Finding("coverage on gold", "model", covered, "as many as 95 % may miss by chance", honest, meaning))
+        findings.append(
+            Finding(
+                "coverage on gold", "model", covered, "as many as 95 % may miss by chance", honest, meaning
+            )
+        )
     return findings
 
 

@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from probcrowd.inference.posterior.tree import array
 
 
-def accuracy_coverage(tree: xr.DataTree, gold: Int[np.ndarray, " i"], generator: np.random.Generator, *, least: int = 5) -> pd.DataFrame:
+def accuracy_coverage(
+    tree: xr.DataTree, gold: Int[np.ndarray, " i"], generator: np.random.Generator, *, least: int = 5
+) -> pd.DataFrame:
     """How often the posterior's intervals hold the share of an annotator's labels that gold says are right, at 50, 80, 90 and 95 %.
 
     The fit saw these labels; of that share it does not know the true classes alone. So the true classes are those drawn from
@@ -33,5 +35,11 @@ def accuracy_coverage(tree: xr.DataTree, gold: Int[np.ndarray, " i"], generator:
     for nominal in (0.5, 0.8, 0.9, 0.95):
         lower, upper = np.quantile(drawn, [(1 - nominal) / 2, (1 + nominal) / 2], axis=0)
         inside = (right >= lower - 1e-9) & (right <= upper + 1e-9)
-        rows.append({"nominal": nominal, "covered": inside.mean() if len(inside) else np.nan, "annotators": int(chosen.sum())})
+        rows.append(
+            {
+                "nominal": nominal,
+                "covered": inside.mean() if len(inside) else np.nan,
+                "annotators": int(chosen.sum()),
+            }
+        )
     return pd.DataFrame(rows)

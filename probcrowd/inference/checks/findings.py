@@ -34,7 +34,8 @@ class Finding:
 def verdict(findings: list[Finding]) -> str:
     """One plain sentence for all of them."""
     failed = {
-        area: [finding.name for finding in findings if finding.area == area and finding.passed is False] for area in ("sampling", "model")
+        area: [finding.name for finding in findings if finding.area == area and finding.passed is False]
+        for area in ("sampling", "model")
     }
     if failed["sampling"]:
         return f"Do not use these draws yet: {'; '.join(failed['sampling'])}."
@@ -51,5 +52,10 @@ def exit_status(findings: list[Finding]) -> int:
 
 def to_json(findings: list[Finding]) -> str:
     """The findings, with the verdict and the exit status; numbers that are not finite become null."""
-    rows = [asdict(finding) | {"value": finding.value if math.isfinite(finding.value) else None} for finding in findings]
-    return json.dumps({"verdict": verdict(findings), "exit_status": exit_status(findings), "findings": rows}, indent=1)
+    rows = [
+        asdict(finding) | {"value": finding.value if math.isfinite(finding.value) else None}
+        for finding in findings
+    ]
+    return json.dumps(
+        {"verdict": verdict(findings), "exit_status": exit_status(findings), "findings": rows}, indent=1
+    )

@@ -23,7 +23,9 @@ from arviz_stats.sampling_diagnostics import ess
 from arviz_stats.utils import ELPDData
 from jaxtyping import Float
 
-_UNITS_FOR_EFFICIENCY = 200  # the length of the smoothed tail goes with the square root of their mean efficiency
+_UNITS_FOR_EFFICIENCY = (
+    200  # the length of the smoothed tail goes with the square root of their mean efficiency
+)
 _CONSTANT = 1e-9
 
 
@@ -48,8 +50,12 @@ def loo(
         weights[..., varying], tails[varying] = values[..., varying].azstats.psislw(r_eff=efficiency)
     tree = xr.DataTree.from_dict({"log_likelihood": xr.Dataset({"log_likelihood": values})})
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Estimated shape parameter|The point-wise LOO is the same", UserWarning)
-        return cast(ELPDData, psis_loo(tree, pointwise=True, reff=efficiency, log_weights=weights, pareto_k=tails))
+        warnings.filterwarnings(
+            "ignore", "Estimated shape parameter|The point-wise LOO is the same", UserWarning
+        )
+        return cast(
+            ELPDData, psis_loo(tree, pointwise=True, reff=efficiency, log_weights=weights, pareto_k=tails)
+        )
 
 
 def relative_efficiency(log_likelihood: Float[np.ndarray, "c s u"]) -> float:
@@ -57,7 +63,9 @@ def relative_efficiency(log_likelihood: Float[np.ndarray, "c s u"]) -> float:
     units = log_likelihood.shape[2]
     if not units:
         return 1.0
-    some = log_likelihood[..., np.unique(np.linspace(0, units - 1, min(units, _UNITS_FOR_EFFICIENCY)).round().astype(int))]
+    some = log_likelihood[
+        ..., np.unique(np.linspace(0, units - 1, min(units, _UNITS_FOR_EFFICIENCY)).round().astype(int))
+    ]
     density = np.exp(some - some.max((0, 1)))
     return float(np.mean(ess(density, method="mean", chain_axis=0, draw_axis=1))) / density[..., 0].size
 
@@ -73,7 +81,9 @@ def reliability(result: ELPDData) -> str:
     )
 
 
-def compare_models(log_likelihoods: Mapping[str, Float[np.ndarray, "_c _s _u"] | xr.DataArray]) -> pd.DataFrame:
+def compare_models(
+    log_likelihoods: Mapping[str, Float[np.ndarray, "_c _s _u"] | xr.DataArray],
+) -> pd.DataFrame:
     """Models by expected log predictive density (elpd), best first, each against the best in pairs of the same units.
 
     difference = sum of d_u, d_u = elpd of u under the model - under the best one; its standard error is sqrt(n var d), of n units.
@@ -97,14 +107,24 @@ def compare_models(log_likelihoods: Mapping[str, Float[np.ndarray, "_c _s _u"] |
         apart = result.elpd_i.to_numpy() - best
         error = np.sqrt(len(apart) * apart.var(ddof=1)) if len(apart) > 1 else np.nan
         table[name] = [result.elpd, result.se, result.p, apart.sum(), error, _unreliable(result), len(apart)]
-    columns = ["elpd", "standard_error", "parameters", "difference", "difference_error", "unreliable", "units"]
+    columns = [
+        "elpd",
+        "standard_error",
+        "parameters",
+        "difference",
+        "difference_error",
+        "unreliable",
+        "units",
+    ]
     return pd.DataFrame.from_dict(table, orient="index", columns=columns).rename_axis("model")
 
 
 def _named(values: np.ndarray | xr.DataArray, unit_name: str, coords: Any) -> xr.DataArray:
     if isinstance(values, xr.DataArray):
         return values.transpose("chain", "draw", ...)
-    return xr.DataArray(values, {} if coords is None else {unit_name: np.asarray(coords)}, ("chain", "draw", unit_name))
+    return xr.DataArray(
+        values, {} if coords is None else {unit_name: np.asarray(coords)}, ("chain", "draw", unit_name)
+    )
 
 
 def _unreliable(result: ELPDData) -> int:

@@ -59,7 +59,11 @@ def compare_with_mode(tree: xr.DataTree) -> PlugIn:
     surer = (plugged.max(1) - averaged.max(1))[unknown]
     gap = float(surer.mean()) if len(surer) else 0.0
     total, plugged_total = entr(averaged[unknown]).sum(), entr(plugged[unknown]).sum()
-    times = f"{total / plugged_total:.3g} times the entropy" if plugged_total > 1e-6 * total else "entropy where it has none"
+    times = (
+        f"{total / plugged_total:.3g} times the entropy"
+        if plugged_total > 1e-6 * total
+        else "entropy where it has none"
+    )
     changed = int((averaged.argmax(1) != plugged.argmax(1))[unknown].sum())
     outside = float(np.mean([row["outside_central_95"] for row in rows.values()]))
     meaning = (
@@ -82,5 +86,8 @@ def compare_with_mode(tree: xr.DataTree) -> PlugIn:
 
 def compare_on_gold(tree: xr.DataTree, gold: np.ndarray) -> pd.DataFrame:
     """Scores of the averaged and of the plug-in label probabilities against gold codes (i), -1 where unknown or used in the fit."""
-    ways = {"posterior": array(tree, "responsibilities", "mean"), "plug-in": array(tree, "plug_in", "responsibility")}
+    ways = {
+        "posterior": array(tree, "responsibilities", "mean"),
+        "plug-in": array(tree, "plug_in", "responsibility"),
+    }
     return pd.DataFrame({name: scores(probabilities, gold) for name, probabilities in ways.items()}).T

@@ -91,13 +91,18 @@ def predictive_checks(
     observed, replicated = np.asarray(rows.label)[None], labels_replicated
     pairs = row_pairs(rows, generator, minimum=minimum, max_pairs=max_pairs)
     checks = {
-        "pairwise_agreement": check(pairwise_agreement(observed, pairs), pairwise_agreement(replicated, pairs)),
+        "pairwise_agreement": check(
+            pairwise_agreement(observed, pairs), pairwise_agreement(replicated, pairs)
+        ),
         "vote_entropy": check(vote_entropy(rows, observed), vote_entropy(rows, replicated)),
         "annotator_bias": check(annotator_bias(rows, observed), annotator_bias(rows, replicated)),
     }
     if truth_replicated is None:
         return checks
-    errors = error_correlation(rows, observed, responsibilities[None], pairs), error_correlation(rows, replicated, truth_replicated, pairs)
+    errors = (
+        error_correlation(rows, observed, responsibilities[None], pairs),
+        error_correlation(rows, replicated, truth_replicated, pairs),
+    )
     return checks | {"error_correlation": check(*errors)}
 
 
@@ -124,9 +129,13 @@ def check(observed: Statistic, replicated: Statistic) -> PredictiveCheck:
 
 def _compare(observed: Float[np.ndarray, " e"], replicated: Float[np.ndarray, "s e"]) -> pd.DataFrame:
     lower, upper = np.quantile(replicated, [0.025, 0.975], axis=0)
-    tail = np.minimum((replicated >= observed - _ROUNDING).sum(0), (replicated <= observed + _ROUNDING).sum(0))
+    tail = np.minimum(
+        (replicated >= observed - _ROUNDING).sum(0), (replicated <= observed + _ROUNDING).sum(0)
+    )
     p = np.where(np.isnan(observed), np.nan, np.minimum(1, 2 * (1 + tail) / (len(replicated) + 1)))
-    return pd.DataFrame({"observed": observed, "mean": replicated.mean(0), "lower": lower, "upper": upper, "p": p})
+    return pd.DataFrame(
+        {"observed": observed, "mean": replicated.mean(0), "lower": lower, "upper": upper, "p": p}
+    )
 
 
 def pairwise_agreement(labels: Int[np.ndarray, "s n"], pairs: RowPairs) -> Statistic:
@@ -143,13 +152,20 @@ def vote_entropy(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
     """Share of items by the entropy of their labels, in ten equal bins of [0, log K]; items of two rows or more. Overall: mean entropy."""
     size, most = np.bincount(rows.item, minlength=rows.num_items), math.log(max(rows.num_classes, 2))
     several = size > 1
-    index = pd.IntervalIndex.from_breaks(np.linspace(0, most, _BINS + 1), closed="left", name="entropy")[: _BINS * several.any()]
+    index = pd.IntervalIndex.from_breaks(np.linspace(0, most, _BINS + 1), closed="left", name="entropy")[
+        : _BINS * several.any()
+    ]
     values, overall = np.empty((len(labels), len(index))), np.full(len(labels), math.nan)
     for replicate, given in enumerate(labels if several.any() else []):
-        votes = np.bincount(rows.item * rows.num_classes + given, minlength=len(size) * rows.num_classes).reshape(len(size), -1)
+        votes = np.bincount(
+            rows.item * rows.num_classes + given, minlength=len(size) * rows.num_classes
+        ).reshape(len(size), -1)
         entropy = entr(votes[several] / size[several, None]).sum(1)
         place = np.minimum((entropy / most * _BINS + _ROUNDING).astype(int), _BINS - 1)
-        values[replicate], overall[replicate] = np.bincount(place, minlength=_BINS) / len(entropy), entropy.mean()
+        values[replicate], overall[replicate] = (
+            np.bincount(place, minlength=_BINS) / len(entropy),
+            entropy.mean(),
+        )
     return Statistic(values, index, overall)
 
 
@@ -166,7 +182,10 @@ def annotator_bias(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
 
 
 def error_correlation(
-    rows: Rows, labels: Int[np.ndarray, "s n"], truth: Float[np.ndarray, "s i k"] | Int[np.ndarray, "s i"], pairs: RowPairs
+    rows: Rows,
+    labels: Int[np.ndarray, "s n"],
+    truth: Float[np.ndarray, "s i k"] | Int[np.ndarray, "s i"],
+    pairs: RowPairs,
 ) -> Statistic:
     """Correlation of two annotators' errors within true classes, by pair of annotators; overall: over all row pairs.
 
@@ -180,7 +199,9 @@ def error_correlation(
     values, overall = np.empty((len(labels), len(pairs.shared))), np.full(len(labels), math.nan)
     for replicate, residual in enumerate(_residuals(rows, labels, truth) if len(pairs.left) else []):
         # Class by class, since an array (p, k) is large and slow to fill
-        products = sum((each.take(pairs.left) * each.take(pairs.right) for each in residual), np.zeros(len(pairs.left)))
+        products = sum(
+            (each.take(pairs.left) * each.take(pairs.right) for each in residual), np.zeros(len(pairs.left))
+        )
         left, right = ((residual**2).sum(0).take(side) for side in (pairs.left, pairs.right))
         values[replicate] = _ratio(pairs.sums(products), np.sqrt(pairs.sums(left) * pairs.sums(right)))
         overall[replicate] = _ratio(products.sum(), np.sqrt(left.sum() * right.sum()))
@@ -191,7 +212,9 @@ def _residuals(rows: Rows, labels: np.ndarray, truth: np.ndarray) -> Iterator[Fl
     """sqrt(q) e of one replicate after another: for every class, or for the true class alone where it is known."""
     known = truth.ndim == 2
     for given, true in zip(labels, truth, strict=True):
-        classes = true[rows.item][None] if known else np.arange(rows.num_classes)[:, None]  # (1, n), or (k, 1)
+        classes = (
+            true[rows.item][None] if known else np.arange(rows.num_classes)[:, None]
+        )  # (1, n), or (k, 1)
         weight = np.ones((1, len(given))) if known else true.T[:, rows.item]  # (1, n), or (k, n)
         wrong, cells = given != classes, rows.annotator * rows.num_classes + classes
         mass, errors = (np.bincount(cells.ravel(), each.ravel()) for each in (weight, weight * wrong))
@@ -202,7 +225,9 @@ def _ratio(above: Any, below: Any) -> np.ndarray:
     return np.divide(above, below, out=np.zeros(np.shape(above)), where=below > 0)
 
 
-def row_pairs(rows: Rows, generator: np.random.Generator, *, minimum: int = 5, max_pairs: int = 2_000_000) -> RowPairs:
+def row_pairs(
+    rows: Rows, generator: np.random.Generator, *, minimum: int = 5, max_pairs: int = 2_000_000
+) -> RowPairs:
     """The row pairs of all items, or of items drawn at random where they would be more than `max_pairs`.
 
     Entries are the pairs of annotators with `minimum` row pairs or more; beyond 10,000 of them, those with most.
@@ -214,7 +239,9 @@ def row_pairs(rows: Rows, generator: np.random.Generator, *, minimum: int = 5, m
     taken = np.zeros(len(size), bool)
     taken[order[np.cumsum(count[order]) <= max_pairs]] = True
     annotator, by = np.asarray(rows.annotator, np.int64), np.lexsort((rows.annotator, rows.item))
-    before = np.where(taken[rows.item], np.arange(len(by)) - np.repeat(np.cumsum(size) - size, size), 0)  # rows of the item so far
+    before = np.where(
+        taken[rows.item], np.arange(len(by)) - np.repeat(np.cumsum(size) - size, size), 0
+    )  # rows of the item so far
     right = np.repeat(np.arange(len(by)), before)
     back = np.arange(len(right)) - np.repeat(np.cumsum(before) - before, before) + 1
     left, right = by[right - back], by[right]
@@ -223,7 +250,13 @@ def row_pairs(rows: Rows, generator: np.random.Generator, *, minimum: int = 5, m
     ordered = ordered[(annotator[left] != annotator[right])[ordered]]
     code, start, size = np.unique(code[ordered], return_index=True, return_counts=True)
     shared = np.sort(np.argsort(-size, kind="stable")[: min((size >= minimum).sum(), _MOST_PAIRS)])
-    index = pd.MultiIndex.from_arrays(np.divmod(code[shared], rows.num_annotators), names=["annotator", "other"])
+    index = pd.MultiIndex.from_arrays(
+        np.divmod(code[shared], rows.num_annotators), names=["annotator", "other"]
+    )
     several = count > 0
-    note = "" if taken[several].all() else f"(from {taken[several].sum():,} of {several.sum():,} items, drawn at random)"
+    note = (
+        ""
+        if taken[several].all()
+        else f"(from {taken[several].sum():,} of {several.sum():,} items, drawn at random)"
+    )
     return RowPairs(left[ordered], right[ordered], start, shared, index, note)

@@ -38,12 +38,24 @@ def prior_sensitivity(tree: xr.DataTree) -> tuple[list[Finding], pd.DataFrame]:
     for component in scaled:
         sides = {"prior": ("prior", component), "likelihood": ("likelihood", "label")}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # few tail draws: the weights are nearly equal, as they should be
-            moved = {side: psense(small, group=group, group_var_names=[name]) for side, (group, name) in sides.items()}
-        columns = {side: np.concatenate([np.ravel(found[name]) for name in found.data_vars]) for side, found in moved.items()}
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # few tail draws: the weights are nearly equal, as they should be
+            moved = {
+                side: psense(small, group=group, group_var_names=[name])
+                for side, (group, name) in sides.items()
+            }
+        columns = {
+            side: np.concatenate([np.ravel(found[name]) for name in found.data_vars])
+            for side, found in moved.items()
+        }
         names = [label for name in moved["prior"].data_vars for label in number_names(moved["prior"][name])]
         parts[component] = pd.DataFrame(columns, index=names)
-    table = pd.concat(parts, names=["component", "functional"]) if parts else pd.DataFrame(columns=["prior", "likelihood"])
+    table = (
+        pd.concat(parts, names=["component", "functional"])
+        if parts
+        else pd.DataFrame(columns=["prior", "likelihood"])
+    )
     findings = []
     for component in scaled:
         found = table.loc[component]
@@ -55,7 +67,16 @@ def prior_sensitivity(tree: xr.DataTree) -> tuple[list[Finding], pd.DataFrame]:
             if steady
             else f"The prior of {component} moves {most}: report it, and try another."
         )
-        findings.append(Finding(f"sensitivity to the prior of {component}", "model", worst, f"below {THRESHOLD}", steady, meaning))
+        findings.append(
+            Finding(
+                f"sensitivity to the prior of {component}",
+                "model",
+                worst,
+                f"below {THRESHOLD}",
+                steady,
+                meaning,
+            )
+        )
     findings += [
         Finding(
             f"sensitivity to the prior of {component}",
@@ -88,4 +109,8 @@ def accuracy(posterior: xr.Dataset) -> xr.DataArray:
     confusion = posterior["confusion"]
     same = xr.DataArray(np.eye(confusion.sizes["true_class"]), dims=("true_class", "label"))
     right = (confusion * same).sum("label")
-    return (right * posterior["class_prior"]).sum("true_class") if "class_prior" in posterior else right.mean("true_class")
+    return (
+        (right * posterior["class_prior"]).sum("true_class")
+        if "class_prior" in posterior
+        else right.mean("true_class")
+    )

@@ -24,7 +24,14 @@ from tqdm import tqdm
 
 from probcrowd.compute.threads import one_thread
 from probcrowd.models.crowd.base import Channel, Labels, Seen
-from probcrowd.storage.checkpoint import Checkpoint, load_module, load_optimizer, module_tensors, optimizer_tensors, under
+from probcrowd.storage.checkpoint import (
+    Checkpoint,
+    load_module,
+    load_optimizer,
+    module_tensors,
+    optimizer_tensors,
+    under,
+)
 
 Inputs = Callable[[Int[Tensor, " b"]], Tensor]  # the inputs of those items, on the device
 Score = Callable[[nn.Module, Channel], float]  # higher is better
@@ -62,7 +69,9 @@ class Trained:
     def finished(self, training: Training) -> bool:
         """Whether there is nothing left to do."""
         waited = self.epoch - self.best_epoch
-        return self.epoch >= training.epochs or (training.patience is not None and self.best_epoch > 0 and waited >= training.patience)
+        return self.epoch >= training.epochs or (
+            training.patience is not None and self.best_epoch > 0 and waited >= training.patience
+        )
 
 
 Keep = Callable[[Mapping[str, Tensor], Mapping[str, Any]], None]
@@ -93,12 +102,24 @@ def train(
     stands, best = Trained(), {}
     if resume is not None:
         stands, best = _restored(network, channel, optimizer, resume)
-    bar = tqdm(total=training.epochs, initial=stands.epoch, desc="train", unit="epoch", disable=not progress, leave=False)
+    bar = tqdm(
+        total=training.epochs,
+        initial=stands.epoch,
+        desc="train",
+        unit="epoch",
+        disable=not progress,
+        leave=False,
+    )
     with bar, one_thread(_small(network, inputs, labels, training)):
         while not stands.finished(training):
-            row = {"epoch": stands.epoch + 1.0, "loss": _epoch(network, channel, optimizer, inputs, labels, training, seed, stands.epoch)}
+            row = {
+                "epoch": stands.epoch + 1.0,
+                "loss": _epoch(network, channel, optimizer, inputs, labels, training, seed, stands.epoch),
+            }
             if not math.isfinite(row["loss"]):
-                raise FloatingPointError(f"the loss is {row['loss']} in epoch {stands.epoch + 1}: lower the learning rate or the strength")
+                raise FloatingPointError(
+                    f"the loss is {row['loss']} in epoch {stands.epoch + 1}: lower the learning rate or the strength"
+                )
             stands.epoch += 1
             row |= {"degenerate": float(channel.degenerate), **channel.notes()}
             if score is not None:
@@ -120,7 +141,9 @@ def train(
     if best:
         _load(network, channel, best, "best")
     if not all(bool(torch.isfinite(value).all()) for value in _both(network, channel, "now").values()):
-        raise FloatingPointError("a parameter is not a number any more: lower the learning rate or the strength")
+        raise FloatingPointError(
+            "a parameter is not a number any more: lower the learning rate or the strength"
+        )
     network.eval()
     channel.eval()
     return stands
@@ -134,7 +157,9 @@ def look(network: nn.Module, channel: Channel, inputs: Tensor) -> Seen:
     if not channel.needs_features:
         return Seen(torch.log_softmax(network(inputs), -1))
     caught: list[Tensor] = []
-    hook = network.get_submodule(channel.head).register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+    hook = network.get_submodule(channel.head).register_forward_pre_hook(
+        lambda _, given: caught.append(given[0])
+    )
     try:
         log_truth = torch.log_softmax(network(inputs), -1)
     finally:
@@ -166,7 +191,11 @@ def head_of(network: nn.Module, inputs: Tensor) -> str | None:
 
         return note
 
-    hooks = [layer.register_forward_hook(noting(name)) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    hooks = [
+        layer.register_forward_hook(noting(name))
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
     try:
         logits = network(inputs)
     finally:
@@ -183,10 +212,16 @@ def _small(network: nn.Module, inputs: Inputs, labels: Labels, training: Trainin
 
 
 def _adam(network: nn.Module, channel: Channel, training: Training) -> torch.optim.Adam:
-    rate = training.learning_rate if training.channel_learning_rate is None else training.channel_learning_rate
+    rate = (
+        training.learning_rate if training.channel_learning_rate is None else training.channel_learning_rate
+    )
     groups = [
         {"params": list(network.parameters()), "weight_decay": training.weight_decay},
-        {"params": list(channel.parameters()), "weight_decay": training.weight_decay if channel.decays else 0.0, "lr": rate},
+        {
+            "params": list(channel.parameters()),
+            "weight_decay": training.weight_decay if channel.decays else 0.0,
+            "lr": rate,
+        },
     ]
     return torch.optim.Adam(groups, training.learning_rate, fused=True)
 

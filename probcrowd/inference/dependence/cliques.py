@@ -36,10 +36,19 @@ def without_cliques(
     lower = (share + 0.5 / count - np.sqrt(share * (1 - share) / count + 0.25 / count**2)) / (1 + 1 / count)
     alike = lower - chance > _ALIKE * (1 - chance)
     clique = components(rows.annotator[left[alike]], rows.annotator[right[alike]], rows.num_annotators)
-    expected, inside, members, owner = model.copy(), np.zeros(len(first), bool), np.bincount(clique), clique[rows.annotator]
+    expected, inside, members, owner = (
+        model.copy(),
+        np.zeros(len(first), bool),
+        np.bincount(clique),
+        clique[rows.annotator],
+    )
     for suspect in np.argsort(-members, kind="stable")[: min((members > 1).sum(), _MOST_CLIQUES)].tolist():
         unexplained = _unexplained(labels, compared, owner, suspect)
-        both = (clique[rows.annotator[left]] == suspect) & (clique[rows.annotator[right]] == suspect) & (unexplained > 0)
+        both = (
+            (clique[rows.annotator[left]] == suspect)
+            & (clique[rows.annotator[right]] == suspect)
+            & (unexplained > 0)
+        )
         for pair in np.flatnonzero(both):
             expected[first[pair] : first[pair] + count[pair]] = 1 - unexplained * (1 - chance[pair])
         inside |= both
@@ -52,10 +61,16 @@ def _unexplained(labels: Labels, compared: Compared, clique: Int[np.ndarray, " n
     label = commonest(rows.item[own], rows.label[own], rows.num_items)
     left, right = clique[compared.left], clique[compared.right]
     used = (label[rows.item[compared.left]] >= 0) & (left != suspect) & (right != suspect) & (left != right)
-    left, right, told = compared.left[used], compared.right[used], np.flatnonzero((label[rows.item] >= 0) & ~own)
+    left, right, told = (
+        compared.left[used],
+        compared.right[used],
+        np.flatnonzero((label[rows.item] >= 0) & ~own),
+    )
     total, unexplained = (
         np.bincount(
-            rows.item[left], compared.agree[used] - labels.agreement(left, right, labels.frequencies(told, known), known), rows.num_items
+            rows.item[left],
+            compared.agree[used] - labels.agreement(left, right, labels.frequencies(told, known), known),
+            rows.num_items,
         )
         for known in (np.minimum(label, 0), label)
     )
@@ -64,7 +79,9 @@ def _unexplained(labels: Labels, compared: Compared, clique: Int[np.ndarray, " n
     return float(min(unexplained.sum() / total.sum(), 1.0)) if significant else 0.0
 
 
-def commonest(item: Int[np.ndarray, " m"], label: Int[np.ndarray, " m"], num_items: int) -> Int[np.ndarray, " i"]:
+def commonest(
+    item: Int[np.ndarray, " m"], label: Int[np.ndarray, " m"], num_items: int
+) -> Int[np.ndarray, " i"]:
     """The commonest label of each item, the first of those; -1 for items without."""
     commonest = np.full(num_items, -1)
     said, count = np.unique(np.stack([item, label]), axis=1, return_counts=True)

@@ -51,7 +51,11 @@ from probcrowd.inference.dependence.expected_agreement import ROUNDING, TINY, Co
 
 _MOST_LISTED, _MOST_NAMED = 5_000, 5
 _FALSE_ALARM, _HALF_Z = 0.01, 2.0  # near duplicates: Bonferroni's level of z, and how far rho lies above 1/2
-_WARN_Z, _WARN_SHARE, _WARN_EXCESS = 3.0, 0.8, 0.01  # a warning: rho over its standard error, effective share of the labels, agree - p
+_WARN_Z, _WARN_SHARE, _WARN_EXCESS = (
+    3.0,
+    0.8,
+    0.01,
+)  # a warning: rho over its standard error, effective share of the labels, agree - p
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ class Dependence:
         groups = self.near_duplicates()
         if groups:
             named = "; ".join(
-                ", ".join(map(str, annotators[group[:10]])) + (", ..." if len(group) > 10 else "") for group in groups[:_MOST_NAMED]
+                ", ".join(map(str, annotators[group[:10]])) + (", ..." if len(group) > 10 else "")
+                for group in groups[:_MOST_NAMED]
             )
             more = f"; and {len(groups) - _MOST_NAMED} more groups" if len(groups) > _MOST_NAMED else ""
             found.append(
@@ -98,7 +103,10 @@ class Dependence:
 
     def near_duplicates(self) -> list[list[int]]:
         """Codes of annotators linked by near duplicate pairs, largest group first."""
-        codes, ends = np.unique(self.pairs.loc[self.pairs["near_duplicate"], ["annotator", "other"]].to_numpy(), return_inverse=True)
+        codes, ends = np.unique(
+            self.pairs.loc[self.pairs["near_duplicate"], ["annotator", "other"]].to_numpy(),
+            return_inverse=True,
+        )
         ends = ends.reshape(-1, 2)
         group = components(ends[:, 0], ends[:, 1], len(codes))
         groups = [codes[group == g].tolist() for g in np.unique(group)]
@@ -128,24 +136,41 @@ def dependence(
     log_table = np.log(np.maximum(table[order], TINY))
     score = np.tile(np.log(np.maximum(class_prior, TINY)), (rows.num_items, 1))  # (i, k)
     for k in range(len(class_prior)):
-        score[:, k] += np.bincount(rows.item, rows.weight * log_table[labels.cell, k], minlength=rows.num_items)
+        score[:, k] += np.bincount(
+            rows.item, rows.weight * log_table[labels.cell, k], minlength=rows.num_items
+        )
 
     pairs = row_pairs(rows, generator, minimum=minimum, max_pairs=max_pairs)
     count = np.diff(np.append(pairs.start, len(pairs.left)))
     agree = (rows.label[pairs.left] == rows.label[pairs.right]).astype(float)
-    compared = Compared(pairs.left, pairs.right, agree, pairs.start[count >= minimum], count[count >= minimum])
-    model = labels.agreement(pairs.left, pairs.right, labels.shares(table[order]), rows.gold, log_table, score)
+    compared = Compared(
+        pairs.left, pairs.right, agree, pairs.start[count >= minimum], count[count >= minimum]
+    )
+    model = labels.agreement(
+        pairs.left, pairs.right, labels.shares(table[order]), rows.gold, log_table, score
+    )
     expected, judged = without_cliques(labels, compared, model)
     residual, error = _rate(agree - expected, 1 - expected, expected * (1 - expected), rows.item[pairs.left])
     means = (float(agree.mean()), float(expected.mean())) if len(agree) else (math.nan, math.nan)
     size = np.bincount(rows.item, minlength=rows.num_items)
     labels_per_item = float(size[size > 1].mean()) if (size > 1).any() else math.nan
     effective = labels_per_item / (1 + (labels_per_item - 1) * max(residual, 0.0))
-    return Dependence(residual, error, labels_per_item, effective, *means, _pair_table(rows, compared, expected, judged), pairs.note)
+    return Dependence(
+        residual,
+        error,
+        labels_per_item,
+        effective,
+        *means,
+        _pair_table(rows, compared, expected, judged),
+        pairs.note,
+    )
 
 
 def _rate(
-    over: Float64[np.ndarray, " m"], slack: Float64[np.ndarray, " m"], variance: Float64[np.ndarray, " m"], item: Int[np.ndarray, " m"]
+    over: Float64[np.ndarray, " m"],
+    slack: Float64[np.ndarray, " m"],
+    variance: Float64[np.ndarray, " m"],
+    item: Int[np.ndarray, " m"],
 ) -> tuple[float, float]:
     """rho and its standard error."""
     if slack.sum() < ROUNDING:
@@ -156,9 +181,13 @@ def _rate(
     return float(rate), float(error) if items > 1 else math.nan
 
 
-def _pair_table(rows: Rows, compared: Compared, p: Float64[np.ndarray, " m"], judged: Bool[np.ndarray, " g"]) -> pd.DataFrame:
+def _pair_table(
+    rows: Rows, compared: Compared, p: Float64[np.ndarray, " m"], judged: Bool[np.ndarray, " g"]
+) -> pd.DataFrame:
     over, slack = compared.sums(compared.agree - p), compared.sums(1 - p)
-    z = _ratio(over, np.sqrt(np.maximum(compared.sums(p * (1 - p)), compared.sums((compared.agree - p) ** 2))))
+    z = _ratio(
+        over, np.sqrt(np.maximum(compared.sums(p * (1 - p)), compared.sums((compared.agree - p) ** 2)))
+    )
     # With rho = 1/2 they agree with probability (1 + p) / 2
     above_half = _ratio(over - slack / 2, np.sqrt(compared.sums((1 - p**2) / 4)))
     columns = {
@@ -171,7 +200,11 @@ def _pair_table(rows: Rows, compared: Compared, p: Float64[np.ndarray, " m"], ju
         "z": z,
         "near_duplicate": judged & (z > norm.isf(_FALSE_ALARM / max(len(z), 1))) & (above_half > _HALF_Z),
     }
-    return pd.DataFrame(columns).sort_values(["near_duplicate", "z"], ascending=False, kind="stable", ignore_index=True).head(_MOST_LISTED)
+    return (
+        pd.DataFrame(columns)
+        .sort_values(["near_duplicate", "z"], ascending=False, kind="stable", ignore_index=True)
+        .head(_MOST_LISTED)
+    )
 
 
 def _ratio(above: Float64[np.ndarray, " g"], below: Float64[np.ndarray, " g"]) -> Float64[np.ndarray, " g"]:

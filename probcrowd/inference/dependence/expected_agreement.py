@@ -36,7 +36,9 @@ class Labels:
         total = sums_by_owner(table, self.annotator, len(self.first) - 1)[self.annotator]
         return np.divide(table, total, out=np.zeros_like(table), where=total > 0)
 
-    def frequencies(self, some: Int[np.ndarray, " s"], known: Int[np.ndarray, " i"]) -> Float64[np.ndarray, "p k"]:
+    def frequencies(
+        self, some: Int[np.ndarray, " s"], known: Int[np.ndarray, " i"]
+    ) -> Float64[np.ndarray, "p k"]:
         """How often an annotator gives each label in those rows, by the known class of the items."""
         groups, group = int(known.max(initial=0)) + 1, known[self.rows.item[some]]
         count = np.bincount(self.cell[some] * groups + group, minlength=len(self.label) * groups)
@@ -55,7 +57,17 @@ class Labels:
         none, rows = np.zeros((0, shares.shape[1])), self.rows
         tables = (none, none) if log_table is None or score is None else (log_table, score)
         return expected_agreement(
-            left, right, rows.item, rows.annotator, rows.weight, self.cell, self.first, self.label, shares, known, *tables
+            left,
+            right,
+            rows.item,
+            rows.annotator,
+            rows.weight,
+            self.cell,
+            self.first,
+            self.label,
+            shares,
+            known,
+            *tables,
         )
 
 
@@ -72,12 +84,16 @@ class Compared:
     def sums(self, values: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " g"]:
         """By pair of annotators."""
         bounds = np.stack([self.first, self.first + self.count], axis=1).ravel()
-        return np.add.reduceat(np.append(values, 0.0), bounds)[::2]  # every other stretch lies between two of them
+        return np.add.reduceat(np.append(values, 0.0), bounds)[
+            ::2
+        ]  # every other stretch lies between two of them
 
 
 def components(left: Int[np.ndarray, " m"], right: Int[np.ndarray, " m"], size: int) -> Int[np.ndarray, " j"]:
     """The connected component of each of so many nodes."""
-    return connected_components(coo_array((np.ones(len(left)), (left, right)), (size, size)), directed=False)[1].astype(np.int64)
+    return connected_components(coo_array((np.ones(len(left)), (left, right)), (size, size)), directed=False)[
+        1
+    ].astype(np.int64)
 
 
 @compiled

@@ -26,7 +26,14 @@ from tqdm import tqdm
 
 from probcrowd.compute.threads import one_thread
 from probcrowd.data.rows import Rows
-from probcrowd.inference.lia.objectives import Objective, e_step, last_objective, log_prior, m_objective, vote_posterior
+from probcrowd.inference.lia.objectives import (
+    Objective,
+    e_step,
+    last_objective,
+    log_prior,
+    m_objective,
+    vote_posterior,
+)
 from probcrowd.inference.lia.optimizers import State, Target, climb, wander
 from probcrowd.models.lia.lia import Parameters, Said, log_truth
 from probcrowd.models.lia.prior import Inputs, LIAPrior, Site, sites
@@ -98,17 +105,27 @@ def fit_lia(
     declared = sites(rows, inputs, prior)
     state = State(_start(declared, seed, said.weight.dtype)) if state is None else state
     first = vote_posterior(said) if start is None else torch.from_numpy(np.array(start)).to(said.weight.dtype)
-    bar = tqdm(total=schedule.units, initial=state.unit, desc="lia", unit="round", disable=not progress, leave=False)
+    bar = tqdm(
+        total=schedule.units, initial=state.unit, desc="lia", unit="round", disable=not progress, leave=False
+    )
     with bar, one_thread(_small(said)):
         while state.unit < schedule.units and not state.converged:
             state = advance(state, said, declared, first, objective, schedule, seed)
             if not math.isfinite(state.values[-1]):
-                raise FloatingPointError(f"the objective is {state.values[-1]} after round {state.unit}: lower the learning rate")
+                raise FloatingPointError(
+                    f"the objective is {state.values[-1]} after round {state.unit}: lower the learning rate"
+                )
             keep(state)
             bar.update()
             bar.set_postfix(log_posterior=f"{state.values[-1]:.1f}", refresh=False)
     posterior, truth, _ = answer(state.parameters, said, objective)
-    return Fitted(state.parameters, posterior.double().numpy(), truth.double().numpy(), np.array(state.values), state.converged)
+    return Fitted(
+        state.parameters,
+        posterior.double().numpy(),
+        truth.double().numpy(),
+        np.array(state.values),
+        state.converged,
+    )
 
 
 def advance(
@@ -137,16 +154,23 @@ def advance(
         numbers = {"batch": schedule.batch, "learning_rate": schedule.learning_rate, "seed": seed}
         state = wander(state, said, declared, target, objective, steps, **numbers)
     with torch.no_grad():
-        value = float(posteriors(state.parameters, said, objective)[1] + (log_prior(state.parameters, declared) if objective.prior else 0))
+        value = float(
+            posteriors(state.parameters, said, objective)[1]
+            + (log_prior(state.parameters, declared) if objective.prior else 0)
+        )
     # Steps on another objective than the likelihood may lower it: they end when they are spent
     likelihood = schedule.batch is None and objective.last == "joint" and not objective.column_normaliser
     settled = (
-        likelihood and state.unit >= max(schedule.rounds, 1) and value - state.values[-1] <= schedule.tolerance * max(len(said.place), 1)
+        likelihood
+        and state.unit >= max(schedule.rounds, 1)
+        and value - state.values[-1] <= schedule.tolerance * max(len(said.place), 1)
     )
     return replace(state, unit=state.unit + 1, values=[*state.values, value], converged=settled)
 
 
-def posteriors(parameters: Parameters, said: Said, objective: Objective) -> tuple[Float[Tensor, "i k"], Float[Tensor, ""]]:
+def posteriors(
+    parameters: Parameters, said: Said, objective: Objective
+) -> tuple[Float[Tensor, "i k"], Float[Tensor, ""]]:
     """The E step over all items, some of them at a time."""
     with torch.no_grad():
         found = [e_step(parameters, part, objective) for part in parts(said)]
@@ -180,7 +204,9 @@ def _small(said: Said) -> bool:
     return len(said.item) * said.possible.shape[1] ** 2 + len(said.place) * width < SMALL
 
 
-def _expected(q: Float[Tensor, "i k"], objective: Objective, parameters: Parameters, part: Said) -> Float[Tensor, ""]:
+def _expected(
+    q: Float[Tensor, "i k"], objective: Objective, parameters: Parameters, part: Said
+) -> Float[Tensor, ""]:
     return m_objective(parameters, part, q[part.place], objective)
 
 

@@ -25,12 +25,23 @@ from probcrowd.models.lia.prior import Inputs, LIAPrior
 
 FOLDS = 5
 ENOUGH = 3000  # labels held out, after which no more folds are needed
-STEPS = {"truth": math.sqrt(10), "difficulty": math.sqrt(10), "competence": 2.0}  # factors by which a spread moves
+STEPS = {
+    "truth": math.sqrt(10),
+    "difficulty": math.sqrt(10),
+    "competence": 2.0,
+}  # factors by which a spread moves
 MOVES = 2  # of a spread, at most, in one direction
 
 
 def choose_spreads(
-    rows: Rows, inputs: Inputs, prior: LIAPrior, objective: Objective, schedule: Schedule, *, seed: int = 0, progress: bool = False
+    rows: Rows,
+    inputs: Inputs,
+    prior: LIAPrior,
+    objective: Objective,
+    schedule: Schedule,
+    *,
+    seed: int = 0,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """What held-out labels say of spreads: a row for every setting that was tried, in order.
 
@@ -102,7 +113,13 @@ def held_out_scores(
 
 
 def _rows(rows: Rows, which: Bool[np.ndarray, " n"]) -> Rows:
-    return replace(rows, item=rows.item[which], annotator=rows.annotator[which], label=rows.label[which], weight=rows.weight[which])
+    return replace(
+        rows,
+        item=rows.item[which],
+        annotator=rows.annotator[which],
+        label=rows.label[which],
+        weight=rows.weight[which],
+    )
 
 
 def _gain(difference: Float64[np.ndarray, " n"]) -> tuple[float, float]:
@@ -110,6 +127,13 @@ def _gain(difference: Float64[np.ndarray, " n"]) -> tuple[float, float]:
     return float(known.mean()), float(known.std(ddof=1) / math.sqrt(len(known)))
 
 
-def _told(prior: LIAPrior, scores: Float64[np.ndarray, " n"], gain: float, error: float, better: bool) -> dict[str, Any]:
+def _told(
+    prior: LIAPrior, scores: Float64[np.ndarray, " n"], gain: float, error: float, better: bool
+) -> dict[str, Any]:
     spreads = {name: getattr(prior, name) for name in STEPS}
-    return spreads | {"score": float(np.nanmean(scores)), "gain": gain, "standard_error": error, "best": better}
+    return spreads | {
+        "score": float(np.nanmean(scores)),
+        "gain": gain,
+        "standard_error": error,
+        "best": better,
+    }

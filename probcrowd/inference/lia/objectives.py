@@ -53,12 +53,21 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
     "joint": Objective(),
     "composite": Objective(last="composite"),
     "as_written": Objective(column_normaliser=True, last="composite", prior=False),
-    "as_coded": Objective(truth_in_e_step=False, hard=True, truth_per_label=True, last="composite", prior=False, answer="truth network"),
+    "as_coded": Objective(
+        truth_in_e_step=False,
+        hard=True,
+        truth_per_label=True,
+        last="composite",
+        prior=False,
+        answer="truth network",
+    ),
 }
 assert tuple(OBJECTIVES) == get_args(ObjectiveName)
 
 
-def e_step(parameters: Parameters, said: Said, objective: Objective) -> tuple[Float[Tensor, "i k"], Float[Tensor, ""]]:
+def e_step(
+    parameters: Parameters, said: Said, objective: Objective
+) -> tuple[Float[Tensor, "i k"], Float[Tensor, ""]]:
     """q, and the log marginal likelihood of what was said, whatever the objective."""
     log_class, evidence = log_truth(parameters, said), log_said(parameters, said)
     joint = log_joint(log_class, evidence, said)
@@ -69,12 +78,16 @@ def e_step(parameters: Parameters, said: Said, objective: Objective) -> tuple[Fl
     return q, torch.logsumexp(joint, -1).sum()
 
 
-def m_objective(parameters: Parameters, said: Said, q: Float[Tensor, "i k"], objective: Objective) -> Float[Tensor, ""]:
+def m_objective(
+    parameters: Parameters, said: Said, q: Float[Tensor, "i k"], objective: Objective
+) -> Float[Tensor, ""]:
     """What the M step raises, without the prior."""
     log_class = log_truth(parameters, said)
     evidence = _normalised(log_said(parameters, said), objective) * said.weight[:, None]
     if objective.truth_per_label:
-        log_class = log_class * log_class.new_zeros(len(log_class)).index_add(0, said.item, said.weight)[:, None]
+        log_class = (
+            log_class * log_class.new_zeros(len(log_class)).index_add(0, said.item, said.weight)[:, None]
+        )
     return (q * log_class).sum() + (q[said.item] * evidence).sum()
 
 
@@ -100,7 +113,9 @@ def log_prior(parameters: Parameters, declared: dict[str, Site]) -> Float[Tensor
 def vote_posterior(said: Said) -> Float[Tensor, "i k"]:
     """The start: shares of an item's labels (equation 8), gold where it is known; all classes alike without either."""
     num_classes = said.possible.shape[1]
-    flat = said.weight.new_zeros(len(said.place) * num_classes).index_add(0, said.item * num_classes + said.label, said.weight)
+    flat = said.weight.new_zeros(len(said.place) * num_classes).index_add(
+        0, said.item * num_classes + said.label, said.weight
+    )
     votes = flat.view(-1, num_classes) * said.possible
     votes = torch.where(votes.sum(1, keepdim=True) > 0, votes, said.possible.to(votes.dtype))
     return votes / votes.sum(1, keepdim=True)

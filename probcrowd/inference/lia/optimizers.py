@@ -39,11 +39,23 @@ class State:
     converged: bool = False
 
 
-def climb(parameters: Parameters, said: Said, declared: dict[str, Site], target: Target, objective: Objective, steps: int) -> Parameters:
+def climb(
+    parameters: Parameters,
+    said: Said,
+    declared: dict[str, Site],
+    target: Target,
+    objective: Objective,
+    steps: int,
+) -> Parameters:
     """L-BFGS steps on the whole."""
     names = list(parameters)
     centre = torch.cat([torch.from_numpy(declared[name].centre).flatten() for name in names])
-    spread = torch.cat([torch.full((parameters[name].numel(),), declared[name].spread, dtype=torch.float64) for name in names])
+    spread = torch.cat(
+        [
+            torch.full((parameters[name].numel(),), declared[name].spread, dtype=torch.float64)
+            for name in names
+        ]
+    )
     sizes = [parameters[name].numel() for name in names]
 
     def unpacked(unknown: Float[Tensor, " u"]) -> Parameters:
@@ -60,7 +72,13 @@ def climb(parameters: Parameters, said: Said, declared: dict[str, Site], target:
         return value.item(), slope.numpy()
 
     begin = (torch.cat([parameters[name].flatten() for name in names]) - centre) / spread
-    found = minimize(loss, begin.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": steps, "maxfun": 2 * steps + 10, "ftol": 0.0})
+    found = minimize(
+        loss,
+        begin.numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": steps, "maxfun": 2 * steps + 10, "ftol": 0.0},
+    )
     return {name: value.clone() for name, value in unpacked(torch.from_numpy(found.x)).items()}
 
 

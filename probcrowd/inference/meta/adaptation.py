@@ -66,7 +66,9 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.inference == "variational" and (self.gradient != "unrolled" or self.labels != "joint"):
-            raise ValueError(f"variational inference is of joint labels by the unrolled gradient, not {self.labels!r} by {self.gradient!r}")
+            raise ValueError(
+                f"variational inference is of joint labels by the unrolled gradient, not {self.labels!r} by {self.gradient!r}"
+            )
         if self.population is not None and self.inference != "variational":
             raise ValueError("a population of annotators needs inference = 'variational'")
 
@@ -102,9 +104,16 @@ def responsibilities(support: Support, method: Method) -> Float[Tensor, "b i k"]
         return dawid_skene(support, method.prior, steps=method.steps)
     if method.inference == "variational":
         return variational.responsibilities(
-            support, method.prior, method.population, steps=method.steps, spread=method.spread, tie_noise=method.tie_noise
+            support,
+            method.prior,
+            method.population,
+            steps=method.steps,
+            spread=method.spread,
+            tie_noise=method.tie_noise,
         )
-    return em.iterate(support, method.prior, steps=method.steps, gradient=method.gradient, tie_noise=method.tie_noise)
+    return em.iterate(
+        support, method.prior, steps=method.steps, gradient=method.gradient, tie_noise=method.tie_noise
+    )
 
 
 def dawid_skene(support: Support, prior: Prior, *, steps: int) -> Float[Tensor, "b i k"]:
@@ -122,33 +131,50 @@ def majority(totals: Float[Tensor, "b i k"]) -> Float[Tensor, "b i k"]:
     return best.to(totals.dtype) / best.sum(-1, keepdim=True).clamp(min=1)
 
 
-def meta_loss(encoder: nn.Module, source: EpisodeSource, episodes: Episodes, method: Method) -> Float[Tensor, ""]:
+def meta_loss(
+    encoder: nn.Module, source: EpisodeSource, episodes: Episodes, method: Method
+) -> Float[Tensor, ""]:
     """Equation (10): summed over the queries of a task, averaged over tasks; as an ELBO under the guide that adaptation gives."""
     support, queries = embed(encoder, source.inputs(episodes.support), source.inputs(episodes.query))
     beside = _beside(encoder)
     if method.separate and beside is not None:
         raw, raw_queries = support / beside.scale, queries / beside.scale
         clean = _clean_loss(raw, raw_queries, episodes, method)
-        return clean + _noisy_loss(raw.detach() * beside.scale, raw_queries.detach() * beside.scale, episodes, method.learned(encoder))
+        return clean + _noisy_loss(
+            raw.detach() * beside.scale,
+            raw_queries.detach() * beside.scale,
+            episodes,
+            method.learned(encoder),
+        )
     method = method.learned(encoder)
     share = method.clean_share if method.pseudo_annotators else 1.0
     if share in (0, 1):
         return (_clean_loss if share else _noisy_loss)(support, queries, episodes, method)
-    return share * _clean_loss(support, queries, episodes, method) + (1 - share) * _noisy_loss(support, queries, episodes, method)
+    return share * _clean_loss(support, queries, episodes, method) + (1 - share) * _noisy_loss(
+        support, queries, episodes, method
+    )
 
 
-def _clean_loss(support: Float[Tensor, "b i d"], queries: Float[Tensor, "b q d"], episodes: Episodes, method: Method) -> Float[Tensor, ""]:
+def _clean_loss(
+    support: Float[Tensor, "b i d"], queries: Float[Tensor, "b q d"], episodes: Episodes, method: Method
+) -> Float[Tensor, ""]:
     task = clean_support(support, episodes)
     return _query_loss(queries, episodes, task, em.start(task), method)
 
 
-def _noisy_loss(support: Float[Tensor, "b i d"], queries: Float[Tensor, "b q d"], episodes: Episodes, method: Method) -> Float[Tensor, ""]:
+def _noisy_loss(
+    support: Float[Tensor, "b i d"], queries: Float[Tensor, "b q d"], episodes: Episodes, method: Method
+) -> Float[Tensor, ""]:
     task = noisy_support(support, episodes)
     return _query_loss(queries, episodes, task, responsibilities(task, method), method)
 
 
 def _query_loss(
-    queries: Float[Tensor, "b q d"], episodes: Episodes, task: Support, known: Float[Tensor, "b i k"], method: Method
+    queries: Float[Tensor, "b q d"],
+    episodes: Episodes,
+    task: Support,
+    known: Float[Tensor, "b i k"],
+    method: Method,
 ) -> Float[Tensor, ""]:
     """Minus equation (10) with these responsibilities of the support items."""
     spread = None
@@ -157,7 +183,9 @@ def _query_loss(
         spread = variance if method.spread else None
     else:
         prototypes, log_class_prior = em.class_parameters(known, task, method.prior)
-    return -query_elbo(queries, episodes.query_truth, prototypes, log_class_prior, spread, method.temperature) / len(queries)
+    return -query_elbo(
+        queries, episodes.query_truth, prototypes, log_class_prior, spread, method.temperature
+    ) / len(queries)
 
 
 def _beside(encoder: nn.Module) -> LearnedPrior | None:
@@ -172,10 +200,14 @@ def noisy_support(embeddings: Float[Tensor, "b i d"], episodes: Episodes) -> Sup
 
 def clean_support(embeddings: Float[Tensor, "b i d"], episodes: Episodes) -> Support:
     """The support sets as one annotator labels them who is always right; its soft majority vote is the truth."""
-    return Support(embeddings, DenseVotes.from_labels(episodes.support_truth[..., None], episodes.ways, embeddings.dtype))
+    return Support(
+        embeddings, DenseVotes.from_labels(episodes.support_truth[..., None], episodes.ways, embeddings.dtype)
+    )
 
 
-def predict(encoder: nn.Module, source: EpisodeSource, episodes: Episodes, method: Method) -> tuple[Float[Tensor, "b q k"], em.Parameters]:
+def predict(
+    encoder: nn.Module, source: EpisodeSource, episodes: Episodes, method: Method
+) -> tuple[Float[Tensor, "b q k"], em.Parameters]:
     """Log class probabilities of the query items and the fitted parameters, after adapting to the noisy support; no gradient."""
     with torch.no_grad():
         support, queries = embed(encoder, source.inputs(episodes.support), source.inputs(episodes.query))
@@ -184,7 +216,9 @@ def predict(encoder: nn.Module, source: EpisodeSource, episodes: Episodes, metho
         return log_classes(queries, parameters, method), parameters
 
 
-def log_classes(queries: Float[Tensor, "b q d"], parameters: em.Parameters, method: Method) -> Float[Tensor, "b q k"]:
+def log_classes(
+    queries: Float[Tensor, "b q d"], parameters: em.Parameters, method: Method
+) -> Float[Tensor, "b q k"]:
     """Log class probabilities of query embeddings: equation (8), averaged over prototypes where their spread is known, by the temperature."""
     scores = predictive_scores(queries, parameters.prototypes, parameters.log_class_prior, parameters.spread)
     return torch.log_softmax(scores / method.temperature, -1)

@@ -55,10 +55,19 @@ class Parameters:
     def double(self) -> Parameters:
         """The same in double precision."""
         spread = None if self.spread is None else self.spread.double()
-        return Parameters(self.prototypes.double(), self.log_class_prior.double(), self.log_confusion.double(), spread)
+        return Parameters(
+            self.prototypes.double(), self.log_class_prior.double(), self.log_confusion.double(), spread
+        )
 
 
-def fit(support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = "unrolled", tolerance: float = 1e-8) -> Parameters:
+def fit(
+    support: Support,
+    prior: Prior,
+    *,
+    steps: int = 2,
+    gradient: Gradient = "unrolled",
+    tolerance: float = 1e-8,
+) -> Parameters:
     """MAP parameters after `steps` EM steps from the soft majority vote, differentiable in the embeddings and in the prior's tensors.
 
     gradient: "unrolled" differentiates through every step (the paper). "one-step" differentiates the last E and M step only, at constant
@@ -66,11 +75,19 @@ def fit(support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = 
     `steps` steps, and differentiate the fixed point, by a dense solve of (items x classes) unknowns per task or matrix-free by a Neumann series.
     A task without a fixed point that this is valid for falls back with a warning: see `fixed_point.implicit_step`.
     """
-    return m_step(iterate(support, prior, steps=steps, gradient=gradient, tolerance=tolerance), support, prior)
+    return m_step(
+        iterate(support, prior, steps=steps, gradient=gradient, tolerance=tolerance), support, prior
+    )
 
 
 def iterate(
-    support: Support, prior: Prior, *, steps: int = 2, gradient: Gradient = "unrolled", tolerance: float = 1e-8, tie_noise: float = 0.0
+    support: Support,
+    prior: Prior,
+    *,
+    steps: int = 2,
+    gradient: Gradient = "unrolled",
+    tolerance: float = 1e-8,
+    tie_noise: float = 0.0,
 ) -> Float[Tensor, "b i k"]:
     """The responsibilities that the last M step of `fit` takes, with their gradient: those after `steps` - 1 EM steps, or one step after the
     fixed point where the gradient is implicit."""
@@ -79,7 +96,9 @@ def iterate(
     step = partial(em_step, support=support, prior=prior)
     if gradient in ("implicit", "implicit-neumann"):
         reached = converge(support, prior, steps=steps, tolerance=tolerance, tie_noise=tie_noise)
-        return implicit_step(step, reached, curvature.at(reached.value, support, prior), dense=gradient == "implicit")
+        return implicit_step(
+            step, reached, curvature.at(reached.value, support, prior), dense=gradient == "implicit"
+        )
     responsibilities = start(support, tie_noise)
     if gradient == "unrolled":
         for _ in range(steps - 1):
@@ -92,7 +111,9 @@ def iterate(
     return responsibilities
 
 
-def converge(support: Support, prior: Prior, *, steps: int = 1000, tolerance: float = 1e-8, tie_noise: float = 0.0) -> FixedPoint:
+def converge(
+    support: Support, prior: Prior, *, steps: int = 1000, tolerance: float = 1e-8, tie_noise: float = 0.0
+) -> FixedPoint:
     """Responsibilities at the fixed point of EM, with each task's steps and last change; no gradient.
 
     A tolerance below what rounding allows, 16 units in the last place of 1, is raised to that.
@@ -100,7 +121,10 @@ def converge(support: Support, prior: Prior, *, steps: int = 1000, tolerance: fl
     tolerance = max(tolerance, 16 * torch.finfo(support.embeddings.dtype).eps)
     with torch.no_grad():
         return run_to_fixed_point(
-            partial(em_step, support=support, prior=prior), start(support, tie_noise), steps=steps, tolerance=tolerance
+            partial(em_step, support=support, prior=prior),
+            start(support, tie_noise),
+            steps=steps,
+            tolerance=tolerance,
         )
 
 
@@ -111,20 +135,26 @@ def start(support: Support, tie_noise: float = 0.0) -> Float[Tensor, "b i k"]:
     """
     totals = support.votes.totals().detach()
     if tie_noise:
-        noise = torch.rand(totals.shape[1:], generator=torch.Generator().manual_seed(0)).to(totals) * tie_noise
+        noise = (
+            torch.rand(totals.shape[1:], generator=torch.Generator().manual_seed(0)).to(totals) * tie_noise
+        )
         noise = noise * (totals.sum(-1, keepdim=True) > 0)
         totals = totals + (noise if support.classes is None else noise * support.classes[:, None])
     return totals / totals.sum(-1, keepdim=True).clamp(min=torch.finfo(totals.dtype).tiny)
 
 
-def em_step(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Float[Tensor, "b i k"]:
+def em_step(
+    responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior
+) -> Float[Tensor, "b i k"]:
     """Responsibilities after one M and one E step."""
     return e_step(m_step(responsibilities, support, prior), support)
 
 
 def m_step(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Parameters:
     """The parameters that maximise the expected complete log posterior, equation (7)."""
-    return Parameters(*class_parameters(responsibilities, support, prior), _log_confusion(responsibilities, support, prior))
+    return Parameters(
+        *class_parameters(responsibilities, support, prior), _log_confusion(responsibilities, support, prior)
+    )
 
 
 def class_parameters(
@@ -132,7 +162,10 @@ def class_parameters(
 ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k"]]:
     """Prototypes and log class prior of the M step: all that classifying query items needs."""
     class_sizes = responsibilities.sum(1)  # (b, k)
-    prototypes = torch.bmm(responsibilities.transpose(1, 2), support.embeddings) / (class_sizes + prior.precision)[..., None]
+    prototypes = (
+        torch.bmm(responsibilities.transpose(1, 2), support.embeddings)
+        / (class_sizes + prior.precision)[..., None]
+    )
 
     class_counts = class_sizes + prior.class_count
     # The number of items stands for the sum of responsibilities, as in (7): equal on the simplex, constant off it
@@ -154,7 +187,9 @@ def e_step(parameters: Parameters, support: Support) -> Float[Tensor, "b i k"]:
 def log_joint(parameters: Parameters, support: Support) -> Float[Tensor, "b i k"]:
     """ln p(embedding, annotations, truth = k) of every item, up to the same constant for every k: -|u|^2/2 - (d/2) ln 2 pi."""
     table = parameters.log_confusion.transpose(2, 3).flatten(1, 2)  # (b, j l, k)
-    return predictive_scores(support.embeddings, parameters.prototypes, parameters.log_class_prior) + support.votes.evidence(table)
+    return predictive_scores(
+        support.embeddings, parameters.prototypes, parameters.log_class_prior
+    ) + support.votes.evidence(table)
 
 
 def log_posterior(parameters: Parameters, support: Support, prior: Prior) -> Float[Tensor, " b"]:
@@ -166,27 +201,51 @@ def log_posterior(parameters: Parameters, support: Support, prior: Prior) -> Flo
     return items.sum(-1) + log_prior(parameters, support, prior)
 
 
-def evidence_bound(responsibilities: Float[Tensor, "b i k"], parameters: Parameters, support: Support, prior: Prior) -> Float[Tensor, " b"]:
+def evidence_bound(
+    responsibilities: Float[Tensor, "b i k"], parameters: Parameters, support: Support, prior: Prior
+) -> Float[Tensor, " b"]:
     """Equation (5), with every constant: the lower bound on `log_posterior` that any responsibilities give; tight after an E step."""
     dimension = support.embeddings.shape[-1]
-    constant = 0.5 * support.embeddings.square().sum(-1, keepdim=True) + 0.5 * dimension * math.log(2 * math.pi)
-    expected = responsibilities * (log_joint(parameters, support) - constant) - torch.xlogy(responsibilities, responsibilities)
+    constant = 0.5 * support.embeddings.square().sum(-1, keepdim=True) + 0.5 * dimension * math.log(
+        2 * math.pi
+    )
+    expected = responsibilities * (log_joint(parameters, support) - constant) - torch.xlogy(
+        responsibilities, responsibilities
+    )
     return expected.sum((1, 2)) + log_prior(parameters, support, prior)
 
 
 def log_prior(parameters: Parameters, support: Support, prior: Prior) -> Float[Tensor, " b"]:
     """ln p(parameters) of each task, over the classes that it has and over all annotators, voting or not."""
     tasks, num_classes, dimension = parameters.prototypes.shape
-    real = parameters.prototypes.new_ones(tasks, num_classes, dtype=torch.bool) if support.classes is None else support.classes
-    precision = torch.as_tensor(prior.precision, dtype=parameters.prototypes.dtype, device=parameters.prototypes.device)
-    normals = 0.5 * dimension * (precision / (2 * math.pi)).log() - 0.5 * precision * parameters.prototypes.square().sum(-1)
+    real = (
+        parameters.prototypes.new_ones(tasks, num_classes, dtype=torch.bool)
+        if support.classes is None
+        else support.classes
+    )
+    precision = torch.as_tensor(
+        prior.precision, dtype=parameters.prototypes.dtype, device=parameters.prototypes.device
+    )
+    normals = 0.5 * dimension * (
+        precision / (2 * math.pi)
+    ).log() - 0.5 * precision * parameters.prototypes.square().sum(-1)
     class_counts = (precision.new_zeros(()) + prior.class_count).expand(tasks, num_classes)
-    label_counts = confusion_counts(prior, num_classes, support.classes, parameters.prototypes).expand(tasks, num_classes, num_classes)
-    rows = _log_dirichlet(parameters.log_confusion, label_counts[:, None], real[:, None, None, :])  # (b, j, k)
-    return (normals * real).sum(-1) + _log_dirichlet(parameters.log_class_prior, class_counts, real) + (rows * real[:, None]).sum((1, 2))
+    label_counts = confusion_counts(prior, num_classes, support.classes, parameters.prototypes).expand(
+        tasks, num_classes, num_classes
+    )
+    rows = _log_dirichlet(
+        parameters.log_confusion, label_counts[:, None], real[:, None, None, :]
+    )  # (b, j, k)
+    return (
+        (normals * real).sum(-1)
+        + _log_dirichlet(parameters.log_class_prior, class_counts, real)
+        + (rows * real[:, None]).sum((1, 2))
+    )
 
 
-def _log_confusion(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Float[Tensor, "b j k l"]:
+def _log_confusion(
+    responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior
+) -> Float[Tensor, "b j k l"]:
     counts = label_counts(responsibilities, support, prior)  # (b, j, l, k)
     totals = counts.sum(2, keepdim=True)
     if support.classes is None:
@@ -196,8 +255,12 @@ def _log_confusion(responsibilities: Float[Tensor, "b i k"], support: Support, p
     return shares.log().masked_fill(~present, LOG_ZERO).transpose(2, 3)
 
 
-def _log_dirichlet(logs: Float[Tensor, "*b k"], counts: Float[Tensor, "*#b k"], real: Bool[Tensor, "*#b k"]) -> Float[Tensor, "*b"]:
+def _log_dirichlet(
+    logs: Float[Tensor, "*b k"], counts: Float[Tensor, "*#b k"], real: Bool[Tensor, "*#b k"]
+) -> Float[Tensor, "*b"]:
     """ln Dirichlet(counts + 1) at exp(logs), over the real entries of the last axis."""
     concentration = (counts + 1) * real
-    normaliser = torch.lgamma(concentration.sum(-1)) - torch.lgamma(torch.where(real, concentration, 1.0)).sum(-1)
+    normaliser = torch.lgamma(concentration.sum(-1)) - torch.lgamma(
+        torch.where(real, concentration, 1.0)
+    ).sum(-1)
     return normaliser + (counts * torch.where(real, logs, 0.0)).sum(-1)

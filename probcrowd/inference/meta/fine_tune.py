@@ -43,7 +43,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder, self.head, self.channel = encoder, head, channel
 
-    def forward(self, inputs: Float[Tensor, "b ..."], codes: Int[Tensor, "b j"] | None = None) -> Float[Tensor, "..."]:
+    def forward(
+        self, inputs: Float[Tensor, "b ..."], codes: Int[Tensor, "b j"] | None = None
+    ) -> Float[Tensor, "..."]:
         """codes: of labels; negative where an annotator was not asked."""
         features = self.encoder(inputs).flatten(1)
         seen = Seen(torch.log_softmax(self.head(features), -1), features)
@@ -64,17 +66,31 @@ def fine_tuned(
     chunk: tasks in memory at a time, each with weights, a gradient and two averages of it; results depend on it by rounding only.
     """
     dtype = next(encoder.parameters()).dtype
-    fresh = classifiers(encoder, source.inputs(episodes.support[:1])[0].to(dtype), episodes, method, generator)
-    parts = zip(episodes.support.split(chunk), episodes.labels.split(chunk), episodes.query.split(chunk), strict=True)
+    fresh = classifiers(
+        encoder, source.inputs(episodes.support[:1])[0].to(dtype), episodes, method, generator
+    )
+    parts = zip(
+        episodes.support.split(chunk), episodes.labels.split(chunk), episodes.query.split(chunk), strict=True
+    )
     found = [
-        _fit(fresh[chunk * part : chunk * (part + 1)], source.inputs(support).to(dtype), codes, source.inputs(queries).to(dtype), method)
+        _fit(
+            fresh[chunk * part : chunk * (part + 1)],
+            source.inputs(support).to(dtype),
+            codes,
+            source.inputs(queries).to(dtype),
+            method,
+        )
         for part, (support, codes, queries) in enumerate(parts)
     ]
     return {steps: torch.cat([each[steps] for each in found]) for steps in method.steps}
 
 
 def classifiers(
-    encoder: nn.Module, inputs: Float[Tensor, "b ..."], episodes: Episodes, method: FineTuning, generator: torch.Generator
+    encoder: nn.Module,
+    inputs: Float[Tensor, "b ..."],
+    episodes: Episodes,
+    method: FineTuning,
+    generator: torch.Generator,
 ) -> list[Classifier]:
     """Where each task starts: all with one copy of the encoder, in evaluation mode. inputs: some, of which the encoder makes features."""
     shared = without_running_statistics(encoder)
@@ -83,12 +99,21 @@ def classifiers(
     width, annotators, ways = features.shape[1], episodes.labels.shape[2], episodes.ways
 
     def channel() -> Channel:
-        return CrowdLayer(annotators, ways) if method.channel == "crowd-layer" else CoNAL(annotators, ways, width)
+        return (
+            CrowdLayer(annotators, ways)
+            if method.channel == "crowd-layer"
+            else CoNAL(annotators, ways, width)
+        )
 
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the generators of all devices
-        return [Classifier(shared, nn.Linear(width, ways), channel()).to(features).eval() for _ in range(len(episodes.support))]
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed would reach the generators of all devices
+        return [
+            Classifier(shared, nn.Linear(width, ways), channel()).to(features).eval()
+            for _ in range(len(episodes.support))
+        ]
 
 
 def all_pairs(codes: Int[Tensor, "i j"], dtype: torch.dtype) -> Labels:
@@ -108,7 +133,10 @@ def _fit(
     method: FineTuning,
 ) -> dict[int, Float[Tensor, "b q k"]]:
     """The predictions of tasks that are fitted at the same time."""
-    leaves = {name: _turned(weight.detach()).contiguous().requires_grad_() for name, weight in stack_module_state(fresh)[0].items()}
+    leaves = {
+        name: _turned(weight.detach()).contiguous().requires_grad_()
+        for name, weight in stack_module_state(fresh)[0].items()
+    }
     optimizer = torch.optim.Adam(leaves.values(), method.rate, fused=True)
 
     def of_task(leaves: dict[str, Tensor], *given: Tensor) -> Tensor:

@@ -84,7 +84,9 @@ def implicit_step(
         )
 
     def solve(adjoint: Tensor) -> Tensor:
-        solution = _dense(adjoint, bend) if dense else _neumann(adjoint, bend, reached.converged, terms, precision)
+        solution = (
+            _dense(adjoint, bend) if dense else _neumann(adjoint, bend, reached.converged, terms, precision)
+        )
         return torch.where(reached.converged[:, None, None], solution, adjoint)
 
     after.register_hook(solve)
@@ -97,7 +99,9 @@ def _dense(adjoint: Responsibilities, bend: Bend) -> Responsibilities:
     return torch.linalg.solve(system, adjoint.flatten(1)[..., None])[..., 0].view_as(adjoint)
 
 
-def _neumann(adjoint: Responsibilities, bend: Bend, needed: Tensor, terms: int, precision: float) -> Responsibilities:
+def _neumann(
+    adjoint: Responsibilities, bend: Bend, needed: Tensor, terms: int, precision: float
+) -> Responsibilities:
     scale = adjoint.abs().amax((1, 2))
     term = total = adjoint
     for _ in range(terms):

@@ -27,7 +27,9 @@ from probcrowd.inference.meta import em
 from probcrowd.models.meta.prototype import Prior, predictive_scores
 
 
-def em_guide(support: Support, prior: Prior, *, steps: int = 2, gradient: em.Gradient = "unrolled") -> em.Parameters:
+def em_guide(
+    support: Support, prior: Prior, *, steps: int = 2, gradient: em.Gradient = "unrolled"
+) -> em.Parameters:
     """Guide of `prototype_crowd`: point masses at the EM estimate, responsibilities on the true labels; returns the estimate."""
     parameters = em.fit(support, prior, steps=steps, gradient=gradient)
     num_classes = parameters.prototypes.shape[1]
@@ -37,8 +39,15 @@ def em_guide(support: Support, prior: Prior, *, steps: int = 2, gradient: em.Gra
             pyro.sample("prototype", dist.Delta(parameters.prototypes[:, None], event_dim=1))
             with pyro.plate("annotator", support.votes.num_annotators, dim=-2):
                 pyro.sample("confusion", dist.Delta(parameters.confusion, event_dim=1))
-        shown = torch.ones_like(support.embeddings[..., 0], dtype=torch.bool) if support.items is None else support.items
-        with pyro.plate("item", support.embeddings.shape[1], dim=-1), poutine.mask(mask=cast(torch.BoolTensor, shown[:, None])):
+        shown = (
+            torch.ones_like(support.embeddings[..., 0], dtype=torch.bool)
+            if support.items is None
+            else support.items
+        )
+        with (
+            pyro.plate("item", support.embeddings.shape[1], dim=-1),
+            poutine.mask(mask=cast(torch.BoolTensor, shown[:, None])),
+        ):
             logits = em.log_joint(parameters, support)[:, None]
             pyro.sample("truth", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
     return parameters
@@ -84,5 +93,7 @@ def query_elbo(
     """
     with pyro.validation_enabled(False):  # the checks cost as much as the model
         guided = poutine.trace(partial(point_guide, prototypes, log_class_prior)).get_trace()
-        model = poutine.replay(partial(query_labels, queries, truth, prototypes.shape[1], spread, temperature), trace=guided)
+        model = poutine.replay(
+            partial(query_labels, queries, truth, prototypes.shape[1], spread, temperature), trace=guided
+        )
         return cast(Tensor, poutine.trace(model).get_trace().log_prob_sum())

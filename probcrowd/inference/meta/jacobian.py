@@ -49,9 +49,13 @@ class Curvature:
         counts = self.votes.counts(vector)
         by_label = counts.unflatten(1, (self.votes.num_annotators, self.votes.num_labels))
         # d log confusion = dC / C - dC. / C.
-        table = counts * self.inverse_counts - (by_label.sum(2) * self.inverse_totals).repeat_interleave(self.votes.num_labels, 1)
+        table = counts * self.inverse_counts - (by_label.sum(2) * self.inverse_totals).repeat_interleave(
+            self.votes.num_labels, 1
+        )
         constant = sizes * self.inverse_class_counts - (moved * self.prototypes).sum(-1)
-        return torch.bmm(self.embeddings, moved.transpose(1, 2)) + constant[:, None] + self.votes.evidence(table)
+        return (
+            torch.bmm(self.embeddings, moved.transpose(1, 2)) + constant[:, None] + self.votes.evidence(table)
+        )
 
     def adjoint_product(self, vector: Float[Tensor, "b i k"]) -> Float[Tensor, "b i k"]:
         """J' @ vector = G P vector."""
@@ -60,7 +64,10 @@ class Curvature:
     def logit_matrix(self) -> Float[Tensor, "b k i i2"]:
         """G, one block of items x items per class."""
         centred = self.embeddings[:, None] - self.prototypes[:, :, None]  # (b, k, i, d)
-        blocks = centred @ centred.transpose(2, 3) * self.inverse_precision[..., None, None] + self.inverse_class_counts[..., None, None]
+        blocks = (
+            centred @ centred.transpose(2, 3) * self.inverse_precision[..., None, None]
+            + self.inverse_class_counts[..., None, None]
+        )
         votes = self.votes.dense().matrix  # (b, i, j l)
         given = votes.unflatten(2, (self.votes.num_annotators, self.votes.num_labels)).sum(3)  # (b, i, j)
         return (
@@ -77,8 +84,13 @@ class Curvature:
         """
         tasks, items, classes = self.responsibilities.shape
         if items * classes > DENSE_LIMIT:
-            raise ValueError(f"a dense solve of {items} items x {classes} classes per task is too large: use gradient='implicit-neumann'")
-        softmax = torch.diag_embed(self.responsibilities) - self.responsibilities[..., None] * self.responsibilities[..., None, :]
+            raise ValueError(
+                f"a dense solve of {items} items x {classes} classes per task is too large: use gradient='implicit-neumann'"
+            )
+        softmax = (
+            torch.diag_embed(self.responsibilities)
+            - self.responsibilities[..., None] * self.responsibilities[..., None, :]
+        )
         product = torch.einsum("bkin,bnkm->biknm", self.logit_matrix(), softmax)
         return product.reshape(tasks, items * classes, items * classes)
 
@@ -86,7 +98,10 @@ class Curvature:
         """The largest eigenvalue of J, from below: power iteration with the Rayleigh quotient of the inner product of P."""
         generator = torch.Generator(device=self.responsibilities.device).manual_seed(0)
         vector = torch.randn(
-            self.responsibilities.shape, generator=generator, dtype=self.responsibilities.dtype, device=self.responsibilities.device
+            self.responsibilities.shape,
+            generator=generator,
+            dtype=self.responsibilities.dtype,
+            device=self.responsibilities.device,
         )
         tiny = torch.finfo(vector.dtype).tiny
         quotient = vector.new_zeros(len(vector))
@@ -102,7 +117,9 @@ def at(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior)
     """The curvature of EM at these responsibilities."""
     responsibilities, embeddings = responsibilities.detach(), support.embeddings.detach()
     sizes = responsibilities.sum(1)
-    inverse_precision = 1 / (sizes + torch.as_tensor(prior.precision, dtype=sizes.dtype, device=sizes.device).detach())
+    inverse_precision = 1 / (
+        sizes + torch.as_tensor(prior.precision, dtype=sizes.dtype, device=sizes.device).detach()
+    )
     counts = label_counts(responsibilities, support, prior).detach()  # (b, j, l, k)
     totals = counts.sum(2)
     return Curvature(

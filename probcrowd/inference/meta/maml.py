@@ -42,7 +42,9 @@ class GradientSteps:
     dawid_skene_steps: int = 2
 
 
-def maml_loss(network: nn.Module, source: EpisodeSource, episodes: Episodes, method: GradientSteps) -> Float[Tensor, ""]:
+def maml_loss(
+    network: nn.Module, source: EpisodeSource, episodes: Episodes, method: GradientSteps
+) -> Float[Tensor, ""]:
     """Cross-entropy of the queries after adapting to true support labels: summed over the queries of a task, averaged over tasks.
 
     network: maps (n, *input) to logits (n, k).
@@ -62,13 +64,17 @@ def maml_predict(
     parts = zip(episodes.support.split(chunk), labels.split(chunk), episodes.query.split(chunk), strict=True)
     return torch.cat(
         [
-            adapted_log_classes(network, _inputs(network, source, support), known, _inputs(network, source, queries), method)
+            adapted_log_classes(
+                network, _inputs(network, source, support), known, _inputs(network, source, queries), method
+            )
             for support, known, queries in parts
         ]
     )
 
 
-def label_probabilities(episodes: Episodes, method: GradientSteps, dtype: torch.dtype) -> Float[Tensor, "b i k"]:
+def label_probabilities(
+    episodes: Episodes, method: GradientSteps, dtype: torch.dtype
+) -> Float[Tensor, "b i k"]:
     """What the annotators' labels say of the support items."""
     nothing = torch.zeros(*episodes.support.shape, 0, dtype=dtype, device=episodes.support.device)
     support = noisy_support(nothing, episodes)

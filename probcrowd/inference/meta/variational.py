@@ -41,7 +41,13 @@ class Believed:
 
 
 def responsibilities(
-    support: Support, prior: Prior, population: Population | None = None, *, steps: int = 2, spread: bool = True, tie_noise: float = 0.0
+    support: Support,
+    prior: Prior,
+    population: Population | None = None,
+    *,
+    steps: int = 2,
+    spread: bool = True,
+    tie_noise: float = 0.0,
 ) -> Float[Tensor, "b i k"]:
     """Those that the last update of q takes, as in `em.iterate`: from the soft majority vote, after `steps` - 1 steps."""
     found = em.start(support, tie_noise)
@@ -51,13 +57,23 @@ def responsibilities(
 
 
 def parameters(
-    responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior, population: Population | None = None, *, spread: bool = True
+    responsibilities: Float[Tensor, "b i k"],
+    support: Support,
+    prior: Prior,
+    population: Population | None = None,
+    *,
+    spread: bool = True,
 ) -> em.Parameters:
     """Posterior means, with the variance that predictions add to the unit one (`spread`)."""
     prototypes, variance, log_class_prior = class_parameters(responsibilities, support, prior)
     confusion = believed(responsibilities, support, prior, population).mean
     log_confusion = confusion.clamp(min=torch.finfo(confusion.dtype).tiny).log()
-    return em.Parameters(prototypes, log_class_prior, torch.where(confusion > 0, log_confusion, LOG_ZERO), variance if spread else None)
+    return em.Parameters(
+        prototypes,
+        log_class_prior,
+        torch.where(confusion > 0, log_confusion, LOG_ZERO),
+        variance if spread else None,
+    )
 
 
 def class_parameters(
@@ -66,11 +82,20 @@ def class_parameters(
     """Means of prototypes, their variances, and logarithms of the mean class prior: all that classifying query items needs."""
     prototypes, spread = _prototypes(responsibilities, support, prior)
     counts = _class_concentration(responsibilities, support, prior)
-    return prototypes, spread, _within((counts / counts.sum(-1, keepdim=True)).clamp(min=1e-30).log(), support.classes)
+    return (
+        prototypes,
+        spread,
+        _within((counts / counts.sum(-1, keepdim=True)).clamp(min=1e-30).log(), support.classes),
+    )
 
 
 def step(
-    responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior, population: Population | None = None, *, spread: bool = True
+    responsibilities: Float[Tensor, "b i k"],
+    support: Support,
+    prior: Prior,
+    population: Population | None = None,
+    *,
+    spread: bool = True,
 ) -> Float[Tensor, "b i k"]:
     """Responsibilities after one update of q and one of r."""
     means, variance = _prototypes(responsibilities, support, prior)
@@ -82,14 +107,27 @@ def step(
     return em.e_step(em.Parameters(means, _within(of_class - occupancy, support.classes), expected), support)
 
 
-def believed(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior, population: Population | None = None) -> Believed:
+def believed(
+    responsibilities: Float[Tensor, "b i k"],
+    support: Support,
+    prior: Prior,
+    population: Population | None = None,
+) -> Believed:
     """q of the confusion matrices."""
     votes, num_classes = support.votes, responsibilities.shape[-1]
-    counts = votes.counts(responsibilities).unflatten(1, (votes.num_annotators, votes.num_labels)).transpose(2, 3)  # (b, j, k, l)
-    present = None if support.classes is None else (support.classes[:, :, None] & support.classes[:, None, :])[:, None, None]
+    counts = (
+        votes.counts(responsibilities).unflatten(1, (votes.num_annotators, votes.num_labels)).transpose(2, 3)
+    )  # (b, j, k, l)
+    present = (
+        None
+        if support.classes is None
+        else (support.classes[:, :, None] & support.classes[:, None, :])[:, None, None]
+    )
     if population is None:
         one = confusion_counts(prior, num_classes, support.classes, responsibilities) + 1
-        before = one.expand(1, num_classes, num_classes)[:, None] if one.dim() < 3 else one[:, None]  # (b, t, k, l)
+        before = (
+            one.expand(1, num_classes, num_classes)[:, None] if one.dim() < 3 else one[:, None]
+        )  # (b, t, k, l)
         log_share = responsibilities.new_zeros(1)
     else:
         before = population.concentrations(num_classes, support.classes, responsibilities)
@@ -107,7 +145,12 @@ def believed(responsibilities: Float[Tensor, "b i k"], support: Support, prior: 
 
 
 def evidence_bound(
-    responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior, population: Population | None = None, *, spread: bool = True
+    responsibilities: Float[Tensor, "b i k"],
+    support: Support,
+    prior: Prior,
+    population: Population | None = None,
+    *,
+    spread: bool = True,
 ) -> Float[Tensor, " b"]:
     """The variational lower bound on ln p(embeddings, annotations) of each task, with every constant, at the best q for these responsibilities.
 
@@ -118,7 +161,11 @@ def evidence_bound(
     sums = torch.bmm(responsibilities.transpose(1, 2), support.embeddings).square().sum(-1)
     volume = precision / (precision + sizes) if spread else precision / (2 * math.pi)
     normals = 0.5 * dimension * volume.log() + 0.5 * sums / (precision + sizes)
-    squares = 0.5 * (support.embeddings.square().sum(-1) + dimension * math.log(2 * math.pi)) * responsibilities.sum(-1)
+    squares = (
+        0.5
+        * (support.embeddings.square().sum(-1) + dimension * math.log(2 * math.pi))
+        * responsibilities.sum(-1)
+    )
     real = support.classes
     counts = _class_concentration(responsibilities, support, prior)
     before = _class_concentration(torch.zeros_like(responsibilities), support, prior)
@@ -126,7 +173,13 @@ def evidence_bound(
     classes = _log_beta(counts[:, None], rows) - _log_beta(before[:, None], rows)
     entropy = torch.xlogy(responsibilities, responsibilities).sum((1, 2))
     kept = normals if real is None else normals * real
-    return kept.sum(-1) - squares.sum(-1) + classes + believed(responsibilities, support, prior, population).evidence - entropy
+    return (
+        kept.sum(-1)
+        - squares.sum(-1)
+        + classes
+        + believed(responsibilities, support, prior, population).evidence
+        - entropy
+    )
 
 
 def _prototypes(
@@ -137,7 +190,9 @@ def _prototypes(
     return torch.bmm(responsibilities.transpose(1, 2), support.embeddings) * variance[..., None], variance
 
 
-def _class_concentration(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Float[Tensor, "b k"]:
+def _class_concentration(
+    responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior
+) -> Float[Tensor, "b k"]:
     counts = responsibilities.sum(1) + prior.class_count + 1
     return counts if support.classes is None else counts * support.classes
 
@@ -150,7 +205,9 @@ def _real(values: Tensor, present: Tensor | None) -> Tensor:
     return values if present is None else values * present
 
 
-def _log_beta(concentration: Float[Tensor, "*b k l"], present: Bool[Tensor, "*#b k l"] | None) -> Float[Tensor, "*b"]:
+def _log_beta(
+    concentration: Float[Tensor, "*b k l"], present: Bool[Tensor, "*#b k l"] | None
+) -> Float[Tensor, "*b"]:
     """ln of the Dirichlet's normaliser of every row, summed over rows, over what is present."""
     if present is None:
         return (torch.lgamma(concentration).sum(-1) - torch.lgamma(concentration.sum(-1))).sum(-1)

@@ -72,7 +72,9 @@ class Buckets:
         return self.map(function, range(self.num_buckets), self.folder, *shared)
 
 
-def write_probabilities(buckets: Buckets, scores: Scores, folder: Path, *, means: Means | None = None, progress: bool = False) -> None:
+def write_probabilities(
+    buckets: Buckets, scores: Scores, folder: Path, *, means: Means | None = None, progress: bool = False
+) -> None:
     """A Parquet part per bucket with columns item, label (the most probable class, the first of equals), probability, and p_<class> of each class.
 
     The parts are written beside `folder`, which appears under its name when all are whole; a failure leaves nothing. Within a part, rows are
@@ -90,9 +92,23 @@ def write_probabilities(buckets: Buckets, scores: Scores, folder: Path, *, means
     unfinished.mkdir()
     try:
         done = buckets.map(
-            write_part, range(buckets.num_buckets), buckets.folder, scores, means, buckets.cells, buckets.classes, unfinished
+            write_part,
+            range(buckets.num_buckets),
+            buckets.folder,
+            scores,
+            means,
+            buckets.cells,
+            buckets.classes,
+            unfinished,
         )
-        for _ in tqdm(done, total=buckets.num_buckets, disable=not progress, desc="probabilities", unit="bucket", leave=False):
+        for _ in tqdm(
+            done,
+            total=buckets.num_buckets,
+            disable=not progress,
+            desc="probabilities",
+            unit="bucket",
+            leave=False,
+        ):
             pass
         os.replace(unfinished, folder)  # on POSIX an empty folder gives way
     except BaseException:
@@ -116,7 +132,9 @@ def load_bucket(number: int, folder: Path) -> Packed:
     """A bucket whose arrays stay on disk until they are read."""
     found = {name: _file(folder, number, f"{name}.npy") for name in _ARRAYS}
     # Copy on write: compiled code for arrays that may be written to is there already, and the files stay as they are
-    return Packed(**{name: np.asarray(np.load(path, mmap_mode="c")) for name, path in found.items() if path.exists()})
+    return Packed(
+        **{name: np.asarray(np.load(path, mmap_mode="c")) for name, path in found.items() if path.exists()}
+    )
 
 
 def load_items(number: int, folder: Path) -> pa.Array:
@@ -134,7 +152,15 @@ def bucket_votes(number: int, folder: Path, cells: Cells) -> Statistics:
     return count_votes(load_bucket(number, folder), cells)
 
 
-def write_part(number: int, folder: Path, scores: Scores, means: Means | None, cells: Cells, classes: pd.Index, target: Path) -> None:
+def write_part(
+    number: int,
+    folder: Path,
+    scores: Scores,
+    means: Means | None,
+    cells: Cells,
+    classes: pd.Index,
+    target: Path,
+) -> None:
     """The probabilities of the items of one bucket."""
     packed = load_bucket(number, folder)
     probabilities = np.zeros((packed.num_items, len(classes)))
@@ -163,7 +189,9 @@ def write_batches(path: Path, batches: Iterator[pa.RecordBatch] | Sequence[pa.Re
 def read_batches(path: Path, first: int = 0, step: int = 1) -> pa.Table:
     """The batches first, first + step, ... of an Arrow file."""
     with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
-        return pa.Table.from_batches([reader.get_batch(n) for n in range(first, reader.num_record_batches, step)], reader.schema)
+        return pa.Table.from_batches(
+            [reader.get_batch(n) for n in range(first, reader.num_record_batches, step)], reader.schema
+        )
 
 
 def _file(folder: Path, number: int, name: str) -> Path:

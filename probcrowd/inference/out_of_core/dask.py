@@ -29,7 +29,9 @@ class OnCluster:
         # Not scattered: what is in no graph is lost with the last worker that has it
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}):
             common = self.client.submit(_same, shared, pure=False)
-            tasks = self.client.map(_apply, list(parts), function=function, shared=common, pure=False, retries=_RETRIES)
+            tasks = self.client.map(
+                _apply, list(parts), function=function, shared=common, pure=False, retries=_RETRIES
+            )
         try:
             for place, task in enumerate(tasks):
                 result = task.result()

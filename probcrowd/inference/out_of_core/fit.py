@@ -112,14 +112,18 @@ def fit_parquet(
         raise ValueError(f"duplicates={duplicates!r} is not one of {', '.join(map(repr, DUPLICATES))}")
     if bucket_rows < 1:
         raise ValueError(f"bucket_rows must be at least 1, got {bucket_rows}")
-    found = survey(path, {"item": item, "annotator": annotator, "label": label, "weight": weight}, bucket_rows)
+    found = survey(
+        path, {"item": item, "annotator": annotator, "label": label, "weight": weight}, bucket_rows
+    )
     temporary = None
     if work is None:
         temporary = TemporaryDirectory(prefix="probcrowd-")
         work = Path(temporary.name)
     try:
         buckets = _buckets(found, work, gold, duplicates, bucket_rows, _map_of(client), progress)
-        fit = fit_table(buckets, channel(buckets.cells), max_iter=max_iter, tolerance=tolerance, progress=progress)
+        fit = fit_table(
+            buckets, channel(buckets.cells), max_iter=max_iter, tolerance=tolerance, progress=progress
+        )
         return ParquetFit(fit, buckets, temporary)
     except BaseException:
         if temporary is not None:
@@ -135,12 +139,22 @@ def _map_of(client: Any) -> Map:
     return OnCluster(client)
 
 
-def _buckets(found: Survey, work: Path, gold: pd.Series | None, duplicates: str, bucket_rows: int, map: Map, progress: bool) -> Buckets:
+def _buckets(
+    found: Survey,
+    work: Path,
+    gold: pd.Series | None,
+    duplicates: str,
+    bucket_rows: int,
+    map: Map,
+    progress: bool,
+) -> Buckets:
     """The buckets of those rows in `work`: the ones that are there, or new ones."""
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     ours = {_MANIFEST, _LOCK, _BUCKETS, _CELLS, *(f"{name}.arrow" for name in _IDS)}
-    strangers = sorted(file.name for file in work.iterdir() if file.name not in ours and not file.name.endswith(PARTIAL))
+    strangers = sorted(
+        file.name for file in work.iterdir() if file.name not in ours and not file.name.endswith(PARTIAL)
+    )
     if strangers:
         raise ValueError(f"{work} holds {', '.join(strangers[:3])}; give a new or an empty folder as `work`")
     made_from = _made_from(found, gold, duplicates, bucket_rows)
@@ -149,12 +163,20 @@ def _buckets(found: Survey, work: Path, gold: pd.Series | None, duplicates: str,
             if (buckets := _loaded(work, made_from, map)) is None:
                 (work / _MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(work / _BUCKETS, ignore_errors=True)
-                job = Job(work / _BUCKETS, found.columns, len(found.pieces), -(-found.num_rows // bucket_rows), duplicates)
+                job = Job(
+                    work / _BUCKETS,
+                    found.columns,
+                    len(found.pieces),
+                    -(-found.num_rows // bucket_rows),
+                    duplicates,
+                )
                 buckets = shuffle(found, job, gold=gold, map=map, progress=progress)
                 _save(buckets, work, made_from)
             return buckets
     except Timeout as error:
-        raise ValueError(f"another process makes buckets in {work}; wait for it, or give another folder") from error
+        raise ValueError(
+            f"another process makes buckets in {work}; wait for it, or give another folder"
+        ) from error
 
 
 def _made_from(found: Survey, gold: pd.Series | None, duplicates: str, bucket_rows: int) -> dict[str, Any]:
@@ -189,7 +211,9 @@ def _loaded(work: Path, made_from: dict[str, Any], map: Map) -> Buckets | None:
     manifest = json.loads((work / _MANIFEST).read_text())
     if manifest["made_from"] != made_from:
         return None
-    annotators, classes = (pd.Index(read_batches(work / f"{name}.arrow")[name].to_pandas(), name=name) for name in _IDS)
+    annotators, classes = (
+        pd.Index(read_batches(work / f"{name}.arrow")[name].to_pandas(), name=name) for name in _IDS
+    )
     annotator, label = np.divmod(np.load(work / _CELLS), len(classes))
     cells = Cells(annotator, label, len(annotators), len(classes), len(classes))
     return Buckets(work / _BUCKETS, cells, annotators, classes, map=map, **manifest["sizes"])

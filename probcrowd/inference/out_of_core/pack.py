@@ -40,7 +40,9 @@ class Ids:
     cells: Cells
 
 
-def shuffle(found: Survey, job: Job, *, gold: pd.Series | None = None, map: Map = in_turn, progress: bool = False) -> Buckets:
+def shuffle(
+    found: Survey, job: Job, *, gold: pd.Series | None = None, map: Map = in_turn, progress: bool = False
+) -> Buckets:
     """The buckets of all rows, in a folder that holds nothing else.
 
     Raises:
@@ -48,16 +50,21 @@ def shuffle(found: Survey, job: Job, *, gold: pd.Series | None = None, map: Map 
     """
     job.scattered.mkdir(parents=True, exist_ok=True)
     scattered = map(scatter, found.pieces, job)
-    pairs = tqdm(scattered, total=job.num_pieces, disable=not progress, desc="scatter", unit="piece", leave=False)
+    pairs = tqdm(
+        scattered, total=job.num_pieces, disable=not progress, desc="scatter", unit="piece", leave=False
+    )
     ids = _ids_of(reduce(distinct_pairs, pairs))
     if gold is not None:
         scatter_gold(gold, job, ids.labels)
     packed = map(pack_bucket, range(job.num_buckets), job, ids, gold is not None)
-    sizes = list(tqdm(packed, total=job.num_buckets, disable=not progress, desc="pack", unit="bucket", leave=False))
+    sizes = list(
+        tqdm(packed, total=job.num_buckets, disable=not progress, desc="pack", unit="bucket", leave=False)
+    )
     shutil.rmtree(job.scattered)
     num_rows, num_items = np.sum(sizes, 0).tolist()
     annotators, classes = (
-        pd.Index(values.to_pandas(), name=name) for values, name in ((ids.annotators, "annotators"), (ids.labels, "classes"))
+        pd.Index(values.to_pandas(), name=name)
+        for values, name in ((ids.annotators, "annotators"), (ids.labels, "classes"))
     )
     return Buckets(job.folder, ids.cells, annotators, classes, job.num_buckets, num_rows, num_items, map)
 
@@ -67,7 +74,11 @@ def pack_bucket(number: int, job: Job, ids: Ids, with_gold: bool) -> tuple[int, 
     rows, num_labels = job.rows_of(number), ids.cells.num_labels
     room = ids.cells.num_annotators * num_labels
     items, item = _sorted_codes(rows["item"])
-    code = item * room + places(rows["annotator"], ids.annotators) * num_labels + places(rows["label"], ids.labels)
+    code = (
+        item * room
+        + places(rows["annotator"], ids.annotators) * num_labels
+        + places(rows["label"], ids.labels)
+    )
     weight = rows["weight"].to_numpy() if "weight" in job.columns else None
     del rows, item
     if job.duplicates in ("first", "last"):
@@ -85,7 +96,9 @@ def pack_bucket(number: int, job: Job, ids: Ids, with_gold: bool) -> tuple[int, 
             size = np.bincount(np.cumsum(~again) - 1)
             weight = (1.0 if weight is None else weight) / np.repeat(size, size)
         elif again.any():
-            _reject_repeated(items.take(pa.array(item[again])), ids.annotators.take(pa.array(key[again] // num_labels)))
+            _reject_repeated(
+                items.take(pa.array(item[again])), ids.annotators.take(pa.array(key[again] // num_labels))
+            )
     gold = _gold_codes(job.gold_of(number), items) if with_gold else None
     save_bucket(number, job.folder, pack(item, key, ids.cells, len(items), weight=weight, gold=gold), items)
     return len(key), len(items)
@@ -113,7 +126,9 @@ def _one_per_pair(pair: Int64[np.ndarray, " n"], last: bool) -> Int64[np.ndarray
 def _reject_repeated(item: pa.Array, annotator: pa.Array) -> None:
     pairs = list(dict.fromkeys(zip(item[:6].to_pylist(), annotator[:6].to_pylist(), strict=True)))
     remedy = "say duplicates='first', 'last', 'count' or 'share', or remove rows"
-    raise ValueError(f"repeated (item, annotator) pairs; {remedy} ({len(item)} rows too many in a part of the data: {some(pairs)})")
+    raise ValueError(
+        f"repeated (item, annotator) pairs; {remedy} ({len(item)} rows too many in a part of the data: {some(pairs)})"
+    )
 
 
 def _gold_codes(gold: pa.Table, items: pa.Array) -> Int64[np.ndarray, " i"]:
@@ -123,7 +138,9 @@ def _gold_codes(gold: pa.Table, items: pa.Array) -> Int64[np.ndarray, " i"]:
     if len(wrong):
         found = gold.take(pa.array(wrong[:6]))
         pairs = list(zip(found["item"].to_pylist(), found["label"].to_pylist(), strict=True))
-        raise ValueError(f"gold labels that no annotator uses, so that they are none of the classes: mend or remove them ({some(pairs)})")
+        raise ValueError(
+            f"gold labels that no annotator uses, so that they are none of the classes: mend or remove them ({some(pairs)})"
+        )
     codes = np.full(len(items), -1)
     codes[place[place >= 0]] = code[place >= 0]
     return codes

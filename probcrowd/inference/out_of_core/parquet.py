@@ -72,15 +72,25 @@ def survey(path: Path, names: dict[str, str | None], piece_rows: int) -> Survey:
             with pq.ParquetFile(file) as opened:
                 schema, metadata = opened.schema_arrow, opened.metadata
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{file} is no Parquet file, or a damaged one ({error}); mend or remove it") from error
-        found = {role: Column(name, _kind(role, schema.field(name), file)) for role, name in _names(schema, names, columns, file).items()}
+            raise ValueError(
+                f"{file} is no Parquet file, or a damaged one ({error}); mend or remove it"
+            ) from error
+        found = {
+            role: Column(name, _kind(role, schema.field(name), file))
+            for role, name in _names(schema, names, columns, file).items()
+        }
         for role, column in found.items():
             if columns and columns[role] != column:
                 raise ValueError(
                     f"the {role} column {column.name!r} is {column.kind} in {file} and {columns[role].kind} in {files[0]}; convert one of them"
                 )
         columns = found
-        pieces += _pieces(file, [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], piece_rows, len(pieces))
+        pieces += _pieces(
+            file,
+            [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)],
+            piece_rows,
+            len(pieces),
+        )
         num_rows += metadata.num_rows
     if num_rows == 0:
         raise ValueError(f"{path} holds no annotation: {len(files)} files, no row")
@@ -97,7 +107,12 @@ def batches(piece: Piece, columns: dict[str, Column]) -> Iterator[pa.RecordBatch
     with pq.ParquetFile(piece.file, buffer_size=2**20) as file:
         wanted = [column.name for column in columns.values()]
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=list(piece.row_groups), columns=wanted):
-            yield pa.record_batch({role: _checked(batch[column.name], role, column, piece.file, row) for role, column in columns.items()})
+            yield pa.record_batch(
+                {
+                    role: _checked(batch[column.name], role, column, piece.file, row)
+                    for role, column in columns.items()
+                }
+            )
             row += len(batch)
 
 
@@ -126,15 +141,23 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     found = sorted(path.rglob("*.parquet"), key=lambda file: file.relative_to(path).parts)
-    found = [file for file in found if file.is_file() and not any(part[0] in "._" for part in file.relative_to(path).parts)]
+    found = [
+        file
+        for file in found
+        if file.is_file() and not any(part[0] in "._" for part in file.relative_to(path).parts)
+    ]
     if not found:
         raise ValueError(f"{path} is no file and no folder with *.parquet files in it")
     return found
 
 
-def _names(schema: pa.Schema, names: dict[str, str | None], found: dict[str, Column], file: Path) -> dict[str, str]:
+def _names(
+    schema: pa.Schema, names: dict[str, str | None], found: dict[str, Column], file: Path
+) -> dict[str, str]:
     """The column of each role, as in the files before."""
-    wanted: dict[str, Hashable | None] = {role: found[role].name if role in found else name for role, name in names.items()}
+    wanted: dict[str, Hashable | None] = {
+        role: found[role].name if role in found else name for role, name in names.items()
+    }
     try:
         chosen = find_columns(pd.DataFrame(columns=pd.Index(schema.names)), wanted)
     except ValueError as error:
@@ -148,7 +171,9 @@ def _kind(role: str, field: pa.Field, file: Path) -> str:
         return "weight"
     if kind not in _TYPES or role == "weight":
         needed = "numbers" if role == "weight" else "text, whole numbers or booleans"
-        raise ValueError(f"the {role} column {field.name!r} of {file} must hold {needed}, not {field.type}; convert it")
+        raise ValueError(
+            f"the {role} column {field.name!r} of {file} must hold {needed}, not {field.type}; convert it"
+        )
     return kind
 
 
@@ -174,19 +199,33 @@ def _checked(values: pa.Array, role: str, column: Column, file: Path, row: int) 
     if column.kind == "weight":
         values = values.cast(pa.float64())
         number = values.to_numpy()
-        _reject(~(np.isfinite(number) & (number > 0)), values, f"the {where} must be finite and > 0; correct or remove these rows", row)
+        _reject(
+            ~(np.isfinite(number) & (number > 0)),
+            values,
+            f"the {where} must be finite and > 0; correct or remove these rows",
+            row,
+        )
         return values
     if pa.types.is_floating(values.type):
         number = values.to_numpy()
-        _reject(number != np.rint(number), values, f"the {where} has numbers that are not whole; convert them", row)
+        _reject(
+            number != np.rint(number),
+            values,
+            f"the {where} has numbers that are not whole; convert them",
+            row,
+        )
     try:
         return as_ids(values, column.kind)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"the {where} does not fit into {_TYPES[column.kind]} ({error}); convert it to text") from error
+        raise ValueError(
+            f"the {where} does not fit into {_TYPES[column.kind]} ({error}); convert it to text"
+        ) from error
 
 
 def _reject(bad: Bool[np.ndarray, " n"], values: pa.Array, message: str, first_row: int) -> None:
     rows = np.flatnonzero(bad)
     if len(rows):
         seen = dict.fromkeys(values.take(pa.array(rows[:5])).to_pylist())
-        raise ValueError(f"{message} (rows {some((rows[:6] + first_row).tolist())}, counted from 0; values: {some(list(seen))})")
+        raise ValueError(
+            f"{message} (rows {some((rows[:6] + first_row).tolist())}, counted from 0; values: {some(list(seen))})"
+        )

@@ -43,7 +43,9 @@ class Job:
 
     def rows_of(self, bucket: int) -> pa.Table:
         """The rows of a bucket, in the order of the pieces."""
-        return pa.concat_tables(read_batches(self.file_of(piece), bucket, self.num_buckets) for piece in range(self.num_pieces))
+        return pa.concat_tables(
+            read_batches(self.file_of(piece), bucket, self.num_buckets) for piece in range(self.num_pieces)
+        )
 
     def gold_of(self, bucket: int) -> pa.Table:
         """Items of a bucket whose class is known, with its code, -1 where it is none."""
@@ -78,21 +80,27 @@ def scatter_gold(gold: pd.Series, job: Job, labels: pa.Array) -> None:
     repeated = known.index[known.index.duplicated()]
     if len(repeated):
         raise ValueError(f"items with more than one gold label: keep one each ({some(repeated)})")
-    given = pa.Table.from_pandas(pd.DataFrame({"item": known.index, "label": known.array}), preserve_index=False)
+    given = pa.Table.from_pandas(
+        pd.DataFrame({"item": known.index, "label": known.array}), preserve_index=False
+    )
     for role in ("item", "label"):
         values = given[role]
         if len(values) and kind_of(values.type) != job.columns[role].kind:
             raise ValueError(
                 f"the {role}s of gold are {kind_of(values.type)}, those of the files {job.columns[role].kind}; convert one of them"
             )
-    items, classes = (as_ids(given[role].combine_chunks(), job.columns[role].kind) for role in ("item", "label"))
+    items, classes = (
+        as_ids(given[role].combine_chunks(), job.columns[role].kind) for role in ("item", "label")
+    )
     batch = pa.record_batch({"item": items, "code": places(classes, labels), "label": classes})
     write_batches(job.scattered / "gold.arrow", _split(batch, job.num_buckets))
 
 
 def distinct_pairs(*tables: pa.Table) -> pa.Table:
     """Each (annotator, label) pair once."""
-    together = pa.concat_tables(tables).combine_chunks()  # copied: what came over a network may lie askew in memory
+    together = pa.concat_tables(
+        tables
+    ).combine_chunks()  # copied: what came over a network may lie askew in memory
     return together.group_by(["annotator", "label"]).aggregate([])
 
 
@@ -109,7 +117,9 @@ def bucket_of(ids: pa.Array, num_buckets: int) -> Int64[np.ndarray, " n"]:
 
 def _split(batch: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
     bucket = bucket_of(batch["item"], num_buckets)
-    order = np.argsort(bucket.astype(np.uint16) if num_buckets <= 2**16 else bucket, kind="stable")  # 16 bits: sorted by counting
+    order = np.argsort(
+        bucket.astype(np.uint16) if num_buckets <= 2**16 else bucket, kind="stable"
+    )  # 16 bits: sorted by counting
     batch = batch.take(pa.array(order))
     bounds = np.cumsum(np.bincount(bucket, minlength=num_buckets))
     return (batch.slice(low, high - low) for low, high in pairwise([0, *bounds.tolist()]))

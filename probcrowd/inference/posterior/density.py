@@ -87,10 +87,14 @@ def make_target(model: str, prior: Any, data: tuple[Any, ...]) -> Target:
     rows = data[-1]
     dimension = data[0].shape[1] if len(data) > 1 else None
     double = rows.weight.dtype == jnp.float64
-    return _make_target(_Request((model, rows.num_annotators, rows.num_classes, dimension, double, *_content(prior)), prior))
+    return _make_target(
+        _Request((model, rows.num_annotators, rows.num_classes, dimension, double, *_content(prior)), prior)
+    )
 
 
-def make_data(model: str, rows: Rows, embeddings: np.ndarray | None, *, double: bool = True) -> tuple[Any, ...]:
+def make_data(
+    model: str, rows: Rows, embeddings: np.ndarray | None, *, double: bool = True
+) -> tuple[Any, ...]:
     """The data as a model takes them.
 
     Raises:
@@ -103,12 +107,18 @@ def make_data(model: str, rows: Rows, embeddings: np.ndarray | None, *, double: 
     data: tuple[Any, ...] = (rows,)
     if embeddings is not None:
         if embeddings.ndim != 2 or len(embeddings) != rows.num_items:
-            raise ValueError(f"features of shape {embeddings.shape} for {rows.num_items} items: give one row per item")
+            raise ValueError(
+                f"features of shape {embeddings.shape} for {rows.num_items} items: give one row per item"
+            )
         if not np.isfinite(embeddings).all():
-            raise ValueError(f"{int((~np.isfinite(embeddings)).any(1).sum())} items have features that are not finite")
+            raise ValueError(
+                f"{int((~np.isfinite(embeddings)).any(1).sum())} items have features that are not finite"
+            )
         data = (embeddings, rows)
     integers = np.int64 if double else np.int32
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype if np.issubdtype(leaf.dtype, np.floating) else integers), data)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, dtype if np.issubdtype(leaf.dtype, np.floating) else integers), data
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +152,9 @@ def _make_target(request: _Request) -> Target:
 
     def names() -> None:
         trace = handlers.trace(handlers.seed(declare, 0)).get_trace(*arguments)
-        latent.extend(name for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"])
+        latent.extend(
+            name for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"]
+        )
 
     jax.eval_shape(names)  # traces without computing
     return Target(model, prior, tuple(latent), declare)

@@ -93,7 +93,9 @@ def gibbs(
     kept = make_room(chains, draws, table, concentrations, rows.num_annotators)
     sweeps, stop, lock = warmup + draws * thin, Event(), Lock()
 
-    with tqdm(total=chains * sweeps, desc=f"{model}, {chains} chains", unit="sweep", disable=not progress) as bar:
+    with tqdm(
+        total=chains * sweeps, desc=f"{model}, {chains} chains", unit="sweep", disable=not progress
+    ) as bar:
 
         def run(chain: int) -> None:
             state = make_state(table, concentrations, rows.num_annotators)
@@ -101,7 +103,9 @@ def gibbs(
             mine = Kept(*(array[chain] for array in kept))
 
             def advance(first: int, last: int) -> None:
-                kernels.advance(first, last, warmup, thin, table, concentrations, state, mine, generators[chain])
+                kernels.advance(
+                    first, last, warmup, thin, table, concentrations, state, mine, generators[chain]
+                )
                 with lock:
                     bar.update(last - first)
 
@@ -118,7 +122,10 @@ def gibbs(
             except BaseException:  # Ctrl-C too: the other chains end with their chunk
                 stop.set()
                 raise
-    stats = {"lp": kept.log_likelihood + _log_prior(kept, concentrations), "log_likelihood": kept.log_likelihood}
+    stats = {
+        "lp": kept.log_likelihood + _log_prior(kept, concentrations),
+        "log_likelihood": kept.log_likelihood,
+    }
     return Draws(_samples(model, kept), stats, kept.total_probability / (draws * thin), kept.agreement)
 
 
@@ -133,17 +140,25 @@ def _in_chunks(advance: Callable[[int, int], None], sweeps: int, stop: Event) ->
         first, size = last, max(1, int(min(pace, 10.0 * size)))
 
 
-def _starts(table: Table, start: Int[np.ndarray, "*c i"] | None, generators: list[np.random.Generator]) -> list[Int64[np.ndarray, " i"]]:
+def _starts(
+    table: Table, start: Int[np.ndarray, "*c i"] | None, generators: list[np.random.Generator]
+) -> list[Int64[np.ndarray, " i"]]:
     """The first labelling of each chain, gold where there is any."""
     num_items, num_classes = table.share.shape
     if start is None:
         winners = table.share == table.share.max(1, keepdims=True)
-        codes = [np.where(winners, generator.random(winners.shape), -1.0).argmax(1) for generator in generators]
+        codes = [
+            np.where(winners, generator.random(winners.shape), -1.0).argmax(1) for generator in generators
+        ]
     else:
         if start.shape not in ((num_items,), (len(generators), num_items)):
-            raise ValueError(f"start must be one class per item, or that for each chain: got shape {start.shape} for {num_items} items")
+            raise ValueError(
+                f"start must be one class per item, or that for each chain: got shape {start.shape} for {num_items} items"
+            )
         if ((start < 0) | (start >= num_classes)).any():
-            raise ValueError(f"start has codes {start.min()} .. {start.max()}, outside the classes 0 .. {num_classes - 1}")
+            raise ValueError(
+                f"start has codes {start.min()} .. {start.max()}, outside the classes 0 .. {num_classes - 1}"
+            )
         codes = list(np.broadcast_to(start, (len(generators), num_items)))
     return [np.where(table.gold >= 0, table.gold, chosen).astype(np.int64) for chosen in codes]
 
@@ -151,16 +166,24 @@ def _starts(table: Table, start: Int[np.ndarray, "*c i"] | None, generators: lis
 def _log_prior(kept: Kept, prior: Concentrations) -> Float64[np.ndarray, "c s"]:
     """log density of the sites under the prior, every constant included."""
     precision, (num_classes, dimension) = prior.precision, kept.prototype.shape[2:]
-    total = -0.5 * precision * (kept.prototype**2).sum((2, 3)) + 0.5 * num_classes * dimension * np.log(precision / (2 * np.pi))
+    total = -0.5 * precision * (kept.prototype**2).sum((2, 3)) + 0.5 * num_classes * dimension * np.log(
+        precision / (2 * np.pi)
+    )
     total += _log_dirichlet(kept.log_rows, prior.rows) + _log_dirichlet(kept.log_coin, prior.coin)
     if prior.kind == SPAM:
         return total + _log_dirichlet(kept.log_spam, np.full(num_classes, prior.answers))
     return total + _log_dirichlet(kept.log_class, prior.class_prior)
 
 
-def _log_dirichlet(logs: Float64[np.ndarray, "c s *j k"], concentrations: Float64[np.ndarray, "... k"]) -> Float64[np.ndarray, "c s"]:
+def _log_dirichlet(
+    logs: Float64[np.ndarray, "c s *j k"], concentrations: Float64[np.ndarray, "... k"]
+) -> Float64[np.ndarray, "c s"]:
     """log density of Dirichlet variables with those logs, summed over all of a draw."""
-    density = np.einsum("...k,...k->...", concentrations - 1, logs) + gammaln(concentrations.sum(-1)) - gammaln(concentrations).sum(-1)
+    density = (
+        np.einsum("...k,...k->...", concentrations - 1, logs)
+        + gammaln(concentrations.sum(-1))
+        - gammaln(concentrations).sum(-1)
+    )
     return density.reshape(*logs.shape[:2], -1).sum(2)
 
 
@@ -177,7 +200,9 @@ def _samples(model: str, kept: Kept) -> dict[str, np.ndarray]:
         accuracy, wrong = np.exp(kept.log_coin[..., 0]), np.exp(kept.log_coin[..., 1])
         num_classes = samples["class_prior"].shape[-1]
         identity = np.eye(num_classes, dtype=bool)
-        confusion = np.where(identity, accuracy[..., None, None], wrong[..., None, None] / max(num_classes - 1, 1))
+        confusion = np.where(
+            identity, accuracy[..., None, None], wrong[..., None, None] / max(num_classes - 1, 1)
+        )
         return samples | {"accuracy": accuracy, "confusion": confusion}
     confusion = np.exp(kept.log_rows, out=kept.log_rows)
     samples["confusion"] = confusion[:, :, 0] if model == "multinomial" else confusion

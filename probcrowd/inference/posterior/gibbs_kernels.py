@@ -28,7 +28,15 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.random import Generator
 
-from probcrowd.inference.posterior.gibbs_state import COIN, CONFUSION, SPAM, Concentrations, Kept, State, Table
+from probcrowd.inference.posterior.gibbs_state import (
+    COIN,
+    CONFUSION,
+    SPAM,
+    Concentrations,
+    Kept,
+    State,
+    Table,
+)
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -39,7 +47,11 @@ def compiled(function: Function, *, inlined: bool = False) -> Function:
     """That function in machine code, without the interpreter's lock; kept on disk where a folder can be written."""
     plain = inspect.unwrap(function)  # what checks shapes cannot be compiled
     # Sums in any order, so that distances use vector instructions
-    options: dict[str, Any] = {"nogil": True, "forceinline": inlined, "fastmath": {"reassoc", "contract"} if inlined else False}
+    options: dict[str, Any] = {
+        "nogil": True,
+        "forceinline": inlined,
+        "fastmath": {"reassoc", "contract"} if inlined else False,
+    }
     try:
         machine: Any = numba.njit(plain, cache=True, **options)
     except RuntimeError:  # no folder for the cache
@@ -172,7 +184,9 @@ def draw_parameters(prior: Concentrations, state: State, rng: Generator) -> None
     for k in range(num_classes):
         precision = prior.precision + state.class_count[k]
         for d in range(dimension):
-            state.prototype[k, d] = state.centre[k, d] / precision + rng.standard_normal() / math.sqrt(precision)
+            state.prototype[k, d] = state.centre[k, d] / precision + rng.standard_normal() / math.sqrt(
+                precision
+            )
 
 
 @compiled
@@ -223,7 +237,14 @@ def score_item(i: int, table: Table, state: State) -> None:
 
 
 @compiled
-def draw_truth(table: Table, state: State, total_probability: Float64[np.ndarray, "i k"], add: bool, agree: bool, rng: Generator) -> float:
+def draw_truth(
+    table: Table,
+    state: State,
+    total_probability: Float64[np.ndarray, "i k"],
+    add: bool,
+    agree: bool,
+    rng: Generator,
+) -> float:
     """log p(data | parameters). Replaces the counts by those of a new labelling.
 
     Where asked to, it adds p_i = p(truth of i | data, parameters) to a total, and makes agreement = sum over i of p_i share_i'.
@@ -284,7 +305,15 @@ def keep(draw: int, state: State, kept: Kept) -> None:
 
 @compiled
 def advance(
-    first: int, last: int, warmup: int, thin: int, table: Table, prior: Concentrations, state: State, kept: Kept, rng: Generator
+    first: int,
+    last: int,
+    warmup: int,
+    thin: int,
+    table: Table,
+    prior: Concentrations,
+    state: State,
+    kept: Kept,
+    rng: Generator,
 ) -> None:
     """Sweeps first .. last - 1 of a chain, of which every thin-th after the warm-up is kept."""
     for sweep in range(first, last):

@@ -76,9 +76,13 @@ class Kept(NamedTuple):
 def make_concentrations(model: str, rows: Rows, prior: Any) -> Concentrations:
     """The prior in the sampler's terms."""
     if not find_model(model).conjugate:
-        raise ValueError(f"{model} is not conjugate: Gibbs takes {', '.join(name for name, found in MODELS.items() if found.conjugate)}")
+        raise ValueError(
+            f"{model} is not conjugate: Gibbs takes {', '.join(name for name, found in MODELS.items() if found.conjugate)}"
+        )
     if not isinstance(prior, _PRIORS[model]):
-        wanted = "probcrowd.models.meta.prototype.Prior" if model == "prototype_crowd" else _PRIORS[model].__name__
+        wanted = (
+            "probcrowd.models.meta.prototype.Prior" if model == "prototype_crowd" else _PRIORS[model].__name__
+        )
         raise TypeError(f"the prior of {model} is a {wanted}, got {type(prior).__name__}")
     num_classes = rows.num_classes
     no_rows, no_coin = np.empty((0, num_classes, num_classes)), np.ones(2)
@@ -96,11 +100,17 @@ def make_concentrations(model: str, rows: Rows, prior: Any) -> Concentrations:
     class_prior = np.array(prior.class_prior, float)
     if isinstance(prior, CoinPrior):
         _check_positive(prior.right, prior.wrong, *class_prior)
-        return Concentrations(COIN, class_prior, no_rows, np.array([prior.right, prior.wrong], float), 1.0, 1.0)
+        return Concentrations(
+            COIN, class_prior, no_rows, np.array([prior.right, prior.wrong], float), 1.0, 1.0
+        )
     tables, given = 1 if model == "multinomial" else rows.num_annotators, prior.confusion.shape[:-2]
     if given not in ((), (tables,)) or (given and model == "multinomial"):
-        raise ValueError(f"concentrations of shape {prior.confusion.shape} do not fit {model} with {rows.num_annotators} annotators")
-    confusion = np.array(np.broadcast_to(prior.confusion, (tables, num_classes, num_classes)), float, order="C")
+        raise ValueError(
+            f"concentrations of shape {prior.confusion.shape} do not fit {model} with {rows.num_annotators} annotators"
+        )
+    confusion = np.array(
+        np.broadcast_to(prior.confusion, (tables, num_classes, num_classes)), float, order="C"
+    )
     return Concentrations(CONFUSION, class_prior, confusion, no_coin, 1.0, precision)
 
 
@@ -108,14 +118,23 @@ def make_table(model: str, rows: Rows, embeddings: Float[np.ndarray, "i d"] | No
     """The data in the sampler's layout."""
     features = find_model(model).features
     if features != (embeddings is not None):
-        raise ValueError(f"{model} needs embeddings of the items" if features else f"{model} takes no embeddings")
+        raise ValueError(
+            f"{model} needs embeddings of the items" if features else f"{model} takes no embeddings"
+        )
     if embeddings is None:
         embeddings = np.empty((rows.num_items, 0))
     if len(embeddings) != rows.num_items or not np.isfinite(embeddings).all():
-        raise ValueError(f"embeddings must be finite, one per item: got shape {embeddings.shape} for {rows.num_items} items")
+        raise ValueError(
+            f"embeddings must be finite, one per item: got shape {embeddings.shape} for {rows.num_items} items"
+        )
     num_items, people, num_classes = rows.num_items, rows.num_annotators, rows.num_classes
     # Compiled code writes wherever a code points to
-    for name, least, size in (("item", 0, num_items), ("annotator", 0, people), ("label", 0, num_classes), ("gold", -1, num_classes)):
+    for name, least, size in (
+        ("item", 0, num_items),
+        ("annotator", 0, people),
+        ("label", 0, num_classes),
+        ("gold", -1, num_classes),
+    ):
         codes = getattr(rows, name)
         if ((codes < least) | (codes >= size)).any():
             raise ValueError(f"{name} codes outside {least} .. {size - 1}: {codes.min()} .. {codes.max()}")

@@ -37,7 +37,9 @@ class Mode:
     gradient: float
 
 
-def find_mode(target: Target, data: tuple[Any, ...], start: Sites, *, jacobian: bool = True, steps: int = 2000) -> Mode:
+def find_mode(
+    target: Target, data: tuple[Any, ...], start: Sites, *, jacobian: bool = True, steps: int = 2000
+) -> Mode:
     """The local maximum that the unconstrained coordinates `start` lead to.
 
     jacobian: climb the density of the coordinates (what NUTS sees) or that of the sites (what EM climbs). The latter has no interior
@@ -51,12 +53,21 @@ def find_mode(target: Target, data: tuple[Any, ...], start: Sites, *, jacobian: 
         return float(value), np.asarray(ravel_pytree(gradient)[0], dtype=np.float64)
 
     options = {"maxiter": steps, "maxfun": 2 * steps, "ftol": 1e-14, "gtol": 1e-7, "maxcor": 30}
-    found = minimize(objective, np.asarray(flat, dtype=np.float64), jac=True, method="L-BFGS-B", options=options)
+    found = minimize(
+        objective, np.asarray(flat, dtype=np.float64), jac=True, method="L-BFGS-B", options=options
+    )
     if not np.isfinite(found.fun):
-        raise FloatingPointError(f"the log posterior of the model {target.model.name} is not finite at its starting point")
+        raise FloatingPointError(
+            f"the log posterior of the model {target.model.name} is not finite at its starting point"
+        )
     reached = unflatten(jnp.asarray(found.x, flat.dtype))
     sites = {name: np.asarray(value) for name, value in compiled(target.sites)(reached, data).items()}
-    return Mode(sites, {name: np.asarray(value) for name, value in reached.items()}, -float(found.fun), float(np.abs(found.jac).max()))
+    return Mode(
+        sites,
+        {name: np.asarray(value) for name, value in reached.items()},
+        -float(found.fun),
+        float(np.abs(found.jac).max()),
+    )
 
 
 def vote_start(target: Target, data: tuple[Any, ...]) -> Sites:
@@ -64,7 +75,9 @@ def vote_start(target: Target, data: tuple[Any, ...]) -> Sites:
     rows = data[-1]
     host = jax.tree.map(np.asarray, rows)
     sites = voted_sites(target, host, None if len(data) == 1 else np.asarray(data[0]))
-    return compiled(target.unconstrained)({name: jnp.asarray(value, rows.weight.dtype) for name, value in sites.items()}, data)
+    return compiled(target.unconstrained)(
+        {name: jnp.asarray(value, rows.weight.dtype) for name, value in sites.items()}, data
+    )
 
 
 def dispersed_start(target: Target, data: tuple[Any, ...], key: Array, *, radius: float = 2.0) -> Sites:
@@ -73,7 +86,9 @@ def dispersed_start(target: Target, data: tuple[Any, ...], key: Array, *, radius
     return unflatten(jax.random.uniform(key, like.shape, like.dtype, -radius, radius))
 
 
-def find_modes(target: Target, data: tuple[Any, ...], seed: int, *, starts: int = 8, tolerance: float = 1e-3) -> pd.DataFrame:
+def find_modes(
+    target: Target, data: tuple[Any, ...], seed: int, *, starts: int = 8, tolerance: float = 1e-3
+) -> pd.DataFrame:
     """The distinct modes that the votes (first row) and `starts` scattered points lead to, each with its log density and how many led there.
 
     Columns: log_density; lead, above that of the votes' mode; found, the number of starts; agreement, the votes' share of its classes'
@@ -88,12 +103,22 @@ def find_modes(target: Target, data: tuple[Any, ...], seed: int, *, starts: int 
     for mode in found:
         truth = np.asarray(compiled(target.truth)(mode.sites, data))
         agreement = float((truth * shares).sum() / max((shares.sum(1) > 0).sum(), 1))
-        near = [row for row in rows if abs(row["log_density"] - mode.log_density) < tolerance and abs(row["agreement"] - agreement) < 0.01]
+        near = [
+            row
+            for row in rows
+            if abs(row["log_density"] - mode.log_density) < tolerance
+            and abs(row["agreement"] - agreement) < 0.01
+        ]
         if near:
             near[0]["found"] += 1
         else:
             rows.append(
-                {"log_density": mode.log_density, "lead": mode.log_density - from_votes.log_density, "found": 1, "agreement": agreement}
+                {
+                    "log_density": mode.log_density,
+                    "lead": mode.log_density - from_votes.log_density,
+                    "found": 1,
+                    "agreement": agreement,
+                }
             )
     return pd.DataFrame(rows)
 
@@ -117,12 +142,16 @@ def voted_sites(target: Target, rows: Rows, embeddings: np.ndarray | None) -> Si
     counts = np.zeros((rows.num_annotators, classes, classes))
     for k in range(classes):
         np.add.at(counts[:, k], (rows.annotator, rows.label), rows.weight * share[rows.item, k])
-    smooth = np.full((classes, classes), 0.3 / max(classes - 1, 1)) + np.eye(classes) * (0.7 - 0.3 / max(classes - 1, 1))
+    smooth = np.full((classes, classes), 0.3 / max(classes - 1, 1)) + np.eye(classes) * (
+        0.7 - 0.3 / max(classes - 1, 1)
+    )
     confusion = counts + smooth
     confusion /= confusion.sum(-1, keepdims=True)
     pooled = counts.sum(0) + smooth
     pooled /= pooled.sum(-1, keepdims=True)
-    accuracy = np.clip((counts.diagonal(axis1=1, axis2=2).sum(-1) + 0.7) / (counts.sum((1, 2)) + 1), 0.02, 0.98)
+    accuracy = np.clip(
+        (counts.diagonal(axis1=1, axis2=2).sum(-1) + 0.7) / (counts.sum((1, 2)) + 1), 0.02, 0.98
+    )
     said = counts.sum(1) + 1
     class_prior = (share.sum(0) + 1) / (share.sum() + classes)
     logits = np.log(pooled)

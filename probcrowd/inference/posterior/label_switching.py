@@ -64,7 +64,9 @@ class Switching:
 def vote_shares(rows: Rows) -> Float[np.ndarray, "i k"]:
     """The weighted share of each label among an item's rows; zeros for an item without rows."""
     cells = np.asarray(rows.item) * rows.num_classes + np.asarray(rows.label)
-    votes = np.bincount(cells, np.asarray(rows.weight, float), rows.num_items * rows.num_classes).reshape(-1, rows.num_classes)
+    votes = np.bincount(cells, np.asarray(rows.weight, float), rows.num_items * rows.num_classes).reshape(
+        -1, rows.num_classes
+    )
     total = votes.sum(1, keepdims=True)
     return np.divide(votes, total, out=np.zeros(votes.shape), where=total > 0)
 
@@ -85,7 +87,9 @@ def alignment(agreement: Float[np.ndarray, "c s k k"]) -> Int[np.ndarray, "c s k
 
 
 def realign(
-    samples: Mapping[str, Shaped[np.ndarray, "c s ..."]], permutation: Int[np.ndarray, "c s k"], dims: Mapping[str, tuple[str, ...]]
+    samples: Mapping[str, Shaped[np.ndarray, "c s ..."]],
+    permutation: Int[np.ndarray, "c s k"],
+    dims: Mapping[str, tuple[str, ...]],
 ) -> dict[str, Shaped[np.ndarray, "c s ..."]]:
     """The samples with every axis `true_class` in the order of the labels; sites without one are the arrays they were.
 
@@ -107,8 +111,12 @@ def _permuted(
 def switching(permutation: Int[np.ndarray, "c s k"]) -> Switching:
     """How often, and where, the draws had to be renamed."""
     renamed = (permutation != np.arange(permutation.shape[-1])).any(-1)
-    namings, which, counts = np.unique(permutation.reshape(-1, permutation.shape[-1]), axis=0, return_inverse=True, return_counts=True)
-    by_chain = np.apply_along_axis(np.bincount, 1, which.reshape(renamed.shape), minlength=len(namings))  # (c, namings)
+    namings, which, counts = np.unique(
+        permutation.reshape(-1, permutation.shape[-1]), axis=0, return_inverse=True, return_counts=True
+    )
+    by_chain = np.apply_along_axis(
+        np.bincount, 1, which.reshape(renamed.shape), minlength=len(namings)
+    )  # (c, namings)
     order = np.argsort(-counts, kind="stable")
     return Switching(
         float(renamed.mean()),

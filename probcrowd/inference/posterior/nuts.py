@@ -80,7 +80,9 @@ def nuts(
         raise ValueError(f"target_accept must be between 0 and 1, got {target_accept}")
     with jax.enable_x64(double):
         data = make_data(model, rows, embeddings, double=double)
-        target = make_target(model, find_model(model).prior(rows.num_classes) if prior is None else prior, data)
+        target = make_target(
+            model, find_model(model).prior(rows.num_classes) if prior is None else prior, data
+        )
         keys = jax.random.split(jax.random.key(seed), 2 * chains)
         if start == "mode":
             starts = [find_mode(target, data, vote_start(target, data)).unconstrained] * chains
@@ -89,12 +91,19 @@ def nuts(
         # A copy each: the compiled program may reuse the memory of what it is given
         begins = jax.tree.map(lambda *parts: np.stack([np.asarray(part) for part in parts]), *starts)
         program, stop = _program(target, warmup, target_accept, max_depth), Event()
-        with tqdm(total=(warmup + draws * thin) * chains, desc=f"{model}, {chains} chains", unit="iteration", disable=not progress) as bar:
+        with tqdm(
+            total=(warmup + draws * thin) * chains,
+            desc=f"{model}, {chains} chains",
+            unit="iteration",
+            disable=not progress,
+        ) as bar:
 
             def run(chosen: slice) -> tuple[Sites, Sites]:
                 with jax.enable_x64(double):  # the setting belongs to a thread
                     begin = jax.tree.map(lambda part: jnp.asarray(part[chosen]), begins)
-                    return _run(program, begin, keys[:chains][chosen], data, warmup, draws * thin, bar.update, stop)
+                    return _run(
+                        program, begin, keys[:chains][chosen], data, warmup, draws * thin, bar.update, stop
+                    )
 
             each = [slice(c, c + 1) for c in range(chains)]
             if method == "vectorized":
@@ -109,7 +118,8 @@ def nuts(
             else:
                 groups = [run(chosen) for chosen in each]
         unconstrained, stats = (
-            {name: np.concatenate([group[part][name] for group in groups]) for name in groups[0][part]} for part in (0, 1)
+            {name: np.concatenate([group[part][name] for group in groups]) for name in groups[0][part]}
+            for part in (0, 1)
         )
         kept = slice(thin - 1, None, thin)
         unconstrained, stats = jax.tree.map(lambda part: part[:, kept], (unconstrained, stats))
@@ -117,7 +127,9 @@ def nuts(
 
 
 @lru_cache(maxsize=16)
-def _program(target: Target, warmup: int, target_accept: float, max_depth: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _program(
+    target: Target, warmup: int, target_accept: float, max_depth: int
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Compiled: begin chains; advance them by one chunk."""
     # NumPyro makes the sampler in `begin`, which has to run before `advance` is traced
     prepare, sample = hmc(potential_fn_gen=target.potential_of, algo="NUTS")
@@ -165,7 +177,11 @@ def _run(
         fresh = min(CHUNK, total - done)
         update(fresh * len(keys))
         if done + fresh > warmup:
-            kept.append(jax.tree.map(lambda part, done=done, fresh=fresh: np.asarray(part[max(warmup - done, 0) : fresh]), made))
+            kept.append(
+                jax.tree.map(
+                    lambda part, done=done, fresh=fresh: np.asarray(part[max(warmup - done, 0) : fresh]), made
+                )
+            )
         done += fresh
         if done == total or stop.is_set():
             break
@@ -179,7 +195,9 @@ def _described(target: Target, data: tuple[Any, ...], unconstrained: Sites, stat
     shares = jnp.asarray(vote_shares(jax.tree.map(np.asarray, data[-1])), data[-1].weight.dtype)
     made: list[Any] = []
     for chain in range(len(stats["energy"])):
-        total, each = _describer(target)(jax.tree.map(lambda part, chain=chain: jnp.asarray(part[chain]), unconstrained), shares, data)
+        total, each = _describer(target)(
+            jax.tree.map(lambda part, chain=chain: jnp.asarray(part[chain]), unconstrained), shares, data
+        )
         made.append(jax.tree.map(np.asarray, (total / stats["energy"].shape[1], *each)))
     responsibilities, sites, told, agreement = jax.tree.map(lambda *parts: np.stack(parts), *made)
     stats = stats | told | {"tree_depth": np.ceil(np.log2(stats["n_steps"] + 1)).astype(int)}
@@ -199,6 +217,8 @@ def _describer(target: Target) -> Callable[..., Any]:
             told = {"log_likelihood": log_likelihood, "lp": log_likelihood + sum(priors.values())}
             return total + responsibilities, (sites, told, responsibilities.T @ shares)
 
-        return jax.lax.scan(one, jnp.zeros((rows.num_items, rows.num_classes), rows.weight.dtype), unconstrained)
+        return jax.lax.scan(
+            one, jnp.zeros((rows.num_items, rows.num_classes), rows.weight.dtype), unconstrained
+        )
 
     return jax.jit(describe)

@@ -67,7 +67,12 @@ def pointwise(
     parts: list[Any] = []
     for chain in tqdm(range(chains), desc="pointwise terms", unit="chain", disable=not progress):
         sites = {name: jnp.asarray(samples[name][chain, kept], rows.weight.dtype) for name in target.latent}
-        parts.append(jax.tree.map(np.asarray, _one_chain(target)(keys[chain], sites, jnp.asarray(permutation[chain, kept]), data)))
+        parts.append(
+            jax.tree.map(
+                np.asarray,
+                _one_chain(target)(keys[chain], sites, jnp.asarray(permutation[chain, kept]), data),
+            )
+        )
     return Pointwise(kept, *jax.tree.map(lambda *values: np.stack(values), *parts))
 
 
@@ -77,7 +82,9 @@ def thinned(chains: int, draws: int, size: int, memory: int) -> Int[np.ndarray, 
     return np.unique(np.linspace(0, draws - 1, number).round().astype(int))
 
 
-def prior_predictive(target: Target, data: tuple[Any, ...], seed: int, draws: int) -> tuple[Sites, Int[np.ndarray, "s n"]]:
+def prior_predictive(
+    target: Target, data: tuple[Any, ...], seed: int, draws: int
+) -> tuple[Sites, Int[np.ndarray, "s n"]]:
     """Sites drawn from the prior, and the labels that they would give to the rows at hand."""
 
     keys = jax.random.split(jax.random.key(seed), draws)
@@ -129,7 +136,9 @@ def _one_chain(target: Target) -> Callable[..., Any]:
     return jax.jit(chain)
 
 
-def _joint_scores(target: Target, sites: Sites, data: tuple[Any, ...]) -> tuple[Float[Array, "i m"], Float[Array, "n m"]]:
+def _joint_scores(
+    target: Target, sites: Sites, data: tuple[Any, ...]
+) -> tuple[Float[Array, "i m"], Float[Array, "n m"]]:
     """log p(truth k, rows of i) and log p(row n | truth k), impossible classes -inf; with effects of items, a column for each point and class."""
     if "item_offset" not in target.latent:
         items, _ = target.items(sites, data)

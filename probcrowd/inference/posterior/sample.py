@@ -83,7 +83,10 @@ def sample_posterior(
         ValueError: an unknown model, a sampler that does not know it, features missing for some items, or gold that is no class.
     """
     kind = find_model(model)
-    for name, value, options in (("sampler", sampler, get_args(Sampler)), ("start", start, ("votes", "dispersed"))):
+    for name, value, options in (
+        ("sampler", sampler, get_args(Sampler)),
+        ("start", start, ("votes", "dispersed")),
+    ):
         if value not in options:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(options)}")
     rows = Rows.from_annotations(annotations, gold)
@@ -94,12 +97,23 @@ def sample_posterior(
     embeddings = None if features is None else _features(features, annotations)
     used = ("gibbs" if kind.conjugate else "nuts") if sampler == "auto" else sampler
     thin = (5 if used == "gibbs" else 1) if thin is None else thin
-    settings = {"chains": chains, "warmup": warmup, "draws": draws, "seed": seed, "progress": progress, "embeddings": embeddings}
+    settings = {
+        "chains": chains,
+        "warmup": warmup,
+        "draws": draws,
+        "seed": seed,
+        "progress": progress,
+        "embeddings": embeddings,
+    }
     if used == "gibbs":
         scattered = np.random.default_rng(seed).integers(rows.num_classes, size=(chains, rows.num_items))
-        made = gibbs(model, rows, prior, thin=thin, start=scattered if start == "dispersed" else None, **settings)
+        made = gibbs(
+            model, rows, prior, thin=thin, start=scattered if start == "dispersed" else None, **settings
+        )
     else:
-        made = nuts(model, rows, prior, thin=thin, start="mode" if start == "votes" else "dispersed", **settings)
+        made = nuts(
+            model, rows, prior, thin=thin, start="mode" if start == "votes" else "dispersed", **settings
+        )
     with jax.enable_x64(True):
         data = make_data(model, rows, embeddings)
         target = make_target(model, prior, data)
@@ -108,19 +122,33 @@ def sample_posterior(
             tree["modes"] = xr.DataTree(find_modes(target, data, seed).rename_axis("mode").to_xarray())
     tree.attrs = {
         "model": model,
-        "prior": json.dumps({"kind": type(prior).__name__} | {name: np.asarray(value).tolist() for name, value in asdict(prior).items()}),
+        "prior": json.dumps(
+            {"kind": type(prior).__name__}
+            | {name: np.asarray(value).tolist() for name, value in asdict(prior).items()}
+        ),
         "sampler": used,
         "start": start,
         "num_annotators": rows.num_annotators,
-        "settings": json.dumps({"chains": chains, "warmup": warmup, "draws": draws, "thin": thin, "seed": seed}),
-        "versions": json.dumps({"probcrowd": __version__} | {name: version(name) for name in ("numpyro", "jax", "numba", "arviz-base")}),
+        "settings": json.dumps(
+            {"chains": chains, "warmup": warmup, "draws": draws, "thin": thin, "seed": seed}
+        ),
+        "versions": json.dumps(
+            {"probcrowd": __version__}
+            | {name: version(name) for name in ("numpyro", "jax", "numba", "arviz-base")}
+        ),
         "classes": json.dumps([str(name) for name in annotations.classes]),
     }
     return tree
 
 
 def _tree(
-    target: Target, data: tuple[Any, ...], made: Draws, annotations: Annotations, seed: int, memory: int, progress: bool
+    target: Target,
+    data: tuple[Any, ...],
+    made: Draws,
+    annotations: Annotations,
+    seed: int,
+    memory: int,
+    progress: bool,
 ) -> xr.DataTree:
     rows = jax.tree.map(np.asarray, data[-1])
     needed = alignment(made.agreement)
@@ -130,7 +158,9 @@ def _tree(
     samples = realign(made.samples, permutation, target.model.dims)
     terms = pointwise(target, made.samples, permutation, data, seed, memory=memory, progress=progress)
     named = bool((permutation == np.arange(rows.num_classes)).all())
-    responsibilities = made.responsibilities if named else terms.responsibilities  # an average over draws cannot be renamed afterwards
+    responsibilities = (
+        made.responsibilities if named else terms.responsibilities
+    )  # an average over draws cannot be renamed afterwards
     prior_sites, prior_labels = prior_predictive(target, data, seed + 1, PRIOR_DRAWS)
     order = np.argsort(annotations.item, kind="stable")
     coords = {
@@ -142,9 +172,14 @@ def _tree(
     }
     dims: dict[Hashable, Sequence[Hashable]] = {name: list(axes) for name, axes in target.model.dims.items()}
 
-    def group(values: Sites, axes: dict[Hashable, Sequence[Hashable]], draw: Any = None, **options: Any) -> xr.Dataset:
+    def group(
+        values: Sites, axes: dict[Hashable, Sequence[Hashable]], draw: Any = None, **options: Any
+    ) -> xr.Dataset:
         made = dict_to_dataset(
-            values, coords={name: coords[name] for name in coords if any(name in axis for axis in axes.values())}, dims=axes, **options
+            values,
+            coords={name: coords[name] for name in coords if any(name in axis for axis in axes.values())},
+            dims=axes,
+            **options,
         )
         return made if draw is None else made.assign_coords(draw=draw)
 
@@ -158,13 +193,15 @@ def _tree(
     groups = {
         "posterior": group(samples, dims),
         "invariants": group(invariants(made.samples, made.stats["log_likelihood"]), axes_of_invariants),
-        "sample_stats": group(made.stats | {"permutation": needed}, {"permutation": ["true_class"]}).assign_attrs(
-            renamed=int(exchangeable)
-        ),
+        "sample_stats": group(
+            made.stats | {"permutation": needed}, {"permutation": ["true_class"]}
+        ).assign_attrs(renamed=int(exchangeable)),
         "log_prior": group(terms.log_prior, {}, terms.kept),
         "log_likelihood": group({"label": terms.log_likelihood}, {"label": ["item"]}, terms.kept),
         "leave_one_out": group({"label": terms.leave_one_out}, {"label": ["annotation"]}, terms.kept),
-        "posterior_predictive": group({"label": terms.replicated, "truth": terms.replicated_truth}, by_row, terms.kept),
+        "posterior_predictive": group(
+            {"label": terms.replicated, "truth": terms.replicated_truth}, by_row, terms.kept
+        ),
         "truth": group({"truth": terms.truth}, {"truth": ["item"]}, terms.kept),
         "prior": group({name: value[None] for name, value in prior_sites.items()}, dims),
         "prior_predictive": group({"label": prior_labels[None]}, {"label": ["annotation"]}),
@@ -173,11 +210,20 @@ def _tree(
             {"mean": ["item", "true_class"], "by_chain": ["in_chain", "item", "true_class"]},
             sample_dims=[],
         ),
-        "plug_in": group(plug_in | {"responsibility": plugged}, dims | {"responsibility": ["item", "true_class"]}, sample_dims=[]),
+        "plug_in": group(
+            plug_in | {"responsibility": plugged},
+            dims | {"responsibility": ["item", "true_class"]},
+            sample_dims=[],
+        ),
         "observed_data": group({"label": rows.label}, {"label": ["annotation"]}, sample_dims=[]),
         "constant_data": group(
             {"row_item": rows.item, "row_annotator": rows.annotator, "gold": rows.gold} | weight,
-            {"row_item": ["annotation"], "row_annotator": ["annotation"], "weight": ["annotation"], "gold": ["item"]},
+            {
+                "row_item": ["annotation"],
+                "row_annotator": ["annotation"],
+                "weight": ["annotation"],
+                "gold": ["item"],
+            },
             sample_dims=[],
         ),
     }
@@ -187,13 +233,20 @@ def _tree(
 def _plug_in(target: Target, data: tuple[Any, ...]) -> tuple[Sites, np.ndarray]:
     """The sites that EM started at the votes ends at, and p(truth | labels) there. Models without closed-form EM take NUTS's mode."""
     mode = find_mode(target, data, vote_start(target, data), jacobian=not target.model.conjugate)
-    return {name: mode.sites[name] for name in target.model.dims}, np.asarray(compiled(target.truth)(mode.sites, data))
+    return {name: mode.sites[name] for name in target.model.dims}, np.asarray(
+        compiled(target.truth)(mode.sites, data)
+    )
 
 
 def _features(features: pd.DataFrame, annotations: Annotations) -> np.ndarray:
     """The features in the order of the items."""
     place = pd.Index(features.index).get_indexer(annotations.items)
-    reject(place < 0, pd.Series(annotations.items), "items without features: add their rows, or leave their annotations out", "items")
+    reject(
+        place < 0,
+        pd.Series(annotations.items),
+        "items without features: add their rows, or leave their annotations out",
+        "items",
+    )
     return features.to_numpy(np.float64)[place]
 
 

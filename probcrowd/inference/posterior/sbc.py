@@ -63,7 +63,9 @@ class Calibration:
 
     def nominal(self) -> pd.Series:
         """The exact coverage that a uniform rank gives each interval of `table`."""
-        return pd.Series({f"covered_{level:g}": 1 - 2 * self._cut(level) / (self.draws + 1) for level in LEVELS})
+        return pd.Series(
+            {f"covered_{level:g}": 1 - 2 * self._cut(level) / (self.draws + 1) for level in LEVELS}
+        )
 
     def _cut(self, level: float) -> int:
         """Ranks cut off at either end of a central interval: a whole number, so that the interval is no narrower than its level."""
@@ -103,15 +105,24 @@ def calibrate(
     with jax.enable_x64(True):
         rows = replace(design, gold=np.full(design.num_items, -1))
         data = make_data(model, rows, None if dimension is None else np.zeros((rows.num_items, dimension)))
-        target, fitted = make_target(model, prior, data), make_target(model, prior if fitted_prior is None else fitted_prior, data)
-        sites, observed = jax.tree.map(np.asarray, _simulated(target, known)(jax.random.split(jax.random.key(seed), simulations), data))
+        target, fitted = (
+            make_target(model, prior, data),
+            make_target(model, prior if fitted_prior is None else fitted_prior, data),
+        )
+        sites, observed = jax.tree.map(
+            np.asarray, _simulated(target, known)(jax.random.split(jax.random.key(seed), simulations), data)
+        )
         if sampler == "nuts":
             made = _nuts(fitted, observed, data, seed, warmup, draws, thin)
         else:
             made = _one_by_one(fitted, rows, observed, seed, sampler, warmup, draws, thin, progress)
         likelihood = _likelihood(fitted)
         at_truth = np.asarray(jax.vmap(likelihood, (0, 0, None))(sites, observed, data))[:, None]
-        at_draws = np.asarray(jax.vmap(lambda each, seen: jax.lax.map(lambda one: likelihood(one, seen, data), each))(made, observed))
+        at_draws = np.asarray(
+            jax.vmap(lambda each, seen: jax.lax.map(lambda one: likelihood(one, seen, data), each))(
+                made, observed
+            )
+        )
     columns, names = [_ranks(at_truth, at_draws[..., None])], ["log_likelihood"]
     for name in target.latent:
         truth, drawn = sites[name].reshape(simulations, -1), made[name].reshape(simulations, draws, -1)
@@ -137,8 +148,12 @@ def _simulated(target: Target, known: bool) -> Callable[..., Any]:
         if len(data) == 1:
             truth = items.draw_truth(for_truth)
         else:
-            truth = jax.random.categorical(for_truth, jnp.log(sites["class_prior"]), shape=(data[-1].num_items,))
-            features = (sites["prototype"][truth] + jax.random.normal(for_features, data[0].shape, data[0].dtype),)
+            truth = jax.random.categorical(
+                for_truth, jnp.log(sites["class_prior"]), shape=(data[-1].num_items,)
+            )
+            features = (
+                sites["prototype"][truth] + jax.random.normal(for_features, data[0].shape, data[0].dtype),
+            )
         return sites, (*features, items.draw_labels(for_labels, truth), truth if known else data[-1].gold)
 
     return jax.jit(jax.vmap(one, (0, None)))
@@ -177,19 +192,39 @@ def _one_by_one(
         if callable(sampler):
             made.append(sampler(simulated, np.random.default_rng((seed, number))))
         else:
-            options = {"chains": 1, "warmup": warmup, "draws": draws, "thin": thin, "progress": False, "embeddings": embeddings}
-            found = gibbs(target.model.name, simulated, target.prior, seed=seed * 1_000_003 + number, **options)
+            options = {
+                "chains": 1,
+                "warmup": warmup,
+                "draws": draws,
+                "thin": thin,
+                "progress": False,
+                "embeddings": embeddings,
+            }
+            found = gibbs(
+                target.model.name, simulated, target.prior, seed=seed * 1_000_003 + number, **options
+            )
             made.append({name: values[0] for name, values in found.samples.items()})
     return {name: np.stack([each[name] for each in made]) for name in target.latent}
 
 
-def _nuts(target: Target, observed: tuple[np.ndarray, ...], data: tuple[Any, ...], seed: int, warmup: int, draws: int, thin: int) -> Sites:
+def _nuts(
+    target: Target,
+    observed: tuple[np.ndarray, ...],
+    data: tuple[Any, ...],
+    seed: int,
+    warmup: int,
+    draws: int,
+    thin: int,
+) -> Sites:
     """Draws (m, s, ...) of each site, from the vote start, in one program for all simulations."""
     prepare, sample = hmc(potential_fn_gen=target.potential_of, algo="NUTS")
     host: Rows = jax.tree.map(np.asarray, data[-1])
     *features, labels, gold = observed
     begins = [
-        voted_sites(target, replace(host, label=labels[m], gold=gold[m]), features[0][m] if features else None) for m in range(len(labels))
+        voted_sites(
+            target, replace(host, label=labels[m], gold=gold[m]), features[0][m] if features else None
+        )
+        for m in range(len(labels))
     ]
     stacked = {name: jnp.stack([jnp.asarray(begin[name]) for begin in begins]) for name in target.latent}
 

@@ -11,7 +11,15 @@ import xarray as xr
 from probcrowd.inference.checks.prior_sensitivity import accuracy
 from probcrowd.inference.posterior.tree import array, dataset
 
-ANNOTATOR_COLUMNS = ["accuracy_mean", "accuracy_sd", "lower_95", "lower_50", "upper_50", "upper_95", "plug_in_accuracy"]
+ANNOTATOR_COLUMNS = [
+    "accuracy_mean",
+    "accuracy_sd",
+    "lower_95",
+    "lower_50",
+    "upper_50",
+    "upper_95",
+    "plug_in_accuracy",
+]
 
 
 def item_table(tree: xr.DataTree) -> pd.DataFrame:
@@ -22,7 +30,11 @@ def item_table(tree: xr.DataTree) -> pd.DataFrame:
     # A class may be called like a column
     columns = [f"class {name}" if name in ["item", *own] else name for name in classes]
     table = pd.DataFrame(averaged, pd.Index(array(tree, "constant_data", "item"), name="item"), columns)
-    return table.assign(**dict(zip(own, (np.array(classes)[averaged.argmax(1)], averaged.max(1), plugged.max(1)), strict=True)))
+    return table.assign(
+        **dict(
+            zip(own, (np.array(classes)[averaged.argmax(1)], averaged.max(1), plugged.max(1)), strict=True)
+        )
+    )
 
 
 def annotator_table(tree: xr.DataTree, annotators: pd.Index | None = None) -> pd.DataFrame:
@@ -31,7 +43,9 @@ def annotator_table(tree: xr.DataTree, annotators: pd.Index | None = None) -> pd
     Where annotators share a matrix they all have its numbers; a model without matrices gives none (NaN). annotators: their ids, which trees
     of such models do not hold; codes stand for them otherwise.
     """
-    labels = np.bincount(array(tree, "constant_data", "row_annotator"), minlength=int(tree.attrs["num_annotators"]))
+    labels = np.bincount(
+        array(tree, "constant_data", "row_annotator"), minlength=int(tree.attrs["num_annotators"])
+    )
     posterior = dataset(tree, "posterior")
     if "annotator" in posterior.coords:
         ids = pd.Index(posterior["annotator"].to_numpy())

@@ -26,7 +26,10 @@ def number_names(values: xr.DataArray) -> list[str]:
     extra = [dim for dim in values.dims if dim not in ("chain", "draw")]
     if not extra:
         return [str(values.name)]
-    ids = [[str(name) for name in (values[dim].to_numpy() if dim in values.coords else range(values.sizes[dim]))] for dim in extra]
+    ids = [
+        [str(name) for name in (values[dim].to_numpy() if dim in values.coords else range(values.sizes[dim]))]
+        for dim in extra
+    ]
     return [f"{values.name}[{', '.join(parts)}]" for parts in pd.MultiIndex.from_product(ids)]
 
 

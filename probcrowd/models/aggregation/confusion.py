@@ -40,7 +40,10 @@ def multinomial(rows: Rows, prior: DirichletPrior) -> None:
 def dawid_skene(rows: Rows, prior: DirichletPrior) -> None:
     """Declare a confusion matrix per annotator (j, k, l)."""
     class_prior = sample_class_prior(prior.class_prior)
-    with pyro.plate("annotator", rows.num_annotators, dim=-2), pyro.plate("true_class", rows.num_classes, dim=-1):
+    with (
+        pyro.plate("annotator", rows.num_annotators, dim=-2),
+        pyro.plate("true_class", rows.num_classes, dim=-1),
+    ):
         confusion = pyro.sample("confusion", dist.Dirichlet(tensor(prior.confusion)))
     observe(rows, class_prior.log(), confusion.log(), codes(rows.annotator))
 
@@ -52,7 +55,9 @@ def one_coin(rows: Rows, prior: CoinPrior) -> None:
         accuracy = pyro.sample("accuracy", dist.Beta(tensor(prior.right), tensor(prior.wrong)))
     wrong = (1 - accuracy)[:, None, None] / max(rows.num_classes - 1, 1)
     identity = torch.eye(rows.num_classes, dtype=accuracy.dtype)
-    confusion = pyro.deterministic("confusion", torch.where(identity > 0, accuracy[:, None, None], wrong), event_dim=3)
+    confusion = pyro.deterministic(
+        "confusion", torch.where(identity > 0, accuracy[:, None, None], wrong), event_dim=3
+    )
     observe(rows, class_prior.log(), confusion.log(), codes(rows.annotator))
 
 
@@ -64,7 +69,12 @@ def mace(rows: Rows, prior: SpamPrior) -> None:
     identity = torch.eye(rows.num_classes, dtype=competence.dtype)
     mixed = competence[:, None, None] * identity + (1 - competence)[:, None, None] * spam[:, None, :]
     confusion = pyro.deterministic("confusion", mixed, event_dim=3)
-    observe(rows, confusion.new_full((rows.num_classes,), 1 / rows.num_classes).log(), confusion.log(), codes(rows.annotator))
+    observe(
+        rows,
+        confusion.new_full((rows.num_classes,), 1 / rows.num_classes).log(),
+        confusion.log(),
+        codes(rows.annotator),
+    )
 
 
 def sample_class_prior(concentrations: np.ndarray) -> Float[Tensor, " k"]:

@@ -25,7 +25,10 @@ def multinomial(rows: Rows, prior: DirichletPrior) -> None:
 def dawid_skene(rows: Rows, prior: DirichletPrior) -> None:
     """Declare a confusion matrix per annotator (j, k, l)."""
     class_prior = sample_class_prior(prior.class_prior)
-    with numpyro.plate("annotator", rows.num_annotators, dim=-2), numpyro.plate("true_class", rows.num_classes, dim=-1):
+    with (
+        numpyro.plate("annotator", rows.num_annotators, dim=-2),
+        numpyro.plate("true_class", rows.num_classes, dim=-1),
+    ):
         confusion = sample("confusion", dist.Dirichlet(jnp.asarray(prior.confusion)))
     observe(rows, jnp.log(class_prior), jnp.log(confusion), rows.annotator)
 
@@ -36,7 +39,9 @@ def one_coin(rows: Rows, prior: CoinPrior) -> None:
     with numpyro.plate("annotator", rows.num_annotators, dim=-1):
         accuracy = sample("accuracy", dist.Beta(prior.right, prior.wrong))
     wrong = (1 - accuracy)[:, None, None] / max(rows.num_classes - 1, 1)
-    confusion = deterministic("confusion", jnp.where(jnp.eye(rows.num_classes, dtype=bool), accuracy[:, None, None], wrong))
+    confusion = deterministic(
+        "confusion", jnp.where(jnp.eye(rows.num_classes, dtype=bool), accuracy[:, None, None], wrong)
+    )
     observe(rows, jnp.log(class_prior), jnp.log(confusion), rows.annotator)
 
 
@@ -45,9 +50,14 @@ def mace(rows: Rows, prior: SpamPrior) -> None:
     with numpyro.plate("annotator", rows.num_annotators, dim=-1):
         competence = sample("competence", dist.Beta(prior.honest, prior.spamming))
         spam = sample("spam", dist.Dirichlet(jnp.full(rows.num_classes, prior.answers)))
-    mixed = competence[:, None, None] * jnp.eye(rows.num_classes) + (1 - competence)[:, None, None] * spam[:, None, :]
+    mixed = (
+        competence[:, None, None] * jnp.eye(rows.num_classes)
+        + (1 - competence)[:, None, None] * spam[:, None, :]
+    )
     confusion = deterministic("confusion", mixed)
-    observe(rows, jnp.log(jnp.full(rows.num_classes, 1 / rows.num_classes)), jnp.log(confusion), rows.annotator)
+    observe(
+        rows, jnp.log(jnp.full(rows.num_classes, 1 / rows.num_classes)), jnp.log(confusion), rows.annotator
+    )
 
 
 def sample_class_prior(concentrations: Float[np.ndarray, " k"]) -> Float[Array, " k"]:

@@ -54,7 +54,9 @@ def logistic_random_effects(rows: Rows, prior: LogitPrior) -> None:
     observe(rows, class_prior.log(), _log_rows(bent, prior), torch.arange(len(bent)))  # (n, k, l)
 
 
-def _population(prior: LogitPrior, name: str, scale: float) -> tuple[Float[Tensor, "k m"], Float[Tensor, "k m"]]:
+def _population(
+    prior: LogitPrior, name: str, scale: float
+) -> tuple[Float[Tensor, "k m"], Float[Tensor, "k m"]]:
     mean = pyro.sample("mean", dist.Normal(tensor(prior.centre), tensor(prior.mean_scale)).to_event(2))
     return mean, _scales(mean, name, scale)
 
@@ -64,11 +66,15 @@ def _scales(mean: Float[Tensor, "k m"], name: str, scale: float) -> Float[Tensor
 
 
 def _annotator_offset(rows: Rows, mean: Float[Tensor, "k m"]) -> Float[Tensor, "j k m"]:
-    return pyro.sample("annotator_offset", dist.Normal(mean.new_zeros(rows.num_annotators, *mean.shape), 1.0).to_event(3))
+    return pyro.sample(
+        "annotator_offset", dist.Normal(mean.new_zeros(rows.num_annotators, *mean.shape), 1.0).to_event(3)
+    )
 
 
 def _item_offset(rows: Rows, mean: Float[Tensor, "k m"]) -> Float[Tensor, "i m"]:
-    return pyro.sample("item_offset", dist.Normal(mean.new_zeros(rows.num_items, mean.shape[1]), 1.0).to_event(2))
+    return pyro.sample(
+        "item_offset", dist.Normal(mean.new_zeros(rows.num_items, mean.shape[1]), 1.0).to_event(2)
+    )
 
 
 def _log_rows(logits: Float[Tensor, "*t m"], prior: LogitPrior) -> Float[Tensor, "*t l"]:

@@ -42,7 +42,9 @@ def logistic_random_effects(rows: Rows, prior: LogitPrior) -> None:
     observe(rows, jnp.log(class_prior), _log_rows(bent, prior), jnp.arange(rows.label.shape[0]))  # (n, k, l)
 
 
-def _population(prior: LogitPrior, name: str, scale: float) -> tuple[Float[Array, "k m"], Float[Array, "k m"]]:
+def _population(
+    prior: LogitPrior, name: str, scale: float
+) -> tuple[Float[Array, "k m"], Float[Array, "k m"]]:
     mean = sample("mean", dist.Normal(jnp.asarray(prior.centre), prior.mean_scale).to_event(2))
     return mean, _scales(mean, name, scale)
 
@@ -52,7 +54,9 @@ def _scales(mean: Float[Array, "k m"], name: str, scale: float) -> Float[Array, 
 
 
 def _annotator_offset(rows: Rows, mean: Float[Array, "k m"]) -> Float[Array, "j k m"]:
-    return sample("annotator_offset", dist.Normal(jnp.zeros((rows.num_annotators, *mean.shape)), 1.0).to_event(3))
+    return sample(
+        "annotator_offset", dist.Normal(jnp.zeros((rows.num_annotators, *mean.shape)), 1.0).to_event(3)
+    )
 
 
 def _item_offset(rows: Rows, mean: Float[Array, "k m"]) -> Float[Array, "i m"]:

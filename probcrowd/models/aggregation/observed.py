@@ -19,7 +19,12 @@ from probcrowd.data.rows import Rows
 from probcrowd.models.meta.prototype import LOG_ZERO
 
 
-def observe(rows: Rows, log_class: Float[Tensor, "*i k"], log_table: Float[Tensor, "t k l"], table_of_row: Int[Tensor, " n"]) -> None:
+def observe(
+    rows: Rows,
+    log_class: Float[Tensor, "*i k"],
+    log_table: Float[Tensor, "t k l"],
+    table_of_row: Int[Tensor, " n"],
+) -> None:
     """Declare the truth of every item and condition on what was said of it."""
     item, label = codes(rows.item), codes(rows.label)
     weight = torch.from_numpy(np.array(rows.weight)).to(log_table)

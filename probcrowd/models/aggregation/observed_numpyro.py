@@ -25,7 +25,9 @@ LOG_ZERO = -1e3
 _SIZES = ("num_annotators", "num_classes")
 # Inside a compiled function the arrays are traced and the sizes are constants
 jax.tree_util.register_dataclass(
-    Rows, data_fields=[field.name for field in fields(Rows) if field.name not in _SIZES], meta_fields=list(_SIZES)
+    Rows,
+    data_fields=[field.name for field in fields(Rows) if field.name not in _SIZES],
+    meta_fields=list(_SIZES),
 )
 
 
@@ -38,10 +40,19 @@ class AnnotatedItems(Distribution):
     pytree_data_fields = ("rows", "log_class", "log_table", "table_of_row")
 
     def __init__(
-        self, rows: Rows, log_class: Float[Array, "*i k"], log_table: Float[Array, "t k l"], table_of_row: Int[Array, " n"]
+        self,
+        rows: Rows,
+        log_class: Float[Array, "*i k"],
+        log_table: Float[Array, "t k l"],
+        table_of_row: Int[Array, " n"],
     ) -> None:
         # No positive double has a logarithm below -745: the floor stands for log 0 alone, and keeps differences of scores defined
-        self.rows, self.log_class, self.log_table, self.table_of_row = rows, log_class, jnp.maximum(log_table, LOG_ZERO), table_of_row
+        self.rows, self.log_class, self.log_table, self.table_of_row = (
+            rows,
+            log_class,
+            jnp.maximum(log_table, LOG_ZERO),
+            table_of_row,
+        )
         super().__init__(batch_shape=(rows.num_items,), validate_args=False)
 
     @property
@@ -51,13 +62,17 @@ class AnnotatedItems(Distribution):
 
     def row_scores(self) -> Float[Array, "n k"]:
         """log P(label of row n | truth k), not weighted."""
-        by_label = self.log_table.transpose(0, 2, 1).reshape(-1, self.rows.num_classes)  # (t l, k): a row's numbers are contiguous
+        by_label = self.log_table.transpose(0, 2, 1).reshape(
+            -1, self.rows.num_classes
+        )  # (t l, k): a row's numbers are contiguous
         return by_label[self.table_of_row * self.log_table.shape[2] + self.rows.label]
 
     def scores(self) -> Float[Array, "i k"]:
         """log p(truth k, rows of item i)."""
         said = self.row_scores() * self.rows.weight[:, None]
-        return self.log_class + jax.ops.segment_sum(said, self.rows.item, self.rows.num_items, indices_are_sorted=True)
+        return self.log_class + jax.ops.segment_sum(
+            said, self.rows.item, self.rows.num_items, indices_are_sorted=True
+        )
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Float[Array, " i"]:
         """log p(rows of item i), jointly with its true class where `value` (i) gives one."""
@@ -77,14 +92,21 @@ class AnnotatedItems(Distribution):
 
     def draw_truth(self, key: Array) -> Int[Array, " i"]:
         """True classes of new items, from the class prior (features, where there are any, are those of the items)."""
-        return jax.random.categorical(key, jnp.broadcast_to(self.log_class, (self.rows.num_items, self.rows.num_classes)))
+        return jax.random.categorical(
+            key, jnp.broadcast_to(self.log_class, (self.rows.num_items, self.rows.num_classes))
+        )
 
     def draw_labels(self, key: Array, truth: Int[Array, " i"]) -> Int[Array, " n"]:
         """A new label for each row, given true classes; weights play no part."""
         return jax.random.categorical(key, self.log_table[self.table_of_row, truth[self.rows.item]])
 
 
-def observe(rows: Rows, log_class: Float[Array, "*i k"], log_table: Float[Array, "t k l"], table_of_row: Int[Array, " n"]) -> None:
+def observe(
+    rows: Rows,
+    log_class: Float[Array, "*i k"],
+    log_table: Float[Array, "t k l"],
+    table_of_row: Int[Array, " n"],
+) -> None:
     """Condition on what was said of every item, and on its gold class where there is one."""
     numpyro.sample("label", AnnotatedItems(rows, log_class, log_table, table_of_row), obs=rows.gold)
 

@@ -32,7 +32,9 @@ class Seen:
             ValueError: there are none.
         """
         if self.features is None:
-            raise ValueError("this channel needs the features that the network's last linear layer sees; they were not given")
+            raise ValueError(
+                "this channel needs the features that the network's last linear layer sees; they were not given"
+            )
         return self.features
 
 
@@ -53,10 +55,14 @@ class Labels:
     @staticmethod
     def of(rows: Rows, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Labels:
         """All labels of a table."""
-        item, annotator, label = (torch.from_numpy(np.array(part)).to(device) for part in (rows.item, rows.annotator, rows.label))
+        item, annotator, label = (
+            torch.from_numpy(np.array(part)).to(device) for part in (rows.item, rows.annotator, rows.label)
+        )
         weight = torch.from_numpy(np.array(rows.weight)).to(device, dtype)
         items = torch.arange(rows.num_items, device=device)
-        return Labels(item, annotator, label, weight, items, float(rows.weight.sum()) / max(rows.num_items, 1))
+        return Labels(
+            item, annotator, label, weight, items, float(rows.weight.sum()) / max(rows.num_items, 1)
+        )
 
     def mean(self, values: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         """The mean over labels; over those of a batch an unbiased estimate of it, because it divides by how many a batch has on average."""
@@ -75,12 +81,18 @@ class Labels:
         """Weighted numbers of labels l of annotator j on items that are, to those degrees, of class k."""
         classes = values.shape[1]
         flat = values.new_zeros(num_annotators * classes, classes)
-        flat = flat.index_add(0, self.annotator * classes + self.label, values[self.item] * self.weight[:, None].to(values.dtype))
+        flat = flat.index_add(
+            0,
+            self.annotator * classes + self.label,
+            values[self.item] * self.weight[:, None].to(values.dtype),
+        )
         return flat.view(num_annotators, classes, classes).transpose(1, 2)
 
     def votes(self, num_classes: int) -> Float[Tensor, "b k"]:
         """Weighted numbers of labels by item and class."""
-        flat = self.weight.new_zeros(len(self.items) * num_classes).index_add(0, self.item * num_classes + self.label, self.weight)
+        flat = self.weight.new_zeros(len(self.items) * num_classes).index_add(
+            0, self.item * num_classes + self.label, self.weight
+        )
         return flat.view(-1, num_classes)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Labels]:
@@ -94,12 +106,21 @@ class Labels:
         row = begin + torch.arange(len(self.item), device=self.item.device)
         place = torch.repeat_interleave(torch.arange(total, device=self.item.device), count[order])
         annotator, label, weight = self.annotator[row], self.label[row], self.weight[row]
-        batches = max(min(round(total / size), total // 2), 1)  # of one item nothing is known that could be standardised
+        batches = max(
+            min(round(total / size), total // 2), 1
+        )  # of one item nothing is known that could be standardised
         edges = [total * number // batches for number in range(batches + 1)]
         rows = [0, *ends[[edge - 1 for edge in edges[1:]]].tolist()]
         for (low, high), (begins, stop) in zip(pairwise(edges), pairwise(rows), strict=True):
             part = slice(begins, stop)
-            yield Labels(place[part] - low, annotator[part], label[part], weight[part], self.items[order[low:high]], self.per_item)
+            yield Labels(
+                place[part] - low,
+                annotator[part],
+                label[part],
+                weight[part],
+                self.items[order[low:high]],
+                self.per_item,
+            )
 
 
 class Channel(nn.Module, abc.ABC):
@@ -135,7 +156,9 @@ class Channel(nn.Module, abc.ABC):
 
     def log_said(self, seen: Seen, labels: Labels) -> Float[Tensor, "n l"]:
         """log P(label | item, annotator) for every row."""
-        return torch.logsumexp(self.log_truth(seen)[labels.item][:, :, None] + logs(self.confusion())[labels.annotator], 1)
+        return torch.logsumexp(
+            self.log_truth(seen)[labels.item][:, :, None] + logs(self.confusion())[labels.annotator], 1
+        )
 
     def log_labels(self, seen: Seen, labels: Labels) -> Float[Tensor, " b"]:
         """log P(all that was said of an item | x), by item.

@@ -28,7 +28,13 @@ class CoNAL(Channel):
     needs_features = True
 
     def __init__(
-        self, num_annotators: int, num_classes: int, num_features: int, width: int = 20, size: float = 2.0, strength: float = 1e-5
+        self,
+        num_annotators: int,
+        num_classes: int,
+        num_features: int,
+        width: int = 20,
+        size: float = 2.0,
+        strength: float = 1e-5,
     ) -> None:
         super().__init__()
         self.strength = strength

@@ -36,10 +36,16 @@ def coupled(network: nn.Module, channel: Mixture, inputs: Float[Tensor, "i ..."]
     log_truth = torch.log_softmax(network(inputs), -1)
     total, log_confusion = labels.weight.sum(), torch.log_softmax(channel.logits, -1)
     with pyro.plate("rows", len(labels.item)), poutine.scale(scale=labels.weight):
-        pyro.sample("label", dist.Categorical(logits=channel.log_said(Seen(log_truth), labels)), obs=labels.label)
+        pyro.sample(
+            "label", dist.Categorical(logits=channel.log_said(Seen(log_truth), labels)), obs=labels.label
+        )
     if channel.truth_volume:
         pyro.factor("truth_volume", total * channel.truth_volume * log_volume(log_truth)[0])
     if channel.confusion_volume:
-        pyro.factor("confusion_volume", total * channel.confusion_volume * log_volume(by_class(channel.logits))[0])
+        pyro.factor(
+            "confusion_volume", total * channel.confusion_volume * log_volume(by_class(channel.logits))[0]
+        )
     if channel.trace:
-        pyro.factor("trace", -total * channel.trace * log_confusion.diagonal(dim1=1, dim2=2).exp().sum(1).mean())
+        pyro.factor(
+            "trace", -total * channel.trace * log_confusion.diagonal(dim1=1, dim2=2).exp().sum(1).mean()
+        )

@@ -37,7 +37,11 @@ class CrowdLayer(Channel):
         if kind not in KINDS:
             raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
         self.kind, self.sizes = kind, (num_annotators, num_classes)
-        starts = {"MW": start_logits(size, num_annotators, num_classes), "SW": size * torch.ones(num_annotators, 1), "VB": None}
+        starts = {
+            "MW": start_logits(size, num_annotators, num_classes),
+            "SW": size * torch.ones(num_annotators, 1),
+            "VB": None,
+        }
         weight = starts.get(kind, size * torch.ones(self.sizes))
         self.register_parameter("weight", None if weight is None else nn.Parameter(weight))
         self.register_parameter("bias", nn.Parameter(torch.zeros(self.sizes)) if "B" in kind else None)

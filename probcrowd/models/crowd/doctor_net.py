@@ -34,14 +34,30 @@ class DoctorNet(Channel):
     needs_features = True
     matrices: Tensor
 
-    def __init__(self, num_annotators: int, num_classes: int, num_features: int, labels: Labels, *, averaging: float = 0.2) -> None:
+    def __init__(
+        self,
+        num_annotators: int,
+        num_classes: int,
+        num_features: int,
+        labels: Labels,
+        *,
+        averaging: float = 0.2,
+    ) -> None:
         super().__init__()
         if not 0 <= averaging <= 1:
             raise ValueError(f"averaging={averaging}: it is a share of the epochs, from 0 to 1")
-        self.num_classes, self.averaging, self.averages, self.told = num_classes, averaging, False, Kept(labels)
+        self.num_classes, self.averaging, self.averages, self.told = (
+            num_classes,
+            averaging,
+            False,
+            Kept(labels),
+        )
         self.heads = nn.Linear(num_features, num_annotators * num_classes)
         self.log_weight = nn.Parameter(torch.zeros(num_annotators))
-        self.register_buffer("matrices", smoothed_confusion(labels.counts(normalised(labels.votes(num_classes)), num_annotators)))
+        self.register_buffer(
+            "matrices",
+            smoothed_confusion(labels.counts(normalised(labels.votes(num_classes)), num_annotators)),
+        )
 
     def confusion(self) -> Float[Tensor, "j k l"]:
         """Counted from f at the start of the epoch; from the share of votes before the second one."""
@@ -54,7 +70,12 @@ class DoctorNet(Channel):
     def log_truth(self, seen: Seen) -> Float[Tensor, "b k"]:
         """The mean of all heads."""
         parts = seen.some_features().split(AT_ONCE)
-        return torch.cat([self._averaged(self._log_heads(part), torch.ones_like(self.log_weight, dtype=torch.bool)) for part in parts])
+        return torch.cat(
+            [
+                self._averaged(self._log_heads(part), torch.ones_like(self.log_weight, dtype=torch.bool))
+                for part in parts
+            ]
+        )
 
     def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
         """Of the heads, or of their average."""
@@ -64,7 +85,9 @@ class DoctorNet(Channel):
         asked = torch.zeros(log_heads.shape[:2], dtype=torch.bool, device=log_heads.device)
         asked[labels.item, labels.annotator] = True
         nobody = ~asked.any(1, keepdim=True)
-        return target_loss(self._averaged(log_heads, asked | nobody), majority(labels.votes(self.num_classes)) * ~nobody)
+        return target_loss(
+            self._averaged(log_heads, asked | nobody), majority(labels.votes(self.num_classes)) * ~nobody
+        )
 
     @torch.no_grad()
     def begin(self, epoch: int, epochs: int, evaluate: Callable[[], Seen]) -> None:
@@ -73,11 +96,15 @@ class DoctorNet(Channel):
         self.averages = epoch >= epochs - last
         self.selectable = self.averages or not last
         if epoch:
-            self.matrices = smoothed_confusion(self.told.labels().counts(self.log_truth(evaluate()).exp(), len(self.log_weight)))
+            self.matrices = smoothed_confusion(
+                self.told.labels().counts(self.log_truth(evaluate()).exp(), len(self.log_weight))
+            )
 
     def _log_heads(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b j l"]:
         return torch.log_softmax(self.heads(features).unflatten(1, (-1, self.num_classes)), -1)
 
-    def _averaged(self, log_heads: Float[Tensor, "b j l"], asked: Bool[Tensor, "*#b j"]) -> Float[Tensor, "b l"]:
+    def _averaged(
+        self, log_heads: Float[Tensor, "b j l"], asked: Bool[Tensor, "*#b j"]
+    ) -> Float[Tensor, "b l"]:
         log_weight = torch.log_softmax(self.log_weight.masked_fill(~asked, -torch.inf), -1)
         return torch.logsumexp(log_heads + log_weight[..., None], 1)

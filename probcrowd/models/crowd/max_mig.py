@@ -39,8 +39,12 @@ class MaxMIG(Channel):
     ) -> None:
         super().__init__()
         shares = normalised(labels.votes(num_classes))
-        self.weight = nn.Parameter((normalised(labels.counts(shares, num_annotators)) + eps).log().contiguous())
-        prior = labels.weight.new_full((num_classes,), 1 / num_classes) if class_prior is None else class_prior
+        self.weight = nn.Parameter(
+            (normalised(labels.counts(shares, num_annotators)) + eps).log().contiguous()
+        )
+        prior = (
+            labels.weight.new_full((num_classes,), 1 / num_classes) if class_prior is None else class_prior
+        )
         self.register_buffer("log_prior", prior.to(labels.weight).log())
 
     def confusion(self) -> Float[Tensor, "j k l"]:

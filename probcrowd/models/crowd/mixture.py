@@ -55,7 +55,9 @@ class Mixture(Channel):
 
     def log_said(self, seen: Seen, labels: Labels) -> Float[Tensor, "n l"]:
         """In the log domain throughout."""
-        return torch.logsumexp(seen.log_truth[labels.item][:, :, None] + torch.log_softmax(self.logits, -1)[labels.annotator], 1)
+        return torch.logsumexp(
+            seen.log_truth[labels.item][:, :, None] + torch.log_softmax(self.logits, -1)[labels.annotator], 1
+        )
 
     def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
         """The coupled cross-entropy and those terms whose strength is not 0."""
@@ -65,7 +67,11 @@ class Mixture(Channel):
         return loss
 
     def add_volumes(
-        self, log_truth: Float[Tensor, "b k"], table: Float[Tensor, "n k"], of_truth: Float[Tensor, "b k"], of_table: Float[Tensor, "n k"]
+        self,
+        log_truth: Float[Tensor, "b k"],
+        table: Float[Tensor, "n k"],
+        of_truth: Float[Tensor, "b k"],
+        of_table: Float[Tensor, "n k"],
     ) -> float:
         """Minus the volumes in force, times their strengths; the gradients of that are added to those of both arguments."""
         total = 0.0
@@ -87,7 +93,8 @@ class Mixture(Channel):
         """The running mean of the items' Gram matrices, this batch's included, for as many items as it has."""
         share = len(log_truth) / max(self.num_items, len(log_truth))
         self.gram.mul_(1 - share).add_(
-            torch.from_numpy(gram(log_truth.detach().cpu().numpy())[1]).to(self.gram), alpha=share / len(log_truth)
+            torch.from_numpy(gram(log_truth.detach().cpu().numpy())[1]).to(self.gram),
+            alpha=share / len(log_truth),
         )
         self.gram_weight.mul_(1 - share).add_(share)
         return (self.gram * (len(log_truth) / self.gram_weight)).cpu().numpy()

@@ -34,12 +34,24 @@ class Raykar(Channel):
     matrices: Tensor
     more: Tensor
 
-    def __init__(self, num_annotators: int, num_classes: int, labels: Labels, *, concentration: float = 2.0, diagonal: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_annotators: int,
+        num_classes: int,
+        labels: Labels,
+        *,
+        concentration: float = 2.0,
+        diagonal: float = 0.0,
+    ) -> None:
         super().__init__()
         if min(concentration, concentration + diagonal) < 1:
-            raise ValueError(f"concentration={concentration}, diagonal={diagonal}: a mode needs a prior of at least 1 in every cell")
+            raise ValueError(
+                f"concentration={concentration}, diagonal={diagonal}: a mode needs a prior of at least 1 in every cell"
+            )
         self.num_annotators, self.told = num_annotators, Kept(labels)
-        self.register_buffer("more", (diagonal * torch.eye(num_classes) + (concentration - 1)).to(labels.weight))
+        self.register_buffer(
+            "more", (diagonal * torch.eye(num_classes) + (concentration - 1)).to(labels.weight)
+        )
         self.register_buffer("posterior", normalised(labels.votes(num_classes)))
         self.register_buffer("matrices", self._mode(labels))
 

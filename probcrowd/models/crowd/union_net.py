@@ -48,14 +48,21 @@ class UnionNet(Channel):
         """log P(l | j, x)."""
         log_truth = seen.log_truth[labels.item]
         if self.kind == "A":
-            return torch.log_softmax(torch.einsum("nk,nkl->nl", log_truth.exp(), self.logits[labels.annotator]), -1)
-        return torch.log_softmax(torch.logsumexp(log_truth[:, :, None] + self._log_union()[labels.annotator], 1), -1)
+            return torch.log_softmax(
+                torch.einsum("nk,nkl->nl", log_truth.exp(), self.logits[labels.annotator]), -1
+            )
+        return torch.log_softmax(
+            torch.logsumexp(log_truth[:, :, None] + self._log_union()[labels.annotator], 1), -1
+        )
 
     def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
         """Cross-entropy of p(j, l | x), mean over items; one without labels adds 0."""
         if self.kind == "A":
             scores = torch.einsum("bk,jkl->bjl", seen.log_truth.exp(), self.logits)
-            log_joint = scores[labels.item, labels.annotator, labels.label] - torch.logsumexp(scores, (1, 2))[labels.item]
+            log_joint = (
+                scores[labels.item, labels.annotator, labels.label]
+                - torch.logsumexp(scores, (1, 2))[labels.item]
+            )
             return -(labels.weight * log_joint).sum() / len(labels.items)
         said = self._log_union()[labels.annotator, :, labels.label]
         log_joint = torch.logsumexp(seen.log_truth[labels.item] + said, 1)

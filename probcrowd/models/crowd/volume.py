@@ -33,7 +33,10 @@ def log_volume(log_rows: Float[Tensor, "n k"]) -> tuple[Float[Tensor, ""], bool]
 
 
 def add_log_volume(
-    log_rows: Float[Tensor, "n k"], strength: float, gradient: Float[Tensor, "n k"], at: Float64[np.ndarray, "k k"] | None = None
+    log_rows: Float[Tensor, "n k"],
+    strength: float,
+    gradient: Float[Tensor, "n k"],
+    at: Float64[np.ndarray, "k k"] | None = None,
 ) -> tuple[float, bool]:
     """strength times the same, whose gradient is added to another, without recording either.
 

@@ -55,7 +55,10 @@ class Said:
     def of(rows: Rows, inputs: Inputs, dtype: torch.dtype) -> Said:
         """All items of a table, whose rows are sorted by item."""
         gold = codes(rows.gold)[:, None]
-        features = [None if array is None else _numbers(array, dtype) for array in (inputs.item_features, inputs.annotator_features)]
+        features = [
+            None if array is None else _numbers(array, dtype)
+            for array in (inputs.item_features, inputs.annotator_features)
+        ]
         return Said(
             codes(rows.item),
             codes(rows.annotator),
@@ -93,7 +96,9 @@ def lia(inputs: Inputs, rows: Rows, prior: LIAPrior) -> None:
     """Declare the weights of the networks, the truth of every item, and condition on what was said of it."""
     dtype = torch.get_default_dtype()
     parameters = {
-        name: pyro.sample(name, dist.Normal(_numbers(site.centre, dtype), site.spread).to_event(site.centre.ndim))
+        name: pyro.sample(
+            name, dist.Normal(_numbers(site.centre, dtype), site.spread).to_event(site.centre.ndim)
+        )
         for name, site in sites(rows, inputs, prior).items()
     }
     said = Said.of(rows, inputs, dtype)
@@ -109,7 +114,9 @@ def log_truth(parameters: Parameters, said: Said) -> Float[Tensor, "i k"]:
         return torch.log_softmax(inner @ weight + bias, -1)
     embedding, shift = parameters["question_embedding"], parameters["truth_question"]
     weights = weight + (embedding @ shift.flatten(1)).unflatten(1, weight.shape)  # (m, w, k)
-    logits = torch.einsum("iw,mwk->imk", inner, weights) + bias + embedding @ parameters["truth_question_bias"]
+    logits = (
+        torch.einsum("iw,mwk->imk", inner, weights) + bias + embedding @ parameters["truth_question_bias"]
+    )
     return torch.log_softmax(logits[torch.arange(len(inner)), said.question], -1)
 
 
@@ -130,7 +137,9 @@ def competence(parameters: Parameters, said: Said) -> Float[Tensor, "j k l r"]:
     return parameters["competence_mean"] + competence_offset(parameters, said.annotator_features)
 
 
-def competence_offset(parameters: Parameters, annotator_features: Float[Tensor, "j f"] | None) -> Float[Tensor, "j k l r"]:
+def competence_offset(
+    parameters: Parameters, annotator_features: Float[Tensor, "j f"] | None
+) -> Float[Tensor, "j k l r"]:
     """How the competence of annotators differs from that of a typical one."""
     if "competence_offset" in parameters:
         return parameters["competence_offset"]
@@ -151,7 +160,9 @@ def log_said(parameters: Parameters, said: Said) -> Float[Tensor, "n k"]:
     return log_rows.gather(2, said.label[:, None, None].expand(-1, log_rows.shape[1], 1))[..., 0]
 
 
-def log_joint(log_class: Float[Tensor, "i k"], evidence: Float[Tensor, "n k"], said: Said) -> Float[Tensor, "i k"]:
+def log_joint(
+    log_class: Float[Tensor, "i k"], evidence: Float[Tensor, "n k"], said: Said
+) -> Float[Tensor, "i k"]:
     """a_ik = log h_k(x_i) + sum over rows n of i of weight[n] log Q[i, j_n, k, l_n]; classes that gold rules out are impossible."""
     total = log_class.index_add(0, said.item, evidence * said.weight[:, None])
     return torch.where(said.possible, total, LOG_ZERO)
@@ -165,7 +176,9 @@ def item_inputs(parameters: Parameters, said: Said) -> Float[Tensor, "i w"]:
 def _hidden(parameters: Parameters, network: str, inner: Float[Tensor, "i w"]) -> Float[Tensor, "i v"]:
     layer = 0
     while f"{network}_weight_{layer}" in parameters:
-        inner = torch.nn.functional.selu(inner @ parameters[f"{network}_weight_{layer}"] + parameters[f"{network}_bias_{layer}"])
+        inner = torch.nn.functional.selu(
+            inner @ parameters[f"{network}_weight_{layer}"] + parameters[f"{network}_bias_{layer}"]
+        )
         layer += 1
     return inner
 

@@ -16,7 +16,9 @@ from probcrowd.models.lia.prior import Inputs, LIAPrior, sites
 
 # Inside a compiled function the arrays are traced and the number of questions is a constant
 jax.tree_util.register_dataclass(
-    Inputs, data_fields=[field.name for field in fields(Inputs) if field.name != "num_questions"], meta_fields=["num_questions"]
+    Inputs,
+    data_fields=[field.name for field in fields(Inputs) if field.name != "num_questions"],
+    meta_fields=["num_questions"],
 )
 
 
@@ -29,10 +31,16 @@ def lia(inputs: Inputs, rows: Rows, prior: LIAPrior) -> None:
     seen = parameters["item_embedding"] if inputs.item_features is None else jnp.asarray(inputs.item_features)
     inner = _hidden(parameters, "truth", seen)
     truth = inner @ parameters["truth_weight"] + parameters["truth_bias"]
-    bent = jnp.tensordot(_hidden(parameters, "difficulty", seen), parameters["difficulty_weight"], 1)  # (i, k, l, r)
+    bent = jnp.tensordot(
+        _hidden(parameters, "difficulty", seen), parameters["difficulty_weight"], 1
+    )  # (i, k, l, r)
     if inputs.question is not None:
         asked = parameters["question_embedding"][inputs.question]  # (i, e)
-        truth = truth + jnp.einsum("ie,ewk,iw->ik", asked, parameters["truth_question"], inner) + asked @ parameters["truth_question_bias"]
+        truth = (
+            truth
+            + jnp.einsum("ie,ewk,iw->ik", asked, parameters["truth_question"], inner)
+            + asked @ parameters["truth_question_bias"]
+        )
         bent = bent + jnp.tensordot(asked, parameters["question_competence"], 1)
     logits = bent[rows.item] + (parameters["competence_mean"] + _offset(parameters, inputs))[rows.annotator]
     log_rows = jax.nn.log_softmax(jax.nn.logsumexp(logits, -1), -1)  # (n, k, l)
@@ -42,13 +50,19 @@ def lia(inputs: Inputs, rows: Rows, prior: LIAPrior) -> None:
 def _offset(parameters: dict[str, Array], inputs: Inputs) -> Float[Array, "j k l r"]:
     if "competence_offset" in parameters:
         return parameters["competence_offset"]
-    seen = parameters["annotator_embedding"] if inputs.annotator_features is None else jnp.asarray(inputs.annotator_features)
+    seen = (
+        parameters["annotator_embedding"]
+        if inputs.annotator_features is None
+        else jnp.asarray(inputs.annotator_features)
+    )
     return jnp.tensordot(seen, parameters["competence_weight"], 1)
 
 
 def _hidden(parameters: dict[str, Array], network: str, inner: Float[Array, "i w"]) -> Float[Array, "i v"]:
     layer = 0
     while f"{network}_weight_{layer}" in parameters:
-        inner = jax.nn.selu(inner @ parameters[f"{network}_weight_{layer}"] + parameters[f"{network}_bias_{layer}"])
+        inner = jax.nn.selu(
+            inner @ parameters[f"{network}_weight_{layer}"] + parameters[f"{network}_bias_{layer}"]
+        )
         layer += 1
     return inner

@@ -58,14 +58,26 @@ class LIAPrior:
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:
         """Widths of the hidden layers, by network."""
-        return {"truth": self.hidden, "difficulty": self.hidden if self.difficulty_hidden is None else self.difficulty_hidden}
+        return {
+            "truth": self.hidden,
+            "difficulty": self.hidden if self.difficulty_hidden is None else self.difficulty_hidden,
+        }
 
     def __post_init__(self) -> None:
         spreads = (self.truth, self.difficulty, self.competence, self.population, self.class_logit)
         if not all(math.isfinite(spread) and spread > 0 for spread in spreads) or not 0 < self.accuracy < 1:
             raise ValueError(f"spreads must be finite and > 0 and the accuracy between 0 and 1: {self}")
         if (
-            min((*self.hidden, *(self.difficulty_hidden or ()), self.latent, self.item_embedding, self.question_embedding)) < 1
+            min(
+                (
+                    *self.hidden,
+                    *(self.difficulty_hidden or ()),
+                    self.latent,
+                    self.item_embedding,
+                    self.question_embedding,
+                )
+            )
+            < 1
             or self.annotator_embedding < 0
         ):
             raise ValueError(f"sizes of networks must be at least 1: {self}")
@@ -111,7 +123,10 @@ def sites(rows: Rows, inputs: Inputs, prior: LIAPrior) -> dict[str, Site]:
         add("item_embedding", (rows.num_items, item_width), 1.0)
     if inputs.question is not None:
         add("question_embedding", (inputs.num_questions, prior.question_embedding), 1.0)
-    for network, spread, output in (("truth", prior.truth, (classes,)), ("difficulty", prior.difficulty, tensor)):
+    for network, spread, output in (
+        ("truth", prior.truth, (classes,)),
+        ("difficulty", prior.difficulty, tensor),
+    ):
         width = item_width
         for layer, units in enumerate(prior.layers[network]):
             add(f"{network}_weight_{layer}", (width, units), 1 / math.sqrt(width))
@@ -125,14 +140,30 @@ def sites(rows: Rows, inputs: Inputs, prior: LIAPrior) -> dict[str, Site]:
         add("competence_weight", (width, *tensor), prior.competence / math.sqrt(width))
     elif prior.annotator_embedding:
         add("annotator_embedding", (rows.num_annotators, prior.annotator_embedding), 1.0)
-        add("competence_weight", (prior.annotator_embedding, *tensor), prior.competence / math.sqrt(prior.annotator_embedding))
+        add(
+            "competence_weight",
+            (prior.annotator_embedding, *tensor),
+            prior.competence / math.sqrt(prior.annotator_embedding),
+        )
     else:
         add("competence_offset", (rows.num_annotators, *tensor), prior.competence)
     if inputs.question is not None:
         width = made["truth_weight"].centre.shape[0]
-        add("truth_question", (prior.question_embedding, width, classes), prior.truth / math.sqrt(width * prior.question_embedding))
-        add("truth_question_bias", (prior.question_embedding, classes), prior.class_logit / math.sqrt(prior.question_embedding))
-        add("question_competence", (prior.question_embedding, *tensor), prior.competence / math.sqrt(prior.question_embedding))
+        add(
+            "truth_question",
+            (prior.question_embedding, width, classes),
+            prior.truth / math.sqrt(width * prior.question_embedding),
+        )
+        add(
+            "truth_question_bias",
+            (prior.question_embedding, classes),
+            prior.class_logit / math.sqrt(prior.question_embedding),
+        )
+        add(
+            "question_competence",
+            (prior.question_embedding, *tensor),
+            prior.competence / math.sqrt(prior.question_embedding),
+        )
     return made
 
 

@@ -27,10 +27,14 @@ class LearnedPrior(nn.Module):
         ValueError: unknown names, or an accuracy or a population to learn that is not given.
     """
 
-    def __init__(self, encoder: nn.Module, names: Collection[str], prior: Prior, population: Population | None = None) -> None:
+    def __init__(
+        self, encoder: nn.Module, names: Collection[str], prior: Prior, population: Population | None = None
+    ) -> None:
         super().__init__()
         if wrong := set(names) - set(get_args(Learned)):
-            raise ValueError(f"cannot learn {', '.join(sorted(wrong))}: choose from {', '.join(get_args(Learned))}")
+            raise ValueError(
+                f"cannot learn {', '.join(sorted(wrong))}: choose from {', '.join(get_args(Learned))}"
+            )
         self.encoder, self.given, self._population = encoder, prior, population
         starts: dict[str, Tensor] = {}
         for name in ("precision", "class_count", "label_count"):
@@ -43,7 +47,9 @@ class LearnedPrior(nn.Module):
         starts |= {name: torch.tensor(0.0) for name in ("scale", "temperature") if name in names}
         if "population" in names:
             if population is None:
-                raise ValueError("a population to learn needs one to start from: set adaptation.population = true")
+                raise ValueError(
+                    "a population to learn needs one to start from: set adaptation.population = true"
+                )
             starts |= {
                 "share": population.log_share.clone(),
                 "skill": torch.logit(population.skill),
@@ -68,7 +74,11 @@ class LearnedPrior(nn.Module):
     @property
     def prior(self) -> Prior:
         """The prior with its learned parts, as tensors with a gradient."""
-        found = {name: self._value(name).exp() for name in ("precision", "class_count", "label_count") if name in self.learned}
+        found = {
+            name: self._value(name).exp()
+            for name in ("precision", "class_count", "label_count")
+            if name in self.learned
+        }
         if "accuracy" in self.learned:
             found["accuracy"] = torch.sigmoid(self._value("accuracy"))
         return replace(self.given, **found)
@@ -78,7 +88,9 @@ class LearnedPrior(nn.Module):
         """The population, learned or as given."""
         if "share" not in self.learned:
             return self._population
-        return Population(self._value("share"), torch.sigmoid(self._value("skill")), self._value("strength").exp())
+        return Population(
+            self._value("share"), torch.sigmoid(self._value("skill")), self._value("strength").exp()
+        )
 
     def _value(self, name: str) -> Tensor:
         return SPEED * self.learned[name]

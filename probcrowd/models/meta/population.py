@@ -33,7 +33,9 @@ class Population:
         """The kinds that pseudo-annotators are drawn from, in their shares."""
         return Population(torch.tensor(SHARES).log(), torch.tensor(SKILLS), torch.tensor(STRENGTHS))
 
-    def concentrations(self, num_classes: int, classes: Bool[Tensor, "b k"] | None, like: Tensor) -> Float[Tensor, "#b t k l"]:
+    def concentrations(
+        self, num_classes: int, classes: Bool[Tensor, "b k"] | None, like: Tensor
+    ) -> Float[Tensor, "#b t k l"]:
         """Dirichlet concentrations of each type's rows; 1 where `classes` says that a class or label is not part of the task."""
         skill, strength = (values.to(like)[:, None, None] for values in (self.skill, self.strength))
         sizes = like.new_full((1,), num_classes) if classes is None else classes.sum(-1).to(like.dtype)
@@ -42,4 +44,8 @@ class Population:
         wrong = (1 - correct) / (size - 1).clamp(min=1)
         identity = torch.eye(num_classes, dtype=like.dtype, device=like.device)
         found = strength * (wrong + (correct - wrong) * identity)
-        return found if classes is None else torch.where((classes[:, :, None] & classes[:, None, :])[:, None], found, 1.0)
+        return (
+            found
+            if classes is None
+            else torch.where((classes[:, :, None] & classes[:, None, :])[:, None], found, 1.0)
+        )

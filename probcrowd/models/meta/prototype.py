@@ -55,7 +55,9 @@ class Prior:
     accuracy: Scalar | None = None
 
 
-def confusion_counts(prior: Prior, num_classes: int, classes: Bool[Tensor, "b k"] | None, like: Tensor) -> Float[Tensor, "..."]:
+def confusion_counts(
+    prior: Prior, num_classes: int, classes: Bool[Tensor, "b k"] | None, like: Tensor
+) -> Float[Tensor, "..."]:
     """Pseudo-counts of the confusion rows, of shape (), (k, l) or (b, k, l); symmetric in k and l; the same for every annotator.
 
     0 where `classes` says that a class or label is not part of the task.
@@ -82,35 +84,52 @@ def confusion_counts(prior: Prior, num_classes: int, classes: Bool[Tensor, "b k"
     return count
 
 
-def label_counts(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Float[Tensor, "b j l k"]:
+def label_counts(
+    responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior
+) -> Float[Tensor, "b j l k"]:
     """How often each annotator is expected to have said l of class k, with the prior's pseudo-counts; label before class, as votes count."""
     votes = support.votes
     counts = votes.counts(responsibilities).unflatten(1, (votes.num_annotators, votes.num_labels))
     pseudo = confusion_counts(prior, responsibilities.shape[-1], support.classes, responsibilities)
-    return counts + (pseudo if pseudo.dim() < 3 else pseudo[:, None])  # symmetric in k and l, so the transposed layout is the same
+    return counts + (
+        pseudo if pseudo.dim() < 3 else pseudo[:, None]
+    )  # symmetric in k and l, so the transposed layout is the same
 
 
 def prototype_crowd(
-    embeddings: Float[Tensor, "b i d"], votes: Votes, prior: Prior, num_classes: int, items: Bool[Tensor, "b i"] | None = None
+    embeddings: Float[Tensor, "b i d"],
+    votes: Votes,
+    prior: Prior,
+    num_classes: int,
+    items: Bool[Tensor, "b i"] | None = None,
 ) -> None:
     """Declare the model of a batch of tasks with the same number of classes; `items` marks the real ones where tasks are padded."""
     tasks, num_items, dimension = embeddings.shape
     one, count = embeddings.new_ones(()), confusion_counts(prior, num_classes, None, embeddings)
     with pyro.plate("task", tasks, dim=-3):
-        class_prior = pyro.sample("class_prior", dist.Dirichlet((one * (prior.class_count + 1)).expand(num_classes)))  # (b, 1, 1, k)
+        class_prior = pyro.sample(
+            "class_prior", dist.Dirichlet((one * (prior.class_count + 1)).expand(num_classes))
+        )  # (b, 1, 1, k)
         with pyro.plate("true_class", num_classes, dim=-1):
             spread = (one * prior.precision).rsqrt()
-            prototype = pyro.sample("prototype", dist.Normal(embeddings.new_zeros(dimension), spread).to_event(1))  # (b, 1, k, d)
+            prototype = pyro.sample(
+                "prototype", dist.Normal(embeddings.new_zeros(dimension), spread).to_event(1)
+            )  # (b, 1, k, d)
             with pyro.plate("annotator", votes.num_annotators, dim=-2):
                 rows = (count + 1).expand(num_classes, num_classes)
                 confusion = pyro.sample("confusion", dist.Dirichlet(rows))  # (b, j, k, l)
         evidence = votes.evidence(confusion.log().transpose(2, 3).flatten(1, 2))  # (b, i, k)
         shown = torch.ones_like(embeddings[..., 0], dtype=torch.bool) if items is None else items
-        with pyro.plate("item", num_items, dim=-1), pyro.poutine.mask(mask=cast(torch.BoolTensor, shown[:, None])):
+        with (
+            pyro.plate("item", num_items, dim=-1),
+            pyro.poutine.mask(mask=cast(torch.BoolTensor, shown[:, None])),
+        ):
             truth = pyro.sample("truth", dist.Categorical(class_prior), infer={"enumerate": "parallel"})
             task = torch.arange(tasks, device=embeddings.device)[:, None, None]
             item = torch.arange(num_items, device=embeddings.device)
-            pyro.sample("embedding", dist.Normal(prototype[task, 0, truth], 1.0).to_event(1), obs=embeddings[:, None])
+            pyro.sample(
+                "embedding", dist.Normal(prototype[task, 0, truth], 1.0).to_event(1), obs=embeddings[:, None]
+            )
             pyro.factor("label", evidence[task, item, truth])
 
 

@@ -17,13 +17,17 @@ from probcrowd.models.meta.prototype import Prior
 from probcrowd.models.priors import DirichletPrior
 
 
-def prototype_crowd(embeddings: Float[Array, "i d"] | Float[np.ndarray, "i d"], rows: Rows, prior: Prior) -> None:
+def prototype_crowd(
+    embeddings: Float[Array, "i d"] | Float[np.ndarray, "i d"], rows: Rows, prior: Prior
+) -> None:
     """Declare the model of one task."""
     dimension = embeddings.shape[1]
     concentrations = DirichletPrior.of_counts(prior, rows.num_classes)
     class_prior = sample("class_prior", dist.Dirichlet(jnp.asarray(concentrations.class_prior)))
     with numpyro.plate("true_class", rows.num_classes, dim=-1):
-        prototype = sample("prototype", dist.Normal(jnp.zeros(dimension), float(prior.precision) ** -0.5).to_event(1))
+        prototype = sample(
+            "prototype", dist.Normal(jnp.zeros(dimension), float(prior.precision) ** -0.5).to_event(1)
+        )
         with numpyro.plate("annotator", rows.num_annotators, dim=-2):
             confusion = sample("confusion", dist.Dirichlet(jnp.asarray(concentrations.confusion)))
     distance = (embeddings**2).sum(1)[:, None] - 2 * embeddings @ prototype.T + (prototype**2).sum(1)

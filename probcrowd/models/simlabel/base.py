@@ -35,7 +35,9 @@ class Predictor(nn.Module, abc.ABC):
         """What those annotators say of items with those embeddings: (b, d), or (b, channels, ...) of a feature map."""
 
     @abc.abstractmethod
-    def annotator_features(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Float[Tensor, "b a d"]:
+    def annotator_features(
+        self, embedding: Float[Tensor, "b ..."], annotators: Chosen
+    ) -> Float[Tensor, "b a d"]:
         """What stands for an annotator who looks at an item, for comparing annotators with each other."""
 
     def annotator_weight(self) -> Float[Tensor, " j"] | None:

@@ -49,7 +49,9 @@ class Performance(Predictor):
         self.log_gamma = nn.Parameter(torch.zeros(()))
         nn.init.zeros_(self.last.weight)
         with torch.no_grad():
-            self.last.bias.copy_(start_logits(diagonal(initial_accuracy, num_classes), 1, num_classes).flatten())
+            self.last.bias.copy_(
+                start_logits(diagonal(initial_accuracy, num_classes), 1, num_classes).flatten()
+            )
 
     def forward(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Spoken:
         """What the annotators say, and the truth that they have in common."""
@@ -63,7 +65,9 @@ class Performance(Predictor):
         # A softmax over the last of several short axes is four times slower than one over the last but one
         return torch.softmax(found.unflatten(-1, (self.num_classes, self.num_classes)), -2).mT
 
-    def annotator_features(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Float[Tensor, "b a d"]:
+    def annotator_features(
+        self, embedding: Float[Tensor, "b ..."], annotators: Chosen
+    ) -> Float[Tensor, "b a d"]:
         """What the last layer of the performance network sees."""
         item = self.item(self.pooled(embedding).detach())[:, None]
         who = self.annotators[annotators].expand(len(item), -1, -1)

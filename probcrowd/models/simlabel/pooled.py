@@ -24,7 +24,13 @@ class PooledConfusions(Predictor):
     """spread: of logits of an annotator's own, in nats; infinite: no prior. initial_accuracy: where the common matrix starts on its diagonal."""
 
     def __init__(
-        self, num_annotators: int, num_classes: int, shape: tuple[int, ...], *, spread: float = 1.0, initial_accuracy: float = 0.8
+        self,
+        num_annotators: int,
+        num_classes: int,
+        shape: tuple[int, ...],
+        *,
+        spread: float = 1.0,
+        initial_accuracy: float = 0.8,
     ) -> None:
         super().__init__(num_annotators, num_classes)
         if not spread > 0:
@@ -40,7 +46,9 @@ class PooledConfusions(Predictor):
         confusion = torch.softmax(self.common + self.own[annotators], -1)
         return Spoken(logs(torch.einsum("bk,akl->bal", log_truth.exp(), confusion)), log_truth)
 
-    def annotator_features(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Float[Tensor, "b a d"]:
+    def annotator_features(
+        self, embedding: Float[Tensor, "b ..."], annotators: Chosen
+    ) -> Float[Tensor, "b a d"]:
         """The annotator's confusion matrix, the same for every item."""
         confusion = torch.softmax(self.common + self.own[annotators], -1).flatten(1)
         return confusion.expand(len(embedding), -1, -1)

@@ -39,9 +39,13 @@ class Queries(Predictor):
         self.heads = heads
         self.tokens = Tokens(shape, width, looks)
         self.query = nn.Parameter(torch.randn(num_annotators, width) * width**-0.5)
-        self.among, self.to_item = (nn.ModuleList(nn.Linear(width, width) for _ in range(4)) for _ in range(2))
+        self.among, self.to_item = (
+            nn.ModuleList(nn.Linear(width, width) for _ in range(4)) for _ in range(2)
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(5))
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
+        )
         self.common = nn.Linear(width, num_classes)
         self.own = nn.Parameter(torch.zeros(num_annotators, width, num_classes))
         self.own_bias = nn.Parameter(torch.zeros(num_annotators, num_classes))
@@ -52,7 +56,9 @@ class Queries(Predictor):
         own = torch.einsum("bad,adl->bal", found, self.own[annotators])
         return Spoken(torch.log_softmax(self.common(found) + own + self.own_bias[annotators], -1))
 
-    def annotator_features(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Float[Tensor, "b a d"]:
+    def annotator_features(
+        self, embedding: Float[Tensor, "b ..."], annotators: Chosen
+    ) -> Float[Tensor, "b a d"]:
         """h."""
         seen = self.norms[2](self.tokens(embedding))  # (b, t, d)
         everyone = self.norms[0](self.query)[None]
@@ -61,8 +67,11 @@ class Queries(Predictor):
         found = query + self._attended(self.to_item, asking, seen)  # (b, a, d)
         return self.norms[4](found + self.mlp(self.norms[3](found)))
 
-    def _attended(self, maps: nn.ModuleList, asking: Float[Tensor, "b a d"], seen: Float[Tensor, "b t d"]) -> Float[Tensor, "b a d"]:
+    def _attended(
+        self, maps: nn.ModuleList, asking: Float[Tensor, "b a d"], seen: Float[Tensor, "b t d"]
+    ) -> Float[Tensor, "b a d"]:
         query, key, value = (
-            layer(part).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, part in zip(maps, (asking, seen, seen), strict=False)
+            layer(part).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, part in zip(maps, (asking, seen, seen), strict=False)
         )
         return maps[3](scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))

@@ -28,13 +28,19 @@ class Residuals(Predictor):
     trains_common = True
     draws: Tensor
 
-    def __init__(self, num_annotators: int, num_classes: int, shape: tuple[int, ...], *, width: int = 16) -> None:
+    def __init__(
+        self, num_annotators: int, num_classes: int, shape: tuple[int, ...], *, width: int = 16
+    ) -> None:
         super().__init__(num_annotators, num_classes)
         self.pooled = Pooled()
         self.mean, self.spread = (nn.Linear(shape[0], num_classes) for _ in range(2))
         self.low = nn.Linear(shape[0], width)
         self.own = nn.Parameter(torch.zeros(num_annotators, num_classes + width + 1, 2 * num_classes))
-        points = torch.quasirandom.SobolEngine(num_classes, scramble=True, seed=0).draw(DRAWS).clamp(1e-4, 1 - 1e-4)
+        points = (
+            torch.quasirandom.SobolEngine(num_classes, scramble=True, seed=0)
+            .draw(DRAWS)
+            .clamp(1e-4, 1 - 1e-4)
+        )
         self.register_buffer("draws", torch.special.ndtri(points), persistent=False)  # (s, l)
 
     def forward(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Spoken:
@@ -46,13 +52,17 @@ class Residuals(Predictor):
             self._averaged(mean[:, None], spread[:, None])[:, 0],
         )
 
-    def annotator_features(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Float[Tensor, "b a d"]:
+    def annotator_features(
+        self, embedding: Float[Tensor, "b ..."], annotators: Chosen
+    ) -> Float[Tensor, "b a d"]:
         """The annotator's mean logits, of which those of all classes sum to 0."""
         (mean, _), features = self._common(embedding)
         found = mean[:, None] + self._own(features, annotators)[0]
         return found - found.mean(-1, keepdim=True)
 
-    def _common(self, embedding: Float[Tensor, "b ..."]) -> tuple[tuple[Float[Tensor, "b l"], Float[Tensor, "b l"]], Float[Tensor, "b d"]]:
+    def _common(
+        self, embedding: Float[Tensor, "b ..."]
+    ) -> tuple[tuple[Float[Tensor, "b l"], Float[Tensor, "b l"]], Float[Tensor, "b d"]]:
         vector = self.pooled(embedding)
         mean = self.mean(vector)
         with torch.no_grad():
@@ -61,11 +71,15 @@ class Residuals(Predictor):
         spread = self.spread(vector * (1 + doubt)).abs()
         return (mean, spread), torch.cat([mean, self.low(vector), mean.new_ones(len(mean), 1)], -1)
 
-    def _own(self, features: Float[Tensor, "b d"], annotators: Chosen) -> tuple[Float[Tensor, "b a l"], Float[Tensor, "b a l"]]:
+    def _own(
+        self, features: Float[Tensor, "b d"], annotators: Chosen
+    ) -> tuple[Float[Tensor, "b a l"], Float[Tensor, "b a l"]]:
         mean, spread = torch.einsum("bd,adl->bal", features, self.own[annotators]).chunk(2, -1)
         return mean, spread
 
-    def _averaged(self, mean: Float[Tensor, "b a l"], spread: Float[Tensor, "b a l"]) -> Float[Tensor, "b a l"]:
+    def _averaged(
+        self, mean: Float[Tensor, "b a l"], spread: Float[Tensor, "b a l"]
+    ) -> Float[Tensor, "b a l"]:
         """log E softmax(z)."""
         if self.training:
             return torch.log_softmax(mean + spread * torch.randn_like(mean), -1)

@@ -52,7 +52,9 @@ class Similarity:
         alone = found.sum(1) <= 0
         if self.shrunk:
             known = np.isfinite(self.coefficient)
-            told = np.bincount(np.concatenate([self.tables.left[known], self.tables.right[known]]), minlength=len(found))
+            told = np.bincount(
+                np.concatenate([self.tables.left[known], self.tables.right[known]]), minlength=len(found)
+            )
             alone &= told == 0
         found[alone] = 1.0
         found[alone, alone] = 0.0
@@ -108,7 +110,17 @@ def similarity(
     total = np.where(known, error**2, np.inf) + variance
     trust = np.where(total > 0, variance / np.where(total > 0, total, 1.0), 0.0)
     value = mean + trust * np.where(known, found - mean, 0.0)
-    return Similarity(tables, found, error, value, np.sqrt(variance * (1 - trust)), mean, float(np.sqrt(variance)), num_annotators, True)
+    return Similarity(
+        tables,
+        found,
+        error,
+        value,
+        np.sqrt(variance * (1 - trust)),
+        mean,
+        float(np.sqrt(variance)),
+        num_annotators,
+        True,
+    )
 
 
 def _population(found: Float64[np.ndarray, " p"], error: Float64[np.ndarray, " p"]) -> tuple[float, float]:

@@ -80,7 +80,11 @@ class SoftLabels(Channel):
         if how.missing == "similarity":
             weights = torch.from_numpy(self.similarity().weights()).to(labels.weight)
         else:
-            weights = 1 - torch.eye(count, device=labels.item.device) if how.missing == "uniform" else torch.zeros(0)
+            weights = (
+                1 - torch.eye(count, device=labels.item.device)
+                if how.missing == "uniform"
+                else torch.zeros(0)
+            )
         self.register_buffer("weights", weights)
 
     def similarity(self, imputed: Imputed | None = None) -> Similarity:
@@ -102,7 +106,10 @@ class SoftLabels(Channel):
         if self.how.threshold is None:
             return {}
         pairs = max(self.rows.num_annotators * (self.rows.num_annotators - 1), 1)
-        return {"imputed": float(sum(len(part.item) for part in self.imputed)), "mean_weight": float(self.weights.sum()) / pairs}
+        return {
+            "imputed": float(sum(len(part.item) for part in self.imputed)),
+            "mean_weight": float(self.weights.sum()) / pairs,
+        }
 
     def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
         """See above."""
@@ -162,7 +169,9 @@ class SoftLabels(Channel):
     def log_truth(self, seen: Seen) -> Float[Tensor, "b k"]:
         """What the annotators have in common, or else the mean of what they say, all of them alike."""
         parts = [
-            torch.logsumexp(part.log_said, 1) - math.log(self.rows.num_annotators) if part.log_common is None else part.log_common
+            torch.logsumexp(part.log_said, 1) - math.log(self.rows.num_annotators)
+            if part.log_common is None
+            else part.log_common
             for part in self._answers(seen, slice(None))
         ]
         return torch.cat(parts)
@@ -171,7 +180,10 @@ class SoftLabels(Channel):
         """Mean over items of what stands for each annotator."""
         features = seen.some_features()
         with _answering(self.predictor):
-            parts = [self.predictor.annotator_features(part, slice(None)).sum(0) for part in features.split(self._step)]
+            parts = [
+                self.predictor.annotator_features(part, slice(None)).sum(0)
+                for part in features.split(self._step)
+            ]
         return torch.stack(parts).sum(0) / len(features)
 
     def begin(self, epoch: int, epochs: int, evaluate: Callable[[], Seen]) -> None:
@@ -191,8 +203,12 @@ class SoftLabels(Channel):
         labels, low, parts = self.told.labels(), 0, [Imputed.none(seen.log_truth.device)]
         for spoken in self._answers(seen, slice(None)):
             high = low + len(spoken.log_said)
-            first, stop = torch.searchsorted(labels.item, torch.tensor([low, high], device=labels.item.device)).tolist()
-            has = _cells(labels.item[first:stop] - low, labels.annotator[first:stop], spoken.log_said.shape[:2])
+            first, stop = torch.searchsorted(
+                labels.item, torch.tensor([low, high], device=labels.item.device)
+            ).tolist()
+            has = _cells(
+                labels.item[first:stop] - low, labels.annotator[first:stop], spoken.log_said.shape[:2]
+            )
             row, annotator, label, sure = self._sure(*self.soft(spoken.log_said, has, slice(None)), threshold)
             parts.append(Imputed(row + low, annotator, label, sure))
             low = high
@@ -203,7 +219,9 @@ class SoftLabels(Channel):
         self, soft: Float[Tensor, "b a l"], usable: Bool[Tensor, "b a"], threshold: float
     ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
         """Rows, columns, labels and confidences of the soft labels that are sure enough."""
-        row, column = torch.nonzero(usable & (soft.amax(-1) >= least_probability(threshold, soft.shape[-1])), as_tuple=True)
+        row, column = torch.nonzero(
+            usable & (soft.amax(-1) >= least_probability(threshold, soft.shape[-1])), as_tuple=True
+        )
         some = soft[row, column]
         sure = confidence(some)
         kept = sure >= threshold
@@ -242,7 +260,9 @@ class SoftLabels(Channel):
         share = torch.where(others[asked], len(rest) / max(len(drawn), 1), 1.0)
         return asked, torch.searchsorted(asked, labels.annotator), share
 
-    def _divergence(self, log_said: Float[Tensor, "b a l"], soft: Float[Tensor, "b a l"]) -> Float[Tensor, "b a"]:
+    def _divergence(
+        self, log_said: Float[Tensor, "b a l"], soft: Float[Tensor, "b a l"]
+    ) -> Float[Tensor, "b a"]:
         log_soft = logs(soft)
         if self.how.divergence == "released":
             return (soft * (log_soft - log_said)).sum(-1) / soft.shape[-1]

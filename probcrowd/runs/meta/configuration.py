@@ -122,7 +122,9 @@ class Adaptation(Settings):
     @model_validator(mode="after")
     def _enough_steps(self) -> "Adaptation":
         if self.gradient.startswith("implicit") and self.steps < 20:
-            raise ValueError(f"gradient = {self.gradient!r} iterates to a fixed point and needs steps = 100 or more, got {self.steps}")
+            raise ValueError(
+                f"gradient = {self.gradient!r} iterates to a fixed point and needs steps = 100 or more, got {self.steps}"
+            )
         return self
 
     @property
@@ -155,7 +157,9 @@ class Adaptation(Settings):
                 width = deepcopy(encoder).eval()(torch.zeros(1, *input_shape)).shape[-1]
             return nn.Sequential(encoder, nn.Linear(width, ways))
         method = self.method
-        return LearnedPrior(encoder, self.learned, method.prior, method.population) if self.learned else encoder
+        return (
+            LearnedPrior(encoder, self.learned, method.prior, method.population) if self.learned else encoder
+        )
 
 
 class Training(Settings):
@@ -176,7 +180,9 @@ class Target(Settings):
     tasks: Positive = 50
     shots: tuple[Positive, ...] = Field(default=(1, 3, 5), min_length=1)
     annotators: tuple[Positive, ...] = Field(default=(3, 5, 7), min_length=1)
-    spammers: tuple[Annotated[float, Field(ge=0, le=0.9)], ...] = Field(default=(0.1, 0.2, 0.3, 0.4), min_length=1)
+    spammers: tuple[Annotated[float, Field(ge=0, le=0.9)], ...] = Field(
+        default=(0.1, 0.2, 0.3, 0.4), min_length=1
+    )
 
     @property
     def mixtures(self) -> list[Mixture]:
@@ -201,7 +207,9 @@ class MetaTraining(Settings):
 
     def shape(self, shots: int, annotators: int) -> EpisodeShape:
         """The shape of this run's episodes with so many shots and annotators."""
-        return EpisodeShape(self.episode.ways, shots, self.episode.queries, annotators, self.annotators.observed)
+        return EpisodeShape(
+            self.episode.ways, shots, self.episode.queries, annotators, self.annotators.observed
+        )
 
 
 def build_encoder(settings: Encoder, input_shape: tuple[int, ...]) -> nn.Module:
@@ -211,9 +219,13 @@ def build_encoder(settings: Encoder, input_shape: tuple[int, ...]) -> nn.Module:
         ValueError: a convolutional network for inputs that are not images of a sufficient size, or `kind` is "own".
     """
     if settings.kind == "own":
-        raise ValueError("encoder.kind is 'own': such a run needs its network passed as `encoder`, from Python")
+        raise ValueError(
+            "encoder.kind is 'own': such a run needs its network passed as `encoder`, from Python"
+        )
     if settings.kind == "mlp":
         return MLP(math.prod(input_shape), settings.hidden, settings.dimension)
     if len(input_shape) != 3:
-        raise ValueError(f"encoder.kind is 'conv4', but inputs have shape {input_shape}, not (channels, height, width): use 'mlp'")
+        raise ValueError(
+            f"encoder.kind is 'conv4', but inputs have shape {input_shape}, not (channels, height, width): use 'mlp'"
+        )
     return Conv4(input_shape[0], min(input_shape[1:]), settings.channels)

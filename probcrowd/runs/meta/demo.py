@@ -31,7 +31,12 @@ from probcrowd.simulate.episodes import draw_episodes
 from probcrowd.storage.files import write_atomically
 from probcrowd.storage.settings import read_settings
 
-OURS, ABLATION, VOTE, DAWID_SKENE = "EM, J = {}", "EM, no pseudo-annotators", "ProtoNet + majority vote", "ProtoNet + Dawid-Skene"
+OURS, ABLATION, VOTE, DAWID_SKENE = (
+    "EM, J = {}",
+    "EM, no pseudo-annotators",
+    "ProtoNet + majority vote",
+    "ProtoNet + Dawid-Skene",
+)
 AGGREGATED = "Dawid-Skene, pseudo-annotators"
 PIXELS = "pixels, no network, EM, J = 2"
 PIXEL_SCALES = (0.5, 1.0, 2.0, 4.0)
@@ -73,16 +78,23 @@ def trainings(settings: MetaTraining) -> dict[str, MetaTraining]:
         class_count=FLAT_COUNT,
         label_count=settings.adaptation.label_count,
     )
-    return {name: settings.model_copy(update={"adaptation": kept, "out": settings.out / name}) for name, kept in methods.items()}
+    return {
+        name: settings.model_copy(update={"adaptation": kept, "out": settings.out / name})
+        for name, kept in methods.items()
+    }
 
 
-def demonstrate(settings: MetaTraining, *, splits: int = 5, jobs: int | None = None, say: Callable[[str], None] = print) -> Demonstration:
+def demonstrate(
+    settings: MetaTraining, *, splits: int = 5, jobs: int | None = None, say: Callable[[str], None] = print
+) -> Demonstration:
     """Train, evaluate, and write scores.csv, table.csv, differences.csv and two figures into `settings.out`.
 
     jobs: processes at a time, each with one thread; by default one per core.
     """
     seeds = range(settings.seed, settings.seed + splits)
-    each = [settings.model_copy(update={"seed": seed, "out": settings.out / f"split-{seed}"}) for seed in seeds]
+    each = [
+        settings.model_copy(update={"seed": seed, "out": settings.out / f"split-{seed}"}) for seed in seeds
+    ]
     every = [training for split in each for training in trainings(split).values()]
     say(f"training {len(every)} networks: {splits} splits of the classes, {len(every) // splits} methods")
     workers = Parallel(n_jobs=jobs or os.cpu_count() or 1, return_as="generator_unordered")
@@ -126,7 +138,12 @@ def _scores(settings: MetaTraining) -> pd.DataFrame:
     methods[VOTE], methods[DAWID_SKENE] = (encoder, replace(method, labels="majority-vote")), (encoder, best)
     methods[AGGREGATED] = _own(runs["labels"])
     own = _own(runs["em-2"])[1]
-    methods[PIXELS] = max(map(Pixels, PIXEL_SCALES), key=lambda pixels: validate(settings, sources.validation, pixels, own)), own
+    methods[PIXELS] = (
+        max(
+            map(Pixels, PIXEL_SCALES), key=lambda pixels: validate(settings, sources.validation, pixels, own)
+        ),
+        own,
+    )
     return target_scores(settings, sources.target, methods)
 
 
@@ -143,5 +160,8 @@ def _confusion(settings: MetaTraining) -> Figure:
     _, parameters = predict(encoder, target, episodes, method)
     names = pd.RangeIndex(1, ways + 1)
     index = pd.MultiIndex.from_product([[f"annotator {j + 1}" for j in range(shape.annotators)], names])
-    tables = [pd.DataFrame(matrix[0].flatten(0, 1).numpy(), index, names) for matrix in (parameters.confusion, episodes.confusion)]
+    tables = [
+        pd.DataFrame(matrix[0].flatten(0, 1).numpy(), index, names)
+        for matrix in (parameters.confusion, episodes.confusion)
+    ]
     return confusion_figure(*tables)

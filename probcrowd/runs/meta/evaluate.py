@@ -24,14 +24,18 @@ from probcrowd.storage.files import write_atomically
 SETTING = ["shots", "annotators", "spammers"]
 
 
-def target_scores(settings: MetaTraining, source: EpisodeSource, methods: Mapping[str, tuple[nn.Module, Method]]) -> pd.DataFrame:
+def target_scores(
+    settings: MetaTraining, source: EpisodeSource, methods: Mapping[str, tuple[nn.Module, Method]]
+) -> pd.DataFrame:
     """One row per method and target task: accuracy and log loss over its queries, error of its confusion matrices.
 
     Tasks are drawn from `settings.seed` alone, so methods, and runs of one seed, meet the same tasks; `task` numbers them.
     """
     rows = []
     target = settings.target
-    for shots, annotators, (share, mixture) in product(target.shots, target.annotators, zip(target.spammers, target.mixtures, strict=True)):
+    for shots, annotators, (share, mixture) in product(
+        target.shots, target.annotators, zip(target.spammers, target.mixtures, strict=True)
+    ):
         generator = generator_of(settings, f"target/{shots}/{annotators}/{share}", 0, source.items.device)
         episodes = draw_episodes(source, settings.shape(shots, annotators), mixture, target.tasks, generator)
         for name, (encoder, method) in methods.items():
@@ -57,9 +61,13 @@ def evaluate_run(path: Path, *, encoder: nn.Module | None = None) -> pd.DataFram
     if run.settings.adaptation.learner != "prototypes":
         raise ValueError("this run trained MAML: compare it by `probcrowd reproduce meta-learning`")
     own = run.settings.adaptation.method.learned(run.encoder)
-    methods = {"as trained": own} | {f"{labels} labels": replace(own, labels=labels) for labels in ("majority-vote", "dawid-skene")}
+    methods = {"as trained": own} | {
+        f"{labels} labels": replace(own, labels=labels) for labels in ("majority-vote", "dawid-skene")
+    }
     source = class_sources(run.settings).target
-    pairs: dict[str, tuple[nn.Module, Method]] = {name: (run.encoder, method) for name, method in methods.items()}
+    pairs: dict[str, tuple[nn.Module, Method]] = {
+        name: (run.encoder, method) for name, method in methods.items()
+    }
     scores = target_scores(run.settings, source, {**pairs, "inputs, no network": (nn.Flatten(), own)})
     table = summary(scores, ["method", "shots", "annotators"])
     folder = path / "evaluation"
@@ -89,7 +97,9 @@ def paired_difference(scores: pd.DataFrame, first: str, second: str, value: str 
     wide = scores.pivot(index=keys, columns="method", values=value)
     differences = pd.Series(wide[first] - wide[second])
     found = interval(torch.from_numpy(differences.to_numpy(dtype=float, copy=True)))
-    row = pd.Series({"difference": found.mean, "half_width": found.half_width, "tasks": str(found.count)}, dtype=object)
+    row = pd.Series(
+        {"difference": found.mean, "half_width": found.half_width, "tasks": str(found.count)}, dtype=object
+    )
     if "split" in keys:
         means = np.asarray(differences.groupby(level="split").mean())
         row["ahead"] = f"{int((means > 0).sum())} of {len(means)} splits"
@@ -103,4 +113,9 @@ def grid(table: pd.DataFrame) -> str:
     text = means.map("{:.3f}".format) + widths.map(" ±{:.3f}".format)
     text.columns = [f"{shots}x{annotators}" for shots, annotators in text.columns]
     order = table["method"].unique()
-    return text.assign(mean=means.mean(axis=1).map("{:.3f}".format)).loc[order].rename_axis("shots x annotators").to_string()
+    return (
+        text.assign(mean=means.mean(axis=1).map("{:.3f}".format))
+        .loc[order]
+        .rename_axis("shots x annotators")
+        .to_string()
+    )

@@ -45,9 +45,15 @@ def processes(device: str) -> Iterator[Processes]:
         ValueError: a GPU is asked for and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but this torch finds no GPU: set device = \"cpu\", or install a torch with CUDA")
+        raise ValueError(
+            "device is 'cuda', but this torch finds no GPU: set device = \"cpu\", or install a torch with CUDA"
+        )
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    chosen = torch.device(device, int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device(device)
+    chosen = (
+        torch.device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        if device == "cuda"
+        else torch.device(device)
+    )
     if size == 1:
         yield Processes(0, 1, chosen)
         return

@@ -51,7 +51,9 @@ class Progress:
     stopped: bool = False
 
 
-def meta_train(settings: MetaTraining, *, resume: bool = False, encoder: nn.Module | None = None, progress: bool = True) -> None:
+def meta_train(
+    settings: MetaTraining, *, resume: bool = False, encoder: nn.Module | None = None, progress: bool = True
+) -> None:
     """Train the network of `settings` (or `encoder`, where that says "own") into the folder `settings.out`.
 
     Raises:
@@ -60,7 +62,9 @@ def meta_train(settings: MetaTraining, *, resume: bool = False, encoder: nn.Modu
     """
     with processes(settings.device) as crew, ExitStack() as stack:
         if settings.episode.tasks % crew.size:
-            raise ValueError(f"episode.tasks = {settings.episode.tasks} cannot be shared evenly by {crew.size} processes")
+            raise ValueError(
+                f"episode.tasks = {settings.episode.tasks} cannot be shared evenly by {crew.size} processes"
+            )
         sources = class_sources(settings, crew.device)
         network = new_encoder(settings, sources.input_shape, encoder).to(crew.device)
         _rehearse(settings, sources, network)
@@ -86,7 +90,11 @@ def meta_train(settings: MetaTraining, *, resume: bool = False, encoder: nn.Modu
         if folder is not None and (state.step > begun or not folder.model.exists()):
             summary = {"step": state.best_step, "validation_accuracy": state.best_accuracy}
             classes = dict(zip(("train", "validation", "target"), map(list, sources.names), strict=True))
-            shape = {"input_shape": list(sources.input_shape), "scale": sources.training.scale, "classes": classes}
+            shape = {
+                "input_shape": list(sources.input_shape),
+                "scale": sources.training.scale,
+                "classes": classes,
+            }
             save_checkpoint(folder.model, best, {**summary, **shape})
         crew.agree(True)
 
@@ -122,25 +130,35 @@ def new_encoder(settings: MetaTraining, input_shape: tuple[int, ...], encoder: n
     """
     if encoder is not None:
         if settings.encoder.kind != "own":
-            raise ValueError(f"an encoder was passed, but encoder.kind is {settings.encoder.kind!r}: set it to 'own'")
+            raise ValueError(
+                f"an encoder was passed, but encoder.kind is {settings.encoder.kind!r}: set it to 'own'"
+            )
         return settings.adaptation.network(encoder, input_shape, settings.episode.ways)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_seed(settings, "encoder", 0))
-        return settings.adaptation.network(build_encoder(settings.encoder, input_shape), input_shape, settings.episode.ways)
+        return settings.adaptation.network(
+            build_encoder(settings.encoder, input_shape), input_shape, settings.episode.ways
+        )
 
 
-def generator_of(settings: MetaTraining, purpose: str, index: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+def generator_of(
+    settings: MetaTraining, purpose: str, index: int = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
     """Fresh randomness for one purpose and one index, the same in every process and after every resume."""
     return torch.Generator(device).manual_seed(_seed(settings, purpose, index))
 
 
-def validate(settings: MetaTraining, source: EpisodeSource, encoder: nn.Module, method: Method | GradientSteps) -> float:
+def validate(
+    settings: MetaTraining, source: EpisodeSource, encoder: nn.Module, method: Method | GradientSteps
+) -> float:
     """Mean query accuracy over the validation tasks, the same ones each time; every size of episode counts the same."""
     scores = []
     for shots, annotators in product(settings.episode.shots, settings.episode.annotators):
         shape = settings.shape(shots, annotators)
         generator = generator_of(settings, f"validation/{shots}/{annotators}", 0, source.items.device)
-        episodes = draw_episodes(source, shape, settings.annotators.mixture, settings.training.validation_tasks, generator)
+        episodes = draw_episodes(
+            source, shape, settings.annotators.mixture, settings.training.validation_tasks, generator
+        )
         with evaluating(encoder):
             if isinstance(method, GradientSteps):
                 log_probabilities = maml_predict(encoder, source, episodes, method)
@@ -220,7 +238,11 @@ def _train(
             if step % training.checkpoint_every == 0 or step == training.steps or state.stopped:
                 _save(folder, network, optimizer, state, best)
         bar.update()
-        bar.set_postfix(loss=f"{row['loss']:.3f}", validation=f"{state.best_accuracy:.3f}" if state.best_step else "-", refresh=False)
+        bar.set_postfix(
+            loss=f"{row['loss']:.3f}",
+            validation=f"{state.best_accuracy:.3f}" if state.best_step else "-",
+            refresh=False,
+        )
     return state, best
 
 
@@ -231,8 +253,17 @@ def _rehearse(settings: MetaTraining, sources: Sources, network: nn.Module) -> N
         ValueError: too few classes or items for an episode, or a network whose output is not (n, d).
     """
     sizes = settings.episode.shots
-    for source, shots in ((sources.training, sizes), (sources.validation, sizes), (sources.target, settings.target.shots)):
-        index = draw_items(source, settings.shape(max(shots), 1), 1, generator_of(settings, "rehearsal", 0, source.items.device))
+    for source, shots in (
+        (sources.training, sizes),
+        (sources.validation, sizes),
+        (sources.target, settings.target.shots),
+    ):
+        index = draw_items(
+            source,
+            settings.shape(max(shots), 1),
+            1,
+            generator_of(settings, "rehearsal", 0, source.items.device),
+        )
         with torch.no_grad(), evaluating(network):
             output = network(source.inputs(index[0])[0])
         if output.dim() != 2 or len(output) != index.shape[2]:
@@ -255,9 +286,19 @@ def _judged(state: Progress, score: float, patience: int) -> Progress:
     return replace(state, waited=state.waited + 1, stopped=state.waited + 1 >= patience)
 
 
-def _save(folder: RunFolder, network: nn.Module, optimizer: torch.optim.Optimizer, state: Progress, best: dict[str, Tensor]) -> None:
+def _save(
+    folder: RunFolder,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Progress,
+    best: dict[str, Tensor],
+) -> None:
     tensors, outline = optimizer_tensors(optimizer, "optimizer")
-    save_latest(folder.path, {**module_tensors(network, "network"), **best, **tensors}, {"progress": vars(state), "optimizer": outline})
+    save_latest(
+        folder.path,
+        {**module_tensors(network, "network"), **best, **tensors},
+        {"progress": vars(state), "optimizer": outline},
+    )
 
 
 def _resume(
@@ -275,4 +316,6 @@ def _resume(
 
 def _seed(settings: MetaTraining, purpose: str, index: int) -> int:
     """63 bits from (seed, purpose, index); a hash, so that neighbouring steps are unrelated."""
-    return int.from_bytes(hashlib.sha256(f"{settings.seed}/{purpose}/{index}".encode()).digest()[:8], "big") >> 1
+    return (
+        int.from_bytes(hashlib.sha256(f"{settings.seed}/{purpose}/{index}".encode()).digest()[:8], "big") >> 1
+    )

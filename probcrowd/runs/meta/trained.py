@@ -51,7 +51,10 @@ class Adapted:
         written = []
         for name, table in vars(self).items():
             # Class ids may be numbers, where Parquet wants names, and may be called like an index
-            names = [f"class {name}" if str(name) in table.index.names else str(name) for name in getattr(table, "columns", ())]
+            names = [
+                f"class {name}" if str(name) in table.index.names else str(name)
+                for name in getattr(table, "columns", ())
+            ]
             frame = (table.set_axis(names, axis=1) if names else table).reset_index()
             path = folder / f"{name}.csv"
             write_atomically(path, without_formulas(frame).to_csv(index=False).encode())
@@ -89,7 +92,9 @@ class TrainedRun:
                 items without annotations.
         """
         if self.settings.adaptation.learner != "prototypes":
-            raise ValueError("this run trained MAML for comparison, which has no model of annotators: adapt a run of learner 'prototypes'")
+            raise ValueError(
+                "this run trained MAML for comparison, which has no model of annotators: adapt a run of learner 'prototypes'"
+            )
         support, query = by_item(support, "support"), by_item(query, "query")
         query = _same_columns(support, query)
         annotations = _labelled(annotations)
@@ -116,7 +121,10 @@ class TrainedRun:
                 index=pd.MultiIndex.from_product([annotators, classes.rename("true_class")]),
                 columns=columns,
             ),
-            pd.DataFrame({"accuracy": accuracy.numpy(), "labels": annotations.counts_per_annotator().to_numpy()}, index=annotators),
+            pd.DataFrame(
+                {"accuracy": accuracy.numpy(), "labels": annotations.counts_per_annotator().to_numpy()},
+                index=annotators,
+            ),
             pd.Series(prior.numpy(), index=classes, name="probability"),
         )
 
@@ -127,22 +135,34 @@ class TrainedRun:
     def _inputs(self, frame: pd.DataFrame, name: str) -> Tensor:
         """Network inputs (n, *input_shape), checked."""
         size = int(np.prod(self.input_shape))
-        text = [column for column in frame.columns if len(frame) and not pd.api.types.is_numeric_dtype(frame[column])]
+        text = [
+            column
+            for column in frame.columns
+            if len(frame) and not pd.api.types.is_numeric_dtype(frame[column])
+        ]
         if text:
-            raise ValueError(f"{name}: columns {some(text)} are not numbers; is one of them the item ids? Name the id column 'item'")
+            raise ValueError(
+                f"{name}: columns {some(text)} are not numbers; is one of them the item ids? Name the id column 'item'"
+            )
         if frame.shape[1] != size:
             first = f"the first are {some(frame.columns)}; ids belong in a column 'item'"
-            raise ValueError(f"{name}: {frame.shape[1]} columns, the network was trained on {size} (shape {self.input_shape}); {first}")
+            raise ValueError(
+                f"{name}: {frame.shape[1]} columns, the network was trained on {size} (shape {self.input_shape}); {first}"
+            )
         values = frame.to_numpy(dtype=np.float32, na_value=np.nan)
         faulty = np.flatnonzero(~np.isfinite(values).all(1))
         if len(faulty):
-            raise ValueError(f"{name}: missing or infinite values in items {some(frame.index[faulty])}: fill them or leave these items out")
+            raise ValueError(
+                f"{name}: missing or infinite values in items {some(frame.index[faulty])}: fill them or leave these items out"
+            )
         if self.scale == 255.0:
             outside = np.flatnonzero(((values < 0) | (values > 255)).any(1))
             if len(outside):
                 raise ValueError(f"{name}: pixels outside 0..255 in items {some(frame.index[outside])}")
             if len(values) and 0 < values.max() <= 1:
-                raise ValueError(f"{name}: all pixels lie in 0..1; the network was trained on 0..255, so multiply them by 255")
+                raise ValueError(
+                    f"{name}: all pixels lie in 0..1; the network was trained on 0..255, so multiply them by 255"
+                )
         return torch.from_numpy(values / np.float32(self.scale)).unflatten(1, self.input_shape)
 
 
@@ -157,7 +177,9 @@ def load_run(path: Path | str, *, encoder: nn.Module | None = None) -> TrainedRu
         raise ValueError(f"{folder.path} holds no run: it has no {folder.config.name}")
     settings = read_written(MetaTraining, folder.config)
     if not folder.model.is_file():
-        raise ValueError(f"the run in {folder.path} has not finished: resume it with `probcrowd meta-train CONFIG.toml --resume`")
+        raise ValueError(
+            f"the run in {folder.path} has not finished: resume it with `probcrowd meta-train CONFIG.toml --resume`"
+        )
     saved = load_checkpoint(folder.model)
     input_shape = tuple(saved.state["input_shape"])
     network = new_encoder(settings, input_shape, encoder).to("cpu")
@@ -168,8 +190,15 @@ def load_run(path: Path | str, *, encoder: nn.Module | None = None) -> TrainedRu
 
 def _same_columns(support: pd.DataFrame, query: pd.DataFrame) -> pd.DataFrame:
     """The query with its columns in the order of the support's, where both name them."""
-    named = [all(isinstance(column, str) for column in frame.columns) and len(frame.columns) for frame in (support, query)]
-    if not all(named) or list(support.columns) == list(query.columns) or len(support.columns) != len(query.columns):
+    named = [
+        all(isinstance(column, str) for column in frame.columns) and len(frame.columns)
+        for frame in (support, query)
+    ]
+    if (
+        not all(named)
+        or list(support.columns) == list(query.columns)
+        or len(support.columns) != len(query.columns)
+    ):
         return query
     other = query.columns.difference(support.columns)
     if len(other):
@@ -203,4 +232,6 @@ def _match(items: pd.Index, annotations: Annotations) -> None:
         raise ValueError(f"annotated items without features: {some(unknown)} ({len(unknown)} in all){hint}")
     silent = items.difference(annotations.items, sort=False)
     if len(silent):
-        raise ValueError(f"support items without any annotation: {some(silent)} ({len(silent)} in all): give them as query items instead")
+        raise ValueError(
+            f"support items without any annotation: {some(silent)} ({len(silent)} in all): give them as query items instead"
+        )

@@ -32,7 +32,11 @@ SILENT = ["majority-vote", "kos"]  # nothing that they raise
 every = pytest.mark.parametrize("name", NAMES)
 # Those whose rows count alike however a table is written down; "averaged" leaves one row at a time out
 COUNTING = [(name, {}) for name in ("majority-vote", "hierarchical-dawid-skene", "mace", "glad", "kos")]
-COUNTING = COUNTING[:1] + COUNTING[2:] + [(n, {"confidence": c}) for n in HISTORY for c in ("plug-in", "variational")]
+COUNTING = (
+    COUNTING[:1]
+    + COUNTING[2:]
+    + [(n, {"confidence": c}) for n in HISTORY for c in ("plug-in", "variational")]
+)
 OTHERS: dict[str, dict[str, Any]] = {  # every parameter, none at its default
     "majority-vote": {"ties": "first", "random_state": 3},
     "dawid-skene": {"prior": "stan", "confidence": "plug-in", "tolerance": 1e-4, "accelerate": False, "abstentions": "event", "progress": True},
@@ -47,7 +51,15 @@ OTHERS: dict[str, dict[str, Any]] = {  # every parameter, none at its default
     "minimax-entropy": {"annotator_penalty": 1.0, "item_penalty": 2.0},
     "kos": {"restarts": 3, "random_state": 1},
 }  # fmt: skip
-FITTED = ["probabilities_", "labels_", "items_", "annotators_", "confusion_", "class_prior_", "dependent_pairs_"]
+FITTED = [
+    "probabilities_",
+    "labels_",
+    "items_",
+    "annotators_",
+    "confusion_",
+    "class_prior_",
+    "dependent_pairs_",
+]
 
 
 def make(name: str, **options: Any) -> Any:
@@ -56,19 +68,36 @@ def make(name: str, **options: Any) -> Any:
 
 
 def simulate(
-    seed: int = 0, classes: int = 2, *, items: int = 60, annotators: int = 6, per_item: int = 4, least: float = 0.7, most: float = 0.95
+    seed: int = 0,
+    classes: int = 2,
+    *,
+    items: int = 60,
+    annotators: int = 6,
+    per_item: int = 4,
+    least: float = 0.7,
+    most: float = 0.95,
 ) -> tuple[pd.DataFrame, pd.Series]:
     rng = np.random.default_rng(seed)
     truth, accuracy = rng.integers(classes, size=items), rng.uniform(least, most, annotators)
     item = np.repeat(np.arange(items), per_item)
     annotator = np.concatenate([rng.choice(annotators, per_item, replace=False) for _ in range(items)])
     right = rng.random(item.size) < accuracy[annotator]
-    label = np.where(right, truth[item], (truth[item] + rng.integers(1, max(classes, 2), item.size)) % classes)
-    frame = pd.DataFrame({"item": [f"i{i}" for i in item], "annotator": [f"a{j}" for j in annotator], "label": [f"c{k}" for k in label]})
+    label = np.where(
+        right, truth[item], (truth[item] + rng.integers(1, max(classes, 2), item.size)) % classes
+    )
+    frame = pd.DataFrame(
+        {
+            "item": [f"i{i}" for i in item],
+            "annotator": [f"a{j}" for j in annotator],
+            "label": [f"c{k}" for k in label],
+        }
+    )
     return frame, pd.Series([f"c{k}" for k in truth], index=[f"i{i}" for i in range(items)])
 
 
-def codes(item: Any, annotator: Any, label: Any, sizes: tuple[int, int, int], weight: np.ndarray | None = None) -> Annotations:
+def codes(
+    item: Any, annotator: Any, label: Any, sizes: tuple[int, int, int], weight: np.ndarray | None = None
+) -> Annotations:
     columns = [np.asarray(values, np.int64) for values in (item, annotator, label)]
     return Annotations(*columns, *(pd.RangeIndex(size) for size in sizes), weight)
 
@@ -78,8 +107,12 @@ def require_sound(fitted: Aggregator) -> None:
     p = fitted.probabilities_
     assert np.isfinite(p.to_numpy()).all() and (p.to_numpy() >= 0).all()
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-12)
-    assert p.index.name == "item" and p.columns.equals(fitted.classes_) and fitted.labels_.index.equals(p.index)
-    assert (fitted.labels_.to_numpy() == p.columns.to_numpy()[p.to_numpy().argmax(1)]).mean() > 0.99  # but for ties in rounding
+    assert (
+        p.index.name == "item" and p.columns.equals(fitted.classes_) and fitted.labels_.index.equals(p.index)
+    )
+    assert (
+        fitted.labels_.to_numpy() == p.columns.to_numpy()[p.to_numpy().argmax(1)]
+    ).mean() > 0.99  # but for ties in rounding
     items = fitted.items_
     np.testing.assert_array_equal(items["probability"], p.max(axis=1))
     assert list(items.columns) == ["label", "probability", "num_labels", "tied", "known", "flag"]
@@ -89,11 +122,16 @@ def require_sound(fitted: Aggregator) -> None:
     assert (confusion.to_numpy() >= 0).all()
     np.testing.assert_allclose(confusion.sum(axis=1), 1, atol=1e-9)
     annotators = fitted.annotators_
-    assert annotators.index.equals(confusion.index.get_level_values(0).unique()) and np.isfinite(annotators.to_numpy()).all()
+    assert (
+        annotators.index.equals(confusion.index.get_level_values(0).unique())
+        and np.isfinite(annotators.to_numpy()).all()
+    )
     for name in ("accuracy", "information_bits"):
         assert (annotators[f"{name}_lower"] <= annotators[f"{name}_upper"] + 1e-12).all()
     assert annotators["spammer"].between(0, 1).all() and annotators["accuracy"].between(0, 1).all()
-    assert math.isclose(fitted.class_prior_.sum(), 1, abs_tol=1e-9) and fitted.class_prior_.index.equals(fitted.classes_)
+    assert math.isclose(fitted.class_prior_.sum(), 1, abs_tol=1e-9) and fitted.class_prior_.index.equals(
+        fitted.classes_
+    )
     assert fitted.n_iter_ == len(fitted.log_posterior_) and isinstance(fitted.converged_, bool)
     assert np.isfinite(fitted.log_posterior_).all()
 
@@ -112,7 +150,9 @@ def test_parameters_are_as_scikit_learn_has_them(name: str) -> None:
         assert changed.get_params()[parameter] != value
         assert f"{parameter}={options[parameter]!r}" in repr(changed).replace("\n", " ").replace("  ", "")
     assert clone(changed).get_params() == changed.get_params() == default.set_params(**options).get_params()
-    assert not [attribute for attribute in vars(changed) if attribute.endswith("_") or attribute.startswith("_")]
+    assert not [
+        attribute for attribute in vars(changed) if attribute.endswith("_") or attribute.startswith("_")
+    ]
     with pytest.raises(ValueError, match="Invalid parameter 'colour'"):
         default.set_params(colour="red")
 
@@ -137,7 +177,11 @@ def test_nothing_can_be_asked_before_the_fit(name: str) -> None:
                 ask(argument)
     with pytest.raises(NotFittedError):
         aggregator.score(None, gold)
-    own = [attribute for attribute in dir(type(aggregator)) if attribute.endswith("_") and not attribute.startswith("_")]
+    own = [
+        attribute
+        for attribute in dir(type(aggregator))
+        if attribute.endswith("_") and not attribute.startswith("_")
+    ]
     for attribute in {*FITTED, *own} - {"refit_gap_", "counts_"}:
         assert not hasattr(aggregator, attribute) or attribute == "confidence"
 
@@ -152,10 +196,14 @@ def test_a_fit_forgets_the_one_before(name: str) -> None:
         getattr(reused, attribute)
     assert reused.fit(new) is reused
     for attribute in FITTED[:-1]:
-        pd.testing.assert_frame_equal(pd.DataFrame(getattr(reused, attribute)), pd.DataFrame(getattr(fresh, attribute)))
+        pd.testing.assert_frame_equal(
+            pd.DataFrame(getattr(reused, attribute)), pd.DataFrame(getattr(fresh, attribute))
+        )
     assert set(vars(reused)) == set(vars(fresh))
     pd.testing.assert_series_equal(make(name).fit_predict(new), fresh.predict())
-    pd.testing.assert_frame_equal(make(name).fit_predict_proba(new, gold.head(3)), make(name).fit(new, gold.head(3)).predict_proba())
+    pd.testing.assert_frame_equal(
+        make(name).fit_predict_proba(new, gold.head(3)), make(name).fit(new, gold.head(3)).predict_proba()
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,7 +231,9 @@ def test_a_fit_forgets_the_one_before(name: str) -> None:
         ("minimax-entropy", {"item_penalty": -1.0}, "penalties must be > 0"),
     ],
 )  # fmt: skip
-def test_bad_parameters_raise_at_fit_and_name_the_choices(name: str, options: dict[str, Any], words: str) -> None:
+def test_bad_parameters_raise_at_fit_and_name_the_choices(
+    name: str, options: dict[str, Any], words: str
+) -> None:
     aggregator = make(name).set_params(**options)
     with pytest.raises(ValueError, match=words):
         aggregator.fit(simulate()[0])
@@ -194,7 +244,9 @@ def test_bad_parameters_raise_at_fit_and_name_the_choices(name: str, options: di
 def test_models_without_events_say_so(name: str) -> None:
     aggregator = make(name)
     aggregator.abstentions = "event"
-    with pytest.raises(ValueError, match="cannot take abstentions as events; DawidSkene and HierarchicalDawidSkene can"):
+    with pytest.raises(
+        ValueError, match="cannot take abstentions as events; DawidSkene and HierarchicalDawidSkene can"
+    ):
         aggregator.fit(simulate()[0])
 
 
@@ -224,51 +276,86 @@ RARE = ["nullable int", "arrow int", "dates", "arrow bool"]  # of these, one of 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, kind) for name in NAMES for kind in IDS if kind not in RARE or name in ("majority-vote", "dawid-skene", "glad")],
+    [
+        (name, kind)
+        for name in NAMES
+        for kind in IDS
+        if kind not in RARE or name in ("majority-vote", "dawid-skene", "glad")
+    ],
 )
 def test_answers_are_under_the_users_ids_whatever_they_are(name: str, kind: str) -> None:
     table, truth = simulate(items=15)
     plain = make(name).fit(table, truth.head(2))
     change = IDS[kind]
-    named = table.apply(lambda column: column if "bool" in kind and column.name != "label" else change(column))
+    named = table.apply(
+        lambda column: column if "bool" in kind and column.name != "label" else change(column)
+    )
     gold = pd.Series(
-        change(truth.head(2)).array, index=pd.Index(truth.index[:2] if "bool" in kind else change(truth.index[:2].to_series()))
+        change(truth.head(2)).array,
+        index=pd.Index(truth.index[:2] if "bool" in kind else change(truth.index[:2].to_series())),
     )
     fitted = make(name).fit(named, gold)
     require_sound(fitted)
     np.testing.assert_array_equal(fitted.predict_proba(), plain.predict_proba())
     assert list(fitted.classes_) == sorted(set(named["label"]))
-    assert list(fitted.predict_proba().index) == list(named["item"].unique()) and fitted.predict().index.name == "item"
+    assert (
+        list(fitted.predict_proba().index) == list(named["item"].unique())
+        and fitted.predict().index.name == "item"
+    )
     assert set(fitted.labels_) <= set(named["label"])
-    assert list(fitted.annotators_.index) == list(named["annotator"].unique()) and fitted.annotators_.index.name == "annotator"
+    assert (
+        list(fitted.annotators_.index) == list(named["annotator"].unique())
+        and fitted.annotators_.index.name == "annotator"
+    )
     assert set(fitted.confusion_.columns) == set(named["label"])
     assert fitted.items_["known"].sum() == 2 and fitted.score(None, gold) == 1
     np.testing.assert_array_equal(fitted.predict_proba(named), fitted.predict_proba())
 
 
-@pytest.mark.parametrize(("name", "classes"), [(name, k) for name in NAMES for k in (2, 3) if name != "kos" or k == 2])
+@pytest.mark.parametrize(
+    ("name", "classes"), [(name, k) for name in NAMES for k in (2, 3) if name != "kos" or k == 2]
+)
 def test_every_fit_is_sound(name: str, classes: int) -> None:
     table, truth = simulate(2, classes, items=120)
     fitted = make(name).fit(table)
     require_sound(fitted)
-    assert fitted.items_["num_labels"].eq(4).all() and not fitted.items_["known"].any() and fitted.items_["flag"].eq("").all()
-    np.testing.assert_allclose(fitted.annotators_["num_labels"], table["annotator"].value_counts()[fitted.annotators_.index], atol=1e-9)
+    assert (
+        fitted.items_["num_labels"].eq(4).all()
+        and not fitted.items_["known"].any()
+        and fitted.items_["flag"].eq("").all()
+    )
+    np.testing.assert_allclose(
+        fitted.annotators_["num_labels"],
+        table["annotator"].value_counts()[fitted.annotators_.index],
+        atol=1e-9,
+    )
     assert fitted.score(None, truth) > 0.85
-    accuracy = pd.Series(table["label"].to_numpy() == truth[table["item"]].to_numpy()).groupby(table["annotator"].to_numpy()).mean()
+    accuracy = (
+        pd.Series(table["label"].to_numpy() == truth[table["item"]].to_numpy())
+        .groupby(table["annotator"].to_numpy())
+        .mean()
+    )
     assert np.corrcoef(fitted.annotators_["accuracy"], accuracy[fitted.annotators_.index])[0, 1] > 0.7
 
 
 def test_ties_are_said() -> None:
-    table = pd.DataFrame({"item": [1, 1, 2, 3, 3], "annotator": [1, 2, 1, 1, 2], "label": ["b", "a", "b", "b", "a"]})
+    table = pd.DataFrame(
+        {"item": [1, 1, 2, 3, 3], "annotator": [1, 2, 1, 1, 2], "label": ["b", "a", "b", "b", "a"]}
+    )
     gold = pd.Series({1: "b", 2: "b", 3: "b"})
     voted = make("majority-vote").fit(table)
     assert voted.items_["tied"].tolist() == [True, False, True] and voted.labels_.tolist() == ["a", "b", "a"]
     assert math.isclose(voted.score(None, gold), 2 / 3) and math.isclose(
         make("majority-vote", ties="first").fit(table).score(None, gold), 1 / 3
     )
-    drawn = [make("majority-vote", ties="random", random_state=seed).fit(table).labels_.tolist() for seed in range(60)]
+    drawn = [
+        make("majority-vote", ties="random", random_state=seed).fit(table).labels_.tolist()
+        for seed in range(60)
+    ]
     assert {tuple(labels) for labels in drawn} == set(product("ab", "b", "ab"))
-    twice = [make("majority-vote", ties="random", random_state=7).fit_predict(table).tolist() for _ in range(2)]
+    twice = [
+        make("majority-vote", ties="random", random_state=7).fit_predict(table).tolist() for _ in range(2)
+    ]
     assert twice[0] == twice[1]
 
 
@@ -286,10 +373,17 @@ def test_scores_need_gold_of_the_items() -> None:
 @every
 def test_the_order_of_rows_changes_the_order_of_answers_alone(name: str) -> None:
     table, truth = simulate(3, items=80)
-    straight, shuffled = make(name).fit(table, truth.head(4)), make(name).fit(table.sample(frac=1, random_state=1), truth.head(4))
+    straight, shuffled = (
+        make(name).fit(table, truth.head(4)),
+        make(name).fit(table.sample(frac=1, random_state=1), truth.head(4)),
+    )
     atol = 0.02 if name == "kos" else 2e-4  # starts are drawn by place; others differ by where they stop
-    np.testing.assert_allclose(shuffled.predict_proba().loc[straight.predict_proba().index], straight.predict_proba(), atol=atol)
-    np.testing.assert_allclose(shuffled.confusion_.loc[straight.confusion_.index], straight.confusion_, atol=atol)
+    np.testing.assert_allclose(
+        shuffled.predict_proba().loc[straight.predict_proba().index], straight.predict_proba(), atol=atol
+    )
+    np.testing.assert_allclose(
+        shuffled.confusion_.loc[straight.confusion_.index], straight.confusion_, atol=atol
+    )
 
 
 @every
@@ -297,9 +391,18 @@ def test_new_names_permute_answers_alone(name: str) -> None:
     table, truth = simulate(4, 2 if name == "kos" else 3, items=80)
     classes = sorted(set(table["label"]))
     renamed = dict(zip(classes, ["z", "m", "b"], strict=False))  # in another order
-    other = pd.DataFrame({"item": "x" + table["item"], "annotator": "y" + table["annotator"], "label": table["label"].map(renamed)})
+    other = pd.DataFrame(
+        {
+            "item": "x" + table["item"],
+            "annotator": "y" + table["annotator"],
+            "label": table["label"].map(renamed),
+        }
+    )
     gold = truth.head(4)
-    before, after = make(name).fit(table, gold), make(name).fit(other, gold.map(renamed).rename(index=lambda i: f"x{i}"))
+    before, after = (
+        make(name).fit(table, gold),
+        make(name).fit(other, gold.map(renamed).rename(index=lambda i: f"x{i}")),
+    )
     columns = [renamed[c] for c in before.classes_]
     atol = 0.02 if name == "kos" else 2e-4
     np.testing.assert_allclose(after.predict_proba()[columns], before.predict_proba(), atol=atol)
@@ -340,9 +443,15 @@ def test_an_item_without_rows_has_the_class_prior_and_a_flag(name: str) -> None:
     options = {"confidence": "plug-in"} if name in HISTORY else {}
     fitted = make(name, **options).fit(Annotations.from_frame(table, items=items))
     blank = fitted.items_.loc["blank"]
-    assert blank["flag"] == "no labels" and blank["num_labels"] == 0 and (fitted.items_["flag"] == "").sum() == len(items) - 1
+    assert (
+        blank["flag"] == "no labels"
+        and blank["num_labels"] == 0
+        and (fitted.items_["flag"] == "").sum() == len(items) - 1
+    )
     expected = np.full(2, 0.5) if name == "majority-vote" else fitted.class_prior_  # nobody voted
-    tolerance = 0.02 if name == "hierarchical-dawid-skene" else 1e-9  # its own share is left out of the mean there
+    tolerance = (
+        0.02 if name == "hierarchical-dawid-skene" else 1e-9
+    )  # its own share is left out of the mean there
     np.testing.assert_allclose(fitted.predict_proba().loc["blank"], expected, atol=tolerance)
     if name in EVENTS:
         assert abs(fitted.class_prior_.iloc[0] - 0.5) > 0.05
@@ -355,11 +464,15 @@ def test_an_item_without_rows_has_the_class_prior_and_a_flag(name: str) -> None:
 def test_the_fitted_table_has_the_fitted_answers(name: str) -> None:
     table, truth = simulate(8)
     said = Annotations.from_frame(table.assign(w=1 + table.index % 3), weight="w")
-    for options in [{}] + ([{"confidence": c} for c in ("variational", "plug-in")] if name in HISTORY else []):
+    for options in [{}] + (
+        [{"confidence": c} for c in ("variational", "plug-in")] if name in HISTORY else []
+    ):
         fitted = make(name, **options).fit(said, truth.head(5))
         np.testing.assert_array_equal(fitted.predict_proba(said), fitted.predict_proba())
         pd.testing.assert_series_equal(fitted.predict(said), fitted.predict())
-        some = Annotations.from_frame(said.to_frame().iloc[::-1].query("item in ['i3', 'i40']"), weight="weight")
+        some = Annotations.from_frame(
+            said.to_frame().iloc[::-1].query("item in ['i3', 'i40']"), weight="weight"
+        )
         np.testing.assert_array_equal(fitted.predict_proba(some), fitted.predict_proba().loc[["i40", "i3"]])
 
 
@@ -391,13 +504,24 @@ def test_new_items_are_judged_as_in_a_fit_of_all(name: str) -> None:
 def test_unknown_annotators_are_told_and_flagged(name: str) -> None:
     table, _ = simulate(12)
     fitted = make(name).fit(table)
-    new = pd.DataFrame({"item": ["n1", "n1", "n2"], "annotator": ["a1", "zoe", "zoe"], "label": ["c1", "c1", "c1"]})
-    meaning = {"majority-vote": "vote like all others", "glad": "are left out", "minimax-entropy": "are left out", "kos": "are left out"}
+    new = pd.DataFrame(
+        {"item": ["n1", "n1", "n2"], "annotator": ["a1", "zoe", "zoe"], "label": ["c1", "c1", "c1"]}
+    )
+    meaning = {
+        "majority-vote": "vote like all others",
+        "glad": "are left out",
+        "minimax-entropy": "are left out",
+        "kos": "are left out",
+    }
     with pytest.warns(
-        UserWarning, match=f"1 annotators are not known from the fit and {meaning.get(name, 'are taken as the prior has them')}: 'zoe'"
+        UserWarning,
+        match=f"1 annotators are not known from the fit and {meaning.get(name, 'are taken as the prior has them')}: 'zoe'",
     ):
         found = fitted.describe(new)
-    assert found["flag"].tolist() == ["", "unknown annotators only"] and found["num_labels"].tolist() == [2, 1]
+    assert found["flag"].tolist() == ["", "unknown annotators only"] and found["num_labels"].tolist() == [
+        2,
+        1,
+    ]
     with pytest.warns(UserWarning, match="'zoe'"):
         probability = fitted.predict_proba(new).loc["n2", "c1"]
     if "left out" in meaning.get(name, "") or name == "zencrowd":  # a flat prior believes nobody
@@ -410,7 +534,10 @@ def test_unknown_annotators_are_told_and_flagged(name: str) -> None:
 def test_labels_that_the_fit_does_not_know_are_refused(name: str) -> None:
     fitted = make(name).fit(simulate(13)[0])
     new = pd.DataFrame({"item": ["n1", "n2"], "annotator": ["a1", "a1"], "label": ["c1", "c7"]})
-    with pytest.raises(ValueError, match=r"labels of items that the fit does not know: its classes are \['c0', 'c1'\].*'n2'; values: 'c7'"):
+    with pytest.raises(
+        ValueError,
+        match=r"labels of items that the fit does not know: its classes are \['c0', 'c1'\].*'n2'; values: 'c7'",
+    ):
         fitted.predict(new)
     wider = Annotations.from_frame(new.head(1), classes=["c7", "c1", "c0"])  # declared, not used
     assert list(fitted.predict_proba(wider).columns) == ["c0", "c1"]
@@ -420,7 +547,8 @@ def test_labels_that_the_fit_does_not_know_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "confidence"), [(name, c) for name in NAMES for c in ("averaged", "variational") if name in HISTORY or c == "averaged"]
+    ("name", "confidence"),
+    [(name, c) for name in NAMES for c in ("averaged", "variational") if name in HISTORY or c == "averaged"],
 )
 def test_the_objective_never_falls(name: str, confidence: str) -> None:
     options = {"confidence": confidence} if name in HISTORY else {}
@@ -447,9 +575,9 @@ def test_gold_is_certain_and_helps_the_others(name: str) -> None:
     table = Annotations.from_wide(truth[:, None] ^ flip, classes=[0, 1])
     known = pd.Series(truth[:30])
     without, fitted = make(name).fit(table), make(name).fit(table, known)
-    assert (fitted.predict_proba().to_numpy()[np.arange(30), truth[:30]] == 1).all() and fitted.items_["known"].tolist() == [True] * 30 + [
-        False
-    ] * 30
+    assert (fitted.predict_proba().to_numpy()[np.arange(30), truth[:30]] == 1).all() and fitted.items_[
+        "known"
+    ].tolist() == [True] * 30 + [False] * 30
     rest = pd.Series(truth[30:], index=range(30, 60))
     if name == "majority-vote":
         assert fitted.score(None, rest) == without.score(None, rest) < 0.5
@@ -465,7 +593,9 @@ def test_gold_is_read_with_care(name: str) -> None:
     np.testing.assert_array_equal(make(name).fit(table, foreign).predict_proba(), plain)
     everything = make(name).fit(table, truth)
     require_sound(everything)
-    assert (everything.labels_ == truth[everything.labels_.index]).all() and (everything.items_["probability"] == 1).all()
+    assert (everything.labels_ == truth[everything.labels_.index]).all() and (
+        everything.items_["probability"] == 1
+    ).all()
     with pytest.raises(ValueError, match="more than one gold label"):
         make(name).fit(table, pd.Series(["c0", "c1"], index=["i3", "i3"]))
     with pytest.raises(ValueError, match="none of the classes.*'i3'; values: 'c9'"):
@@ -481,17 +611,29 @@ def test_gold_is_read_with_care(name: str) -> None:
 def test_a_long_history_is_not_forgotten(name: str) -> None:
     table, _ = simulate(15, least=0.9, most=0.95)
     liar = pd.DataFrame(
-        {"annotator": "a0", "true_class": ["c0", "c0", "c1", "c1"], "label": ["c0", "c1", "c1", "c0"], "count": [3e4, 7e4] * 2}
+        {
+            "annotator": "a0",
+            "true_class": ["c0", "c0", "c1", "c1"],
+            "label": ["c0", "c1", "c1", "c0"],
+            "count": [3e4, 7e4] * 2,
+        }
     )
     said = table["annotator"].eq("a0").sum()
     fitted = make(name).fit(table, history=liar)
     rows = fitted.confusion_.loc["a0"].to_numpy()
     assert (
-        np.abs(rows - [[0.3, 0.7], [0.7, 0.3]]).max() < 2 * said / 2e5 and make(name).fit(table).confusion_.loc["a0"].to_numpy()[0, 0] > 0.7
+        np.abs(rows - [[0.3, 0.7], [0.7, 0.3]]).max() < 2 * said / 2e5
+        and make(name).fit(table).confusion_.loc["a0"].to_numpy()[0, 0] > 0.7
     )
-    assert abs(fitted.annotators_.loc["a0", "accuracy"] - 0.3) < 0.001 and fitted.annotators_.loc["a0", "num_labels"] <= said + 1e-9
+    assert (
+        abs(fitted.annotators_.loc["a0", "accuracy"] - 0.3) < 0.001
+        and fitted.annotators_.loc["a0", "num_labels"] <= said + 1e-9
+    )
     unheard = make(name).fit(table, history=liar.assign(annotator="earlier"))
-    assert unheard.annotators_.loc["earlier", "num_labels"] == 0 and abs(unheard.annotators_.loc["earlier", "accuracy"] - 0.3) < 0.001
+    assert (
+        unheard.annotators_.loc["earlier", "num_labels"] == 0
+        and abs(unheard.annotators_.loc["earlier", "accuracy"] - 0.3) < 0.001
+    )
     new = pd.DataFrame({"item": ["n"], "annotator": ["earlier"], "label": ["c0"]})  # known: no warning
     assert unheard.predict(new)["n"] == "c1"
 
@@ -508,7 +650,9 @@ def test_counts_of_one_fit_are_the_history_of_the_next(name: str) -> None:
         earlier = make(name, **options).fit(first, gold[0])
         chained = make(name, **options).fit(second, gold[1], history=earlier.counts_)
         together = make(name, **options).fit(both, None if gold[0] is None else pd.concat(gold))
-        np.testing.assert_allclose(chained.confusion_.loc[together.confusion_.index], together.confusion_, atol=tolerance)
+        np.testing.assert_allclose(
+            chained.confusion_.loc[together.confusion_.index], together.confusion_, atol=tolerance
+        )
         if gold[0] is None:
             late = together.predict_proba().loc[chained.predict_proba().index]
             alone = make(name, **options).fit(second).predict_proba()
@@ -517,7 +661,9 @@ def test_counts_of_one_fit_are_the_history_of_the_next(name: str) -> None:
         else:
             key = ["annotator", "true_class", "label"]
             pd.testing.assert_series_equal(
-                chained.counts_.set_index(key)["count"].sort_index(), together.counts_.set_index(key)["count"].sort_index(), rtol=1e-9
+                chained.counts_.set_index(key)["count"].sort_index(),
+                together.counts_.set_index(key)["count"].sort_index(),
+                rtol=1e-9,
             )
 
 
@@ -549,7 +695,9 @@ def test_a_history_has_its_columns_and_its_takers() -> None:
         make("dawid-skene").fit(table, history=history.to_dict())
     for name in NAMES:
         if name not in HISTORY:
-            with pytest.raises(ValueError, match="takes no history; DawidSkene, FastDawidSkene, OneCoin and ZenCrowd do"):
+            with pytest.raises(
+                ValueError, match="takes no history; DawidSkene, FastDawidSkene, OneCoin and ZenCrowd do"
+            ):
                 make(name).fit(table, history=history)
     nothing = make("dawid-skene").fit(table, history=history.head(0)).predict_proba()
     np.testing.assert_array_equal(nothing, make("dawid-skene").fit(table).predict_proba())
@@ -565,7 +713,10 @@ def test_abstentions_are_as_if_their_rows_were_not_there(name: str) -> None:
     silent.loc[silent["item"] == "i5", "label"] = "?"
     said = silent.loc[silent["label"] != "?"]
     kept = Annotations.from_frame(said, items=table["item"].unique(), annotators=table["annotator"].unique())
-    fitted, expected = make(name, abstention="?").fit(silent, truth.head(3)), make(name).fit(kept, truth.head(3))
+    fitted, expected = (
+        make(name, abstention="?").fit(silent, truth.head(3)),
+        make(name).fit(kept, truth.head(3)),
+    )
     np.testing.assert_array_equal(fitted.predict_proba(), expected.predict_proba())
     assert list(fitted.classes_) == ["c0", "c1"] and list(fitted.confusion_.columns) == ["c0", "c1"]
     assert fitted.items_.loc["i5", "flag"] == "no labels" and fitted.items_.loc["i5", "num_labels"] == 0
@@ -576,7 +727,10 @@ def test_abstentions_are_as_if_their_rows_were_not_there(name: str) -> None:
     assert nothing["flag"].eq("no labels").all() and nothing["num_labels"].eq(0).all()
     with pytest.raises(ValueError, match="every label is an abstention"):
         make(name, abstention="?").fit(table.assign(label="?"))
-    with pytest.raises(ValueError, match=r"nobody gave the label '\?' that stands for an abstention; labels are \['c0', 'c1'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"nobody gave the label '\?' that stands for an abstention; labels are \['c0', 'c1'\]",
+    ):
         make(name, abstention="?").fit(table)
 
 
@@ -586,7 +740,9 @@ def test_an_abstention_as_an_event_tells_of_the_class(name: str) -> None:
     rng = np.random.default_rng(0)
     truth = rng.integers(2, size=600)
     silent = rng.random((600, 4)) < np.where(truth == 0, 0.7, 0.1)[:, None]
-    label = np.where(silent, "?", np.where(rng.random((600, 4)) < 0.9, truth[:, None], 1 - truth[:, None]).astype(str))
+    label = np.where(
+        silent, "?", np.where(rng.random((600, 4)) < 0.9, truth[:, None], 1 - truth[:, None]).astype(str)
+    )
     table = Annotations.from_wide(label, classes=["0", "1", "?"])
     fitted = make(name, abstention="?", abstentions="event").fit(table)
     require_sound(fitted)
@@ -605,16 +761,32 @@ def test_an_abstention_as_an_event_tells_of_the_class(name: str) -> None:
     gain = losses[1] - losses[0]
     assert gain.mean() > 3 * gain.std() / math.sqrt(600)
     quiet = fitted.items_.loc[(label == "?").all(1)]
-    assert len(quiet) > 20 and (quiet["label"] == "0").all() and quiet["flag"].eq("").all() and quiet["num_labels"].eq(4).all()
+    assert (
+        len(quiet) > 20
+        and (quiet["label"] == "0").all()
+        and quiet["flag"].eq("").all()
+        and quiet["num_labels"].eq(4).all()
+    )
     new = pd.DataFrame({"item": ["x", "y", "y"], "annotator": [0, 0, 1], "label": ["?", "1", "1"]})
-    assert fitted.predict(new).tolist() == ["0", "1"] == [*fitted.predict(new.head(1)), *fitted.predict(new.tail(2))]
+    assert (
+        fitted.predict(new).tolist()
+        == ["0", "1"]
+        == [*fitted.predict(new.head(1)), *fitted.predict(new.tail(2))]
+    )
 
 
 # 8. Confidence
 
 
 def averaged_by_hand(
-    said: Annotations, gold: np.ndarray, r: np.ndarray, prior: np.ndarray, class_prior: np.ndarray | None, *, coin: bool, rho: float = 0.0
+    said: Annotations,
+    gold: np.ndarray,
+    r: np.ndarray,
+    prior: np.ndarray,
+    class_prior: np.ndarray | None,
+    *,
+    coin: bool,
+    rho: float = 0.0,
 ) -> np.ndarray:
     """Each item judged by posterior means with its own share left out. prior: (j, k, l), or (j, 2) of a coin."""
     num_items, num_classes = r.shape
@@ -632,7 +804,9 @@ def averaged_by_hand(
         log = np.zeros(num_classes)
         for k in range(num_classes):
             if class_prior is not None:
-                log[k] = math.log((r[:, k].sum() - r[i, k] + class_prior[k]) / (num_items - 1 + class_prior.sum()))
+                log[k] = math.log(
+                    (r[:, k].sum() - r[i, k] + class_prior[k]) / (num_items - 1 + class_prior.sum())
+                )
             for n in rows:
                 j, l, w = said.annotator[n], said.label[n], weight[n]
                 if coin:
@@ -641,7 +815,9 @@ def averaged_by_hand(
                     mean = (right + prior[j, 0] if k == l else wrong) / (total + prior[j].sum())
                 else:
                     own = w * r[i, k]
-                    mean = (counts[j, k, l] - own + prior[j, k, l]) / (counts[j, k].sum() - own + prior[j, k].sum())
+                    mean = (counts[j, k, l] - own + prior[j, k, l]) / (
+                        counts[j, k].sum() - own + prior[j, k].sum()
+                    )
                 log[k] += worth * w * math.log(mean)
         found[i] = np.exp(log - log.max()) / np.exp(log - log.max()).sum()
     return found
@@ -656,7 +832,9 @@ def test_averaged_probabilities_are_those_of_the_formula(name: str, extra: str) 
     said = Annotations.from_frame(table.assign(w=0.5 + table.index % 3), **weight)
     known = truth.head(6) if extra == "gold" else None
     options: dict[str, Any] = {"class_prior": "learned"} if name == "one-coin" else {}
-    averaged, plugged = (make(name, confidence=c, **options).fit(said, known, history=earlier) for c in ("averaged", "plug-in"))
+    averaged, plugged = (
+        make(name, confidence=c, **options).fit(said, known, history=earlier) for c in ("averaged", "plug-in")
+    )
     r = plugged.predict_proba().to_numpy()
     if name == "fast-dawid-skene":
         r = np.eye(3)[r.argmax(1)]
@@ -664,7 +842,11 @@ def test_averaged_probabilities_are_those_of_the_formula(name: str, extra: str) 
     past = np.zeros((8, 3, 3))
     if earlier is not None:
         place = averaged.annotators_.index.get_indexer(earlier["annotator"])
-        np.add.at(past, (place, *(said.classes.get_indexer(earlier[c]) for c in ("true_class", "label"))), earlier["count"].to_numpy())
+        np.add.at(
+            past,
+            (place, *(said.classes.get_indexer(earlier[c]) for c in ("true_class", "label"))),
+            earlier["count"].to_numpy(),
+        )
     diagonal, elsewhere = (1.0, 1.0) if name == "zencrowd" else (2 * 0.7 / 0.3, 1.0)
     if coin := name in ("one-coin", "zencrowd"):
         hits = past.trace(axis1=1, axis2=2)
@@ -684,7 +866,10 @@ def test_averaged_probabilities_are_better_calibrated_than_those_of_the_mode(nam
     for seed in range(16):
         table, truth = simulate(100 + seed, 3, items=120, annotators=48, least=0.4)
         found = [
-            scores(make(name, confidence=c).fit_predict_proba(table).to_numpy(), truth.str[1:].astype(int).to_numpy())
+            scores(
+                make(name, confidence=c).fit_predict_proba(table).to_numpy(),
+                truth.str[1:].astype(int).to_numpy(),
+            )
             for c in ("plug-in", "averaged")
         ]
         gains.append([found[0][measure] - found[1][measure] for measure in ("log_loss", "calibration_error")])
@@ -695,13 +880,17 @@ def test_averaged_probabilities_are_better_calibrated_than_those_of_the_mode(nam
 @pytest.mark.parametrize("name", HISTORY)
 def test_variational_probabilities_are_others_and_their_bound_rises(name: str) -> None:
     table, truth = simulate(22, 3, annotators=20, least=0.5)
-    found = {c: make(name, confidence=c).fit(table, truth.head(3)) for c in ("averaged", "variational", "plug-in")}
+    found = {
+        c: make(name, confidence=c).fit(table, truth.head(3)) for c in ("averaged", "variational", "plug-in")
+    }
     p = {c: fitted.predict_proba().to_numpy() for c, fitted in found.items()}
     for one, other in (("averaged", "variational"), ("variational", "plug-in")):
         assert np.abs(p[one] - p[other]).max() > 0.01
     bound = found["variational"]._last.objective
     if name != "fast-dawid-skene":
-        assert len(bound) > 1 and bound[-1] > bound[0] and (np.diff(bound) >= -1e-9 * np.abs(bound[:-1])).all()
+        assert (
+            len(bound) > 1 and bound[-1] > bound[0] and (np.diff(bound) >= -1e-9 * np.abs(bound[:-1])).all()
+        )
     assert p["variational"].max(1).mean() < p["plug-in"].max(1).mean()
 
 
@@ -730,7 +919,9 @@ def test_copies_are_named_and_independent_annotators_are_not(name: str) -> None:
     with pytest.raises(ValueError, match="dependence was not checked"):
         _ = pairs.dependent_pairs_
     for seed in range(2):
-        fitted = make(name, dependence="warn").fit(with_copies(seed, 0)[0])  # a warning would be an error here
+        fitted = make(name, dependence="warn").fit(
+            with_copies(seed, 0)[0]
+        )  # a warning would be an error here
         assert not fitted.dependent_pairs_["near_duplicate"].any() and len(fitted.dependent_pairs_) == 10
         assert set(fitted.dependent_pairs_["annotator"]) <= set(fitted.annotators_.index)
 
@@ -739,7 +930,9 @@ def test_copies_are_named_and_independent_annotators_are_not(name: str) -> None:
 def test_discounted_labels_count_for_what_they_are_worth(name: str) -> None:
     table, truth = with_copies(1, 3)
     plugged = make(name, confidence="plug-in").fit(table)
-    discounted, trusting = (make(name, dependence=dependence).fit(table) for dependence in ("discount", "ignore"))
+    discounted, trusting = (
+        make(name, dependence=dependence).fit(table) for dependence in ("discount", "ignore")
+    )
     rho = discounted.dependence_.residual
     assert rho > 0.1
     said = Annotations.from_frame(table)
@@ -750,7 +943,10 @@ def test_discounted_labels_count_for_what_they_are_worth(name: str) -> None:
     for fitted, rate in ((discounted, rho), (trusting, 0.0)):
         expected = averaged_by_hand(said, gold, r, prior, class_prior, coin=name == "one-coin", rho=rate)
         np.testing.assert_allclose(fitted.predict_proba(), expected, atol=1e-7)
-    losses = [log_losses(fitted.predict_proba().loc[range(150)].to_numpy(), truth.to_numpy()).mean() for fitted in (discounted, trusting)]
+    losses = [
+        log_losses(fitted.predict_proba().loc[range(150)].to_numpy(), truth.to_numpy()).mean()
+        for fitted in (discounted, trusting)
+    ]
     assert losses[0] < losses[1]
     new = table.assign(item=table["item"] + 1000)
     assert discounted.predict_proba(new).max(axis=1).mean() < trusting.predict_proba(new).max(axis=1).mean()
@@ -763,7 +959,9 @@ def test_every_model_that_may_discounts(name: str) -> None:
         with pytest.raises(ValueError, match="cannot discount dependent labels"):
             make(name, dependence="discount").fit(table)
         return
-    discounted, trusting = (make(name, dependence=dependence).fit(table) for dependence in ("discount", "ignore"))
+    discounted, trusting = (
+        make(name, dependence=dependence).fit(table) for dependence in ("discount", "ignore")
+    )
     assert discounted.predict_proba().max(axis=1).mean() < trusting.predict_proba().max(axis=1).mean() - 1e-4
     np.testing.assert_array_equal(discounted.predict_proba(table), discounted.predict_proba())
 
@@ -781,11 +979,17 @@ def test_no_copying_rate_is_told_where_annotators_have_few_labels_for_many_class
 
 
 @every
-@pytest.mark.parametrize("kind", ["plain", "gold", "one label of an annotator", "one label of each item", "copies"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "gold", "one label of an annotator", "one label of each item", "copies"]
+)
 def test_tiny_tables(name: str, kind: str) -> None:
     """Sound answers, without a warning: certain where there is one class, no less likely than the other where all labels name it."""
     for annotators, classes, items in product((1, 2), (1, 2), (1, 2)):
-        rows = [(i, j, (i + (j if kind != "copies" else 0)) % classes) for i in range(items) for j in range(annotators)]
+        rows = [
+            (i, j, (i + (j if kind != "copies" else 0)) % classes)
+            for i in range(items)
+            for j in range(annotators)
+        ]
         if kind == "one label of an annotator":
             rows = [row for row in rows if row[1] == 0 or row[0] == 0]
         if kind == "one label of each item":
@@ -812,16 +1016,24 @@ def test_tiny_tables(name: str, kind: str) -> None:
 def test_tables_without_labels(name: str) -> None:
     with pytest.raises(ValueError, match="holds no annotation: 0 rows"):
         make(name).fit(simulate()[0].head(0))
-    with pytest.raises(TypeError, match="data frame with item, annotator and label, or an Annotations, not ndarray: a matrix goes to"):
+    with pytest.raises(
+        TypeError,
+        match="data frame with item, annotator and label, or an Annotations, not ndarray: a matrix goes to",
+    ):
         make(name).fit(np.zeros((3, 2)))
-    if name in ("one-coin", "zencrowd"):  # counts of no rows are whole numbers, which the checks of types refuse
+    if name in (
+        "one-coin",
+        "zencrowd",
+    ):  # counts of no rows are whole numbers, which the checks of types refuse
         return
     fitted = make(name, dependence="warn").fit(codes([], [], [], (3, 2, 2)))
     require_sound(fitted)
     assert fitted.items_["flag"].eq("no labels").all()
 
 
-@pytest.mark.parametrize("name", ["dawid-skene", "fast-dawid-skene", "hierarchical-dawid-skene", "minimax-entropy"])
+@pytest.mark.parametrize(
+    "name", ["dawid-skene", "fast-dawid-skene", "hierarchical-dawid-skene", "minimax-entropy"]
+)
 def test_an_adversarial_majority_wins_until_there_is_gold(name: str) -> None:
     """Three of five say the next class: without gold the table means just as much with its classes renamed, and the votes decide."""
     rng = np.random.default_rng(1)
@@ -832,7 +1044,9 @@ def test_an_adversarial_majority_wins_until_there_is_gold(name: str) -> None:
     assert make(name).fit(table).score(None, known) < 0.1
     repaired = make(name).fit(table, known.head(20))
     assert repaired.score(None, known.tail(70)) > 0.95
-    confusion = repaired.confusion_.groupby("annotator").apply(lambda matrix: float(np.diagonal(matrix).mean()))
+    confusion = repaired.confusion_.groupby("annotator").apply(
+        lambda matrix: float(np.diagonal(matrix).mean())
+    )
     assert (confusion.iloc[:2] > 0.75).all() and (confusion.iloc[2:] < 0.25).all()
 
 
@@ -859,26 +1073,36 @@ def test_a_thousand_classes(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "minimax-entropy"])
 def test_a_hundred_thousand_annotators_of_one_label(name: str) -> None:
     rng = np.random.default_rng(0)
-    number = 10**4 if name in ("hierarchical-dawid-skene", "mace", "kos") else 10**5  # slow ones: fewer, and not to the end
+    number = (
+        10**4 if name in ("hierarchical-dawid-skene", "mace", "kos") else 10**5
+    )  # slow ones: fewer, and not to the end
     truth, item = rng.integers(2, size=number // 5), rng.integers(number // 5, size=number)
     label = np.where(rng.random(number) < 0.8, truth[item], 1 - truth[item])
     options = {"max_iter": 10} if name in ("hierarchical-dawid-skene", "mace") else {}
-    fitted = make(name, dependence="warn", **options).fit(codes(item, np.arange(number), label, (number // 5, number, 2)))
+    fitted = make(name, dependence="warn", **options).fit(
+        codes(item, np.arange(number), label, (number // 5, number, 2))
+    )
     voted = make("majority-vote").fit(codes(item, np.arange(number), label, (number // 5, number, 2)))
     clear = ~voted.items_["tied"].to_numpy()
-    if name == "zencrowd":  # with its own label left out, a flat prior knows nothing of an annotator: all ties
+    if (
+        name == "zencrowd"
+    ):  # with its own label left out, a flat prior knows nothing of an annotator: all ties
         assert fitted.items_["tied"].all()
     else:
         assert (fitted.labels_.to_numpy() == voted.labels_.to_numpy())[clear].mean() > 0.99
     assert len(fitted.annotators_) == number and np.isfinite(fitted.annotators_.to_numpy()).all()
-    assert fitted.items_["flag"].eq("no labels").sum() == (np.bincount(item, minlength=number // 5) == 0).sum()
+    assert (
+        fitted.items_["flag"].eq("no labels").sum() == (np.bincount(item, minlength=number // 5) == 0).sum()
+    )
 
 
 @every
 def test_an_item_with_ten_thousand_labels(name: str) -> None:
     rng = np.random.default_rng(0)
     item = np.concatenate([np.zeros(10_000), np.repeat(np.arange(1, 31), 5)])
-    annotator = np.concatenate([np.arange(10_000), *(rng.choice(10_000, 5, replace=False) for _ in range(30))])
+    annotator = np.concatenate(
+        [np.arange(10_000), *(rng.choice(10_000, 5, replace=False) for _ in range(30))]
+    )
     label = np.where(rng.random(item.size) < 0.7, item.astype(int) % 2, 1 - item.astype(int) % 2)
     options = {"max_iter": 5} if hasattr(find_aggregator(name)(), "max_iter") else {}
     fitted = make(name, dependence="warn", **options).fit(codes(item, annotator, label, (31, 10_000, 2)))
@@ -893,13 +1117,19 @@ def test_an_item_with_ten_thousand_labels(name: str) -> None:
 # 10. Values by hand and on real labels
 
 PANEL = pd.DataFrame(
-    [(i, j, label) for i, row in enumerate([(0, 0, 1), (1, 1, 1), (0, 0, 0), (1, 0, 1)]) for j, label in enumerate(row)],
+    [
+        (i, j, label)
+        for i, row in enumerate([(0, 0, 1), (1, 1, 1), (0, 0, 0), (1, 0, 1)])
+        for j, label in enumerate(row)
+    ],
     columns=["item", "annotator", "label"],
 )
 
 
 def test_steps_on_a_panel_of_four_items_are_those_by_hand() -> None:
-    np.testing.assert_allclose(make("majority-vote").fit(PANEL).predict_proba()[0], [2 / 3, 0, 1, 1 / 3], atol=1e-15)
+    np.testing.assert_allclose(
+        make("majority-vote").fit(PANEL).predict_proba()[0], [2 / 3, 0, 1, 1 / 3], atol=1e-15
+    )
     step = make("dawid-skene", prior="flat", confidence="plug-in", max_iter=1).fit(PANEL)
     assert abs(step.log_posterior_[0] - -5.909821) < 5e-7 and step.n_iter_ == 1 and not step.converged_
     # The scores after that pass: the M step from its q
@@ -916,7 +1146,9 @@ def test_steps_on_a_panel_of_four_items_are_those_by_hand() -> None:
     np.testing.assert_allclose(alone.predict_proba()[0], [1, 0, 1, 0], atol=1e-12)  # one annotator: the votes
 
 
-@pytest.mark.skipif(not os.environ.get("PROBCROWD_DATA"), reason="PROBCROWD_DATA is not set: no labels of birds")
+@pytest.mark.skipif(
+    not os.environ.get("PROBCROWD_DATA"), reason="PROBCROWD_DATA is not set: no labels of birds"
+)
 @pytest.mark.parametrize(
     ("name", "options", "right"),
     [
@@ -932,7 +1164,9 @@ def test_steps_on_a_panel_of_four_items_are_those_by_hand() -> None:
         ("kos", {}, 78),
     ],
 )
-def test_on_bluebirds_as_many_items_are_right_as_published(name: str, options: dict[str, Any], right: int) -> None:
+def test_on_bluebirds_as_many_items_are_right_as_published(
+    name: str, options: dict[str, Any], right: int
+) -> None:
     folder = Path(os.environ["PROBCROWD_DATA"]) / "bluebirds"
     gold = pd.read_parquet(folder / "gold.parquet").set_index("task")["label"]
     fitted = make(name, **options).fit(pd.read_parquet(folder / "annotations.parquet"))

@@ -20,14 +20,22 @@ def make(name: str, **options: Any) -> Any:
     return find_aggregator(name)(**({"dependence": "ignore"} | options))
 
 
-def simulate(seed: int, *, items: int = 200, annotators: int = 12, per_item: int = 4, classes: int = 2) -> tuple[pd.DataFrame, pd.Series]:
+def simulate(
+    seed: int, *, items: int = 200, annotators: int = 12, per_item: int = 4, classes: int = 2
+) -> tuple[pd.DataFrame, pd.Series]:
     rng = np.random.default_rng(seed)
     truth, accuracy = rng.integers(classes, size=items), rng.uniform(0.65, 0.95, annotators)
     item = np.repeat(np.arange(items), per_item)
     annotator = np.concatenate([rng.choice(annotators, per_item, replace=False) for _ in range(items)])
     right = rng.random(item.size) < accuracy[annotator]
     label = np.where(right, truth[item], (truth[item] + rng.integers(1, classes, item.size)) % classes)
-    frame = pd.DataFrame({"item": [f"i{i}" for i in item], "annotator": [f"a{j}" for j in annotator], "label": [f"c{k}" for k in label]})
+    frame = pd.DataFrame(
+        {
+            "item": [f"i{i}" for i in item],
+            "annotator": [f"a{j}" for j in annotator],
+            "label": [f"c{k}" for k in label],
+        }
+    )
     return frame, pd.Series([f"c{k}" for k in truth], index=[f"i{i}" for i in range(items)])
 
 
@@ -37,7 +45,9 @@ def split(seed: int, **options: Any) -> tuple[pd.DataFrame, pd.DataFrame, pd.Ser
     number = table["item"].str[1:].astype(int)
     new_annotator = table["annotator"] == "a11"
     later = (number >= len(truth) - 10) | ((number < 20) & (table.index % 4 >= 2)) | new_annotator
-    kept = later & ~(new_annotator & (number >= 40) & (number < len(truth) - 10))  # a few labels of the new annotator alone
+    kept = later & ~(
+        new_annotator & (number >= 40) & (number < len(truth) - 10)
+    )  # a few labels of the new annotator alone
     return table.loc[~later], table.loc[kept], truth
 
 
@@ -51,7 +61,9 @@ def counts_of(rows: pd.DataFrame, shares: pd.DataFrame, weight: Any = 1.0) -> pd
 
 def require_sums(fitted: Any, rows: pd.DataFrame, weight: Any = 1.0) -> None:
     found = fitted.counts_.set_index(["annotator", "true_class", "label"])["count"].sort_index()
-    pd.testing.assert_series_equal(found, counts_of(rows, fitted.probabilities_, weight), check_names=False, rtol=0, atol=1e-8)
+    pd.testing.assert_series_equal(
+        found, counts_of(rows, fitted.probabilities_, weight), check_names=False, rtol=0, atol=1e-8
+    )
 
 
 @every
@@ -61,7 +73,12 @@ def test_the_first_call_is_a_fit(name: str) -> None:
     assert first.partial_fit(table, truth.head(3)) is first
     for attribute in ("probabilities_", "items_", "annotators_", "confusion_", "counts_"):
         pd.testing.assert_frame_equal(getattr(first, attribute), getattr(fitted, attribute))
-    assert first.refit_gap_.eq(0).all() and list(first.refit_gap_.index) == ["labels_added", "share_added", "mean_shift", "largest_shift"]
+    assert first.refit_gap_.eq(0).all() and list(first.refit_gap_.index) == [
+        "labels_added",
+        "share_added",
+        "mean_shift",
+        "largest_shift",
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name in AGGREGATORS if name not in NAMES])
@@ -72,7 +89,9 @@ def test_the_others_have_no_partial_fit(name: str) -> None:
 @every
 @pytest.mark.parametrize("confidence", ["averaged", "variational", "plug-in"])
 @pytest.mark.parametrize("batches", [1, 4])
-def test_touched_items_are_close_to_a_full_fit_and_the_others_stay(name: str, confidence: str, batches: int) -> None:
+def test_touched_items_are_close_to_a_full_fit_and_the_others_stay(
+    name: str, confidence: str, batches: int
+) -> None:
     """In one batch or several; farther from the truth of the old table than from that of the whole."""
     table, more, truth = split(1)
     fitted = make(name, confidence=confidence).fit(table)
@@ -91,8 +110,12 @@ def test_touched_items_are_close_to_a_full_fit_and_the_others_stay(name: str, co
     pd.testing.assert_frame_equal(after.loc[untouched], before.loc[untouched])
     assert fitted.score(None, truth[touched]) >= 0.8
     sizes = pd.concat([table, more])["item"].value_counts()
-    assert (fitted.items_["num_labels"] == sizes[fitted.items_.index]).all() and fitted.items_["flag"].eq("").all()
-    assert set(fitted.annotators_.index) == {f"a{j}" for j in range(12)} and fitted.labels_.index.equals(after.index)
+    assert (fitted.items_["num_labels"] == sizes[fitted.items_.index]).all() and fitted.items_["flag"].eq(
+        ""
+    ).all()
+    assert set(fitted.annotators_.index) == {f"a{j}" for j in range(12)} and fitted.labels_.index.equals(
+        after.index
+    )
     np.testing.assert_allclose(fitted.confusion_.sum(axis=1), 1, atol=1e-9)
 
 
@@ -112,16 +135,25 @@ def test_weights_are_added(name: str) -> None:
     table, more, _ = split(3)
     weight = 0.5 + np.arange(len(table) + len(more)) % 3
     whole = pd.concat([table, more]).assign(w=weight)
-    old, new = (Annotations.from_frame(part, weight="w") for part in (whole.iloc[: len(table)], whole.iloc[len(table) :]))
+    old, new = (
+        Annotations.from_frame(part, weight="w")
+        for part in (whole.iloc[: len(table)], whole.iloc[len(table) :])
+    )
     fitted = make(name, confidence="plug-in").fit(old).partial_fit(new)
     require_sums(fitted, whole, weight)
-    light = make(name, confidence="plug-in").fit(table).partial_fit(new)  # weights come with the additions alone
+    light = (
+        make(name, confidence="plug-in").fit(table).partial_fit(new)
+    )  # weights come with the additions alone
     require_sums(light, whole, np.where(np.arange(len(whole)) < len(table), 1.0, weight))
     full = make(name, confidence="plug-in").fit(Annotations.from_frame(whole, weight="w")).predict_proba()
     touched = list(more["item"].unique())
     both = [item for item in touched if item in set(table["item"])]
-    stale = np.abs(make(name, confidence="plug-in").fit(old).predict_proba() - full.loc[table["item"].unique()]).loc[both]
-    assert np.abs(fitted.predict_proba() - full).loc[touched].to_numpy().mean() < 0.3 * stale.to_numpy().mean()
+    stale = np.abs(
+        make(name, confidence="plug-in").fit(old).predict_proba() - full.loc[table["item"].unique()]
+    ).loc[both]
+    assert (
+        np.abs(fitted.predict_proba() - full).loc[touched].to_numpy().mean() < 0.3 * stale.to_numpy().mean()
+    )
 
 
 @every
@@ -132,15 +164,21 @@ def test_gold_may_come_later(name: str) -> None:
     unsure = fitted.items_["probability"].idxmin()
     other = {"c0": "c1", "c1": "c0"}[fitted.labels_[unsure]]
     fresh = rest["item"].iloc[-1]
-    gold = pd.concat([truth[batch["item"].unique()], pd.Series({unsure: other, "nowhere": "c0", fresh: "c1"})])
+    gold = pd.concat(
+        [truth[batch["item"].unique()], pd.Series({unsure: other, "nowhere": "c0", fresh: "c1"})]
+    )
     gold = gold.loc[~gold.index.duplicated(keep="last")]
     fitted.partial_fit(batch, gold)
     found = fitted.items_
-    told = [item for item in gold.index if item in found.index]  # with labels, or of the fit without new ones; others are ignored
+    told = [
+        item for item in gold.index if item in found.index
+    ]  # with labels, or of the fit without new ones; others are ignored
     assert unsure in told and "nowhere" not in told and fresh not in told
     assert (found.loc[told, "probability"] == 1).all() and (found.loc[told, "label"] == gold[told]).all()
     assert found["known"].sum() == len(told) and found.loc[told, "known"].all()
-    fitted.partial_fit(pd.DataFrame({"item": ["solo"], "annotator": ["a1"], "label": ["c1"]}), pd.Series({"solo": "c0"}))  # said by nobody
+    fitted.partial_fit(
+        pd.DataFrame({"item": ["solo"], "annotator": ["a1"], "label": ["c1"]}), pd.Series({"solo": "c0"})
+    )  # said by nobody
     assert fitted.items_.loc["solo", "label"] == "c0" and fitted.items_.loc["solo", "probability"] == 1
     fitted.partial_fit(rest)
     assert (fitted.items_.loc[told, "label"] == gold[told]).all()
@@ -156,7 +194,9 @@ def test_gold_added_teaches_what_annotators_are(name: str) -> None:
     flip = rng.random((80, 5)) < [0.1, 0.1, 0.9, 0.9, 0.9]
     table = Annotations.from_wide(truth[:, None] ^ flip, classes=[0, 1]).to_frame()
     gold = pd.Series(truth)
-    old, batch, new = (table.loc[table["item"].between(low, high)] for low, high in ((0, 19), (20, 59), (60, 79)))
+    old, batch, new = (
+        table.loc[table["item"].between(low, high)] for low, high in ((0, 19), (20, 59), (60, 79))
+    )
     fitted = make(name).fit(old)
     assert fitted.score(new, gold) < 0.5
     assert fitted.partial_fit(batch, gold.loc[20:59]).score(new, gold) > 0.85
@@ -173,9 +213,21 @@ BAD = {
         {},
         "labels of items that the fit does not know.*'new'.*'c9'",
     ),
-    "unknown gold": ({"item": ["new"], "annotator": ["a1"], "label": ["c0"]}, {"new": "c9"}, "none of the classes.*'new'.*'c9'"),
-    "another gold": ({"item": ["new"], "annotator": ["a1"], "label": ["c0"]}, {"i61": "?"}, "whose known class was another one.*'i61'"),
-    "items of another kind": ({"item": [5], "annotator": ["a1"], "label": ["c0"]}, {}, "`items` of several kinds: text.*number 5"),
+    "unknown gold": (
+        {"item": ["new"], "annotator": ["a1"], "label": ["c0"]},
+        {"new": "c9"},
+        "none of the classes.*'new'.*'c9'",
+    ),
+    "another gold": (
+        {"item": ["new"], "annotator": ["a1"], "label": ["c0"]},
+        {"i61": "?"},
+        "whose known class was another one.*'i61'",
+    ),
+    "items of another kind": (
+        {"item": [5], "annotator": ["a1"], "label": ["c0"]},
+        {},
+        "`items` of several kinds: text.*number 5",
+    ),
     "annotators of another kind": (
         {"item": ["new"], "annotator": [7], "label": ["c0"]},
         {},
@@ -190,7 +242,9 @@ def test_what_is_refused_leaves_everything_as_it_was(name: str, kind: str) -> No
     columns, gold, words = BAD[kind]
     table, more, truth = split(5)
     fitted = make(name).fit(table, truth.loc[["i61"]]).partial_fit(more.iloc[:5])
-    bad = pd.DataFrame(columns).replace({"annotator": {"?": table.loc[table["item"] == "i60", "annotator"].iloc[0]}})
+    bad = pd.DataFrame(columns).replace(
+        {"annotator": {"?": table.loc[table["item"] == "i60", "annotator"].iloc[0]}}
+    )
     known = pd.Series(gold, dtype=object).replace("?", "c1" if truth["i61"] == "c0" else "c0")
     asked = ("probabilities_", "items_", "counts_", "confusion_", "annotators_")
     before = [getattr(fitted, attribute).copy() for attribute in asked] + [fitted.refit_gap_]
@@ -222,7 +276,9 @@ def test_the_gap_grows_and_a_fit_closes_it(name: str) -> None:
         gaps.append(fitted.partial_fit(more.iloc[low : low + 20]).refit_gap_)
     gaps = pd.DataFrame(gaps)
     assert gaps["labels_added"].tolist() == [*range(20, len(more), 20), len(more)][: len(gaps)]
-    np.testing.assert_allclose(gaps["share_added"], gaps["labels_added"] / (len(table) + gaps["labels_added"]))
+    np.testing.assert_allclose(
+        gaps["share_added"], gaps["labels_added"] / (len(table) + gaps["labels_added"])
+    )
     assert (gaps["largest_shift"] >= gaps["mean_shift"]).all() and (gaps["mean_shift"] > 0).all()
     assert gaps["mean_shift"].iloc[-1] > 2 * gaps["mean_shift"].iloc[0]
     fitted.fit(pd.concat([table, more]))
@@ -251,7 +307,13 @@ def test_the_mean_shift_is_about_that_of_the_untouched_items(name: str, seed: in
 @every
 def test_work_grows_with_the_touched_items_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     table, _ = simulate(20, items=1000)
-    more = pd.DataFrame({"item": ["i3", "i3", "i700", "new"], "annotator": ["b1", "b2", "b1", "a1"], "label": ["c0", "c0", "c1", "c1"]})
+    more = pd.DataFrame(
+        {
+            "item": ["i3", "i3", "i700", "new"],
+            "annotator": ["b1", "b2", "b1", "a1"],
+            "label": ["c0", "c0", "c1", "c1"],
+        }
+    )
     fitted = make(name).fit(table)
     sizes: list[int] = []
     for function in ("sweep", "count"):
@@ -263,7 +325,9 @@ def test_work_grows_with_the_touched_items_alone(name: str, monkeypatch: pytest.
 
         monkeypatch.setattr(incremental, function, recorded)
     fitted.partial_fit(more)
-    assert max(sizes) == len(table.loc[table["item"].isin(["i3", "i700"])]) + len(more) == 12 and min(sizes) == 8
+    assert (
+        max(sizes) == len(table.loc[table["item"].isin(["i3", "i700"])]) + len(more) == 12 and min(sizes) == 8
+    )
     assert len(sizes) <= 52
 
 
@@ -290,8 +354,14 @@ def test_new_annotators_are_judged_by_what_they_added(name: str) -> None:
 def test_abstentions_may_come_later() -> None:
     rng = np.random.default_rng(1)
     table, more, _ = split(22)
-    mute = [part.assign(label=np.where(rng.random(len(part)) < 0.2, "?", part["label"])) for part in (table, more)]
-    event = make("dawid-skene", abstention="?", abstentions="event", confidence="plug-in").fit(mute[0]).partial_fit(mute[1])
+    mute = [
+        part.assign(label=np.where(rng.random(len(part)) < 0.2, "?", part["label"])) for part in (table, more)
+    ]
+    event = (
+        make("dawid-skene", abstention="?", abstentions="event", confidence="plug-in")
+        .fit(mute[0])
+        .partial_fit(mute[1])
+    )
     require_sums(event, pd.concat(mute))
     assert (event.items_["num_labels"] == pd.concat(mute)["item"].value_counts()[event.items_.index]).all()
     for name in NAMES:
@@ -305,7 +375,11 @@ def test_abstentions_may_come_later() -> None:
 @every
 def test_history_goes_on_to_count(name: str) -> None:
     table, more, _ = split(23)
-    past = make(name).fit(simulate(24)[0].assign(annotator=lambda rows: rows["annotator"].replace("a11", "other"))).counts_
+    past = (
+        make(name)
+        .fit(simulate(24)[0].assign(annotator=lambda rows: rows["annotator"].replace("a11", "other")))
+        .counts_
+    )
     late = make(name, confidence="plug-in").fit(table, history=past).partial_fit(more)
     full = make(name, confidence="plug-in").fit(pd.concat([table, more]), history=past)
     np.testing.assert_allclose(late.confusion_.loc[full.confusion_.index], full.confusion_, atol=0.03)

@@ -26,26 +26,59 @@ from probcrowd.inference.aggregation.glad import (
     right_and_log_wrong,
 )
 from probcrowd.inference.aggregation.kos import fit_kos, new_items_kos
-from probcrowd.inference.aggregation.minimax import class_scores, expectation, expected_log_likelihood, fit_minimax, new_items_minimax
+from probcrowd.inference.aggregation.minimax import (
+    class_scores,
+    expectation,
+    expected_log_likelihood,
+    fit_minimax,
+    new_items_minimax,
+)
 from probcrowd.inference.aggregation.result import Answer
 from probcrowd.metrics.scores import scores
 
 FITS: dict[str, Callable[..., Answer]] = {"glad": fit_glad, "minimax": fit_minimax, "kos": fit_kos}
-NEW_ITEMS: dict[str, Callable[..., np.ndarray]] = {"glad": new_items_glad, "minimax": new_items_minimax, "kos": new_items_kos}
+NEW_ITEMS: dict[str, Callable[..., np.ndarray]] = {
+    "glad": new_items_glad,
+    "minimax": new_items_minimax,
+    "kos": new_items_kos,
+}
 CLASSES = {"glad": 3, "minimax": 3, "kos": 2}  # as many as the method can tell apart here
 RISING = ["glad", "minimax"]
 every_method = pytest.mark.parametrize("name", FITS)
 
 
-def make(item: object, annotator: object, label: object, *, weight: object = None, gold: object, annotators: int, classes: int) -> Rows:
+def make(
+    item: object,
+    annotator: object,
+    label: object,
+    *,
+    weight: object = None,
+    gold: object,
+    annotators: int,
+    classes: int,
+) -> Rows:
     item, annotator, label = (np.asarray(codes, np.int64) for codes in (item, annotator, label))
     weight = np.ones(len(item)) if weight is None else np.asarray(weight, float)
     order = np.argsort(item, kind="stable")
-    return Rows(item[order], annotator[order], label[order], weight[order], np.asarray(gold, np.int64), annotators, classes)
+    return Rows(
+        item[order],
+        annotator[order],
+        label[order],
+        weight[order],
+        np.asarray(gold, np.int64),
+        annotators,
+        classes,
+    )
 
 
 def simulate(
-    seed: int, classes: int = 3, *, items: int = 40, annotators: int = 8, per_item: int = 5, least: float = 0.55
+    seed: int,
+    classes: int = 3,
+    *,
+    items: int = 40,
+    annotators: int = 8,
+    per_item: int = 5,
+    least: float = 0.55,
 ) -> tuple[Rows, np.ndarray]:
     """Weighted labels of annotators who are right with probabilities up to .95."""
     rng = np.random.default_rng(seed)
@@ -55,7 +88,9 @@ def simulate(
     right = rng.random(item.size) < accuracy[annotator]
     label = np.where(right, truth[item], (truth[item] + rng.integers(1, classes, item.size)) % classes)
     gold, weight = np.full(items, -1), rng.uniform(0.5, 2, item.size)
-    return make(item, annotator, label, weight=weight, gold=gold, annotators=annotators, classes=classes), truth
+    return make(
+        item, annotator, label, weight=weight, gold=gold, annotators=annotators, classes=classes
+    ), truth
 
 
 def with_gold(rows: Rows, truth: np.ndarray, number: int) -> Rows:
@@ -68,7 +103,9 @@ def glad_joint(rows: Rows, ability: np.ndarray, log_ease: np.ndarray) -> np.ndar
     for i, j, label, weight in zip(rows.item, rows.annotator, rows.label, rows.weight, strict=True):
         odds = math.exp(ability[j] * math.exp(log_ease[i]))
         for k in range(rows.num_classes):
-            joint[i, k] += weight * math.log(odds / (1 + odds) if k == label else 1 / (1 + odds) / (rows.num_classes - 1))
+            joint[i, k] += weight * math.log(
+                odds / (1 + odds) if k == label else 1 / (1 + odds) / (rows.num_classes - 1)
+            )
     return gold_only(joint, rows.gold)
 
 
@@ -100,7 +137,9 @@ def log_normal(x: np.ndarray) -> float:
 # GLAD
 
 
-@pytest.mark.parametrize(("ability", "log_ease", "expected"), [(1.0, 0.0, 0.731059), (1.0, 1.0, 0.938097), (-1.0, 0.0, 0.268941)])
+@pytest.mark.parametrize(
+    ("ability", "log_ease", "expected"), [(1.0, 0.0, 0.731059), (1.0, 1.0, 0.938097), (-1.0, 0.0, 0.268941)]
+)
 def test_glad_is_right_as_often_as_by_hand(ability: float, log_ease: float, expected: float) -> None:
     right, log_wrong = right_and_log_wrong(ability * math.exp(log_ease))
     assert abs(right - expected) < 5e-7
@@ -116,7 +155,11 @@ def test_glads_e_step_is_bayes_rule(classes: int) -> None:
     q, joint = np.empty((rows.num_items, classes)), glad_joint(rows, ability, log_ease)
     value = raise_ease(make_panel(rows), ability, 0, log_ease.copy(), q)
     np.testing.assert_allclose(q, bayes(joint), atol=1e-12)
-    expected = np.log(np.exp(joint).sum(1)).sum() + log_normal(log_ease) + 0.5 * math.log(2 * math.pi) * log_ease.size
+    expected = (
+        np.log(np.exp(joint).sum(1)).sum()
+        + log_normal(log_ease)
+        + 0.5 * math.log(2 * math.pi) * log_ease.size
+    )
     assert math.isclose(value, expected, rel_tol=1e-12)
 
 
@@ -125,8 +168,17 @@ def test_glads_derivatives_are_finite_differences() -> None:
     panel, rng = make_panel(with_gold(rows, truth, 5)), np.random.default_rng(1)
     ability, log_ease = rng.normal(1, 1, rows.num_annotators), rng.normal(0.5, 0.5, rows.num_items)
     q = rng.dirichlet(np.ones(3), rows.num_items)
-    free, functions = 0, [(j, lambda x, j=j: ability_value(j, x, panel, np.exp(log_ease), q), ability[j]) for j in range(ability.size)]
-    functions += [(i, lambda x, i=i: ease_value(i, x, panel, ability, np.empty(3), np.empty(3)), log_ease[i]) for i in range(log_ease.size)]
+    free, functions = (
+        0,
+        [
+            (j, lambda x, j=j: ability_value(j, x, panel, np.exp(log_ease), q), ability[j])
+            for j in range(ability.size)
+        ],
+    )
+    functions += [
+        (i, lambda x, i=i: ease_value(i, x, panel, ability, np.empty(3), np.empty(3)), log_ease[i])
+        for i in range(log_ease.size)
+    ]
     for _, function, at in functions:
         _, slope, curvature = function(at)
         above, below = function(at + 1e-5), function(at - 1e-5)
@@ -146,7 +198,9 @@ def test_no_newton_step_of_glad_lowers_anything() -> None:
     ability, log_ease = rng.normal(0, 2, rows.num_annotators), rng.normal(0, 2, rows.num_items)
 
     def values(log_ease: np.ndarray) -> np.ndarray:
-        return np.array([ease_value(i, b, panel, ability, np.empty(3), np.empty(3))[0] for i, b in enumerate(log_ease)])
+        return np.array(
+            [ease_value(i, b, panel, ability, np.empty(3), np.empty(3))[0] for i, b in enumerate(log_ease)]
+        )
 
     raised = log_ease.copy()
     total = raise_ease(panel, ability, 1, raised, np.empty((rows.num_items, 3)))
@@ -162,7 +216,11 @@ def test_glad_ends_where_the_log_posterior_is_flat() -> None:
     ability, log_ease = answer.parameters["ability"], answer.parameters["log_ease"]
 
     def log_posterior(ability: np.ndarray, log_ease: np.ndarray) -> float:
-        return float(np.log(np.exp(glad_joint(rows, ability, log_ease)).sum(1)).sum() + log_normal(ability) + log_normal(log_ease))
+        return float(
+            np.log(np.exp(glad_joint(rows, ability, log_ease)).sum(1)).sum()
+            + log_normal(ability)
+            + log_normal(log_ease)
+        )
 
     assert math.isclose(answer.objective[-1], log_posterior(ability, log_ease), rel_tol=1e-10)
     for values in (ability, log_ease):
@@ -170,11 +228,15 @@ def test_glad_ends_where_the_log_posterior_is_flat() -> None:
             step = np.zeros(values.size)
             step[at] = 1e-4
             pair = [
-                log_posterior(ability + sign * step, log_ease) if values is ability else log_posterior(ability, log_ease + sign * step)
+                log_posterior(ability + sign * step, log_ease)
+                if values is ability
+                else log_posterior(ability, log_ease + sign * step)
                 for sign in (1, -1)
             ]
             assert abs(pair[0] - pair[1]) / 2e-4 < 1e-4
-    np.testing.assert_allclose(new_items_glad(rows, answer.parameters), answer.probabilities, atol=1e-5)  # ease at its mode here and there
+    np.testing.assert_allclose(
+        new_items_glad(rows, answer.parameters), answer.probabilities, atol=1e-5
+    )  # ease at its mode here and there
 
 
 # Minimax entropy
@@ -188,7 +250,9 @@ def test_minimax_slopes_are_those_of_autograd() -> None:
     tables = [rng.normal(0, 1.5, (number, 3, 3)) for number in (rows.num_annotators, rows.num_items)]
     value, *slopes = expected_log_likelihood(panel, q, *tables)
     of_annotators, of_items = (torch.tensor(table, requires_grad=True) for table in tables)
-    logs = torch.log_softmax(of_annotators[panel.annotator] + of_items[panel.item], -1)[np.arange(panel.item.size), :, panel.label]
+    logs = torch.log_softmax(of_annotators[panel.annotator] + of_items[panel.item], -1)[
+        np.arange(panel.item.size), :, panel.label
+    ]
     expected = (torch.tensor(panel.weight)[:, None] * torch.tensor(q)[panel.item] * logs).sum()
     expected.backward()
     assert math.isclose(value, expected.item(), rel_tol=1e-12)
@@ -231,7 +295,14 @@ def test_minimax_with_stiff_items_has_none(item_penalty: float) -> None:
 
     score = np.zeros(rows.num_annotators * 9)
     for _ in range(3):
-        score = minimize(loss, np.zeros(rows.num_annotators * 9), args=(q,), jac=True, method="BFGS", options={"gtol": 1e-6}).x
+        score = minimize(
+            loss,
+            np.zeros(rows.num_annotators * 9),
+            args=(q,),
+            jac=True,
+            method="BFGS",
+            options={"gtol": 1e-6},
+        ).x
         joint = np.zeros((rows.num_items, 3))
         np.add.at(joint, rows.item, logs(torch.tensor(score.reshape(-1, 3, 3))).numpy())
         q = bayes(joint - joint.max(1, keepdims=True))
@@ -246,14 +317,24 @@ def test_minimax_objective_is_the_penalised_log_likelihood() -> None:
     answer = fit_minimax(rows)
     of_annotators, of_items = answer.parameters["annotator_score"], answer.parameters["item_score"]
     expected = np.log(np.exp(minimax_joint(rows, of_annotators, of_items)).sum(1)).sum()
-    expected -= 9 / 4 * ((of_annotators**2).sum() + 40 / 8 * (of_items**2).sum()) / 2  # K^2 / 4, times items per annotator
+    expected -= (
+        9 / 4 * ((of_annotators**2).sum() + 40 / 8 * (of_items**2).sum()) / 2
+    )  # K^2 / 4, times items per annotator
     assert math.isclose(answer.objective[-1], expected, rel_tol=1e-10)
     free = fit_minimax(rows, annotator_penalty=2.25, item_penalty=2.25 * 5)
     np.testing.assert_array_equal(free.probabilities, answer.probabilities)
 
 
 def test_minimax_starts_at_the_votes_and_stops_where_nothing_rises() -> None:
-    rows = make([0, 0, 0, 1, 2], [0, 1, 2, 1, 2], [0, 1, 1, 1, 1], weight=[1, 2, 1, 1, 1], gold=[-1, 0, -1, -1], annotators=3, classes=2)
+    rows = make(
+        [0, 0, 0, 1, 2],
+        [0, 1, 2, 1, 2],
+        [0, 1, 1, 1, 1],
+        weight=[1, 2, 1, 1, 1],
+        gold=[-1, 0, -1, -1],
+        annotators=3,
+        classes=2,
+    )
     start = fit_minimax(rows, max_iter=0)
     np.testing.assert_allclose(start.probabilities, [[0.25, 0.75], [1, 0], [0, 1], [0.5, 0.5]])
     assert not start.converged and start.objective.size == 0
@@ -307,7 +388,9 @@ def test_kos_hears_nothing_where_an_annotator_says_both() -> None:
     rows, _ = simulate(8, 2)
     absent = next(j for j in range(rows.num_annotators) if j not in rows.annotator[rows.item == 0])
     codes = np.r_[0, 0, rows.item], np.r_[absent, absent, rows.annotator], np.r_[0, 1, rows.label]
-    both = make(*codes, weight=np.r_[3, 3, rows.weight], gold=rows.gold, annotators=rows.num_annotators, classes=2)
+    both = make(
+        *codes, weight=np.r_[3, 3, rows.weight], gold=rows.gold, annotators=rows.num_annotators, classes=2
+    )
     np.testing.assert_array_equal(fit_kos(both).probabilities, fit_kos(rows).probabilities)
 
 
@@ -320,7 +403,9 @@ def test_kos_refuses_other_than_two_classes_and_no_start() -> None:
 
 def test_kos_is_the_majority_vote_where_no_cycle_brings_messages_back() -> None:
     """Annotators 0, 1 and 2 share one item; 0 and 3 have another; nothing leads back."""
-    rows = make([0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 3, 1], [1, 1, 0, 0, 1, 0], gold=[-1] * 4, annotators=5, classes=2)
+    rows = make(
+        [0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 3, 1], [1, 1, 0, 0, 1, 0], gold=[-1] * 4, annotators=5, classes=2
+    )
     answer = fit_kos(rows)
     assert answer.converged
     np.testing.assert_allclose(answer.parameters["score"], [1, 0, -1, 0])
@@ -330,7 +415,10 @@ def test_kos_is_the_majority_vote_where_no_cycle_brings_messages_back() -> None:
 
 
 def test_kos_finds_the_same_in_a_part_by_itself_and_among_others() -> None:
-    (one, _), (other, _) = simulate(9, 2, per_item=7, least=0.75), simulate(10, 2, annotators=6, per_item=4, least=0.75)
+    (one, _), (other, _) = (
+        simulate(9, 2, per_item=7, least=0.75),
+        simulate(10, 2, annotators=6, per_item=4, least=0.75),
+    )
     both = Rows(
         np.r_[one.item, other.item + one.num_items],
         np.r_[one.annotator, other.annotator + one.num_annotators],
@@ -357,7 +445,9 @@ def test_kos_survives_votes_of_any_size() -> None:
     rows, _ = simulate(8, 2)
     plain = fit_kos(rows, max_iter=300)
     huge = fit_kos(replace(rows, weight=rows.weight * 1e60), max_iter=300)
-    np.testing.assert_allclose(huge.parameters["annotator_log_odds"], plain.parameters["annotator_log_odds"], rtol=1e-6)
+    np.testing.assert_allclose(
+        huge.parameters["annotator_log_odds"], plain.parameters["annotator_log_odds"], rtol=1e-6
+    )
     np.testing.assert_array_equal(huge.probabilities.argmax(1), plain.probabilities.argmax(1))
 
 
@@ -378,7 +468,11 @@ def test_answers_are_probabilities_and_better_than_chance(name: str, seed: int) 
 def test_the_objective_never_falls(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows, truth = simulate(seed, 2 + seed % 3, items=15, annotators=5, per_item=3)
-    noise = replace(rows, label=rng.integers(rows.num_classes, size=rows.label.size), weight=rng.uniform(0.1, 8, rows.label.size))
+    noise = replace(
+        rows,
+        label=rng.integers(rows.num_classes, size=rows.label.size),
+        weight=rng.uniform(0.1, 8, rows.label.size),
+    )
     for table in (rows, noise, with_gold(noise, truth, 4)):
         answer = FITS[name](table, max_iter=60, tolerance=0.0)
         assert len(answer.objective) > 2
@@ -396,8 +490,12 @@ def test_neither_row_order_nor_names_matter(name: str) -> None:
     answer, rng = FITS[name](rows, **options), np.random.default_rng(0)
     shuffle = rng.permutation(rows.item.size)
     parts = {key: getattr(rows, key)[shuffle] for key in ("item", "annotator", "label", "weight")}
-    np.testing.assert_array_equal(FITS[name](replace(rows, **parts), **options).probabilities, answer.probabilities)
-    to_item, to_annotator, to_class = (rng.permutation(number) for number in (rows.num_items, rows.num_annotators, classes))
+    np.testing.assert_array_equal(
+        FITS[name](replace(rows, **parts), **options).probabilities, answer.probabilities
+    )
+    to_item, to_annotator, to_class = (
+        rng.permutation(number) for number in (rows.num_items, rows.num_annotators, classes)
+    )
     to_class = np.roll(np.arange(classes), 1)
     gold = np.full(rows.num_items, -1)
     gold[to_item[:4]] = to_class[truth[:4]]
@@ -411,14 +509,21 @@ def test_neither_row_order_nor_names_matter(name: str) -> None:
 def test_a_weight_of_two_is_the_row_twice(name: str) -> None:
     rows, _ = simulate(12, CLASSES[name])
     double = np.arange(rows.item.size) % 3 == 0
-    codes = [np.r_[getattr(rows, key), getattr(rows, key)[double]] for key in ("item", "annotator", "label", "weight")]
-    twice = make(*codes[:3], weight=codes[3], gold=rows.gold, annotators=rows.num_annotators, classes=rows.num_classes)
+    codes = [
+        np.r_[getattr(rows, key), getattr(rows, key)[double]]
+        for key in ("item", "annotator", "label", "weight")
+    ]
+    twice = make(
+        *codes[:3], weight=codes[3], gold=rows.gold, annotators=rows.num_annotators, classes=rows.num_classes
+    )
     weighted = FITS[name](replace(rows, weight=np.where(double, 2, 1) * rows.weight))
     np.testing.assert_allclose(FITS[name](twice).probabilities, weighted.probabilities, atol=1e-6)
     assert np.abs(FITS[name](rows).probabilities - weighted.probabilities).max() > 1e-3
     for table in (twice, rows):
         new = NEW_ITEMS[name](table, weighted.parameters)
-        same = NEW_ITEMS[name](replace(rows, weight=np.where(double, 2, 1) * rows.weight), weighted.parameters)
+        same = NEW_ITEMS[name](
+            replace(rows, weight=np.where(double, 2, 1) * rows.weight), weighted.parameters
+        )
         assert (np.abs(new - same).max() < 1e-6) == (table is twice)
 
 
@@ -444,13 +549,21 @@ def test_who_has_no_rows_changes_nothing_and_learns_nothing(name: str) -> None:
     answer, plain = FITS[name](wider, max_iter=50), FITS[name](rows, max_iter=50)
     np.testing.assert_allclose(answer.probabilities[:-2], plain.probabilities, atol=1e-6)
     np.testing.assert_allclose(answer.probabilities[-2:], 1 / rows.num_classes, atol=1e-15)
-    idle = {"glad": ("ability", 1.0), "minimax": ("annotator_score", 0.0), "kos": ("annotator_log_odds", 0.0)}[name]
+    idle = {
+        "glad": ("ability", 1.0),
+        "minimax": ("annotator_score", 0.0),
+        "kos": ("annotator_log_odds", 0.0),
+    }[name]
     np.testing.assert_array_equal(answer.parameters[idle[0]][-3:], idle[1])
-    np.testing.assert_allclose(NEW_ITEMS[name](wider, answer.parameters)[-2:], 1 / rows.num_classes, atol=1e-15)
+    np.testing.assert_allclose(
+        NEW_ITEMS[name](wider, answer.parameters)[-2:], 1 / rows.num_classes, atol=1e-15
+    )
 
 
 @every_method
-@pytest.mark.parametrize("table", ["one annotator", "one item", "one row", "all gold", "no rows", "no items", "unanimous"])
+@pytest.mark.parametrize(
+    "table", ["one annotator", "one item", "one row", "all gold", "no rows", "no items", "unanimous"]
+)
 def test_small_tables_get_finite_answers(name: str, table: str) -> None:
     classes = CLASSES[name]
     item, annotator, label, gold = {
@@ -464,13 +577,20 @@ def test_small_tables_get_finite_answers(name: str, table: str) -> None:
     }[table]
     rows = make(item, annotator, label, gold=gold, annotators=max([*annotator, 1]) + 1, classes=classes)
     answer = FITS[name](rows)
-    for values in (answer.probabilities, *answer.parameters.values(), answer.objective, NEW_ITEMS[name](rows, answer.parameters)):
+    for values in (
+        answer.probabilities,
+        *answer.parameters.values(),
+        answer.objective,
+        NEW_ITEMS[name](rows, answer.parameters),
+    ):
         assert np.isfinite(values).all()
     np.testing.assert_allclose(answer.probabilities.sum(1), 1, atol=1e-12)
     for i, k in enumerate(gold):
         assert k < 0 or answer.probabilities[i, k] == 1
     if table in ("one annotator", "one row", "unanimous"):
-        np.testing.assert_array_equal(answer.probabilities.argmax(1), np.array(label)[np.searchsorted(item, np.arange(len(gold)))])
+        np.testing.assert_array_equal(
+            answer.probabilities.argmax(1), np.array(label)[np.searchsorted(item, np.arange(len(gold)))]
+        )
 
 
 @pytest.mark.parametrize("name", RISING)
@@ -521,7 +641,9 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.skipif(not os.environ.get("PROBCROWD_DATA"), reason="PROBCROWD_DATA is not set: no labels to read")
+@pytest.mark.skipif(
+    not os.environ.get("PROBCROWD_DATA"), reason="PROBCROWD_DATA is not set: no labels to read"
+)
 @pytest.mark.parametrize(("name", "folder"), PUBLISHED)
 def test_real_labels_are_aggregated_as_well_as_by_others(name: str, folder: str) -> None:
     """Within a tenth of a point, ties shared; independent implementations with these settings gave these numbers."""

@@ -30,7 +30,12 @@ def make(**options: Any) -> SnorkelLabelModel:
 
 
 def simulate(
-    seed: int = 0, classes: int = 2, *, items: int = 80, accuracy: tuple[float, ...] = (0.9, 0.6, 0.8, 0.7, 0.9, 0.6), answered: float = 0.7
+    seed: int = 0,
+    classes: int = 2,
+    *,
+    items: int = 80,
+    accuracy: tuple[float, ...] = (0.9, 0.6, 0.8, 0.7, 0.9, 0.6),
+    answered: float = 0.7,
 ) -> tuple[pd.DataFrame, pd.Series]:
     """Labels of items by annotators, each with that probability, and the truth."""
     rng = np.random.default_rng(seed)
@@ -38,7 +43,13 @@ def simulate(
     item, annotator = np.nonzero(rng.random((items, len(accuracy))) < answered)
     right = rng.random(item.size) < np.array(accuracy)[annotator]
     label = np.where(right, truth[item], (truth[item] + rng.integers(1, classes, item.size)) % classes)
-    frame = pd.DataFrame({"item": [f"i{i}" for i in item], "annotator": [f"a{j}" for j in annotator], "label": [f"c{k}" for k in label]})
+    frame = pd.DataFrame(
+        {
+            "item": [f"i{i}" for i in item],
+            "annotator": [f"a{j}" for j in annotator],
+            "label": [f"c{k}" for k in label],
+        }
+    )
     return frame, pd.Series([f"c{k}" for k in truth], index=[f"i{i}" for i in range(items)])
 
 
@@ -71,7 +82,9 @@ def test_answers_are_those_of_snorkel(ours: dict[str, Any], theirs: dict[str, An
     np.testing.assert_allclose(fitted.probabilities_.loc[items], model.predict_proba(said), atol=1e-6)
     learned = model.get_conditional_probs()[:, 1:].transpose(0, 2, 1)  # annotator, true class, label
     np.testing.assert_allclose(fitted.propensity_.to_numpy().reshape(learned.shape), learned, atol=1e-7)
-    assert fitted.propensity_.index.equals(fitted.confusion_.index) and fitted.propensity_.columns.equals(fitted.confusion_.columns)
+    assert fitted.propensity_.index.equals(fitted.confusion_.index) and fitted.propensity_.columns.equals(
+        fitted.confusion_.columns
+    )
     new, _ = simulate(2, 3, items=12)
     new["item"] = "new " + new["item"]
     other, items = matrix(new, list(fitted.annotators_.index))
@@ -86,7 +99,12 @@ def test_unequal_annotators_are_told_apart_better_than_by_votes(seed: int) -> No
     fitted = make(epochs=500).fit(table)
     assert fitted.score(None, truth) > MajorityVote(dependence="ignore").fit(table).score(None, truth) + 0.05
     said = fitted.propensity_
-    right = pd.Series({name: said.loc[(name, "c0"), "c0"] + said.loc[(name, "c1"), "c1"] for name in fitted.annotators_.index})
+    right = pd.Series(
+        {
+            name: said.loc[(name, "c0"), "c0"] + said.loc[(name, "c1"), "c1"]
+            for name in fitted.annotators_.index
+        }
+    )
     assert right.sort_index().iloc[:3].min() > right.sort_index().iloc[3:].max()
 
 
@@ -112,11 +130,21 @@ def test_neither_row_order_nor_names_matter() -> None:
     gold = truth.head(3)
     fitted = make().fit(table, gold)
     shuffled = make().fit(table.sample(frac=1, random_state=1), gold)
-    np.testing.assert_allclose(shuffled.probabilities_.loc[fitted.probabilities_.index], fitted.probabilities_, atol=1e-5)
+    np.testing.assert_allclose(
+        shuffled.probabilities_.loc[fitted.probabilities_.index], fitted.probabilities_, atol=1e-5
+    )
     renamed = {"c0": "z", "c1": "m", "c2": "b"}  # in another order
-    other = pd.DataFrame({"item": "x" + table["item"], "annotator": "y" + table["annotator"], "label": table["label"].map(renamed)})
+    other = pd.DataFrame(
+        {
+            "item": "x" + table["item"],
+            "annotator": "y" + table["annotator"],
+            "label": table["label"].map(renamed),
+        }
+    )
     after = make().fit(other, gold.map(renamed).rename(index=lambda i: f"x{i}"))
-    np.testing.assert_allclose(after.probabilities_[[renamed[c] for c in fitted.classes_]], fitted.probabilities_, atol=1e-5)
+    np.testing.assert_allclose(
+        after.probabilities_[[renamed[c] for c in fitted.classes_]], fitted.probabilities_, atol=1e-5
+    )
 
 
 def test_known_items_are_certain_and_teach_nothing() -> None:
@@ -125,12 +153,16 @@ def test_known_items_are_certain_and_teach_nothing() -> None:
     plain, known = make().fit(table), make().fit(table, gold)
     assert known.items_["known"].sum() == 10
     np.testing.assert_array_equal(known.probabilities_.loc[gold.index, "c1"], gold == "c1")
-    pd.testing.assert_frame_equal(known.probabilities_.drop(gold.index), plain.probabilities_.drop(gold.index))
+    pd.testing.assert_frame_equal(
+        known.probabilities_.drop(gold.index), plain.probabilities_.drop(gold.index)
+    )
 
 
 def test_new_items_are_judged_by_known_annotators_alone() -> None:
     fitted = make().fit(simulate(6)[0])
-    new = pd.DataFrame({"item": ["n1", "n1", "n2"], "annotator": ["a0", "zoe", "zoe"], "label": ["c1", "c0", "c1"]})
+    new = pd.DataFrame(
+        {"item": ["n1", "n1", "n2"], "annotator": ["a0", "zoe", "zoe"], "label": ["c1", "c0", "c1"]}
+    )
     with pytest.warns(UserWarning, match="1 annotators are not known from the fit and are left out: 'zoe'"):
         found = fitted.predict_proba(new)
     np.testing.assert_allclose(found.loc["n1"], fitted.predict_proba(new.head(1)).loc["n1"], atol=1e-12)
@@ -160,7 +192,12 @@ def states() -> list[Any]:
     kind, key, *rest = np.random.get_state()  # pyright: ignore[reportAssignmentType]
     root = logging.getLogger()
     drawn = kind, key.tobytes(), rest, torch.get_rng_state().tolist(), torch.initial_seed()
-    modes = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
+    modes = (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
     return [*drawn, *modes, torch.get_num_threads(), root.level, list(root.handlers)]
 
 
@@ -203,7 +240,10 @@ def test_generators_of_devices_are_left_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_the_surroundings_change_nothing(surroundings: str) -> None:
     table, _ = simulate(9)
     expected = make().fit(table).probabilities_
-    contexts: dict[str, Callable[[], Any]] = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+    contexts: dict[str, Callable[[], Any]] = {
+        "no_grad": torch.no_grad,
+        "inference_mode": torch.inference_mode,
+    }
     contexts["meta device"] = lambda: torch.device("meta")
     before = torch.get_default_dtype()
     try:
@@ -224,10 +264,19 @@ def test_one_seed_has_one_answer() -> None:
     random.seed(7)
     np.random.seed(7)
     torch.manual_seed(7)
-    pd.testing.assert_frame_equal(make(random_state=1, epochs=10).fit(table).probabilities_, first.probabilities_)
+    pd.testing.assert_frame_equal(
+        make(random_state=1, epochs=10).fit(table).probabilities_, first.probabilities_
+    )
     pd.testing.assert_frame_equal(clone(first).fit(table).probabilities_, first.probabilities_)
-    pd.testing.assert_frame_equal(first.fit(simulate(11)[0]).fit(table).probabilities_, clone(first).fit(table).probabilities_)
-    assert np.abs(make(random_state=2, epochs=10).fit(table).probabilities_ - first.probabilities_).to_numpy().max() > 1e-3
+    pd.testing.assert_frame_equal(
+        first.fit(simulate(11)[0]).fit(table).probabilities_, clone(first).fit(table).probabilities_
+    )
+    assert (
+        np.abs(make(random_state=2, epochs=10).fit(table).probabilities_ - first.probabilities_)
+        .to_numpy()
+        .max()
+        > 1e-3
+    )
 
 
 def test_what_is_known_of_the_fit_is_said() -> None:
@@ -237,7 +286,15 @@ def test_what_is_known_of_the_fit_is_said() -> None:
     fitted.fit(simulate(12)[0])
     assert fitted.log_posterior_.size == 0 and fitted.n_iter_ == 0 and fitted.converged_ is False
     assert fitted.class_prior_.to_dict() == {"c0": 0.5, "c1": 0.5}
-    assert set(fitted.get_params()) == {"epochs", "learning_rate", "l2", "class_balance", "random_state", "dependence", "abstention"}
+    assert set(fitted.get_params()) == {
+        "epochs",
+        "learning_rate",
+        "l2",
+        "class_balance",
+        "random_state",
+        "dependence",
+        "abstention",
+    }
 
 
 # What is refused
@@ -271,7 +328,9 @@ def test_bad_parameters_are_refused(options: dict[str, Any], error: type[Excepti
 def test_the_class_prior_of_another_aggregator_is_a_class_balance() -> None:
     table, _ = simulate(13)
     voted = MajorityVote(dependence="ignore").fit(table)
-    pd.testing.assert_series_equal(make(class_balance=voted.class_prior_).fit(table).class_prior_, voted.class_prior_)
+    pd.testing.assert_series_equal(
+        make(class_balance=voted.class_prior_).fit(table).class_prior_, voted.class_prior_
+    )
 
 
 def test_what_a_label_matrix_cannot_say_is_refused() -> None:
@@ -280,9 +339,7 @@ def test_what_a_label_matrix_cannot_say_is_refused() -> None:
     heavy = Annotations.from_frame(table.assign(w=np.where(table.index == 7, 2.0, 1.0)), weight="w")
     both = Annotations.from_frame(pd.concat([table, table.iloc[[9]].assign(label="c0")]), duplicates="count")
     words = f"1 of {len(table)} rows: '{table['item'][7]}'; values: 2.0"
-    repeated = (
-        rf"several labels by one annotator .* \(2 of {len(table) + 1} rows: '{table['item'][9]}', .*values: '{table['annotator'][9]}'\)"
-    )
+    repeated = rf"several labels by one annotator .* \(2 of {len(table) + 1} rows: '{table['item'][9]}', .*values: '{table['annotator'][9]}'\)"
     for ask in (make().fit, fitted.predict_proba):
         with pytest.raises(ValueError, match=f"weights other than 1.*{words}"):
             ask(heavy)
@@ -319,7 +376,9 @@ def test_matrices_that_are_too_large_are_refused(
 
 
 def test_a_real_table_that_is_too_large_is_refused_before_it_takes_memory() -> None:
-    wide = Annotations.from_frame(pd.DataFrame({"item": range(20_000), "annotator": range(20_000), "label": [0, 1] * 10_000}))
+    wide = Annotations.from_frame(
+        pd.DataFrame({"item": range(20_000), "annotator": range(20_000), "label": [0, 1] * 10_000})
+    )
     with pytest.raises(ValueError, match="400,000,000 cells, more than 200,000,000"):
         make().fit(wide)
 
@@ -340,7 +399,10 @@ def test_a_fit_that_diverges_says_so_at_whatever_epoch_it_ends() -> None:
 
 def test_without_the_package_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "snorkel.labeling.model", None)
-    with pytest.raises(ImportError, match=r'SnorkelLabelModel needs the package snorkel .*pip install "probcrowd\[label-models\]"'):
+    with pytest.raises(
+        ImportError,
+        match=r'SnorkelLabelModel needs the package snorkel .*pip install "probcrowd\[label-models\]"',
+    ):
         make().fit(simulate()[0])
 
 
@@ -353,7 +415,9 @@ def test_the_package_is_imported_where_it_is_needed_alone_and_without_a_trace() 
         "SnorkelLabelModel(dependence='ignore').fit(table); assert 'snorkel' in sys.modules; "
         "assert state == (random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2])"
     )
-    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 

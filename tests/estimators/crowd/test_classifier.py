@@ -32,7 +32,9 @@ from probcrowd.models.crowd.base import Labels
 QUICK: dict[str, Any] = {"epochs": 4, "batch": 16, "learning_rate": 0.01}
 
 
-def simulate(items: int = 60, seed: int = 0, per_item: int = 3) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
+def simulate(
+    items: int = 60, seed: int = 0, per_item: int = 3
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
     """Three classes that features decide, six annotators right for 60 to 95 in 100; the last twenty items have no labels."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items + 20, 4))
@@ -42,8 +44,14 @@ def simulate(items: int = 60, seed: int = 0, per_item: int = 3) -> tuple[pd.Data
     right = rng.random(len(item)) < np.linspace(0.6, 0.95, 6)[annotator]
     label = np.where(right, truth[item], rng.integers(0, 3, len(item)))
     names, ids = np.array(["ant", "bee", "cat"]), np.array([f"pic{n}" for n in range(items + 20)])
-    said = pd.DataFrame({"item": ids[item], "annotator": np.array([*"uvwxyz"])[annotator], "label": names[label]})
-    return said.sample(frac=1, random_state=seed), pd.DataFrame(x, ids, [*"abcd"]), pd.Series(names[truth], ids)
+    said = pd.DataFrame(
+        {"item": ids[item], "annotator": np.array([*"uvwxyz"])[annotator], "label": names[label]}
+    )
+    return (
+        said.sample(frac=1, random_state=seed),
+        pd.DataFrame(x, ids, [*"abcd"]),
+        pd.Series(names[truth], ids),
+    )
 
 
 def linear(shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -70,7 +78,9 @@ class Pictures(Dataset):
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_learns_what_annotators_know_and_who_knows_it(method: str) -> None:
     said, seen, truth = simulate(400)
-    fitted = CrowdClassifier(linear, method, epochs=25, batch=32, learning_rate=0.02, selection="last").fit(seen, said)
+    fitted = CrowdClassifier(linear, method, epochs=25, batch=32, learning_rate=0.02, selection="last").fit(
+        seen, said
+    )
     new = seen.iloc[-20:]
     votes = said.groupby("item")["label"].agg(lambda labels: labels.mode()[0])
     assert fitted.score(new, truth) > 0.8
@@ -85,9 +95,15 @@ def test_answers_are_probabilities_under_the_users_ids() -> None:
     said, seen, truth = simulate()
     fitted = CrowdClassifier(**QUICK).fit(seen, said)
     found = fitted.predict_proba(seen)
-    assert list(found.columns) == ["ant", "bee", "cat"] and found.index.equals(seen.index) and found.index.name == "item"
+    assert (
+        list(found.columns) == ["ant", "bee", "cat"]
+        and found.index.equals(seen.index)
+        and found.index.name == "item"
+    )
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
-    pd.testing.assert_series_equal(fitted.predict(seen), found.idxmax(axis=1).rename("label"), check_names=False)
+    pd.testing.assert_series_equal(
+        fitted.predict(seen), found.idxmax(axis=1).rename("label"), check_names=False
+    )
     assert fitted.score(seen, truth) == pytest.approx((fitted.predict(seen) == truth).mean())
     assert fitted.score(seen, truth.to_numpy()) == fitted.score(seen, truth.sample(frac=1, random_state=0))
     confusion = fitted.confusion_
@@ -101,7 +117,9 @@ def test_answers_are_probabilities_under_the_users_ids() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10**6])
-def test_answers_about_annotators_are_the_same_however_many_at_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_about_annotators_are_the_same_however_many_at_once(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said, seen, _ = simulate()
     fitted = CrowdClassifier(method="conal", **QUICK).fit(seen, said)
     whole = fitted.annotator_proba(seen)
@@ -142,7 +160,9 @@ def test_a_dataset_is_read_as_it_is_needed() -> None:
     pictures = Pictures(seen.to_numpy().copy())
     numbered = said.assign(item=said["item"].map({pic: n for n, pic in enumerate(seen.index)}))
     CrowdClassifier(linear, epochs=2, selection="last").fit(pictures, numbered)
-    assert pictures.read <= 3 * 60 + 8  # two epochs of the items with labels, a last pass, and looks at the shape
+    assert (
+        pictures.read <= 3 * 60 + 8
+    )  # two epochs of the items with labels, a last pass, and looks at the shape
 
 
 def test_columns_keep_their_meaning() -> None:
@@ -174,7 +194,9 @@ def test_the_same_seed_gives_the_same_bits_and_nothing_global_moves() -> None:
     first = CrowdClassifier(**QUICK, random_state=3).fit(seen, said).predict_proba(seen)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(5)
-    pd.testing.assert_frame_equal(CrowdClassifier(**QUICK, random_state=3).fit(seen, said).predict_proba(seen), first, check_exact=True)
+    pd.testing.assert_frame_equal(
+        CrowdClassifier(**QUICK, random_state=3).fit(seen, said).predict_proba(seen), first, check_exact=True
+    )
     assert not CrowdClassifier(**QUICK, random_state=4).fit(seen, said).predict_proba(seen).equals(first)
 
 
@@ -201,7 +223,9 @@ def test_held_out_items_have_no_part_in_training() -> None:
     for pic in seen.index[:60]:
         other = said.assign(label=np.where(said["item"] == pic, "ant", said["label"]))
         after = CrowdClassifier(**options).fit(seen, other).history_
-        turned.append((bool((after["loss"] == before["loss"]).all()), bool((after["score"] == before["score"]).all())))
+        turned.append(
+            (bool((after["loss"] == before["loss"]).all()), bool((after["score"] == before["score"]).all()))
+        )
     held = [score for loss, score in turned if loss]
     assert 6 <= len(held) and not all(held)
     assert sum(not loss for loss, _ in turned) >= 40
@@ -217,10 +241,19 @@ def test_a_strength_is_selected_by_the_items_that_select_the_epoch() -> None:
     said, seen, truth = simulate()
     fitted = CrowdClassifier(**QUICK, strength="selected").fit(seen, said)
     table = fitted.strengths_
-    assert table.index.tolist() == list(STRENGTHS) and list(table.columns) == ["score", "lost", "standard_error", "renamed"]
+    assert table.index.tolist() == list(STRENGTHS) and list(table.columns) == [
+        "score",
+        "lost",
+        "standard_error",
+        "renamed",
+    ]
     strength = chosen_strength(table, strongest=True)
     left = [s for s in STRENGTHS if not table.loc[s, "renamed"]]
-    assert strength == fitted.strength_ == max(s for s in left if table.loc[s, "lost"] <= table.loc[s, "standard_error"])
+    assert (
+        strength
+        == fitted.strength_
+        == max(s for s in left if table.loc[s, "lost"] <= table.loc[s, "standard_error"])
+    )
     given = CrowdClassifier(**QUICK, strength=strength).fit(seen, said)
     pd.testing.assert_frame_equal(given.predict_proba(seen), fitted.predict_proba(seen), check_exact=True)
     assert given.history_["score"].max() == pytest.approx(table.loc[strength, "score"])
@@ -236,26 +269,52 @@ def test_a_strength_is_selected_by_the_items_that_select_the_epoch() -> None:
 def test_batches_hold_every_label_once_with_its_item() -> None:
     rng = np.random.default_rng(0)
     item = np.sort(rng.integers(1, 11, 40))  # items 0 and 11 have no labels
-    rows = Rows(item, rng.integers(5, size=40), rng.integers(3, size=40), rng.random(40), np.full(12, -1), 5, 3)
+    rows = Rows(
+        item, rng.integers(5, size=40), rng.integers(3, size=40), rng.random(40), np.full(12, -1), 5, 3
+    )
     labels = Labels.of(rows)
     found, sizes = [], []
     for part in labels.batches(5, torch.Generator().manual_seed(0)):
         assert part.per_item == labels.per_item
         sizes.append(len(part.items))
-        found += zip(part.items[part.item].tolist(), part.annotator.tolist(), part.label.tolist(), part.weight.tolist(), strict=True)
+        found += zip(
+            part.items[part.item].tolist(),
+            part.annotator.tolist(),
+            part.label.tolist(),
+            part.weight.tolist(),
+            strict=True,
+        )
     assert sizes == [6, 6]
-    expected = zip(item.tolist(), rows.annotator.tolist(), rows.label.tolist(), labels.weight.tolist(), strict=True)
+    expected = zip(
+        item.tolist(), rows.annotator.tolist(), rows.label.tolist(), labels.weight.tolist(), strict=True
+    )
     assert sorted(found) == sorted(expected)
-    orders = [torch.cat([part.items for part in labels.batches(5, torch.Generator().manual_seed(seed))]).tolist() for seed in (0, 0, 1)]
+    orders = [
+        torch.cat([part.items for part in labels.batches(5, torch.Generator().manual_seed(seed))]).tolist()
+        for seed in (0, 0, 1)
+    ]
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_batch_means_average_to_the_mean_over_labels() -> None:
-    rows = Rows(np.array([0, 0, 0, 1, 3]), np.zeros(5, int), np.zeros(5, int), np.array([1.0, 2, 1, 1, 1]), np.full(4, -1), 1, 2)
+    rows = Rows(
+        np.array([0, 0, 0, 1, 3]),
+        np.zeros(5, int),
+        np.zeros(5, int),
+        np.array([1.0, 2, 1, 1, 1]),
+        np.full(4, -1),
+        1,
+        2,
+    )
     labels, value = Labels.of(rows), torch.tensor([1.0, 2, 3, 4])  # by item
     assert labels.mean(value[labels.item]).item() == pytest.approx((4 * 1 + 2 + 4) / 6)
-    parts = [part.mean(value[part.items[part.item]]) for part in labels.batches(1, torch.Generator().manual_seed(0))]
-    assert len(parts) == 2 and torch.stack(parts).mean().item() == pytest.approx(10 / 6)  # no batch of a single item
+    parts = [
+        part.mean(value[part.items[part.item]])
+        for part in labels.batches(1, torch.Generator().manual_seed(0))
+    ]
+    assert len(parts) == 2 and torch.stack(parts).mean().item() == pytest.approx(
+        10 / 6
+    )  # no batch of a single item
 
 
 # Folders
@@ -270,7 +329,9 @@ def require_same(left: CrowdClassifier, right: CrowdClassifier, seen: pd.DataFra
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_a_stop_after_any_epoch_ends_at_the_same_bits(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_after_any_epoch_ends_at_the_same_bits(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said, seen, _ = simulate()
     options = {**QUICK, "method": method}
     whole = CrowdClassifier(**options).fit(seen, said)
@@ -317,7 +378,9 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     require_same(load_crowd_classifier(tmp_path / "fit"), whole, seen)
 
 
-def test_a_selected_strength_and_a_network_of_ones_own_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_selected_strength_and_a_network_of_ones_own_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said, seen, _ = simulate()
     options = {**QUICK, "network": linear, "strength": "selected"}
     whole = CrowdClassifier(**options).fit(seen, said)
@@ -392,7 +455,9 @@ def test_bad_parameters_raise_at_fit_and_name_the_choices(options: dict[str, Any
 def test_faults_of_tables_are_named() -> None:
     said, seen, truth = simulate()
     quick = CrowdClassifier(**QUICK)
-    with pytest.raises(ValueError, match=r"X has no items 'pic\d', 'pic\d' \(2 in all\) that annotations are about"):
+    with pytest.raises(
+        ValueError, match=r"X has no items 'pic\d', 'pic\d' \(2 in all\) that annotations are about"
+    ):
         quick.fit(seen.iloc[2:], said)
     with pytest.raises(ValueError, match="missing or infinite values"):
         quick.fit(seen.where(seen.index.to_series() != "pic3", np.nan), said)
@@ -431,7 +496,11 @@ def test_small_batches_and_singular_volumes_are_told() -> None:
 
 def test_a_loss_that_is_no_number_stops_and_says_when(monkeypatch: pytest.MonkeyPatch) -> None:
     said, seen, _ = simulate()
-    monkeypatch.setattr(crowd_training, "look", lambda network, channel, inputs: crowd_training.Seen(network(inputs) * torch.nan))
+    monkeypatch.setattr(
+        crowd_training,
+        "look",
+        lambda network, channel, inputs: crowd_training.Seen(network(inputs) * torch.nan),
+    )
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1"):
         CrowdClassifier(**QUICK).fit(seen, said)
 

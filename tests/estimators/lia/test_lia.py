@@ -29,11 +29,26 @@ from probcrowd.models.lia.prior import LIAPrior
 QUICK: dict[str, Any] = {"dependence": "ignore", "rounds": 3, "steps": 10, "last_steps": 100}
 TINY: dict[str, Any] = {"dependence": "ignore", "rounds": 2, "steps": 3, "last_steps": 5}
 DEEP = LIAPrior(hidden=(3, 2), latent=2, item_embedding=3)
-FRAMES = ["probabilities_", "items_", "annotators_", "confusion_", "competence_", "annotator_map_", "truth_probabilities_"]
+FRAMES = [
+    "probabilities_",
+    "items_",
+    "annotators_",
+    "confusion_",
+    "competence_",
+    "annotator_map_",
+    "truth_probabilities_",
+]
 
 
 def simulate(
-    seed: int = 0, *, items: int = 90, annotators: int = 8, per_item: int = 3, width: int = 6, classes: int = 3, new: int = 500
+    seed: int = 0,
+    *,
+    items: int = 90,
+    annotators: int = 8,
+    per_item: int = 3,
+    width: int = 6,
+    classes: int = 3,
+    new: int = 500,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
     """Labels in no order by annotators of unequal skill, features that decide the truth, and the truth; the last items have no labels."""
     rng = np.random.default_rng(seed)
@@ -44,7 +59,9 @@ def simulate(
     annotator = np.concatenate([rng.choice(annotators, per_item, replace=False) for _ in range(items)])
     wrong = (truth[item] + rng.integers(1, max(classes, 2), len(item))) % classes
     label = np.where(rng.random(len(item)) < skill[annotator], truth[item], wrong)
-    table = pd.DataFrame({"item": item, "annotator": annotator, "label": label}).sample(frac=1, random_state=seed)
+    table = pd.DataFrame({"item": item, "annotator": annotator, "label": label}).sample(
+        frac=1, random_state=seed
+    )
     return table, pd.DataFrame(x), pd.Series(truth)
 
 
@@ -63,7 +80,9 @@ def layers(parameters: dict[str, np.ndarray], network: str, inner: list[float]) 
     layer = 0
     while f"{network}_weight_{layer}" in parameters:
         weight, bias = parameters[f"{network}_weight_{layer}"], parameters[f"{network}_bias_{layer}"]
-        sums = [bias[unit] + sum(x * weight[at, unit] for at, x in enumerate(inner)) for unit in range(len(bias))]
+        sums = [
+            bias[unit] + sum(x * weight[at, unit] for at, x in enumerate(inner)) for unit in range(len(bias))
+        ]
         inner = [1.0507009873554805 * (x if x > 0 else 1.6732632423543772 * math.expm1(x)) for x in sums]
         layer += 1
     return inner
@@ -74,7 +93,8 @@ def h_loop(fitted: LIA, x: list[float]) -> np.ndarray:
     p = fitted.parameters_
     inner = layers(p, "truth", x)
     odds = [
-        math.exp(p["truth_bias"][k] + sum(v * p["truth_weight"][at, k] for at, v in enumerate(inner))) for k in range(len(fitted.classes_))
+        math.exp(p["truth_bias"][k] + sum(v * p["truth_weight"][at, k] for at, v in enumerate(inner)))
+        for k in range(len(fitted.classes_))
     ]
     return np.array(odds) / sum(odds)
 
@@ -87,7 +107,8 @@ def q_loop(fitted: LIA, x: list[float], competence: np.ndarray) -> np.ndarray:
         for label in range(classes):
             for r in range(competence.shape[2]):
                 q[k, label] += math.exp(
-                    competence[k, label, r] + sum(v * p["difficulty_weight"][at, k, label, r] for at, v in enumerate(inner))
+                    competence[k, label, r]
+                    + sum(v * p["difficulty_weight"][at, k, label, r] for at, v in enumerate(inner))
                 )
         q[k] /= q[k].sum()
     return q
@@ -118,7 +139,9 @@ def seen_loop(rows: np.ndarray, fitted_rows: np.ndarray) -> list[list[float]]:
     """Rows as networks see them, where there are no more columns than fitted rows."""
     count, width = fitted_rows.shape
     mean = [sum(fitted_rows[i, c] for i in range(count)) / count for c in range(width)]
-    size = math.sqrt(sum((fitted_rows[i, c] - mean[c]) ** 2 for i in range(count) for c in range(width)) / (count * width))
+    size = math.sqrt(
+        sum((fitted_rows[i, c] - mean[c]) ** 2 for i in range(count) for c in range(width)) / (count * width)
+    )
     return [[float((row[c] - mean[c]) / size) for c in range(width)] for row in rows]
 
 
@@ -128,10 +151,15 @@ def seen_loop(rows: np.ndarray, fitted_rows: np.ndarray) -> list[list[float]]:
 def test_features_and_labels_together_beat_a_vote_and_tell_of_new_items() -> None:
     table, features, truth = simulate()
     fitted = LIA(**QUICK).fit(table, features=features)
-    assert fitted.converged_ and fitted.score(None, truth) > MajorityVote(dependence="ignore").fit(table).score(None, truth) + 0.05
+    assert (
+        fitted.converged_
+        and fitted.score(None, truth) > MajorityVote(dependence="ignore").fit(table).score(None, truth) + 0.05
+    )
     new = features.iloc[90:]
     assert right(fitted.predict_items(new), truth) > 0.75 and right(fitted.truth_probabilities_, truth) > 0.75
-    np.testing.assert_allclose(fitted.predict_items(features.loc[fitted.items_.index]), fitted.truth_probabilities_, atol=1e-9)
+    np.testing.assert_allclose(
+        fitted.predict_items(features.loc[fitted.items_.index]), fitted.truth_probabilities_, atol=1e-9
+    )
     assert list(fitted.predict_items(new.iloc[::-1]).index) == list(new.index[::-1])
     pd.testing.assert_frame_equal(fitted.predict_items(new.iloc[::-1]).iloc[::-1], fitted.predict_items(new))
     found = []
@@ -147,16 +175,32 @@ def test_features_are_matched_by_id_whatever_ids_are() -> None:
     table, features, _ = small()
     plain = LIA(**TINY).fit(table, features=features.to_numpy())  # items 0, 1, ...
     shuffled = features.sample(frac=1, random_state=3)
-    pd.testing.assert_frame_equal(LIA(**TINY).fit(table, features=shuffled).probabilities_, plain.probabilities_)  # with items to spare
-    for change in (str, lambda i: f"i{i}", lambda i: pd.Timestamp("2020-01-01") + pd.Timedelta(days=i), float, lambda i: ("a", i)):
-        named = LIA(**TINY).fit(table.assign(item=table["item"].map(change)), features=shuffled.rename(index=change))
+    pd.testing.assert_frame_equal(
+        LIA(**TINY).fit(table, features=shuffled).probabilities_, plain.probabilities_
+    )  # with items to spare
+    for change in (
+        str,
+        lambda i: f"i{i}",
+        lambda i: pd.Timestamp("2020-01-01") + pd.Timedelta(days=i),
+        float,
+        lambda i: ("a", i),
+    ):
+        named = LIA(**TINY).fit(
+            table.assign(item=table["item"].map(change)), features=shuffled.rename(index=change)
+        )
         np.testing.assert_array_equal(named.probabilities_, plain.probabilities_)
         assert list(named.probabilities_.index) == [change(i) for i in plain.probabilities_.index]
     two = table.loc[table["item"] < 2]
-    yes_no = LIA(**TINY).fit(two.assign(item=two["item"] == 1), features=pd.DataFrame(features.to_numpy()[[1, 0]], [True, False]))
-    np.testing.assert_array_equal(yes_no.probabilities_, LIA(**TINY).fit(two, features=features).probabilities_)
+    yes_no = LIA(**TINY).fit(
+        two.assign(item=two["item"] == 1), features=pd.DataFrame(features.to_numpy()[[1, 0]], [True, False])
+    )
+    np.testing.assert_array_equal(
+        yes_no.probabilities_, LIA(**TINY).fit(two, features=features).probabilities_
+    )
     assert not np.allclose(
-        plain.probabilities_, LIA(**TINY).fit(table, features=features.to_numpy()[::-1].copy()).probabilities_, atol=1e-3
+        plain.probabilities_,
+        LIA(**TINY).fit(table, features=features.to_numpy()[::-1].copy()).probabilities_,
+        atol=1e-3,
     )
 
 
@@ -169,10 +213,14 @@ def test_without_features_items_have_embeddings_and_new_ones_cannot_be_told() ->
     assert fitted.parameters_["item_embedding"].shape == (90, 16)
     assert fitted.score(None, truth) > MajorityVote(dependence="ignore").fit(table).score(None, truth)
     for ask in (fitted.predict_items, lambda seen: fitted.probability_right(features=seen)):
-        with pytest.raises(ValueError, match="the fit had no features: give them to `fit` for answers about others"):
+        with pytest.raises(
+            ValueError, match="the fit had no features: give them to `fit` for answers about others"
+        ):
             ask(features)
     with pytest.raises(ValueError, match="the fit had no features"):
-        fitted.predict_proba(table.assign(item="new").head(1), features=features.head(1).rename(index={0: "new"}))
+        fitted.predict_proba(
+            table.assign(item="new").head(1), features=features.head(1).rename(index={0: "new"})
+        )
     with pytest.raises(ValueError, match="the fit had no annotator_features: give them"):
         fitted.predict_proba(table.assign(annotator=99).head(1), annotator_features=features.head(3))
 
@@ -180,7 +228,10 @@ def test_without_features_items_have_embeddings_and_new_ones_cannot_be_told() ->
 def team() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Labels, features of items, and of annotators: the first says how good one is; the last two have not labelled anything."""
     rng = np.random.default_rng(1)
-    x, skill = rng.normal(size=(60, 2)), pd.DataFrame(rng.normal(size=(14, 2)), [f"a{j}" for j in range(14)], ["skill", "noise"])
+    x, skill = (
+        rng.normal(size=(60, 2)),
+        pd.DataFrame(rng.normal(size=(14, 2)), [f"a{j}" for j in range(14)], ["skill", "noise"]),
+    )
     skill.loc[["a12", "a13"]] = [[2.5, 0.0], [-2.5, 0.0]]
     truth, chance = (x[:, 0] > 0).astype(int), 1 / (1 + np.exp(-2 * skill["skill"].to_numpy()))
     pairs = [(i, j) for i in range(60) for j in rng.choice(12, 5, replace=False)]
@@ -191,7 +242,9 @@ def team() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 
 def test_unseen_annotators_are_heard_by_their_features() -> None:
     table, features, people = team()
-    fitted = LIA(**QUICK).fit(table, pd.Series((features["first"] > 0).astype(int)), features=features, annotator_features=people)
+    fitted = LIA(**QUICK).fit(
+        table, pd.Series((features["first"] > 0).astype(int)), features=features, annotator_features=people
+    )
     accuracy = np.corrcoef(fitted.annotator_map_["accuracy"], people["skill"][fitted.annotators_.index])[0, 1]
     assert accuracy > 0.8
     new = pd.DataFrame({"item": "new", "annotator": ["a12", "a13"], "label": [1, 0]})
@@ -199,20 +252,30 @@ def test_unseen_annotators_are_heard_by_their_features() -> None:
     assert heard.loc["new", 1] > 0.9
     swapped = people.rename(index={"a12": "a13", "a13": "a12"})
     assert fitted.predict_proba(new, annotator_features=swapped.loc[["a13", "a12"]]).loc["new", 1] < 0.1
-    with pytest.warns(UserWarning, match="2 annotators are not known from the fit and are taken as typical annotators: 'a12', 'a13'"):
+    with pytest.warns(
+        UserWarning,
+        match="2 annotators are not known from the fit and are taken as typical annotators: 'a12', 'a13'",
+    ):
         deaf = fitted.predict_proba(new)
     with pytest.warns(UserWarning, match="are taken as typical annotators: 'a12', 'a13'"):
-        pd.testing.assert_frame_equal(fitted.predict_proba(new, features=features.head(1).rename(index={0: "new"})).round(0), deaf.round(0))
+        pd.testing.assert_frame_equal(
+            fitted.predict_proba(new, features=features.head(1).rename(index={0: "new"})).round(0),
+            deaf.round(0),
+        )
     everyone = seen_loop(people.to_numpy(), people.loc[fitted.annotators_.index].to_numpy())
     where = {name: skill_loop(fitted, None, seen) for name, seen in zip(people.index, everyone, strict=True)}
     said = [(where["a12"], 1, 1.0), (where["a13"], 0, 1.0)]
     np.testing.assert_allclose(heard.loc["new"], bayes_loop(fitted, [0.0, 0.0], said), atol=1e-12)
     typical = skill_loop(fitted, None)
-    np.testing.assert_allclose(deaf.loc["new"], bayes_loop(fitted, [0.0, 0.0], [(typical, 1, 1.0), (typical, 0, 1.0)]), atol=1e-12)
+    np.testing.assert_allclose(
+        deaf.loc["new"], bayes_loop(fitted, [0.0, 0.0], [(typical, 1, 1.0), (typical, 0, 1.0)]), atol=1e-12
+    )
     half = pd.DataFrame({"item": "new", "annotator": ["a3", "a13"], "label": [1, 0]})
     found = fitted.predict_proba(half, annotator_features=people.loc[["a13"]])  # the other one is known
     np.testing.assert_allclose(
-        found.loc["new"], bayes_loop(fitted, [0.0, 0.0], [(where["a3"], 1, 1.0), (where["a13"], 0, 1.0)]), atol=1e-12
+        found.loc["new"],
+        bayes_loop(fitted, [0.0, 0.0], [(where["a3"], 1, 1.0), (where["a13"], 0, 1.0)]),
+        atol=1e-12,
     )
     with pytest.raises(ValueError, match=r"annotator_features: no features of 'a13' \(1 in all\)"):
         fitted.predict_proba(new, annotator_features=people.drop("a13"))
@@ -229,17 +292,34 @@ def test_unseen_annotators_are_heard_by_their_features() -> None:
 def test_who_is_always_right_and_who_always_wrong_come_out_first_and_last(seen: bool) -> None:
     table, features, truth = simulate(2)
     extra = pd.DataFrame({"item": range(90), "label": truth[:90]})
-    everyone = [table.assign(annotator="a" + table["annotator"].astype(str)), extra.assign(annotator="oracle")]
-    everyone.append(extra.assign(annotator="liar", label=(truth[:90] + np.random.default_rng(0).integers(1, 3, 90)) % 3))
+    everyone = [
+        table.assign(annotator="a" + table["annotator"].astype(str)),
+        extra.assign(annotator="oracle"),
+    ]
+    everyone.append(
+        extra.assign(annotator="liar", label=(truth[:90] + np.random.default_rng(0).integers(1, 3, 90)) % 3)
+    )
     fitted = LIA(**QUICK).fit(pd.concat(everyone), features=features if seen else None)
     diagonal = fitted.competence_.stack().reset_index()
     diagonal = diagonal.loc[diagonal["true_class"] == diagonal["label"]].groupby("annotator")[0].mean()
-    for accuracy in (diagonal, fitted.annotators_["accuracy"], fitted.annotator_map_["accuracy"], fitted.probability_right().mean()):
-        assert (accuracy.idxmax(), accuracy.idxmin()) == ("oracle", "liar") and accuracy["oracle"] > 0.9 and accuracy["liar"] < 0.15
+    for accuracy in (
+        diagonal,
+        fitted.annotators_["accuracy"],
+        fitted.annotator_map_["accuracy"],
+        fitted.probability_right().mean(),
+    ):
+        assert (
+            (accuracy.idxmax(), accuracy.idxmin()) == ("oracle", "liar")
+            and accuracy["oracle"] > 0.9
+            and accuracy["liar"] < 0.15
+        )
     np.testing.assert_allclose(fitted.annotator_map_["num_labels"].loc[["oracle", "liar"]], 90)
     means = fitted.annotator_map_[["first", "second"]].mean()
     np.testing.assert_allclose(means, 0, atol=1e-9)
-    spread = fitted.annotator_map_.loc["oracle", ["first", "second"]] - fitted.annotator_map_.loc["liar", ["first", "second"]]
+    spread = (
+        fitted.annotator_map_.loc["oracle", ["first", "second"]]
+        - fitted.annotator_map_.loc["liar", ["first", "second"]]
+    )
     assert np.hypot(*spread) > 2  # they are far apart on the map
 
 
@@ -252,7 +332,9 @@ def test_the_map_keeps_distances() -> None:
     points = fitted.annotator_map_[["first", "second"]].to_numpy()
     for j in range(len(points)):
         for other in range(len(points)):
-            assert math.isclose(math.dist(points[j], points[other]), math.dist(scores[j], scores[other]), abs_tol=1e-9)
+            assert math.isclose(
+                math.dist(points[j], points[other]), math.dist(scores[j], scores[other]), abs_tol=1e-9
+            )
     assert points[:, 0].var() >= points[:, 1].var() > 0
 
 
@@ -273,11 +355,20 @@ def deep(request: pytest.FixtureRequest) -> tuple[LIA, pd.DataFrame, list[list[f
         else:
             fitted = LIA(prior=replace(DEEP, annotator_embedding=2), **options).fit(table)
             seen = [list(row) for row in fitted.parameters_["item_embedding"]]
-    assert min(fitted.truth_probabilities_.std().min(), fitted.difficulty_.std(), fitted.probability_right().std(axis=1).max()) > 0.02
+    assert (
+        min(
+            fitted.truth_probabilities_.std().min(),
+            fitted.difficulty_.std(),
+            fitted.probability_right().std(axis=1).max(),
+        )
+        > 0.02
+    )
     return fitted, features, seen
 
 
-def test_what_is_asked_equals_loops_over_the_parameters(deep: tuple[LIA, pd.DataFrame, list[list[float]]]) -> None:
+def test_what_is_asked_equals_loops_over_the_parameters(
+    deep: tuple[LIA, pd.DataFrame, list[list[float]]],
+) -> None:
     fitted, _, seen = deep
     p, centre = fitted.probabilities_.to_numpy(), [0.0] * len(seen[0])
     if fitted.inputs_.item_features is not None:
@@ -286,7 +377,9 @@ def test_what_is_asked_equals_loops_over_the_parameters(deep: tuple[LIA, pd.Data
     for i, x in enumerate(seen):
         np.testing.assert_allclose(chances.iloc[i], h_loop(fitted, x), atol=1e-12)
         typical = q_loop(fitted, x, skill_loop(fitted, None))
-        assert math.isclose(difficulty.iloc[i], 1 - sum(p[i, k] * typical[k, k] for k in range(3)), abs_tol=1e-12)
+        assert math.isclose(
+            difficulty.iloc[i], 1 - sum(p[i, k] * typical[k, k] for k in range(3)), abs_tol=1e-12
+        )
         for j in range(4):
             q = q_loop(fitted, x, skill_loop(fitted, j))
             assert math.isclose(asked.iloc[i, j], sum(p[i, k] * q[k, k] for k in range(3)), abs_tol=1e-12)
@@ -295,19 +388,29 @@ def test_what_is_asked_equals_loops_over_the_parameters(deep: tuple[LIA, pd.Data
         np.testing.assert_allclose(fitted.competence_.loc[annotator], q, atol=1e-12)
         accuracy = sum(fitted.class_prior_.iloc[k] * q[k, k] for k in range(3))
         assert math.isclose(fitted.annotator_map_["accuracy"].iloc[j], accuracy, abs_tol=1e-12)
-    np.testing.assert_allclose(fitted.class_prior_, [sum(h_loop(fitted, x)[k] for x in seen) / len(seen) for k in range(3)], atol=1e-12)
+    np.testing.assert_allclose(
+        fitted.class_prior_,
+        [sum(h_loop(fitted, x)[k] for x in seen) / len(seen) for k in range(3)],
+        atol=1e-12,
+    )
     assert difficulty.index.equals(fitted.probabilities_.index) and difficulty.index.name == "item"
-    assert fitted.competence_.index.names == ["annotator", "true_class"] and fitted.competence_.columns.name == "label"
+    assert (
+        fitted.competence_.index.names == ["annotator", "true_class"]
+        and fitted.competence_.columns.name == "label"
+    )
 
 
-def test_probabilities_are_bayes_rule_over_the_fitted_labels(deep: tuple[LIA, pd.DataFrame, list[list[float]]]) -> None:
+def test_probabilities_are_bayes_rule_over_the_fitted_labels(
+    deep: tuple[LIA, pd.DataFrame, list[list[float]]],
+) -> None:
     fitted, _, seen = deep
     table = small()[0]
     items, annotators = list(fitted.items_.index), list(fitted.annotators_.index)
     for i, x in enumerate(seen):
         rows = table.loc[table["item"] == items[i]]
         said = [
-            (skill_loop(fitted, annotators.index(j)), int(label), 1.0) for j, label in zip(rows["annotator"], rows["label"], strict=True)
+            (skill_loop(fitted, annotators.index(j)), int(label), 1.0)
+            for j, label in zip(rows["annotator"], rows["label"], strict=True)
         ]
         np.testing.assert_allclose(fitted.probabilities_.iloc[i], bayes_loop(fitted, x, said), atol=1e-12)
 
@@ -320,8 +423,12 @@ def test_whom_to_ask_about_some_items_and_new_ones(
     assert whole.index.name == "item" and whole.columns.name == "annotator" and whole.shape == (15, 4)
     some = fitted.probability_right(items=[7, 2, 7], annotators=[3, 0])
     pd.testing.assert_frame_equal(some, whole.loc[[7, 2, 7], [3, 0]])
-    pd.testing.assert_frame_equal(fitted.probability_right(items=4, annotators=np.int64(1)), whole.loc[[4], [1]])
-    assert fitted.probability_right(items=[]).shape == (0, 4) and fitted.probability_right(annotators=[]).shape == (15, 0)
+    pd.testing.assert_frame_equal(
+        fitted.probability_right(items=4, annotators=np.int64(1)), whole.loc[[4], [1]]
+    )
+    assert fitted.probability_right(items=[]).shape == (0, 4) and fitted.probability_right(
+        annotators=[]
+    ).shape == (15, 0)
     for options, words in (
         ({"items": [2, "x"]}, "items that the fit does not know: 'x'"),
         ({"items": [True, False]}, "items that the fit does not know: True, False"),
@@ -335,7 +442,9 @@ def test_whom_to_ask_about_some_items_and_new_ones(
     monkeypatch.setattr(lia_asked, "AT_ONCE", 36 * 4 * 2)  # four items at a time; three are left
     pd.testing.assert_frame_equal(fitted.probability_right(), whole)
     monkeypatch.setattr(lia_answers, "MOST_RIGHT", 59)
-    with pytest.raises(ValueError, match="15 items x 4 annotators are too many for one table: name some of either"):
+    with pytest.raises(
+        ValueError, match="15 items x 4 annotators are too many for one table: name some of either"
+    ):
         fitted.probability_right()
     if fitted._standards[0] is None:
         return
@@ -344,7 +453,11 @@ def test_whom_to_ask_about_some_items_and_new_ones(
     seen = seen_loop(new.to_numpy(), features.loc[fitted.items_.index].to_numpy())
     seat = list(fitted.annotators_.index).index(2)
     for x, found in zip(seen, fresh[2], strict=True):
-        assert math.isclose(found, float(h_loop(fitted, x) @ np.diag(q_loop(fitted, x, skill_loop(fitted, seat)))), abs_tol=1e-12)
+        assert math.isclose(
+            found,
+            float(h_loop(fitted, x) @ np.diag(q_loop(fitted, x, skill_loop(fitted, seat)))),
+            abs_tol=1e-12,
+        )
     assert list(fresh.index) == list(new.index)
 
 
@@ -352,9 +465,14 @@ def test_harder_items_are_found_harder() -> None:
     rng = np.random.default_rng(5)
     x = rng.normal(size=(150, 3))
     hard, truth = x[:, 0] > 0, (x[:, 1] > 0).astype(int)
-    item, annotator = np.repeat(np.arange(150), 5), np.concatenate([rng.choice(8, 5, replace=False) for _ in range(150)])
+    item, annotator = (
+        np.repeat(np.arange(150), 5),
+        np.concatenate([rng.choice(8, 5, replace=False) for _ in range(150)]),
+    )
     right_ = rng.random(750) < np.where(hard[item], 0.6, 0.95)
-    table = pd.DataFrame({"item": item, "annotator": annotator, "label": np.where(right_, truth[item], 1 - truth[item])})
+    table = pd.DataFrame(
+        {"item": item, "annotator": annotator, "label": np.where(right_, truth[item], 1 - truth[item])}
+    )
     fitted = LIA(prior=LIAPrior(difficulty=1.0), **QUICK).fit(table, features=x)
     difficulty = fitted.difficulty_.sort_index()
     assert difficulty[hard].mean() > difficulty[~hard].mean() + 0.1 and difficulty.between(0, 1).all()
@@ -390,14 +508,26 @@ def test_items_with_other_labels_are_judged_by_bayes_rule(
         ("n16", "zoe", 2, 1.0),
         (known[3], 3, 1, 1.0),
     ]
-    frame = pd.DataFrame(rows, columns=["item", "annotator", "label", "w"]).astype({"item": object, "annotator": object})
+    frame = pd.DataFrame(rows, columns=["item", "annotator", "label", "w"]).astype(
+        {"item": object, "annotator": object}
+    )
     items = pd.Index([*frame["item"].unique(), "blank"], dtype=object)
     people = pd.Index(frame["annotator"].unique(), dtype=object)
-    codes = [items.get_indexer(frame["item"]), people.get_indexer(frame["annotator"]), frame["label"].to_numpy()]
-    monkeypatch.setattr("probcrowd.data.annotations.declare", lambda ids, plural: pd.Index(ids))  # ids of several kinds, for once
+    codes = [
+        items.get_indexer(frame["item"]),
+        people.get_indexer(frame["annotator"]),
+        frame["label"].to_numpy(),
+    ]
+    monkeypatch.setattr(
+        "probcrowd.data.annotations.declare", lambda ids, plural: pd.Index(ids)
+    )  # ids of several kinds, for once
     asked = Annotations(*codes, items, people, pd.RangeIndex(3), frame["w"].to_numpy())
     centre = [0.0] * len(seen[0])
-    where: dict[Any, list[float]] = dict(zip(known, seen, strict=True)) | {"n15": centre, "n16": centre, "blank": centre}
+    where: dict[Any, list[float]] = dict(zip(known, seen, strict=True)) | {
+        "n15": centre,
+        "n16": centre,
+        "blank": centre,
+    }
 
     def expected(item: Any) -> np.ndarray:
         said = []
@@ -408,7 +538,10 @@ def test_items_with_other_labels_are_judged_by_bayes_rule(
 
     for at_once in (gem_fit.AT_ONCE, 2):  # the latter: an item or two at a time
         monkeypatch.setattr(gem_fit, "AT_ONCE", at_once)
-        with pytest.warns(UserWarning, match="1 annotators are not known from the fit and are taken as typical annotators: 'zoe'"):
+        with pytest.warns(
+            UserWarning,
+            match="1 annotators are not known from the fit and are taken as typical annotators: 'zoe'",
+        ):
             found = fitted.predict_proba(asked)
         for item in items:
             np.testing.assert_allclose(found.loc[item], expected(item), atol=1e-12)
@@ -416,15 +549,22 @@ def test_items_with_other_labels_are_judged_by_bayes_rule(
         assert fitted.describe(asked)["flag"].tolist() == ["", "", "", "unknown annotators only", "no labels"]
     if fitted._standards[0] is None:
         return
-    given = features.rename(index={15: "n15", 16: "n16", 17: "blank", known[3]: 99}).drop(index=known[9])  # the fit's own are not asked for
+    given = features.rename(index={15: "n15", 16: "n16", 17: "blank", known[3]: 99}).drop(
+        index=known[9]
+    )  # the fit's own are not asked for
     given = given.sample(frac=1, random_state=0)
     order = ["n15", "n16", "blank"]
-    where |= dict(zip(order, seen_loop(given.loc[order].to_numpy(), features.loc[known].to_numpy()), strict=True))
+    where |= dict(
+        zip(order, seen_loop(given.loc[order].to_numpy(), features.loc[known].to_numpy()), strict=True)
+    )
     with pytest.warns(UserWarning, match="'zoe'"):
         found = fitted.predict_proba(asked, features=given)
     for item in items:
         np.testing.assert_allclose(found.loc[item], expected(item), atol=1e-12)
-    with pytest.raises(ValueError, match=r"features: no features of 'blank' \(1 in all\)"), warnings.catch_warnings():
+    with (
+        pytest.raises(ValueError, match=r"features: no features of 'blank' \(1 in all\)"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         fitted.predict_proba(asked, features=given.drop(index="blank"))
 
@@ -433,7 +573,9 @@ def test_features_of_new_items_do_not_change_what_the_fit_knows() -> None:
     """Gold is not told again, yet it counts; and an answer read off h(x) stays one."""
     table, features, truth = small()
     gold = pd.Series({3: (truth[3] + 1) % 3})
-    part = pd.concat([table.loc[table["item"].isin([3, 4])], pd.DataFrame({"item": [17], "annotator": [0], "label": [1]})])
+    part = pd.concat(
+        [table.loc[table["item"].isin([3, 4])], pd.DataFrame({"item": [17], "annotator": [0], "label": [1]})]
+    )
     objectives: tuple[ObjectiveName, ...] = ("joint", "as_coded")
     for objective in objectives:
         options = TINY | {"objective": objective, "batch": "all"}
@@ -455,12 +597,19 @@ def test_columns_keep_their_meaning() -> None:
     numbered = LIA(**TINY).fit(table, features=features)
     for given in (named, features[[1, 0]]):
         pd.testing.assert_frame_equal(numbered.predict_items(given), expected)
-    pd.testing.assert_frame_equal(fitted.probability_right(features=named[["width", "height"]]), fitted.probability_right(features=named))
-    with pytest.raises(ValueError, match="features: the columns are 'height', 'depth', those of the fit 'height', 'width'"):
+    pd.testing.assert_frame_equal(
+        fitted.probability_right(features=named[["width", "height"]]),
+        fitted.probability_right(features=named),
+    )
+    with pytest.raises(
+        ValueError, match="features: the columns are 'height', 'depth', those of the fit 'height', 'width'"
+    ):
         fitted.predict_items(named.rename(columns={"width": "depth"}))
     with pytest.raises(ValueError, match="features: 1 columns, the fit had 2"):
         fitted.predict_items(named[["width"]])
-    with pytest.raises(ValueError, match=r"features: missing or infinite values.*\(1 of 20 rows: 4; values: 4\)"):
+    with pytest.raises(
+        ValueError, match=r"features: missing or infinite values.*\(1 of 20 rows: 4; values: 4\)"
+    ):
         fitted.predict_items(named.assign(width=named["width"].where(named.index != 4)))
     with pytest.raises(ValueError, match="the item ids 0 occur more than once"):
         fitted.predict_items(named.rename(index={1: 0}))
@@ -477,7 +626,10 @@ def test_gold_is_certain_and_teaches() -> None:
     fitted = LIA(**QUICK).fit(table, pd.concat([gold, pd.Series({1000: 2})]), features=features)
     np.testing.assert_array_equal(fitted.probabilities_.sort_index().iloc[:45], np.eye(3)[gold])
     assert fitted.items_["known"].sort_index().tolist() == [True] * 45 + [False] * 45
-    assert fitted.score(None, truth.iloc[45:90]) > 0.7 and right(fitted.predict_items(features.iloc[90:]), truth) > 0.7
+    assert (
+        fitted.score(None, truth.iloc[45:90]) > 0.7
+        and right(fitted.predict_items(features.iloc[90:]), truth) > 0.7
+    )
     with pytest.raises(ValueError, match=r"gold labels that are none of the classes \[0, 1, 2\]"):
         LIA(**TINY).fit(table, pd.Series({0: 7}), features=features)
 
@@ -485,7 +637,9 @@ def test_gold_is_certain_and_teaches() -> None:
 def test_a_weight_of_two_is_a_row_twice() -> None:
     table, features, _ = small()
     doubled = Annotations.from_frame(pd.concat([table, table.iloc[::3]]), duplicates="count")
-    heavy = Annotations.from_frame(table.assign(w=np.where(np.arange(len(table)) % 3 == 0, 2.0, 1.0)), weight="w")
+    heavy = Annotations.from_frame(
+        table.assign(w=np.where(np.arange(len(table)) % 3 == 0, 2.0, 1.0)), weight="w"
+    )
     twice, weighted, once = (LIA(**TINY).fit(said, features=features) for said in (doubled, heavy, table))
     np.testing.assert_allclose(twice.log_posterior_, weighted.log_posterior_, rtol=1e-6)
     for name in ("probabilities_", "competence_", "confusion_"):
@@ -499,10 +653,14 @@ def test_abstentions_are_no_labels() -> None:
     said = pd.concat([table.assign(label=table["label"].map(lambda k: f"c{k}")), silent])
     fitted = LIA(abstention="?", **TINY).fit(said, features=features)
     everyone = [*table["annotator"].unique(), 9]
-    plain = LIA(**TINY).fit(Annotations.from_frame(said.loc[said["label"] != "?"], annotators=everyone), features=features)
+    plain = LIA(**TINY).fit(
+        Annotations.from_frame(said.loc[said["label"] != "?"], annotators=everyone), features=features
+    )
     np.testing.assert_array_equal(fitted.probabilities_.sort_index(), plain.probabilities_.sort_index())
     assert list(fitted.classes_) == ["c0", "c1", "c2"] and fitted.annotators_.loc[9, "num_labels"] == 0
-    np.testing.assert_array_equal(fitted.probability_right().sort_index(), plain.probability_right().sort_index())
+    np.testing.assert_array_equal(
+        fitted.probability_right().sort_index(), plain.probability_right().sort_index()
+    )
     with pytest.raises(ValueError, match="nobody gave the label '!'"):
         LIA(abstention="!", **TINY).fit(said, features=features)
 
@@ -512,10 +670,14 @@ def test_items_without_labels_are_judged_by_their_features() -> None:
     declared = Annotations.from_frame(table, items=range(200))
     fitted = LIA(**QUICK).fit(declared, features=features)
     assert (fitted.items_["flag"] == "no labels").tolist() == [False] * 90 + [True] * 110
-    np.testing.assert_allclose(fitted.probabilities_.iloc[90:], fitted.predict_items(features.iloc[90:200]), atol=1e-9)
+    np.testing.assert_allclose(
+        fitted.probabilities_.iloc[90:], fitted.predict_items(features.iloc[90:200]), atol=1e-9
+    )
     assert right(fitted.probabilities_.iloc[90:], truth) > 0.7
     alone = LIA(**QUICK).fit(declared)
-    np.testing.assert_allclose(alone.probabilities_.iloc[90:], alone.class_prior_.to_numpy()[None].repeat(110, 0), atol=0.05)
+    np.testing.assert_allclose(
+        alone.probabilities_.iloc[90:], alone.class_prior_.to_numpy()[None].repeat(110, 0), atol=0.05
+    )
 
 
 @pytest.mark.parametrize("seen", [True, False])
@@ -526,7 +688,9 @@ def test_items_without_labels_are_judged_by_their_features() -> None:
         pytest.param([("x", "a", 1), ("y", "a", 0), ("z", "a", 1)], id="one annotator"),
         pytest.param([("x", "a", 1), ("y", "b", 1)], id="one class"),
         pytest.param([("x", "a", 1)], id="one label"),
-        pytest.param([("x", "a", 1), ("y", "a", 0), ("x", "b", 1), ("y", "b", 0), ("z", "b", 0)], id="never confused"),
+        pytest.param(
+            [("x", "a", 1), ("y", "a", 0), ("x", "b", 1), ("y", "b", 0), ("z", "b", 0)], id="never confused"
+        ),
     ],
 )
 def test_odd_tables(rows: list[tuple[str, str, int]], seen: bool) -> None:
@@ -548,11 +712,21 @@ def test_missing_values_are_refused_by_name() -> None:
     table, features, _ = small()
     with pytest.raises(ValueError, match="missing labels; say missing='skip'"):
         LIA(**TINY).fit(table.assign(label=table["label"].where(table.index != 3)))
-    features.loc[7, 0], features.loc[9, 1], features.loc[19, 1] = np.nan, np.inf, np.nan  # the last has no labels
-    with pytest.raises(ValueError, match=r"features: missing or infinite values: fill them or leave these rows out \(2 of 15 rows"):
+    features.loc[7, 0], features.loc[9, 1], features.loc[19, 1] = (
+        np.nan,
+        np.inf,
+        np.nan,
+    )  # the last has no labels
+    with pytest.raises(
+        ValueError,
+        match=r"features: missing or infinite values: fill them or leave these rows out \(2 of 15 rows",
+    ):
         LIA(**TINY).fit(table, features=features)
     with pytest.raises(ValueError, match=r"features: no features of 15 \(1 in all\)"):
-        LIA(**TINY).fit(pd.concat([table, pd.DataFrame({"item": [15], "annotator": [0], "label": [0]})]), features=np.zeros((15, 2)))
+        LIA(**TINY).fit(
+            pd.concat([table, pd.DataFrame({"item": [15], "annotator": [0], "label": [0]})]),
+            features=np.zeros((15, 2)),
+        )
 
 
 def test_neither_order_nor_names_nor_the_seed_change_the_answer() -> None:
@@ -562,14 +736,28 @@ def test_neither_order_nor_names_nor_the_seed_change_the_answer() -> None:
     fitted = LIA(**options).fit(table, features=features)
     p = fitted.probabilities_
     assert fitted.converged_
-    shuffled = LIA(**options).fit(table.sample(frac=1, random_state=9), features=features.sample(frac=1, random_state=9))
+    shuffled = LIA(**options).fit(
+        table.sample(frac=1, random_state=9), features=features.sample(frac=1, random_state=9)
+    )
     np.testing.assert_allclose(shuffled.probabilities_.loc[p.index], p, atol=1e-4)
-    np.testing.assert_allclose(shuffled.competence_.loc[fitted.competence_.index], fitted.competence_, atol=1e-3)
+    np.testing.assert_allclose(
+        shuffled.competence_.loc[fitted.competence_.index], fitted.competence_, atol=1e-3
+    )
     names = {0: "m", 1: "z", 2: "a"}
-    renamed = pd.DataFrame({"item": "i" + table["item"].astype(str), "annotator": -table["annotator"], "label": table["label"].map(names)})
+    renamed = pd.DataFrame(
+        {
+            "item": "i" + table["item"].astype(str),
+            "annotator": -table["annotator"],
+            "label": table["label"].map(names),
+        }
+    )
     other = LIA(**options).fit(renamed, features=features.rename(index=lambda i: f"i{i}"))
     np.testing.assert_allclose(other.probabilities_[[names[k] for k in p.columns]], p, atol=1e-4)
-    assert list(other.probabilities_.index) == [f"i{i}" for i in p.index] and list(other.classes_) == ["a", "m", "z"]
+    assert list(other.probabilities_.index) == [f"i{i}" for i in p.index] and list(other.classes_) == [
+        "a",
+        "m",
+        "z",
+    ]
     assert other.labels_.tolist() == fitted.labels_.map(names).tolist()
     reseeded = LIA(random_state=5, **options).fit(table, features=features)
     np.testing.assert_allclose(reseeded.probabilities_, p, atol=1e-4)
@@ -580,7 +768,10 @@ def test_neither_order_nor_names_nor_the_seed_change_the_answer() -> None:
 def test_the_same_seed_gives_the_same_bits_and_nothing_global_moves(batch: Any) -> None:
     table, features, _ = small()
     state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    fits = [LIA(random_state=seed, **(TINY | {"batch": batch, "prior": DEEP})).fit(table, features=features) for seed in (4, 4, 5)]
+    fits = [
+        LIA(random_state=seed, **(TINY | {"batch": batch, "prior": DEEP})).fit(table, features=features)
+        for seed in (4, 4, 5)
+    ]
     assert torch.equal(state[0], torch.get_rng_state()) and (state[1] == np.random.get_state()[1]).all()
     assert torch.get_num_threads() == 1 and torch.get_default_dtype() == torch.float32
     for name in FRAMES:
@@ -612,19 +803,33 @@ def test_a_fit_leaves_what_it_was_given_alone() -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_runs(objective: ObjectiveName, batch: Any) -> None:
     table, features, truth = small()
-    fitted = LIA(objective=objective, **(TINY | {"batch": batch})).fit(table, truth.head(2), features=features)
+    fitted = LIA(objective=objective, **(TINY | {"batch": batch})).fit(
+        table, truth.head(2), features=features
+    )
     p = fitted.probabilities_
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(p.sort_index().head(2), np.eye(3)[truth.head(2)], atol=1e-12)
-    from_network = np.allclose(p.sort_index().iloc[2:], fitted.truth_probabilities_.sort_index().iloc[2:], atol=1e-12)
+    from_network = np.allclose(
+        p.sort_index().iloc[2:], fitted.truth_probabilities_.sort_index().iloc[2:], atol=1e-12
+    )
     assert from_network == (objective == "as_coded")
-    last = 1 if batch == "all" or (batch is None and objective in ("joint", "composite")) else 2  # batches: as many steps as an M step has
+    last = (
+        1 if batch == "all" or (batch is None and objective in ("joint", "composite")) else 2
+    )  # batches: as many steps as an M step has
     assert fitted.n_iter_ == len(fitted.log_posterior_) == 2 + last
     kinds = {name: value.shape for name, value in fitted.parameters_.items()}
     if objective in ("joint", "composite"):
-        assert kinds["competence_offset"] == (4, 3, 3, 1) and kinds["truth_weight"] == (2, 3) and "truth_weight_0" not in kinds
+        assert (
+            kinds["competence_offset"] == (4, 3, 3, 1)
+            and kinds["truth_weight"] == (2, 3)
+            and "truth_weight_0" not in kinds
+        )
     else:
-        assert kinds["annotator_embedding"] == (4, 16) and kinds["truth_weight_3"] == (16, 16) and "truth_weight_4" not in kinds
+        assert (
+            kinds["annotator_embedding"] == (4, 16)
+            and kinds["truth_weight_3"] == (16, 16)
+            and "truth_weight_4" not in kinds
+        )
         assert kinds["difficulty_weight"] == ((16 if objective == "as_written" else 2), 3, 3, 1)
         assert ("difficulty_weight_0" in kinds) == (objective == "as_written")
 
@@ -636,7 +841,16 @@ def test_defaults_are_the_papers_where_the_objective_is() -> None:
     assert resolved["joint"] == resolved["composite"] == (LIAPrior(), whole)
     assert resolved["as_written"] == (paper, batches)
     assert resolved["as_coded"] == (replace(paper, difficulty_hidden=()), batches)
-    given = LIA(objective="as_coded", prior=LIAPrior(), rounds=3, steps=4, last_steps=0, batch="all", learning_rate=0.1, tolerance=1.0)
+    given = LIA(
+        objective="as_coded",
+        prior=LIAPrior(),
+        rounds=3,
+        steps=4,
+        last_steps=0,
+        batch="all",
+        learning_rate=0.1,
+        tolerance=1.0,
+    )
     assert (given.networks, given.schedule) == (LIAPrior(), Schedule(3, 4, 0, None, 0.1, 1.0))
     assert LIA(batch=64).schedule == replace(whole, batch=64)
 
@@ -644,7 +858,10 @@ def test_defaults_are_the_papers_where_the_objective_is() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"objective": "exact"}, "objective='exact': choose one of 'joint', 'composite', 'as_written', 'as_coded'"),
+        (
+            {"objective": "exact"},
+            "objective='exact': choose one of 'joint', 'composite', 'as_written', 'as_coded'",
+        ),
         ({"rounds": 0}, "rounds=0: choose a whole number of at least 1"),
         ({"rounds": 2.5}, "rounds=2.5: choose a whole number"),
         ({"steps": 0}, "steps=0: choose a whole number of at least 1 or None"),
@@ -669,7 +886,14 @@ def test_bad_parameters_raise_at_fit_and_name_the_choices(options: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"hidden": (0,)}, {"latent": 0}, {"item_embedding": 0}, {"annotator_embedding": -1}, {"difficulty_hidden": (4, 0)}]
+    "sizes",
+    [
+        {"hidden": (0,)},
+        {"latent": 0},
+        {"item_embedding": 0},
+        {"annotator_embedding": -1},
+        {"difficulty_hidden": (4, 0)},
+    ],
 )
 def test_networks_have_at_least_one_unit(sizes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="sizes of networks must be at least 1"):
@@ -693,20 +917,34 @@ def test_parameters_are_as_scikit_learn_has_them() -> None:
     default, changed = LIA(), LIA(**options)
     assert set(options) == set(default.get_params())
     assert all(default.get_params()[name] != value for name, value in options.items())
-    assert clone(changed).get_params() == changed.get_params() == LIA().set_params(**options).get_params() == options
+    assert (
+        clone(changed).get_params()
+        == changed.get_params()
+        == LIA().set_params(**options).get_params()
+        == options
+    )
     assert "objective='composite'" in repr(changed) and "rounds=2" in repr(changed)
     fitted = LIA(**TINY).fit(table, features=features)
     again = clone(fitted)
-    for ask in (again.predict, lambda: again.predict_items(features), lambda: again.probability_right(), lambda: again.difficulty_):
+    for ask in (
+        again.predict,
+        lambda: again.predict_items(features),
+        lambda: again.probability_right(),
+        lambda: again.difficulty_,
+    ):
         with pytest.raises(NotFittedError, match="LIA"):
             ask()
     for name in [*FRAMES, "difficulty_", "labels_", "class_prior_"]:
         assert not hasattr(again, name)
     np.testing.assert_array_equal(again.fit_predict_proba(table, features=features), fitted.probabilities_)
-    assert fitted.fit(table) is fitted and "item_embedding" in fitted.parameters_  # nothing of the first fit is left
+    assert (
+        fitted.fit(table) is fitted and "item_embedding" in fitted.parameters_
+    )  # nothing of the first fit is left
     with pytest.raises(ValueError, match="the fit had no features"):
         fitted.predict_items(features)
-    with pytest.raises(FloatingPointError, match="the objective is nan after round 1: lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match="the objective is nan after round 1: lower the learning rate"
+    ):
         LIA(**(TINY | {"batch": 9, "learning_rate": 1e30})).fit(table, features=features)
 
 
@@ -721,14 +959,20 @@ def test_standardised_features_are_centred_and_of_size_one(shape: tuple[int, int
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-12)
     assert math.isclose((z**2).mean(), 1, rel_tol=1e-12)
     centred = x - x.mean(0)
-    np.testing.assert_allclose(z @ z.T / z.shape[1], centred @ centred.T * len(x) / (centred**2).sum(), atol=1e-12)
+    np.testing.assert_allclose(
+        z @ z.T / z.shape[1], centred @ centred.T * len(x) / (centred**2).sum(), atol=1e-12
+    )
     others = np.random.default_rng(1).normal(size=(4, shape[1]))
     np.testing.assert_allclose(
-        made.apply(others) @ z.T / z.shape[1], (others - x.mean(0)) @ centred.T * len(x) / (centred**2).sum(), atol=1e-12
+        made.apply(others) @ z.T / z.shape[1],
+        (others - x.mean(0)) @ centred.T * len(x) / (centred**2).sum(),
+        atol=1e-12,
     )
     if shape[0] > shape[1]:
         assert made.axes is None
-        np.testing.assert_allclose(z.std(0) / z[:, :1].std(), x.std(0) / x[:, :1].std())  # columns keep their relative spreads
+        np.testing.assert_allclose(
+            z.std(0) / z[:, :1].std(), x.std(0) / x[:, :1].std()
+        )  # columns keep their relative spreads
     else:
         assert z.shape == (6, 5)  # six centred rows span five dimensions
     np.testing.assert_allclose(standardiser(x * 1000).apply(x * 1000), z, atol=1e-9)
@@ -749,7 +993,10 @@ def test_of_wide_features_only_what_they_span_matters() -> None:
     """More columns than items: no rotation of the columns changes an answer, though z has as many columns as items are apart."""
     table, features, _ = simulate(8, items=20, annotators=5, width=30, new=30)
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))
-    fits = [LIA(dependence="ignore", rounds=4).fit(table, features=x) for x in (features.to_numpy(), features.to_numpy() @ turn)]
+    fits = [
+        LIA(dependence="ignore", rounds=4).fit(table, features=x)
+        for x in (features.to_numpy(), features.to_numpy() @ turn)
+    ]
     assert [fitted.parameters_["truth_weight"].shape for fitted in fits] == [(19, 3), (19, 3)]
     np.testing.assert_allclose(fits[0].probabilities_, fits[1].probabilities_, atol=1e-4)
     found = [fitted.predict_items(x) for fitted, x in zip(fits, (features, features @ turn), strict=True)]
@@ -773,7 +1020,8 @@ def test_one_column_in_another_unit_is_told() -> None:
     warn_of_units(frame[["a"]] * 1000, "features")
     warn_of_units(frame * 0, "features")
     with pytest.warns(
-        UserWarning, match=r"features: column 'b' has 9\d\.\d % of the variance of all; if units differ, divide every column"
+        UserWarning,
+        match=r"features: column 'b' has 9\d\.\d % of the variance of all; if units differ, divide every column",
     ):
         standardised(frame.assign(b=10 * frame["b"]), frame.index, "features")
 
@@ -781,10 +1029,16 @@ def test_one_column_in_another_unit_is_told() -> None:
 def test_faults_of_features_are_named() -> None:
     frame, ids = pd.DataFrame(np.eye(3), ["x", "y", "z"], ["a", "b", "c"]), pd.Index(["z", "x"])
     np.testing.assert_array_equal(matched(frame, ids, "features"), np.eye(3)[[2, 0]])
-    assert list(matched(frame, ids, "features").index) == ["z", "x"] and standardised(None, ids, "features") == (None, None)
+    assert list(matched(frame, ids, "features").index) == ["z", "x"] and standardised(
+        None, ids, "features"
+    ) == (None, None)
     for given, wanted, words in (
         (frame, ["x", "w", "v"], r"people: no features of 'w', 'v' \(2 in all\)$"),
-        (np.eye(3), ["0", "1"], r"no features of '0', '1' \(2 in all\); ids are str in the annotations and int64 in the features"),
+        (
+            np.eye(3),
+            ["0", "1"],
+            r"no features of '0', '1' \(2 in all\); ids are str in the annotations and int64 in the features",
+        ),
         (frame.set_axis(["x", "y", "x"], axis=0), ["x"], "the item ids 'x' occur more than once"),
         (frame.assign(b=["u", "v", "w"]), ["x"], "columns 'b' are not numbers; is one of them the ids?"),
         (np.arange(3), [0], r"an array of numbers with one row per item is needed, got shape \(3,\)"),
@@ -797,10 +1051,15 @@ def test_faults_of_features_are_named() -> None:
     with pytest.raises(ValueError, match="columns 'b' are not numbers"):
         matched(pd.concat([frame, frame[["b"]].astype(str)], axis=1), ids, "features")
     nullable = frame.astype("Float64").mask(frame == 1)
-    with pytest.raises(ValueError, match=r"features: missing or infinite values: fill them.*\(2 of 2 rows: 0, 1; values: 'z', 'x'\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"features: missing or infinite values: fill them.*\(2 of 2 rows: 0, 1; values: 'z', 'x'\)",
+    ):
         matched(nullable, ids, "features")
     with pytest.raises(ValueError, match="features: a table without columns"):
         standardised(frame[[]], ids, "features")
     assert matched(frame > 0, ids, "features").dtypes.eq(np.float64).all()
     pictures = np.arange(24.0).reshape(3, 2, 4)
-    np.testing.assert_array_equal(matched(pictures, pd.Index([2, 0]), "features"), pictures.reshape(3, 8)[[2, 0]])
+    np.testing.assert_array_equal(
+        matched(pictures, pd.Index([2, 0]), "features"), pictures.reshape(3, 8)[[2, 0]]
+    )

@@ -39,7 +39,9 @@ def simulate(
             for question in QUESTIONS:
                 answer = truth.loc[names[i], question]
                 rows.append((names[i], f"w{j}", question, answer if rng.random() < skill[j] else 1 - answer))
-    table = pd.DataFrame(rows, columns=["task", "worker", "question", "label"]).sample(frac=1, random_state=seed)
+    table = pd.DataFrame(rows, columns=["task", "worker", "question", "label"]).sample(
+        frac=1, random_state=seed
+    )
     gold = truth.stack()
     gold.index = gold.index.set_names([None, None])
     return table, x, gold
@@ -65,7 +67,9 @@ def test_questions_are_answered_together_about_as_well_as_alone() -> None:
     assert new.index.names == ["item", "question"] and new.shape == (600, 2) and new.columns.name == "class"
     right = (new.idxmax(axis=1) == gold[new.index]).groupby(level="question").mean()
     assert right.min() > 0.75
-    lost = MultiLabelLIA(**QUICK).fit(table, features=features.set_axis(np.random.default_rng(0).permutation(features.index), axis=0))
+    lost = MultiLabelLIA(**QUICK).fit(
+        table, features=features.set_axis(np.random.default_rng(0).permutation(features.index), axis=0)
+    )
     assert abs((lost.predict_items(features.tail(200)).idxmax(axis=1) == gold[new.index]).mean() - 0.5) < 0.15
 
 
@@ -78,7 +82,9 @@ def test_sharing_helps_a_question_that_few_were_asked() -> None:
         for i in range(60)
         for j, skill in enumerate((0.95, 0.9, 0.85, 0.3))
     ]
-    table = pd.DataFrame([*rows, (0, 0, "new", 1), (0, 3, "new", 0)], columns=["item", "annotator", "question", "label"])
+    table = pd.DataFrame(
+        [*rows, (0, 0, "new", 1), (0, 3, "new", 0)], columns=["item", "annotator", "question", "label"]
+    )
     fitted = MultiLabelLIA(**QUICK).fit(table)
     assert fitted.probabilities_.loc[(0, "new"), 1] > 0.75
     alone = LIA(dependence="ignore", **QUICK).fit(table.query("question == 'new'").drop(columns="question"))
@@ -87,13 +93,25 @@ def test_sharing_helps_a_question_that_few_were_asked() -> None:
 
 def test_answers_are_under_item_and_question() -> None:
     table, features, gold = small()
-    fitted = MultiLabelLIA(**TINY).fit(table.set_axis(np.zeros(len(table)), axis=0), features=features)  # an index without meaning
+    fitted = MultiLabelLIA(**TINY).fit(
+        table.set_axis(np.zeros(len(table)), axis=0), features=features
+    )  # an index without meaning
     pairs = list(dict.fromkeys(zip(table["task"], table["question"], strict=True)))
-    for found in (fitted.probabilities_, fitted.labels_, fitted.difficulty_, fitted.predict(), fitted.predict_proba()):
+    for found in (
+        fitted.probabilities_,
+        fitted.labels_,
+        fitted.difficulty_,
+        fitted.predict(),
+        fitted.predict_proba(),
+    ):
         assert list(found.index) == pairs and found.index.names == ["item", "question"]
     pd.testing.assert_series_equal(fitted.labels_, fitted.probabilities_.idxmax(axis=1), check_names=False)
     pd.testing.assert_series_equal(fitted.predict(), fitted.labels_)
-    assert len(pairs) == 23 and list(fitted.questions_) == QUESTIONS and list(fitted.annotators_.index) == list(table["worker"].unique())
+    assert (
+        len(pairs) == 23
+        and list(fitted.questions_) == QUESTIONS
+        and list(fitted.annotators_.index) == list(table["worker"].unique())
+    )
     assert fitted.annotators_["num_labels"].sum() == pytest.approx(len(table))
     np.testing.assert_allclose(fitted.probabilities_.sum(axis=1), 1, atol=1e-12)
     for question, score in fitted.score(gold).items():
@@ -106,7 +124,9 @@ def test_answers_are_under_item_and_question() -> None:
 def test_every_answer_equals_a_loop_over_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     table, features, _ = small()
     monkeypatch.setattr(gem_fit, "START", 1.5)  # one step from a wild start
-    fitted = MultiLabelLIA(prior=LIAPrior(question_embedding=3), rounds=1, steps=1, last_steps=0).fit(table, features=features)
+    fitted = MultiLabelLIA(prior=LIAPrior(question_embedding=3), rounds=1, steps=1, last_steps=0).fit(
+        table, features=features
+    )
     assert (fitted.competence("cause") - fitted.competence("treat")).abs().to_numpy().max() > 0.1
     p = fitted.lia_.parameters_
     x = features.loc[fitted.pairs_.get_level_values("item")].to_numpy()
@@ -117,7 +137,9 @@ def test_every_answer_equals_a_loop_over_the_parameters(monkeypatch: pytest.Monk
         for k in range(2):
             score = p["truth_bias"][k] + sum(u[e] * p["truth_question_bias"][e, k] for e in range(3))
             for c in range(4):
-                score += z[c] * (p["truth_weight"][c, k] + sum(u[e] * p["truth_question"][e, c, k] for e in range(3)))
+                score += z[c] * (
+                    p["truth_weight"][c, k] + sum(u[e] * p["truth_question"][e, c, k] for e in range(3))
+                )
             odds.append(math.exp(score))
         return np.array(odds) / sum(odds)
 
@@ -133,7 +155,9 @@ def test_every_answer_equals_a_loop_over_the_parameters(monkeypatch: pytest.Monk
     for (item, question), found in fitted.probabilities_.iterrows():
         z = (features.loc[item].to_numpy() - x.mean(0)) / size
         chance = h(z, question)
-        np.testing.assert_allclose(fitted.predict_items(features.loc[[item]]).loc[(item, question)], chance, atol=1e-12)
+        np.testing.assert_allclose(
+            fitted.predict_items(features.loc[[item]]).loc[(item, question)], chance, atol=1e-12
+        )
         for _, row in table.loc[(table["task"] == item) & (table["question"] == question)].iterrows():
             chance = chance * q(z, question, people.index(row["worker"]))[:, row["label"]]
         np.testing.assert_allclose(found, chance / chance.sum(), atol=1e-12)
@@ -141,8 +165,12 @@ def test_every_answer_equals_a_loop_over_the_parameters(monkeypatch: pytest.Monk
         assert math.isclose(fitted.difficulty_[(item, question)], expected, abs_tol=1e-12)
     for question in QUESTIONS:
         for seat, name in enumerate(people):
-            np.testing.assert_allclose(fitted.competence(question).loc[name], q(np.zeros(4), question, seat), atol=1e-12)
-            np.testing.assert_allclose(fitted.lia_.competence_.loc[name], q(np.zeros(4), None, seat), atol=1e-12)  # of an average question
+            np.testing.assert_allclose(
+                fitted.competence(question).loc[name], q(np.zeros(4), question, seat), atol=1e-12
+            )
+            np.testing.assert_allclose(
+                fitted.lia_.competence_.loc[name], q(np.zeros(4), None, seat), atol=1e-12
+            )  # of an average question
     assert fitted.competence("treat").index.names == ["annotator", "true_class"]
     with pytest.raises(ValueError, match="unknown question 'why': the fit knows 'cause', 'symptom', 'treat'"):
         fitted.competence("why")
@@ -163,13 +191,18 @@ def test_ids_come_back_as_they_are_also_from_a_folder(tmp_path: Path, kind: str)
     item = {name: IDS[kind](at) for at, name in enumerate(features.index)}
     question = {name: IDS[kind](at) for at, name in enumerate(QUESTIONS)}  # in the same order
     named = table.assign(task=table["task"].map(item), question=table["question"].map(question))
-    known = pd.Series(gold.head(3).to_numpy(), pd.MultiIndex.from_tuples([(item[i], question[q]) for i, q in gold.index[:3]]))
+    known = pd.Series(
+        gold.head(3).to_numpy(),
+        pd.MultiIndex.from_tuples([(item[i], question[q]) for i, q in gold.index[:3]]),
+    )
     fitted = MultiLabelLIA(**TINY).fit(named, known, features=features.rename(index=item), folder=tmp_path)
     loaded = load_multi_label_lia(str(tmp_path))
     assert list(fitted.questions_) == list(question.values())
     for each in (fitted, loaded):
         np.testing.assert_array_equal(each.probabilities_, plain.probabilities_)
-        assert list(each.probabilities_.index) == [(item[i], question[q]) for i, q in plain.probabilities_.index]
+        assert list(each.probabilities_.index) == [
+            (item[i], question[q]) for i, q in plain.probabilities_.index
+        ]
         np.testing.assert_array_equal(each.probabilities_.loc[known.index], np.eye(2)[known])
         assert each.score(known).tolist() == [1.0, 1.0, 1.0]
     for name in ("probabilities_", "labels_", "difficulty_", "annotators_"):
@@ -188,7 +221,9 @@ def test_boolean_items_and_questions_keep_their_features() -> None:
     part = table.loc[table["task"].isin(["i0", "i1"]) & (table["question"] != "treat")]
     plain = MultiLabelLIA(**TINY).fit(part, features=features)
     yes = part.assign(task=part["task"] == "i1", question=part["question"] == "symptom")
-    fitted = MultiLabelLIA(**TINY).fit(yes, features=features.loc[["i1", "i0"]].set_axis([True, False], axis=0))
+    fitted = MultiLabelLIA(**TINY).fit(
+        yes, features=features.loc[["i1", "i0"]].set_axis([True, False], axis=0)
+    )
     np.testing.assert_array_equal(fitted.probabilities_, plain.probabilities_)
     assert list(fitted.questions_) == [False, True]
 
@@ -198,7 +233,9 @@ def test_a_fit_in_a_folder_is_resumed_and_others_are_refused(tmp_path: Path) -> 
     fitted = MultiLabelLIA(**TINY).fit(table, features=features, folder=tmp_path / "new")
     again = MultiLabelLIA(**TINY).fit(table, features=features, folder=tmp_path / "new", resume=True)
     pd.testing.assert_frame_equal(again.probabilities_, fitted.probabilities_)
-    swapped = table.assign(question=table["question"].map({"cause": "treat", "treat": "cause", "symptom": "symptom"}))
+    swapped = table.assign(
+        question=table["question"].map({"cause": "treat", "treat": "cause", "symptom": "symptom"})
+    )
     with pytest.raises(ValueError, match="holds a run with other settings"):
         MultiLabelLIA(**TINY).fit(swapped, features=features, folder=tmp_path / "new", resume=True)
     with pytest.raises(ValueError, match="resume=True needs the folder"):
@@ -216,7 +253,9 @@ def test_gold_is_by_item_and_question() -> None:
     np.testing.assert_array_equal(fitted.probabilities_.loc[gold.index], np.eye(2)[gold])
     assert fitted.probabilities_.drop(gold.index).to_numpy().max() < 1
     turned = gold.swaplevel().rename_axis(["question", "item"])
-    pd.testing.assert_frame_equal(MultiLabelLIA(**TINY).fit(table, turned, features=features).probabilities_, fitted.probabilities_)
+    pd.testing.assert_frame_equal(
+        MultiLabelLIA(**TINY).fit(table, turned, features=features).probabilities_, fitted.probabilities_
+    )
     assert fitted.score(turned).tolist() == [1.0] * 3
     unknown = pd.Series([np.nan], pd.MultiIndex.from_tuples([("i5", "treat")]))
     some = pd.concat([truth.loc[["i2"]].head(1), unknown])
@@ -240,7 +279,10 @@ def test_faults_are_named() -> None:
             table.drop(columns="question"),
             "annotations need a column 'question' beside item, annotator and label; they have 'task', 'worker', 'label'",
         ),
-        (table.assign(question=table["question"].where(table["task"] != "i1")), r"missing question ids \(9 of 69 rows"),
+        (
+            table.assign(question=table["question"].where(table["task"] != "i1")),
+            r"missing question ids \(9 of 69 rows",
+        ),
         (table.assign(task=table["task"].where(table["task"] != "i1")), r"missing item ids \(9 of 69 rows"),
         (table.assign(label=table["label"].where(table["task"] != "i1")), "missing labels"),
         (pd.concat([table, table.head(1)]), r"repeated \(item, annotator\) pairs"),
@@ -248,12 +290,16 @@ def test_faults_are_named() -> None:
         with pytest.raises(ValueError, match=words):
             MultiLabelLIA(**TINY).fit(wrong, features=features)
     dated = table.assign(question=pd.Timestamp("2020-01-01"))
-    with pytest.raises(TypeError, match="ids of items and questions must be text, numbers or booleans, not Timestamp"):
+    with pytest.raises(
+        TypeError, match="ids of items and questions must be text, numbers or booleans, not Timestamp"
+    ):
         MultiLabelLIA(**TINY).fit(dated, features=features)
     with pytest.raises(ValueError, match=r"features: no features of 'i7' \(1 in all\)"):
         MultiLabelLIA(**TINY).fit(table, features=features.drop(index="i7"))
     with pytest.raises(ValueError, match=r"features: missing or infinite values.*\(1 of 8 rows.*'i7'\)"):
-        MultiLabelLIA(**TINY).fit(table, features=features.assign(**{"3": features[3].where(features.index != "i7")}))
+        MultiLabelLIA(**TINY).fit(
+            table, features=features.assign(**{"3": features[3].where(features.index != "i7")})
+        )
     with pytest.raises(ValueError, match="rounds=0: choose a whole number"):
         MultiLabelLIA(rounds=0).fit(table)
     alone = MultiLabelLIA(**TINY).fit(table)
@@ -265,7 +311,10 @@ def test_faults_are_named() -> None:
 def test_what_is_no_data_frame_is_refused_where_nothing_checks_types() -> None:
     table = Annotations.from_frame(small()[0].query("question == 'cause'").drop(columns="question"))
     fit = getattr(MultiLabelLIA.fit, "__wrapped__", MultiLabelLIA.fit)  # without the checks of the tests
-    with pytest.raises(TypeError, match="annotations must be a data frame with item, annotator, question and label, not Annotations"):
+    with pytest.raises(
+        TypeError,
+        match="annotations must be a data frame with item, annotator, question and label, not Annotations",
+    ):
         fit(MultiLabelLIA(**TINY), table)
 
 
@@ -275,11 +324,20 @@ def test_parameters_are_as_scikit_learn_has_them() -> None:
         "learning_rate": 0.02, "random_state": 3, "progress": True,
     }  # fmt: skip
     changed = MultiLabelLIA(**options)
-    assert clone(changed).get_params() == changed.get_params() == MultiLabelLIA().set_params(**options).get_params() == options
+    assert (
+        clone(changed).get_params()
+        == changed.get_params()
+        == MultiLabelLIA().set_params(**options).get_params()
+        == options
+    )
     assert all(MultiLabelLIA().get_params()[name] != value for name, value in options.items())
     table, features, gold = small()
     fitted = changed.fit(table, features=features)
-    assert fitted is changed and fitted.lia_.get_params()["batch"] == 12 and np.isfinite(fitted.probabilities_.to_numpy()).all()
+    assert (
+        fitted is changed
+        and fitted.lia_.get_params()["batch"] == 12
+        and np.isfinite(fitted.probabilities_.to_numpy()).all()
+    )
     fresh = clone(fitted)
     asks = (
         fresh.predict,

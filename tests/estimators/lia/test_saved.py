@@ -27,14 +27,32 @@ from probcrowd.storage.folder import RunFolder
 from probcrowd.storage.settings import Settings, write_settings
 
 WHOLE: dict[str, Any] = {"dependence": "ignore", "rounds": 2, "steps": 3, "last_steps": 120, "tolerance": 0.0}
-BATCHES: dict[str, Any] = {"dependence": "ignore", "rounds": 2, "steps": 3, "last_steps": 5, "batch": 9, "learning_rate": 0.01}
+BATCHES: dict[str, Any] = {
+    "dependence": "ignore",
+    "rounds": 2,
+    "steps": 3,
+    "last_steps": 5,
+    "batch": 9,
+    "learning_rate": 0.01,
+}
 KINDS = pytest.mark.parametrize("options", [WHOLE, BATCHES], ids=["all at once", "batches"])
-FRAMES = ["probabilities_", "items_", "annotators_", "confusion_", "competence_", "annotator_map_", "truth_probabilities_"]
+FRAMES = [
+    "probabilities_",
+    "items_",
+    "annotators_",
+    "confusion_",
+    "competence_",
+    "annotator_map_",
+    "truth_probabilities_",
+]
 
 
 def said(seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    item, annotator = np.repeat(np.arange(12), 3), np.concatenate([rng.choice(4, 3, replace=False) for _ in range(12)])
+    item, annotator = (
+        np.repeat(np.arange(12), 3),
+        np.concatenate([rng.choice(4, 3, replace=False) for _ in range(12)]),
+    )
     label = np.where(rng.random(36) < 0.7, item % 3, rng.integers(0, 3, 36))
     return pd.DataFrame({"item": item, "annotator": annotator, "label": label})
 
@@ -42,12 +60,17 @@ def said(seed: int = 0) -> pd.DataFrame:
 def seen(seed: int = 0, width: int = 3) -> pd.DataFrame:
     """Features of the twelve items, and of three more."""
     rng = np.random.default_rng(seed)
-    return pd.DataFrame(rng.normal(size=(15, width)) + np.eye(3)[np.arange(15) % 3][:, [0]], columns=[f"x{c}" for c in range(width)])
+    return pd.DataFrame(
+        rng.normal(size=(15, width)) + np.eye(3)[np.arange(15) % 3][:, [0]],
+        columns=[f"x{c}" for c in range(width)],
+    )
 
 
 def fit(folder: Path | None, options: dict[str, Any], *, resume: bool = False) -> LIA:
     gold = pd.Series({0: 0, 4: 1})
-    return LIA(**options).fit(said(), gold, features=seen(), annotator_features=seen(1).head(4), folder=folder, resume=resume)
+    return LIA(**options).fit(
+        said(), gold, features=seen(), annotator_features=seen(1).head(4), folder=folder, resume=resume
+    )
 
 
 def require_same(left: LIA, right: LIA) -> None:
@@ -69,7 +92,9 @@ def require_same(left: LIA, right: LIA) -> None:
 
 
 @KINDS
-def test_a_finished_folder_holds_settings_metrics_checkpoints_and_ids(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_finished_folder_holds_settings_metrics_checkpoints_and_ids(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     fitted = fit(tmp_path / "new" / "fit", options)
     folder = RunFolder(tmp_path / "new" / "fit")
     tables = ["items.parquet", "annotators.parquet", "classes.parquet"]
@@ -80,7 +105,9 @@ def test_a_finished_folder_holds_settings_metrics_checkpoints_and_ids(tmp_path: 
     assert [row["step"] for row in rows] == list(range(1, fitted.n_iter_ + 1)) and fitted.n_iter_ >= 4
     assert [row["log_posterior"] for row in rows] == fitted.log_posterior_.tolist()
     parameters = json.loads(json.loads(folder.config.read_text())["parameters"])
-    assert parameters == {name: value for name, value in fitted.get_params().items() if name not in ("progress", "dependence")}
+    assert parameters == {
+        name: value for name, value in fitted.get_params().items() if name not in ("progress", "dependence")
+    }
     assert pd.read_parquet(folder.path / "items.parquet")["id"].tolist() == list(range(12))
     assert load_checkpoint(folder.path / "checkpoint.safetensors").state["unit"] == fitted.n_iter_
     require_same(fit(None, options), fitted)  # the folder changes nothing
@@ -100,11 +127,16 @@ CLASSES: dict[str, Callable[[int], Any]] = {
 def test_a_loaded_fit_answers_as_the_fit_did(tmp_path: Path, kind: str) -> None:
     change = CLASSES[kind]
     table = said()
-    table = table.assign(label=pd.Series([change(k) for k in table["label"]], dtype=object), item="i" + table["item"].astype(str))
+    table = table.assign(
+        label=pd.Series([change(k) for k in table["label"]], dtype=object),
+        item="i" + table["item"].astype(str),
+    )
     features = seen(width=20).rename(index=lambda i: f"i{i}")  # more columns than items
     prior = LIAPrior(hidden=(3,), latent=2, difficulty_hidden=(2,))
     options = WHOLE | {"prior": prior, "last_steps": 0}
-    weighted = Annotations.from_frame(table.assign(w=1.0 + np.arange(36) % 2), weight="w", items=[*features.index[:12], "blank"])
+    weighted = Annotations.from_frame(
+        table.assign(w=1.0 + np.arange(36) % 2), weight="w", items=[*features.index[:12], "blank"]
+    )
     features.loc["blank"] = 0.5
     gold = pd.Series({"i0": change(0)})
     fitting = LIA(**options).set_params(random_state=np.int64(3))
@@ -114,11 +146,15 @@ def test_a_loaded_fit_answers_as_the_fit_did(tmp_path: Path, kind: str) -> None:
     assert loaded.get_params() == fitted.get_params() and loaded.prior == prior
     new = features.tail(4)[features.columns[::-1]]  # columns by name
     pd.testing.assert_frame_equal(loaded.predict_items(new), fitted.predict_items(new), check_exact=True)
-    pd.testing.assert_frame_equal(loaded.probability_right(features=new), fitted.probability_right(features=new), check_exact=True)
+    pd.testing.assert_frame_equal(
+        loaded.probability_right(features=new), fitted.probability_right(features=new), check_exact=True
+    )
     pd.testing.assert_frame_equal(loaded.predict_proba(weighted), fitted.probabilities_, check_exact=True)
     asked = table.iloc[[1, 5, 9]].assign(item=["i13", "i13", "i4"], annotator=[7, 8, 0])
     people = seen(1)
-    found = [each.predict_proba(asked, features=features, annotator_features=people) for each in (loaded, fitted)]
+    found = [
+        each.predict_proba(asked, features=features, annotator_features=people) for each in (loaded, fitted)
+    ]
     pd.testing.assert_frame_equal(*found, check_exact=True)
     assert loaded.score(None, gold) == 1
     with pytest.raises(ValueError, match="dependence was not checked"):
@@ -132,9 +168,13 @@ def test_a_loaded_fit_without_features_or_with_abstentions_answers_too(tmp_path:
     assert loaded.abstention == 2 and list(loaded.classes_) == [0, 1]
     part = said().head(5)
     pd.testing.assert_frame_equal(loaded.predict_proba(part), fitted.predict_proba(part), check_exact=True)
-    coded = LIA(**(WHOLE | {"objective": "as_coded", "batch": "all", "prior": LIAPrior()})).fit(said(), folder=tmp_path / "coded")
+    coded = LIA(**(WHOLE | {"objective": "as_coded", "batch": "all", "prior": LIAPrior()})).fit(
+        said(), folder=tmp_path / "coded"
+    )
     require_same(load_lia(tmp_path / "coded"), coded)
-    pd.testing.assert_frame_equal(load_lia(tmp_path / "coded").predict_proba(part), coded.predict_proba(part), check_exact=True)
+    pd.testing.assert_frame_equal(
+        load_lia(tmp_path / "coded").predict_proba(part), coded.predict_proba(part), check_exact=True
+    )
 
 
 # Kills
@@ -164,7 +204,9 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[State]:
     """The states from which rounds will begin."""
     states: list[State] = []
     advance = gem_fit.advance
-    monkeypatch.setattr(gem_fit, "advance", lambda state, *rest: states.append(state) or advance(state, *rest))
+    monkeypatch.setattr(
+        gem_fit, "advance", lambda state, *rest: states.append(state) or advance(state, *rest)
+    )
     return states
 
 
@@ -181,12 +223,16 @@ def test_a_fit_killed_in_any_round_goes_on_to_the_same_bits(
         with monkeypatch.context() as patch, pytest.raises(Killed):
             kill(patch, where, unit)
             fit(folder, options)
-        with pytest.raises(ValueError, match=r"killed \d has not finished: fit the same data with resume=True"):
+        with pytest.raises(
+            ValueError, match=r"killed \d has not finished: fit the same data with resume=True"
+        ):
             load_lia(folder)
         with monkeypatch.context() as patch:
             states = begun(patch)
             again = fit(folder, options, resume=True)
-        assert [state.unit for state in states] == list(range(unit - where.startswith("before"), whole.n_iter_))  # no round twice
+        assert [state.unit for state in states] == list(
+            range(unit - where.startswith("before"), whole.n_iter_)
+        )  # no round twice
         require_same(again, whole)
         require_same(load_lia(folder), whole)
         assert (folder / "metrics.jsonl").read_bytes() == metrics
@@ -208,7 +254,10 @@ test_saved.fit(Path(sys.argv[1]), test_saved.BATCHES)
 
 def test_a_killed_process_leaves_a_fit_that_goes_on(tmp_path: Path) -> None:
     where = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(where), str(where.parents[2])]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(where), str(where.parents[2])]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", KILLED, str(tmp_path / "fit")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -220,7 +269,9 @@ def test_a_finished_fit_is_resumed_without_a_step(tmp_path: Path, monkeypatch: p
     fitted = fit(tmp_path, BATCHES)
     metrics = (tmp_path / "metrics.jsonl").read_bytes()
     monkeypatch.setattr(gem_fit, "advance", None)
-    require_same(fit(tmp_path, BATCHES | {"dependence": "warn", "progress": True}, resume=True), fitted)  # neither changes the result
+    require_same(
+        fit(tmp_path, BATCHES | {"dependence": "warn", "progress": True}, resume=True), fitted
+    )  # neither changes the result
     assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
 
 
@@ -228,13 +279,17 @@ def test_resume_in_a_new_folder_starts(tmp_path: Path) -> None:
     require_same(fit(tmp_path, BATCHES, resume=True), fit(None, BATCHES))
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill(patch, "after the checkpoint", 3)
         fit(tmp_path, BATCHES)
     newest = tmp_path / "checkpoint.safetensors"
     newest.write_bytes(newest.read_bytes()[:-20])
-    with pytest.warns(UserWarning, match="going back to the previous checkpoint .*checkpoint.previous.safetensors"):
+    with pytest.warns(
+        UserWarning, match="going back to the previous checkpoint .*checkpoint.previous.safetensors"
+    ):
         again = fit(tmp_path, BATCHES, resume=True)
     require_same(again, fit(None, BATCHES))
     assert [row["step"] for row in RunFolder(tmp_path).read_metrics()] == [1, 2, 3, 4]
@@ -258,9 +313,24 @@ def test_other_data_or_parameters_are_refused(tmp_path: Path) -> None:
         (BATCHES | {"random_state": 1}, table, {}, "parameters: "),
         (BATCHES | {"prior": LIAPrior(truth=2.0)}, table, {}, "parameters: .*2.0"),
         (BATCHES, table.assign(label=table["label"].where(table.index != 5, 0)), {}, "data: "),
-        (BATCHES, table.assign(item=table["item"] + 0.5), {"features": seen().rename(index=lambda i: i + 0.5), "gold": None}, "data: "),
-        (BATCHES, table.assign(item=table["item"].astype(str)), {"features": seen().rename(index=str), "gold": None}, "data: "),
-        (BATCHES, table.assign(annotator=table["annotator"].astype(str)), {"annotator_features": people.rename(index=str)}, "data: "),
+        (
+            BATCHES,
+            table.assign(item=table["item"] + 0.5),
+            {"features": seen().rename(index=lambda i: i + 0.5), "gold": None},
+            "data: ",
+        ),
+        (
+            BATCHES,
+            table.assign(item=table["item"].astype(str)),
+            {"features": seen().rename(index=str), "gold": None},
+            "data: ",
+        ),
+        (
+            BATCHES,
+            table.assign(annotator=table["annotator"].astype(str)),
+            {"annotator_features": people.rename(index=str)},
+            "data: ",
+        ),
         (BATCHES, table.assign(label=table["label"].map({0: 0, 1: 1, 2: 3})), {}, "data: "),
         (BATCHES, Annotations.from_frame(table.assign(w=2.0), weight="w"), {}, "data: "),
         (BATCHES, table, {"gold": gold.head(1)}, "data: "),
@@ -275,11 +345,15 @@ def test_other_data_or_parameters_are_refused(tmp_path: Path) -> None:
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
 
 
-def test_ids_and_parameters_that_no_file_gives_back_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_and_parameters_that_no_file_gives_back_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gem_fit, "advance", None)
     for change in (lambda i: ("a", i), lambda i: (i, i)):
         table = said().assign(item=said()["item"].map(change))
-        with pytest.raises(ValueError, match=r"a folder keeps ids that are text, numbers, booleans or dates, not such as \("):
+        with pytest.raises(
+            ValueError, match=r"a folder keeps ids that are text, numbers, booleans or dates, not such as \("
+        ):
             LIA(**WHOLE).fit(table, folder=tmp_path)
     dated = said().assign(label=pd.Timestamp("2020-01-01") + pd.to_timedelta(said()["label"], unit="D"))
     with pytest.raises(ValueError, match="a folder keeps parameters that are text or numbers, not Timestamp"):
@@ -290,7 +364,9 @@ def test_ids_and_parameters_that_no_file_gives_back_are_refused_at_once(tmp_path
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     for resume in (False, True):
-        with pytest.raises(ValueError, match=r"is no run but holds thesis\.tex; give a new or an empty folder"):
+        with pytest.raises(
+            ValueError, match=r"is no run but holds thesis\.tex; give a new or an empty folder"
+        ):
             fit(tmp_path, BATCHES, resume=resume)
     assert os.listdir(tmp_path) == ["thesis.tex"]
     with pytest.raises(ValueError, match=r"thesis\.tex is a file; give a folder"):
@@ -310,11 +386,15 @@ def test_what_is_no_finished_fit_is_not_loaded(tmp_path: Path) -> None:
     foreign.mkdir()
     write_settings(Other(), foreign / "config.json")
     (foreign / "model.safetensors").write_bytes((tmp_path / "fit" / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match="foreign holds no fit of LIA, or files of it are damaged: faulty settings"):
+    with pytest.raises(
+        ValueError, match="foreign holds no fit of LIA, or files of it are damaged: faulty settings"
+    ):
         load_lia(foreign)
     table = pd.concat([said().assign(question=question) for question in ("a", "b")])
     MultiLabelLIA(rounds=1, steps=1, last_steps=0).fit(table, folder=tmp_path / "several")
-    with pytest.raises(ValueError, match="several holds a fit to several questions: read it with load_multi_label_lia"):
+    with pytest.raises(
+        ValueError, match="several holds a fit to several questions: read it with load_multi_label_lia"
+    ):
         load_lia(tmp_path / "several")
 
 

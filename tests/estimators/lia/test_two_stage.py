@@ -27,8 +27,12 @@ def simulate(
     truth = (x @ rng.normal(size=(width, 3))).argmax(1)
     item = np.repeat(np.arange(items), per_item)
     annotator = np.concatenate([rng.choice(annotators, per_item, replace=False) for _ in range(items)])
-    label = np.where(rng.random(len(item)) < 0.7, truth[item], (truth[item] + rng.integers(1, 3, len(item))) % 3)
-    table = pd.DataFrame({"item": item, "annotator": annotator, "label": label}).sample(frac=1, random_state=seed)
+    label = np.where(
+        rng.random(len(item)) < 0.7, truth[item], (truth[item] + rng.integers(1, 3, len(item))) % 3
+    )
+    table = pd.DataFrame({"item": item, "annotator": annotator, "label": label}).sample(
+        frac=1, random_state=seed
+    )
     return table, pd.DataFrame(x), pd.Series(truth)
 
 
@@ -45,7 +49,9 @@ def test_features_mend_what_few_labels_leave_open(name: str) -> None:
     new = features.iloc[100:]
     assert (fitted.predict_items(new).idxmax(axis=1) == truth[new.index]).mean() > 0.75
     pd.testing.assert_frame_equal(fitted.probabilities_, fitted.truth_probabilities_)
-    np.testing.assert_allclose(fitted.predict_items(features).loc[fitted.items_.index], fitted.probabilities_, atol=1e-9)
+    np.testing.assert_allclose(
+        fitted.predict_items(features).loc[fitted.items_.index], fitted.probabilities_, atol=1e-9
+    )
     alone = (MajorityVote() if first is None else clone(first)).set_params(dependence="ignore").fit(table)
     pd.testing.assert_frame_equal(fitted.aggregator_.probabilities_, alone.probabilities_)
     assert fitted.aggregator is first and type(fitted.aggregator_) is type(alone)
@@ -69,18 +75,24 @@ def test_the_network_raises_the_expected_log_likelihood_of_the_first_stage() -> 
             scores = [bias[k] + sum(z[i, c] * weight[c, k] for c in range(2)) for k in range(3)]
             norm = math.log(sum(math.exp(score) for score in scores))
             total += sum(q[i, k] * (scores[k] - norm) for k in range(3))
-        total -= sum(w**2 for w in weight.ravel()) / (2 * (2.0 / math.sqrt(2)) ** 2) + sum(b**2 for b in bias) / (2 * 0.5**2)
+        total -= sum(w**2 for w in weight.ravel()) / (2 * (2.0 / math.sqrt(2)) ** 2) + sum(
+            b**2 for b in bias
+        ) / (2 * 0.5**2)
         return total
 
     others = 0.0  # the prior of what is not learned: at its centre
     for name in ("difficulty_weight", "competence_offset"):
         others = max(others, np.abs(fitted.parameters_[name]).max())
     assert others < 1e-4
-    assert fitted.log_posterior_.shape == (1,) and math.isclose(fitted.log_posterior_[0], value(weight, bias), abs_tol=1e-4)
+    assert fitted.log_posterior_.shape == (1,) and math.isclose(
+        fitted.log_posterior_[0], value(weight, bias), abs_tol=1e-4
+    )
     for at in range(9):
         step = np.zeros(9)
         step[at] = 1e-4
-        above, below = (value(weight + sign * step[:6].reshape(2, 3), bias + sign * step[6:]) for sign in (1, -1))
+        above, below = (
+            value(weight + sign * step[:6].reshape(2, 3), bias + sign * step[6:]) for sign in (1, -1)
+        )
         assert abs(above - below) / 2e-4 < 2e-3
     scores = np.exp(z @ weight + bias)
     np.testing.assert_allclose(fitted.probabilities_, scores / scores.sum(1, keepdims=True), atol=1e-12)
@@ -130,7 +142,8 @@ def test_other_tables_are_answered_from_features_alone() -> None:
     np.testing.assert_allclose(found.loc[77], centre / centre.sum(), atol=1e-12)
     assert fitted.describe(asked)["num_labels"].tolist() == [3, 1]
     with pytest.warns(
-        UserWarning, match="1 annotators are not known from the fit and were not heard: answers are made from features alone: 9"
+        UserWarning,
+        match="1 annotators are not known from the fit and were not heard: answers are made from features alone: 9",
     ):
         assert fitted.predict(asked.assign(annotator=9).tail(1)).index.tolist() == [77]
 
@@ -148,10 +161,15 @@ def test_both_stages_need_the_same_abstention() -> None:
     shy = table.assign(label=table["label"].map({0: "a", 1: "b", 2: "?"}))
     first = MajorityVote(dependence="ignore", abstention="?")
     fitted = TwoStage(first, abstention="?", steps=5).fit(shy, features=features)
-    assert list(fitted.classes_) == ["a", "b"] == list(TwoStage(abstention="?", steps=5).fit(shy, features=features).classes_)
+    assert (
+        list(fitted.classes_)
+        == ["a", "b"]
+        == list(TwoStage(abstention="?", steps=5).fit(shy, features=features).classes_)
+    )
     for stages in (TwoStage(first), TwoStage(DawidSkene(dependence="ignore"), abstention="?")):
         with pytest.raises(
-            ValueError, match=r"the first stage has the classes .*, the table .*: do both stages have the same abstention\?"
+            ValueError,
+            match=r"the first stage has the classes .*, the table .*: do both stages have the same abstention\?",
         ):
             stages.fit(shy, features=features)
 
@@ -167,7 +185,9 @@ def test_both_stages_need_the_same_abstention() -> None:
         ({"dependence": "discount"}, "TwoStage cannot discount dependent labels"),
     ],
 )
-def test_bad_parameters_raise_before_the_first_stage(options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_parameters_raise_before_the_first_stage(
+    options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(MajorityVote, "fit", None)
     with pytest.raises(ValueError, match=words):
         TwoStage().set_params(**options).fit(simulate()[0])
@@ -175,19 +195,30 @@ def test_bad_parameters_raise_before_the_first_stage(options: dict[str, Any], wo
 
 def test_parameters_are_as_scikit_learn_has_them() -> None:
     table, features, _ = simulate(9, items=20, new=0)
-    options: dict[str, Any] = {"prior": LIAPrior(hidden=(3,)), "steps": 7, "random_state": 4, "dependence": "warn", "abstention": 2}
+    options: dict[str, Any] = {
+        "prior": LIAPrior(hidden=(3,)),
+        "steps": 7,
+        "random_state": 4,
+        "dependence": "warn",
+        "abstention": 2,
+    }
     changed = TwoStage(DawidSkene(max_iter=9, dependence="ignore"), **options)
     assert clone(changed).get_params(deep=False).keys() == {"aggregator", *options}
-    assert {name: clone(changed).get_params()[name] for name in options} == options and clone(changed).get_params()[
-        "aggregator__max_iter"
-    ] == 9
+    assert {name: clone(changed).get_params()[name] for name in options} == options and clone(
+        changed
+    ).get_params()["aggregator__max_iter"] == 9
     assert changed.set_params(aggregator__max_iter=5).aggregator.max_iter == 5  # pyright: ignore[reportAttributeAccessIssue]
-    fits = [TwoStage(prior=LIAPrior(hidden=(3,)), steps=10, random_state=seed).fit(table, features=features) for seed in (1, 1, 2)]
+    fits = [
+        TwoStage(prior=LIAPrior(hidden=(3,)), steps=10, random_state=seed).fit(table, features=features)
+        for seed in (1, 1, 2)
+    ]
     np.testing.assert_array_equal(fits[0].probabilities_, fits[1].probabilities_)
     assert not np.array_equal(fits[0].probabilities_, fits[2].probabilities_)
     with pytest.raises(NotFittedError):
         clone(fits[0]).predict_items(features)
     assert not hasattr(clone(fits[0]), "aggregator_")
-    assert fits[0].confusion_.shape == (6 * 3, 3) and fits[0].annotators_["num_labels"].sum() == pytest.approx(20)
+    assert fits[0].confusion_.shape == (6 * 3, 3) and fits[0].annotators_[
+        "num_labels"
+    ].sum() == pytest.approx(20)
     with pytest.raises(ValueError, match=r"features: no features of 19 \(1 in all\)"):
         TwoStage(steps=5).fit(table, features=features.head(19))

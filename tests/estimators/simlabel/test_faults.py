@@ -36,7 +36,9 @@ def test_an_evaluation_is_what_loops_over_the_labels_find(architecture: str) -> 
         assert row["labels"] == len(rows)
         if rows:
             accuracies[who] = np.mean(right)
-            assert row["accuracy"] == pytest.approx(accuracies[who]) and row["log_loss"] == pytest.approx(np.mean(lost), abs=1e-6)
+            assert row["accuracy"] == pytest.approx(accuracies[who]) and row["log_loss"] == pytest.approx(
+                np.mean(lost), abs=1e-6
+            )
             between = beta.ppf([0.025, 0.975], sum(right) + 0.5, len(right) - sum(right) + 0.5)
             np.testing.assert_allclose(row[["lower", "upper"]].astype(float), between)
         losses, hits = losses + lost, hits + right
@@ -47,7 +49,9 @@ def test_an_evaluation_is_what_loops_over_the_labels_find(architecture: str) -> 
         "log_loss": np.mean(losses),
         "mean_accuracy": np.mean(list(accuracies.values())),
         "consensus_accuracy": fitted.score(seen, truth),
-        "consensus_log_loss": np.mean([-math.log(p[truth[pic]]) for pic, p in fitted.predict_proba(seen).iterrows()]),
+        "consensus_log_loss": np.mean(
+            [-math.log(p[truth[pic]]) for pic, p in fitted.predict_proba(seen).iterrows()]
+        ),
     }
     for name, value in known.items():
         assert found.overall[name] == pytest.approx(value, abs=1e-6), name
@@ -82,7 +86,10 @@ def test_annotators_who_see_it_otherwise_are_told_apart(architecture: str) -> No
         ({"architecture": "magic"}, "architecture='magic': choose one of qumatl, madl, padl, pooled"),
         ({"missing": None}, "missing=None: choose one of similarity, uniform, consensus, skip"),
         ({"variant": "new"}, "variant='new': choose one of recommended, paper, released"),
-        ({"similarity": "cosine"}, "similarity='cosine': choose one of kappa, bennett, krippendorff, pearson"),
+        (
+            {"similarity": "cosine"},
+            "similarity='cosine': choose one of kappa, bennett, krippendorff, pearson",
+        ),
         ({"imputed": "all"}, "imputed='all': choose one of similarity, loss"),
         ({"selection": "gold"}, "selection='gold': choose one of held-out, last"),
         ({"kl_weight": -1}, "kl_weight=-1: choose a number >= 0"),
@@ -92,7 +99,10 @@ def test_annotators_who_see_it_otherwise_are_told_apart(architecture: str) -> No
         ({"threshold": 0.0}, "threshold=0.0: choose a number > 0"),
         ({"threshold": 1.1}, "threshold=1.1: a confidence is at most 1"),
         ({"threshold": math.nan}, "threshold=nan: choose a number > 0"),
-        ({"threshold": 0.5, "missing": "skip"}, "a threshold imputes soft labels, and missing='skip' or kl_weight=0 makes none"),
+        (
+            {"threshold": 0.5, "missing": "skip"},
+            "a threshold imputes soft labels, and missing='skip' or kl_weight=0 makes none",
+        ),
         ({"imputed": "loss"}, "imputed='loss' needs a threshold"),
         ({"epochs": 0}, "epochs=0: choose a whole number of at least 1"),
         ({"batch": 2.5}, "batch=2.5: choose a whole number of at least 1"),
@@ -103,10 +113,16 @@ def test_annotators_who_see_it_otherwise_are_told_apart(architecture: str) -> No
         ({"random_state": -1}, "random_state=-1: choose a whole number of at least 0"),
         ({"validation_fraction": 1.0}, "validation_fraction=1.0: choose a number between 0 and 1"),
         ({"options": {"magic": 1}}, "options={'magic': 1} do not fit the architecture 'madl'"),
-        ({"architecture": "padl", "options": {"heads": 2}}, "options={'heads': 2} do not fit the architecture 'padl'"),
+        (
+            {"architecture": "padl", "options": {"heads": 2}},
+            "options={'heads': 2} do not fit the architecture 'padl'",
+        ),
         ({"architecture": "qumatl", "options": {"width": 6}}, "width=6 must be a multiple of heads=4"),
         ({"architecture": "pooled", "options": {"spread": 0.0}}, "spread=0.0: choose a number above 0"),
-        ({"encoder": nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))}, "the encoder gives one number per item; it must give an embedding"),
+        (
+            {"encoder": nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))},
+            "the encoder gives one number per item; it must give an embedding",
+        ),
     ],
 )
 def test_bad_parameters_raise_at_fit_and_name_the_choices(options: dict[str, Any], words: str) -> None:
@@ -125,7 +141,9 @@ def test_an_encoder_that_gives_no_tensor_is_named() -> None:
 def test_faults_of_tables_and_questions_are_named() -> None:
     said, seen, truth = simulate()
     made = ready(threshold=LOW)
-    with pytest.raises(ValueError, match=r"X has no items 'pic\d', 'pic\d' \(2 in all\) that annotations are about"):
+    with pytest.raises(
+        ValueError, match=r"X has no items 'pic\d', 'pic\d' \(2 in all\) that annotations are about"
+    ):
         made.fit(seen.iloc[2:], said)
     with pytest.raises(ValueError, match="all labels are alike, 'bee'"):
         made.fit(seen, said.assign(label="bee"))
@@ -166,15 +184,24 @@ def test_one_annotator_alone() -> None:
     # Without any pair `np.bincount` gives whole numbers, which `PairTables._sums` says it does not return.
     said, seen, _ = simulate()
     alone = ready(threshold=LOW).fit(seen, said[said["annotator"] == "u"])
-    assert not len(alone.imputed_) and not len(alone.similarity_) and alone.similarity_matrix_.to_numpy().tolist() == [[1.0]]
-    assert list(alone.predict_annotators(seen).columns) == ["u"] and np.isfinite(alone.annotators_).all(axis=None)
+    assert (
+        not len(alone.imputed_)
+        and not len(alone.similarity_)
+        and alone.similarity_matrix_.to_numpy().tolist() == [[1.0]]
+    )
+    assert list(alone.predict_annotators(seen).columns) == ["u"] and np.isfinite(alone.annotators_).all(
+        axis=None
+    )
 
 
 def test_no_annotator_at_all() -> None:
     # `predict_annotators` cannot reshape an array of size 0 into shape (0).
     said, seen, _ = simulate()
     fitted = ready().fit(seen, said)
-    assert fitted.annotator_proba(seen, []).shape == (0, 3) and fitted.predict_annotators(seen, []).shape == (70, 0)
+    assert fitted.annotator_proba(seen, []).shape == (0, 3) and fitted.predict_annotators(seen, []).shape == (
+        70,
+        0,
+    )
 
 
 def test_parameters_are_as_scikit_learn_has_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,9 @@ def test_a_stop_after_any_epoch_ends_at_the_same_bits(
     require_same(ready(architecture, **options).fit(seen, said, folder=folder, resume=True), whole, seen)
 
 
-def test_a_stop_at_the_end_of_a_warm_up_imputes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_at_the_end_of_a_warm_up_imputes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # `channel.active` is as after `begin` in a fit that was not stopped, and as after `__init__` in one that has no epoch left.
     said, seen, _ = simulate()
     options: dict[str, Any] = {"threshold": LOW, "warm_up": 3}
@@ -105,12 +107,16 @@ def test_a_folder_gives_back_all_that_was_learned(tmp_path: Path) -> None:
     said, seen, truth = simulate()
     numbers = said.assign(label=said["label"].map({"ant": 0, "bee": 1, "cat": 5}))
     gone = pd.DataFrame({"item": ["pic1", "pic2"], "annotator": ["u", "v"]})
-    fitted = ready("qumatl", similarity="pearson", threshold=LOW).fit(seen, numbers, withdrawn=gone, folder=tmp_path)
+    fitted = ready("qumatl", similarity="pearson", threshold=LOW).fit(
+        seen, numbers, withdrawn=gone, folder=tmp_path
+    )
     again = load_sim_label(tmp_path, embed)
     require_same(again, fitted, seen)
     assert len(again.withdrawn_) == 2 and again.get_params() == fitted.get_params()
     gold = truth.map({"ant": 0, "bee": 1, "cat": 5})
-    pd.testing.assert_series_equal(again.evaluate(seen, numbers, gold).overall, fitted.evaluate(seen, numbers, gold).overall)
+    pd.testing.assert_series_equal(
+        again.evaluate(seen, numbers, gold).overall, fitted.evaluate(seen, numbers, gold).overall
+    )
     for one in (again, fitted):
         one.withdraw(one.imputed_.iloc[:5])
     require_same(again, fitted, seen)
@@ -121,7 +127,10 @@ def test_a_folder_gives_back_all_that_was_learned(tmp_path: Path) -> None:
 def test_folders_of_other_data_settings_or_encoders_and_damaged_ones_are_refused(tmp_path: Path) -> None:
     said, seen, _ = simulate()
     gone = pd.DataFrame({"item": ["pic1"], "annotator": ["u"]})
-    folder, modules = tmp_path / "fit", [nn.Sequential(nn.Linear(4, 8), bend) for bend in (nn.ReLU(), nn.Tanh())]
+    folder, modules = (
+        tmp_path / "fit",
+        [nn.Sequential(nn.Linear(4, 8), bend) for bend in (nn.ReLU(), nn.Tanh())],
+    )
     ready(encoder=modules[0]).fit(seen, said, folder=folder)
     with pytest.raises(ValueError, match="already holds a run"):
         ready(encoder=modules[0]).fit(seen, said, folder=folder)
@@ -139,7 +148,11 @@ def test_folders_of_other_data_settings_or_encoders_and_damaged_ones_are_refused
     for items, labels, pairs in ((seen, said[1:], None), (seen + 1, said, None), (seen, said, gone)):
         with pytest.raises(ValueError, match=r"other settings(.|\n)*data"):
             ready(encoder=modules[0]).fit(items, labels, withdrawn=pairs, folder=folder, resume=True)
-    for wrong, words in ((modules[1], "another network"), (nn.Linear(4, 8), "another network"), (None, "network of its own: give it")):
+    for wrong, words in (
+        (modules[1], "another network"),
+        (nn.Linear(4, 8), "another network"),
+        (None, "network of its own: give it"),
+    ):
         with pytest.raises(ValueError, match=words):
             load_sim_label(folder, wrong)
     with pytest.raises(ValueError, match="holds no fit"):

@@ -10,7 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sim_label_crowd import CLASSES, LOW, embed, every_architecture, held_out, ready, require_same, shuffled, simulate
+from sim_label_crowd import (
+    CLASSES,
+    LOW,
+    embed,
+    every_architecture,
+    held_out,
+    ready,
+    require_same,
+    shuffled,
+    simulate,
+)
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -75,7 +85,10 @@ def test_answers_are_probabilities_under_the_users_ids(architecture: str) -> Non
     fitted = ready(architecture, threshold=LOW).fit(seen, said)
     common, own = fitted.predict_proba(seen), fitted.annotator_proba(seen)
     assert common.index.equals(seen.index) and list(common.columns) == list(own.columns) == list(CLASSES)
-    assert list(own.index) == [(pic, who) for pic in seen.index for who in "uvwxy"] and own.index.names == ["item", "annotator"]
+    assert list(own.index) == [(pic, who) for pic in seen.index for who in "uvwxy"] and own.index.names == [
+        "item",
+        "annotator",
+    ]
     for table in (common, own):
         assert (table >= 0).all(axis=None)
         np.testing.assert_allclose(table.sum(axis=1), 1, atol=1e-6)
@@ -87,7 +100,11 @@ def test_answers_are_probabilities_under_the_users_ids(architecture: str) -> Non
     for pic, who in own.index:
         assert likely.loc[pic, who] == own.loc[(pic, who)].idxmax()
     some = seen.iloc[[5, 2]]
-    np.testing.assert_allclose(fitted.annotator_proba(some, ["y", "u"]), own.loc[[(p, a) for p in some.index for a in "yu"]], atol=1e-6)
+    np.testing.assert_allclose(
+        fitted.annotator_proba(some, ["y", "u"]),
+        own.loc[[(p, a) for p in some.index for a in "yu"]],
+        atol=1e-6,
+    )
     assert fitted.predict_annotators(some, ["y", "u"]).equals(likely.loc[some.index, ["y", "u"]])
     assert fitted.score(seen, truth) == pytest.approx((fitted.predict(seen) == truth).mean())
     assert list(fitted.annotators_.index) == [*"uvwxy"] and set(fitted.imputed_["label"]) <= set(CLASSES)
@@ -131,7 +148,9 @@ def test_the_given_encoder_is_left_alone_and_trained_on_from_its_weights() -> No
     before = [value.clone() for value in encoder.parameters()]
     slow = ready(encoder=encoder, epochs=1, learning_rate=1e-9, selection="last").fit(seen, said)
     quick = ready(encoder=encoder, selection="last").fit(seen, said)
-    for now, then, kept, moved in zip(encoder.parameters(), before, slow.network_.parameters(), quick.network_.parameters(), strict=True):
+    for now, then, kept, moved in zip(
+        encoder.parameters(), before, slow.network_.parameters(), quick.network_.parameters(), strict=True
+    ):
         assert torch.equal(now, then) and not torch.equal(moved, then)
         torch.testing.assert_close(kept, then, atol=1e-6, rtol=0)
 
@@ -146,24 +165,43 @@ def test_orders_of_rows_and_names_mean_nothing(architecture: str) -> None:
     require_same(ready(architecture, threshold=LOW).fit(seen, shuffled(said, 7)), before, seen)
     declared = Annotations.from_frame(said.sort_values("label", ascending=False), annotators=[*"uvwxy"])
     require_same(ready(architecture, threshold=LOW).fit(seen, declared), before, seen)
-    people, animals = dict(zip("uvwxy", "abdpq", strict=True)), dict(zip(CLASSES, ["dog", "elk", "fox"], strict=True))
+    people, animals = (
+        dict(zip("uvwxy", "abdpq", strict=True)),
+        dict(zip(CLASSES, ["dog", "elk", "fox"], strict=True)),
+    )
     items = {pic: 1000 - n for n, pic in enumerate(seen.index)}
-    other = pd.DataFrame({"item": said["item"].map(items), "annotator": said["annotator"].map(people), "label": said["label"].map(animals)})
+    other = pd.DataFrame(
+        {
+            "item": said["item"].map(items),
+            "annotator": said["annotator"].map(people),
+            "label": said["label"].map(animals),
+        }
+    )
     after = ready(architecture, threshold=LOW).fit(seen.rename(index=items), other)
-    expected = before.annotator_proba(seen).rename(index=items, level="item").rename(index=people, level="annotator")
+    expected = (
+        before.annotator_proba(seen).rename(index=items, level="item").rename(index=people, level="annotator")
+    )
     pd.testing.assert_frame_equal(
-        after.annotator_proba(seen.rename(index=items)), expected.rename(columns=animals), check_exact=True, check_names=False
+        after.annotator_proba(seen.rename(index=items)),
+        expected.rename(columns=animals),
+        check_exact=True,
+        check_names=False,
     )
     names = {"item": items, "annotator": people, "label": animals}
     pd.testing.assert_frame_equal(
-        after.imputed_, before.imputed_.assign(**{key: before.imputed_[key].map(of) for key, of in names.items()}), check_exact=True
+        after.imputed_,
+        before.imputed_.assign(**{key: before.imputed_[key].map(of) for key, of in names.items()}),
+        check_exact=True,
     )
 
 
 def test_annotators_in_another_order_only_permute_where_all_start_alike() -> None:
     said, seen, _ = simulate()
     options = {"missing": "skip", "selection": "last"}
-    found = [ready("pooled", **options).fit(seen, table).annotator_proba(seen, [*"uvwxy"]) for table in (said, said[::-1])]
+    found = [
+        ready("pooled", **options).fit(seen, table).annotator_proba(seen, [*"uvwxy"])
+        for table in (said, said[::-1])
+    ]
     np.testing.assert_allclose(*found, atol=1e-5)
 
 
@@ -173,7 +211,11 @@ def test_annotators_in_another_order_only_permute_where_all_start_alike() -> Non
 @every_architecture
 def test_without_missing_labels_or_their_weight_they_are_skipped(architecture: str) -> None:
     said, seen, truth = simulate()
-    whole = [(pic, who, truth[pic] if (n + k) % 4 else "ant") for n, pic in enumerate(seen.index) for k, who in enumerate("uvwx")]
+    whole = [
+        (pic, who, truth[pic] if (n + k) % 4 else "ant")
+        for n, pic in enumerate(seen.index)
+        for k, who in enumerate("uvwx")
+    ]
     complete = pd.DataFrame(whole, columns=["item", "annotator", "label"])
     skipped = ready(architecture, missing="skip").fit(seen, complete)
     for missing in ("similarity", "uniform", "consensus"):
@@ -181,7 +223,10 @@ def test_without_missing_labels_or_their_weight_they_are_skipped(architecture: s
     skipped = ready(architecture, missing="skip").fit(seen, said)
     require_same(ready(architecture, kl_weight=0.0).fit(seen, said), skipped, seen)
     require_same(ready(architecture, warm_up=3).fit(seen, said), skipped, seen)
-    losses = [ready(architecture, missing=missing).fit(seen, said).history_["loss"] for missing in ("similarity", "uniform", "consensus")]
+    losses = [
+        ready(architecture, missing=missing).fit(seen, said).history_["loss"]
+        for missing in ("similarity", "uniform", "consensus")
+    ]
     for one, other in combinations([skipped.history_["loss"], *losses], 2):
         assert (one != other).any()
     late = ready(architecture, warm_up=2).fit(seen, said).history_["loss"]
@@ -191,7 +236,9 @@ def test_without_missing_labels_or_their_weight_they_are_skipped(architecture: s
 # What is imputed
 
 
-def soft_by_loops(fitted: SimLabel, said: pd.DataFrame, seen: pd.DataFrame, weight: pd.DataFrame) -> dict[tuple[str, str], np.ndarray]:
+def soft_by_loops(
+    fitted: SimLabel, said: pd.DataFrame, seen: pd.DataFrame, weight: pd.DataFrame
+) -> dict[tuple[str, str], np.ndarray]:
     """The soft label of every missing pair of the items trained on. weight: of one annotator for another, or nothing for the mean of all."""
     own, trained = fitted.annotator_proba(seen), said[~said["item"].isin(held_out(said, seen))]
     made = {}
@@ -200,24 +247,37 @@ def soft_by_loops(fitted: SimLabel, said: pd.DataFrame, seen: pd.DataFrame, weig
             peers = rows["annotator"] if len(weight) else [*"uvwxy"]
             total = {peer: weight.loc[who, peer] if len(weight) else 1.0 for peer in peers}
             if sum(total.values()) > 0:
-                made[pic, who] = sum(w * own.loc[(pic, peer)].to_numpy() for peer, w in total.items()) / sum(total.values())
+                made[pic, who] = sum(w * own.loc[(pic, peer)].to_numpy() for peer, w in total.items()) / sum(
+                    total.values()
+                )
     return made
 
 
 @pytest.mark.parametrize("missing", ["similarity", "uniform", "consensus"])
 @pytest.mark.parametrize("architecture", ["madl", "qumatl"])
-def test_imputed_labels_are_the_sure_ones_of_missing_pairs_trained_on(architecture: str, missing: Any) -> None:
+def test_imputed_labels_are_the_sure_ones_of_missing_pairs_trained_on(
+    architecture: str, missing: Any
+) -> None:
     said, seen, _ = simulate()
     plain = ready(architecture, missing=missing, epochs=1).fit(seen, said)
-    weight = plain.similarity_matrix_.clip(lower=0) if missing == "similarity" else pd.DataFrame(1.0, [*"uvwxy"], [*"uvwxy"])
+    weight = (
+        plain.similarity_matrix_.clip(lower=0)
+        if missing == "similarity"
+        else pd.DataFrame(1.0, [*"uvwxy"], [*"uvwxy"])
+    )
     soft = soft_by_loops(plain, said, seen, weight.iloc[:0] if missing == "consensus" else weight)
     sure = {pair: p.max() * (1 + (p * np.log(p)).sum() / np.log(3)) for pair, p in soft.items()}
     threshold = float(np.median(list(sure.values())))
     found = ready(architecture, missing=missing, epochs=1, threshold=threshold).fit(seen, said).imputed_
     pairs = list(zip(found["item"], found["annotator"], strict=True))
     clear = {pair for pair, value in sure.items() if abs(value - threshold) > 1e-5}
-    assert set(pairs) & clear == {pair for pair in clear if sure[pair] > threshold} and len(set(pairs)) == len(pairs) > 20
-    assert (found["confidence"] >= threshold - 1e-7).all() and not set(found["item"]) & set(held_out(said, seen))
+    assert (
+        set(pairs) & clear == {pair for pair in clear if sure[pair] > threshold}
+        and len(set(pairs)) == len(pairs) > 20
+    )
+    assert (found["confidence"] >= threshold - 1e-7).all() and not set(found["item"]) & set(
+        held_out(said, seen)
+    )
     np.testing.assert_allclose(found["confidence"], [sure[pair] for pair in pairs], atol=1e-5)
     assert list(found["label"]) == [CLASSES[soft[pair].argmax()] for pair in pairs]
 
@@ -228,13 +288,21 @@ def test_held_out_labels_have_no_part_in_training(architecture: str, imputed: An
     said, seen, _ = simulate()
     held = held_out(said, seen, seed=5)
     turned = said["label"].map(dict(zip(CLASSES, np.roll(CLASSES, 1), strict=True)))
-    tables = [said.assign(label=turned.where(said["item"].isin(some), said["label"])) for some in ([], held, ["pic0"])]
+    tables = [
+        said.assign(label=turned.where(said["item"].isin(some), said["label"]))
+        for some in ([], held, ["pic0"])
+    ]
     assert len(held) == 6 and "pic0" not in held
     before, after, control = (
-        ready(architecture, threshold=LOW, imputed=imputed, random_state=5).fit(seen, table).history_ for table in tables
+        ready(architecture, threshold=LOW, imputed=imputed, random_state=5).fit(seen, table).history_
+        for table in tables
     )
     pd.testing.assert_frame_equal(after.drop(columns="score"), before.drop(columns="score"), check_exact=True)
-    assert before["imputed"].iloc[-1] > 0 and (after["score"] != before["score"]).all() and (control["loss"] != before["loss"]).all()
+    assert (
+        before["imputed"].iloc[-1] > 0
+        and (after["score"] != before["score"]).all()
+        and (control["loss"] != before["loss"]).all()
+    )
 
 
 def require_counts(fitted: SimLabel, said: pd.DataFrame, seen: pd.DataFrame) -> None:
@@ -244,7 +312,12 @@ def require_counts(fitted: SimLabel, said: pd.DataFrame, seen: pd.DataFrame) -> 
     refreshed = fitted._made.similarity(fitted._imputed).frame(fitted._annotators)
     frames[refreshed.itertuples()] = fitted.refreshed_similarity_matrix_, [trained, fitted.imputed_]
     for rows, (matrix, tables) in frames.items():
-        require_frame(rows, matrix, {(row.item, row.annotator): row.label for table in tables for row in table.itertuples()}, seen)
+        require_frame(
+            rows,
+            matrix,
+            {(row.item, row.annotator): row.label for table in tables for row in table.itertuples()},
+            seen,
+        )
 
 
 def require_frame(rows: Any, matrix: pd.DataFrame, label: dict[Any, Any], seen: pd.DataFrame) -> None:
@@ -254,7 +327,9 @@ def require_frame(rows: Any, matrix: pd.DataFrame, label: dict[Any, Any], seen: 
             for pic in seen.index
             if {(pic, row.annotator), (pic, row.other)} <= set(label)
         ]
-        assert row.items == pytest.approx(len(both)) and row.agreement == pytest.approx(np.mean([one == other for one, other in both]))
+        assert row.items == pytest.approx(len(both)) and row.agreement == pytest.approx(
+            np.mean([one == other for one, other in both])
+        )
         assert matrix.loc[row.other, row.annotator] == row.similarity
 
 
@@ -265,7 +340,9 @@ def test_imputed_labels_can_be_withdrawn_and_stay_so() -> None:
     require_counts(fitted, said, seen)
     table = fitted.completed(said)
     assert len(table) == len(said) + len(all_of_them) and not table.duplicated(["item", "annotator"]).any()
-    pd.testing.assert_frame_equal(table.loc[table["observed"], [*said]].reset_index(drop=True), said, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        table.loc[table["observed"], [*said]].reset_index(drop=True), said, check_dtype=False
+    )
     made = table[~table["observed"]].drop(columns="observed").reset_index(drop=True)
     pd.testing.assert_frame_equal(made, all_of_them, check_dtype=False)
     assert table.loc[table["observed"], "confidence"].isna().all() and table["observed"].dtype == bool
@@ -285,7 +362,9 @@ def test_imputed_labels_can_be_withdrawn_and_stay_so() -> None:
     )
     assert len(fitted.withdraw().imputed_) == 0 and len(fitted.withdrawn_) == len(all_of_them)
     pd.testing.assert_frame_equal(fitted.similarity_, observed.similarity_, check_exact=True)
-    pd.testing.assert_frame_equal(fitted.refreshed_similarity_matrix_, fitted.similarity_matrix_, check_exact=True)
+    pd.testing.assert_frame_equal(
+        fitted.refreshed_similarity_matrix_, fitted.similarity_matrix_, check_exact=True
+    )
     pd.testing.assert_frame_equal(fitted.annotator_proba(seen), answers, check_exact=True)
     assert not fitted.annotators_["imputed"].any() and fitted.completed(said)["observed"].all()
 
@@ -298,7 +377,10 @@ def test_pairs_that_are_withdrawn_are_never_imputed_again(imputed: Any) -> None:
     again = ready(threshold=LOW, imputed=imputed).fit(seen, said, withdrawn=fitted.withdrawn_)
     pd.testing.assert_frame_equal(again.withdrawn_, fitted.withdrawn_)
     assert len(again.imputed_) and not len(again.imputed_.merge(fitted.withdrawn_, on=["item", "annotator"]))
-    assert again.history_["imputed"].max() < fitted.history_["imputed"].max() and again.history_["loss"][3] != fitted.history_["loss"][3]
+    assert (
+        again.history_["imputed"].max() < fitted.history_["imputed"].max()
+        and again.history_["loss"][3] != fitted.history_["loss"][3]
+    )
 
 
 def test_a_completed_matrix_has_one_kind_of_ids() -> None:
@@ -307,7 +389,9 @@ def test_a_completed_matrix_has_one_kind_of_ids() -> None:
     for matrix in (wide, wide.to_numpy(object)):
         table = ready(threshold=LOW).fit(seen, matrix).completed(matrix)
         assert set(table["item"]) <= set(seen.index)
-    codes = pd.DataFrame(np.where(wide.isna(), -1, np.searchsorted(CLASSES, wide.fillna("ant"))), seen.index, wide.columns)
+    codes = pd.DataFrame(
+        np.where(wide.isna(), -1, np.searchsorted(CLASSES, wide.fillna("ant"))), seen.index, wide.columns
+    )
     fitted = ready(threshold=LOW).fit(seen, codes, missing_label=-1)
     assert len(fitted.completed(codes, missing_label=-1)) == len(said) + len(fitted.imputed_)
 
@@ -332,8 +416,12 @@ def test_of_many_annotators_some_are_asked(architecture: str, monkeypatch: pytes
     said, seen, _ = simulate()
     options = {"batch": 2, "options": {"width": 16, "dropout": 0.0} if architecture == "qumatl" else {}}
     kinds = ("skip", "similarity")
-    whole = [ready(architecture, missing=missing, **options).fit(seen, said).history_["loss"] for missing in kinds]
-    monkeypatch.setattr(soft_labels, "MOST", 2)  # two items have labels of three annotators at least, and the other two are asked as well
+    whole = [
+        ready(architecture, missing=missing, **options).fit(seen, said).history_["loss"] for missing in kinds
+    ]
+    monkeypatch.setattr(
+        soft_labels, "MOST", 2
+    )  # two items have labels of three annotators at least, and the other two are asked as well
     for missing, expected in zip(kinds, whole, strict=True):
         found = ready(architecture, missing=missing, **options).fit(seen, said).history_["loss"]
         if architecture != "padl":  # it draws noise for those who are asked

@@ -11,7 +11,13 @@ import pytest
 
 from probcrowd.data.packed import occurring, pack
 from probcrowd.inference.aggregation import annotator_summary as module
-from probcrowd.inference.aggregation.annotator_summary import INTERVAL, SPAM_PRIOR, RowPosterior, annotator_table, confusion_table
+from probcrowd.inference.aggregation.annotator_summary import (
+    INTERVAL,
+    SPAM_PRIOR,
+    RowPosterior,
+    annotator_table,
+    confusion_table,
+)
 from probcrowd.inference.aggregation.e_step import Scores, held_out
 from probcrowd.inference.aggregation.em import InMemory, fit_table
 from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows
@@ -56,7 +62,9 @@ def dirichlet(chance: np.random.Generator, a: np.ndarray) -> np.ndarray:
     return gammas / gammas.sum(-1, keepdims=True)
 
 
-def drawn_counts(chance: np.random.Generator, confusion: np.ndarray, rows: int, weight: np.ndarray) -> np.ndarray:
+def drawn_counts(
+    chance: np.random.Generator, confusion: np.ndarray, rows: int, weight: np.ndarray
+) -> np.ndarray:
     """Counts of matrices (j, k, l) on `rows` items of known class each."""
     of_class = chance.multinomial(rows, weight, len(confusion))
     return chance.multinomial(of_class, confusion).astype(float)
@@ -72,7 +80,9 @@ def test_means_are_those_of_draws(classes: int, labels: int, rows: int) -> None:
     found = columns(annotator_table(posterior_of(said, base, history), weight))
     np.testing.assert_allclose(found["num_labels"], said.sum((1, 2)), rtol=1e-12)
     a = base + said + history
-    np.testing.assert_allclose(confusion_table(posterior_of(said, base, history)), a / a.sum(2, keepdims=True), rtol=1e-12)
+    np.testing.assert_allclose(
+        confusion_table(posterior_of(said, base, history)), a / a.sum(2, keepdims=True), rtol=1e-12
+    )
     # The mean and the variance of a Dirichlet's entries, written out
     mean = sum(weight[k] * a[:, k, k] / a[:, k].sum(1) for k in range(classes))
     np.testing.assert_allclose(found["accuracy"], mean, rtol=1e-12)
@@ -84,7 +94,9 @@ def test_means_are_those_of_draws(classes: int, labels: int, rows: int) -> None:
         assert abs(share - INTERVAL) < 0.02  # the Beta has the first two moments only
         error = 4.5 * bits.std() / math.sqrt(DRAWS)
         assert abs(found["information_bits"][j] - bits.mean()) < max(0.02 * bits.mean(), 0.005) + error
-        share = ((bits >= found["information_bits_lower"][j]) & (bits <= found["information_bits_upper"][j])).mean()
+        share = (
+            (bits >= found["information_bits_lower"][j]) & (bits <= found["information_bits_upper"][j])
+        ).mean()
         assert 0.84 < share < 0.96
 
 
@@ -94,7 +106,9 @@ def test_the_interval_of_accuracy_has_the_exact_mean_and_variance(monkeypatch: p
     asked = []
     monkeypatch.setattr(module.beta, "ppf", lambda q, a, b: asked.append((a, b)) or np.full(len(a), q))
     found = columns(annotator_table(posterior_of(said, base), weight))
-    assert (found["accuracy_lower"] == (1 - INTERVAL) / 2).all() and np.allclose(found["accuracy_upper"], (1 + INTERVAL) / 2)
+    assert (found["accuracy_lower"] == (1 - INTERVAL) / 2).all() and np.allclose(
+        found["accuracy_upper"], (1 + INTERVAL) / 2
+    )
     (a, b), rows = asked[0], base + said
     total, right = rows.sum(2), np.einsum("jkk->jk", rows)
     variance = (weight**2 * right * (total - right) / (total**2 * (total + 1))).sum(1)
@@ -108,7 +122,9 @@ def test_intervals_cover_annotators_drawn_from_the_prior(classes: int, rows: int
     chance, annotators = np.random.default_rng(10 * classes + rows), 4000
     weight, base = np.full(classes, 1 / classes), accurate(classes)
     confusion = dirichlet(chance, np.tile(base, (annotators, 1, 1)))
-    found = columns(annotator_table(posterior_of(drawn_counts(chance, confusion, rows, weight), base), weight))
+    found = columns(
+        annotator_table(posterior_of(drawn_counts(chance, confusion, rows, weight), base), weight)
+    )
     error = math.sqrt(INTERVAL * (1 - INTERVAL) / annotators)
     for name, truth, bias in (
         ("accuracy", np.einsum("k,jkk->j", weight, confusion), 0.01),  # a Beta stands for a mixture of Betas
@@ -117,7 +133,9 @@ def test_intervals_cover_annotators_drawn_from_the_prior(classes: int, rows: int
         covered = ((found[f"{name}_lower"] <= truth) & (truth <= found[f"{name}_upper"])).mean()
         assert abs(covered - INTERVAL) < 4 * error + bias, (name, covered)
         shifted = np.roll(truth, 1)  # the negative control: another annotator's
-        assert ((found[f"{name}_lower"] <= shifted) & (shifted <= found[f"{name}_upper"])).mean() < covered - 0.03
+        assert (
+            (found[f"{name}_lower"] <= shifted) & (shifted <= found[f"{name}_upper"])
+        ).mean() < covered - 0.03
 
 
 def log_beta(a: list[float]) -> float:
@@ -142,7 +160,10 @@ def test_the_spammer_probability_is_the_closed_form(classes: int, labels: int) -
     posterior = posterior_of(said, base, history)
     held = said * chance.uniform(0.5, 1, said.shape)
     by_cell = held.transpose(0, 2, 1)[posterior.cells.annotator, posterior.cells.label]
-    for counts, table in ((said, annotator_table(posterior, weight)), (held, annotator_table(posterior, weight, by_cell))):
+    for counts, table in (
+        (said, annotator_table(posterior, weight)),
+        (held, annotator_table(posterior, weight, by_cell)),
+    ):
         expected = [spammer(base + history[j], counts[j]) for j in range(8)]
         np.testing.assert_allclose(table["spammer"], expected, rtol=1e-8)
         assert np.ptp(expected) > 0.1
@@ -156,7 +177,9 @@ def test_spammer_probabilities_are_calibrated() -> None:
     confusion = dirichlet(chance, np.tile(base, (annotators, 1, 1)))
     confusion[spam] = dirichlet(chance, np.tile(base.mean(0), (spam.sum(), 1)))[:, None]
     for rows in (6, 40):
-        p = annotator_table(posterior_of(drawn_counts(chance, confusion, rows, weight), base), weight)["spammer"].to_numpy()
+        p = annotator_table(posterior_of(drawn_counts(chance, confusion, rows, weight), base), weight)[
+            "spammer"
+        ].to_numpy()
         edges = np.quantile(p, np.linspace(0, 1, 7))
         for low, high in itertools.pairwise(edges):
             here = (p >= low) & (p <= high)
@@ -178,7 +201,9 @@ def alone_together(held: bool) -> np.ndarray:
     key = annotator * 2 + labels[item, annotator]
     cells = occurring(key, 6, 2, 2)
     packed, prior = pack(item, key, cells, 300), accurate(2)
-    fit = fit_table(InMemory(packed, cells), DirichletRows(cells, prior, ClassPrior(None, True), averaged=True))
+    fit = fit_table(
+        InMemory(packed, cells), DirichletRows(cells, prior, ClassPrior(None, True), averaged=True)
+    )
     posterior = RowPosterior(cells, prior, fit.statistics.said)
     counts = held_out(packed, Scores(fit.scores.log_table, fit.scores.log_prior)).said if held else None
     return columns(annotator_table(posterior, np.array([0.5, 0.5]), counts))["spammer"]
@@ -187,7 +212,9 @@ def alone_together(held: bool) -> np.ndarray:
 def test_agreeing_with_oneself_is_no_evidence() -> None:
     held, own = alone_together(True), alone_together(False)
     assert (held[:4] < 0.01).all() and (own[:4] < 0.01).all()
-    assert (own[4:] < SPAM_PRIOR).all()  # the negative control: with their own labels, guessers look informative
+    assert (
+        own[4:] < SPAM_PRIOR
+    ).all()  # the negative control: with their own labels, guessers look informative
     assert (held[4:] > 0.3).all()
 
 
@@ -197,7 +224,9 @@ def test_one_class_has_no_information() -> None:
         assert (found[f"accuracy{part}"] == 1).all()
         assert (np.abs(found[f"information_bits{part}"]) < 1e-12).all()
     np.testing.assert_allclose(found["spammer"], SPAM_PRIOR)
-    with_abstentions = columns(annotator_table(posterior_of(np.array([[[3.0, 2.0]]]), np.ones((1, 2))), np.ones(1)))
+    with_abstentions = columns(
+        annotator_table(posterior_of(np.array([[[3.0, 2.0]]]), np.ones((1, 2))), np.ones(1))
+    )
     np.testing.assert_allclose(with_abstentions["accuracy"], 4 / 7)
     assert abs(with_abstentions["information_bits"][0]) < 1e-12
 
@@ -211,7 +240,9 @@ def test_annotators_without_labels_have_the_prior() -> None:
     assert found["accuracy"][1] == pytest.approx(0.7) and found["spammer"][1] == pytest.approx(SPAM_PRIOR)
     assert found["accuracy_lower"][1] < 0.7 < found["accuracy_upper"][1]
     assert all(values[1] == values[2] for values in found.values())
-    np.testing.assert_allclose(confusion_table(posterior_of(said, base))[2], base / base.sum(1, keepdims=True))
+    np.testing.assert_allclose(
+        confusion_table(posterior_of(said, base))[2], base / base.sum(1, keepdims=True)
+    )
 
 
 def test_certain_annotators_have_intervals_of_no_width() -> None:

@@ -27,9 +27,15 @@ def test_averaging_comes_close_to_the_sampled_posterior_where_the_mode_does_not(
     gaps = {"averaged": [], "variational": [], "plug-in": []}
     for seed in range(2):
         said = sparse_crowd(seed)
-        sampled = array(sample_posterior(said, seed=seed, warmup=300, draws=500, progress=False), "responsibilities", "mean")
+        sampled = array(
+            sample_posterior(said, seed=seed, warmup=300, draws=500, progress=False),
+            "responsibilities",
+            "mean",
+        )
         for confidence, gap in gaps.items():
-            fitted = DawidSkene(confidence=confidence, dependence="ignore").fit(said).probabilities_.to_numpy()
+            fitted = (
+                DawidSkene(confidence=confidence, dependence="ignore").fit(said).probabilities_.to_numpy()
+            )
             gap.append(np.abs(fitted - sampled).sum(1).mean() / 2)
     averaged, variational, plug_in = (np.array(gap) for gap in gaps.values())
     assert (averaged < 0.5 * plug_in).all() and (averaged < variational).all() and averaged.max() < 0.05

@@ -16,7 +16,17 @@ from probcrowd.data import packed as packing
 from probcrowd.data.packed import Cells, Packed, occurring, pack
 from probcrowd.inference.aggregation import e_step as module
 from probcrowd.inference.aggregation import patterns as grouping
-from probcrowd.inference.aggregation.e_step import FLOOR, Scores, Statistics, count, count_votes, held_out, sums_by_owner, sweep, votes
+from probcrowd.inference.aggregation.e_step import (
+    FLOOR,
+    Scores,
+    Statistics,
+    count,
+    count_votes,
+    held_out,
+    sums_by_owner,
+    sweep,
+    votes,
+)
 from probcrowd.inference.aggregation.patterns import collapsed
 
 CLASSES = [1, 2, 3, 4, 5, 6, 17]
@@ -24,7 +34,13 @@ OPTIONS = ["plain", "weight", "gold", "times", "weight gold times"]
 
 
 def some_items(
-    num_classes: int, options: str, seed: int = 0, *, items: int = 30, annotators: int = 6, labels: int | None = None
+    num_classes: int,
+    options: str,
+    seed: int = 0,
+    *,
+    items: int = 30,
+    annotators: int = 6,
+    labels: int | None = None,
 ) -> tuple[Packed, Cells]:
     """0 to 20 rows per item in random order, of 6 annotators who repeat themselves; the first and the last item have none."""
     chance, labels = np.random.default_rng(seed), labels or num_classes
@@ -32,7 +48,11 @@ def some_items(
     item = chance.permutation(item)
     key = chance.integers(0, annotators, len(item)) * labels + chance.integers(0, labels, len(item))
     weight = chance.uniform(0, 3, len(item)) if "weight" in options else None
-    gold = np.where(chance.random(items) < 0.3, chance.integers(0, num_classes, items), -1) if "gold" in options else None
+    gold = (
+        np.where(chance.random(items) < 0.3, chance.integers(0, num_classes, items), -1)
+        if "gold" in options
+        else None
+    )
     cells = occurring(key, annotators, labels, num_classes)
     packed = pack(item, key, cells, items, weight=weight, gold=gold)
     return replace(packed, times=chance.uniform(0.5, 4, items)) if "times" in options else packed, cells
@@ -40,7 +60,9 @@ def some_items(
 
 def some_scores(cells: Cells, seed: int = 0, spread: float = 2.0) -> Scores:
     chance = np.random.default_rng([seed, 1])
-    return Scores(chance.normal(-1, spread, (len(cells), cells.num_classes)), chance.normal(-3, 1, cells.num_classes))
+    return Scores(
+        chance.normal(-1, spread, (len(cells), cells.num_classes)), chance.normal(-3, 1, cells.num_classes)
+    )
 
 
 def weights(packed: Packed) -> np.ndarray:
@@ -62,9 +84,14 @@ def item_logs(packed: Packed, scores: Scores, i: int, without: int = -1) -> np.n
     return logs
 
 
-def loop(packed: Packed, scores: Scores, *, hard: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def loop(
+    packed: Packed, scores: Scores, *, hard: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Responsibilities, said, class_count and log likelihood of a pass."""
-    responsibilities, said = np.zeros((packed.num_items, len(scores.log_prior))), np.zeros(scores.log_table.shape)
+    responsibilities, said = (
+        np.zeros((packed.num_items, len(scores.log_prior))),
+        np.zeros(scores.log_table.shape),
+    )
     class_count, total = np.zeros(len(scores.log_prior)), 0.0
     for i in range(packed.num_items):
         logs = item_logs(packed, scores, i)
@@ -78,7 +105,13 @@ def loop(packed: Packed, scores: Scores, *, hard: bool = False) -> tuple[np.ndar
     return responsibilities, said, class_count, total
 
 
-def check_pass(packed: Packed, scores: Scores, expected: tuple[np.ndarray, np.ndarray, np.ndarray, float], *, hard: bool = False) -> None:
+def check_pass(
+    packed: Packed,
+    scores: Scores,
+    expected: tuple[np.ndarray, np.ndarray, np.ndarray, float],
+    *,
+    hard: bool = False,
+) -> None:
     found = np.full((packed.num_items, len(scores.log_prior)), np.nan)
     swept = sweep(packed, scores, hard=hard, responsibilities=found)
     np.testing.assert_allclose(found, expected[0], rtol=0, atol=1e-10)
@@ -126,7 +159,12 @@ def test_a_pass_is_the_loop(num_classes: int, options: str, hard: bool) -> None:
 def test_hard_passes_take_the_first_of_equals_and_leave_items_without_labels_to_the_prior() -> None:
     cells = Cells(np.array([0]), np.array([0]), 1, 3, 3)
     packed, found = Packed(np.array([0, 0, 1]), np.zeros(1, np.int32)), np.zeros((2, 3))
-    sweep(packed, Scores(np.log([[0.2, 0.4, 0.4]]), np.log(np.full(3, 1 / 3))), hard=True, responsibilities=found)
+    sweep(
+        packed,
+        Scores(np.log([[0.2, 0.4, 0.4]]), np.log(np.full(3, 1 / 3))),
+        hard=True,
+        responsibilities=found,
+    )
     np.testing.assert_allclose(found, [[1 / 3, 1 / 3, 1 / 3], [0, 1, 0]], rtol=1e-15)
     assert len(cells) == 1
 
@@ -149,7 +187,9 @@ def test_counts_of_given_responsibilities_are_sums(num_classes: int, options: st
 @pytest.mark.parametrize("more_labels", [0, 1])
 @pytest.mark.parametrize("options", ["plain", "weight", "gold", "weight gold times"])
 @pytest.mark.parametrize("num_classes", CLASSES)
-def test_votes_are_weighted_shares_of_labels_that_name_a_class(num_classes: int, options: str, more_labels: int) -> None:
+def test_votes_are_weighted_shares_of_labels_that_name_a_class(
+    num_classes: int, options: str, more_labels: int
+) -> None:
     packed, cells = some_items(num_classes, options, labels=num_classes + more_labels)
     found = votes(packed, cells)
     for i in range(packed.num_items):
@@ -191,7 +231,10 @@ def floored(scores: Scores) -> Scores:
     """What the pass is said to take impossible things for: probabilities of exp(FLOOR) of the row's highest."""
     top = scores.log_table.max(1, keepdims=True)
     top[np.isneginf(top)] = 0
-    return Scores(np.maximum(scores.log_table, top + FLOOR), np.maximum(scores.log_prior, scores.log_prior.max() + FLOOR))
+    return Scores(
+        np.maximum(scores.log_table, top + FLOOR),
+        np.maximum(scores.log_prior, scores.log_prior.max() + FLOOR),
+    )
 
 
 def adversarial(kind: str, num_classes: int) -> tuple[Packed, Scores]:
@@ -215,7 +258,9 @@ def adversarial(kind: str, num_classes: int) -> tuple[Packed, Scores]:
 @pytest.mark.parametrize("gold", [False, True])
 @pytest.mark.parametrize("kind", ["tiny", "contradictions", "small everywhere", "nothing", "mild"])
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 17])
-def test_long_items_and_contradictions_are_right_in_logs(num_classes: int, kind: str, gold: bool, weighted: bool) -> None:
+def test_long_items_and_contradictions_are_right_in_logs(
+    num_classes: int, kind: str, gold: bool, weighted: bool
+) -> None:
     packed, scores = adversarial(kind, num_classes)
     if gold:
         packed = replace(packed, gold=(np.arange(packed.num_items) % (num_classes + 1) - 1).astype(np.int32))
@@ -242,7 +287,10 @@ def test_a_class_comes_back_from_far_behind(behind: int) -> None:
     """`behind` rows against class 0, then one more row for it, each as strong as a row can be."""
     scores = Scores(np.array([[FLOOR, 0.0], [0.0, FLOOR]]), np.log([0.5, 0.5]))
     cell = np.repeat([0, 1], [behind, behind + 1]).astype(np.int32)
-    packed, found = Packed(np.array([0, len(cell), 2 * len(cell)]), np.concatenate([cell, cell[::-1]])), np.zeros((2, 2))
+    packed, found = (
+        Packed(np.array([0, len(cell), 2 * len(cell)]), np.concatenate([cell, cell[::-1]])),
+        np.zeros((2, 2)),
+    )
     swept = sweep(packed, scores, responsibilities=found)
     np.testing.assert_allclose(found, [[1, 0]] * 2, atol=1e-12)
     assert swept.log_likelihood == pytest.approx(2 * (behind * FLOOR + math.log(0.5)), rel=1e-13)
@@ -261,11 +309,17 @@ def test_the_floor_is_relative_to_the_row_and_above_it_nothing_changes() -> None
 
 @pytest.mark.parametrize("workers", [2, 5])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_threads_give_what_one_thread_gives(monkeypatch: pytest.MonkeyPatch, options: str, workers: int) -> None:
+def test_threads_give_what_one_thread_gives(
+    monkeypatch: pytest.MonkeyPatch, options: str, workers: int
+) -> None:
     packed, cells = some_items(3, options, items=60)
     scores, given = some_scores(cells), np.random.default_rng(5).dirichlet(np.ones(3), 60)
     alone, many = np.zeros((60, 3)), np.zeros((60, 3))
-    single = sweep(packed, scores, responsibilities=alone), count(packed, given, len(cells)), held_out(packed, scores)
+    single = (
+        sweep(packed, scores, responsibilities=alone),
+        count(packed, given, len(cells)),
+        held_out(packed, scores),
+    )
     parts: list[tuple[int, int]] = []
 
     class Pool:
@@ -277,7 +331,11 @@ def test_threads_give_what_one_thread_gives(monkeypatch: pytest.MonkeyPatch, opt
         monkeypatch.setattr(module, "_ROWS_PER_RANGE", len(packed.cell) // workers)
         monkeypatch.setattr(module, "_ROWS_PER_CELL", 0)
         monkeypatch.setattr(module, "_pool", lambda process, pool=pool: pool)
-        spread = sweep(packed, scores, responsibilities=many), count(packed, given, len(cells)), held_out(packed, scores)
+        spread = (
+            sweep(packed, scores, responsibilities=many),
+            count(packed, given, len(cells)),
+            held_out(packed, scores),
+        )
         np.testing.assert_array_equal(many, alone)
         assert spread[0].log_likelihood == pytest.approx(single[0].log_likelihood, rel=1e-12)
         pairs = [(spread[0].statistics, single[0].statistics), *zip(spread[1:], single[1:], strict=True)]
@@ -316,7 +374,9 @@ def test_passes_over_parts_add_up(options: str) -> None:
     packed, cells = some_items(3, options)
     scores, here = some_scores(cells), np.random.default_rng(2).random(packed.num_items) < 0.4
     whole = sweep(packed, scores)
-    parts = sweep(packed.take(np.flatnonzero(here)), scores) + sweep(packed.take(np.flatnonzero(~here)), scores)
+    parts = sweep(packed.take(np.flatnonzero(here)), scores) + sweep(
+        packed.take(np.flatnonzero(~here)), scores
+    )
     assert parts.log_likelihood == pytest.approx(whole.log_likelihood, rel=1e-12)
     np.testing.assert_allclose(parts.statistics.said, whole.statistics.said, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(parts.statistics.class_count, whole.statistics.class_count, rtol=1e-12)
@@ -331,15 +391,23 @@ def test_a_weight_of_two_is_a_row_twice_and_two_times_are_two_items() -> None:
     scores = some_scores(cells)
     item, key = np.repeat(np.arange(packed.num_items), packed.size), cells.key[packed.cell]
     twice = np.random.default_rng(4).random(len(item)) < 0.5
-    doubled = pack(np.append(item, item[twice]), np.append(key, key[twice]), cells, packed.num_items, gold=packed.gold)
-    check_pass(pack(item, key, cells, packed.num_items, weight=1.0 + twice, gold=packed.gold), scores, loop(doubled, scores))
+    doubled = pack(
+        np.append(item, item[twice]), np.append(key, key[twice]), cells, packed.num_items, gold=packed.gold
+    )
+    check_pass(
+        pack(item, key, cells, packed.num_items, weight=1.0 + twice, gold=packed.gold),
+        scores,
+        loop(doubled, scores),
+    )
     number = np.random.default_rng(4).integers(0, 4, packed.num_items)
     copies, counted = (
         sweep(packed.take(np.repeat(np.arange(packed.num_items), number)), scores),
         replace(packed, times=number.astype(float)),
     )
     assert sweep(counted, scores).log_likelihood == pytest.approx(copies.log_likelihood, rel=1e-12)
-    np.testing.assert_allclose(sweep(counted, scores).statistics.said, copies.statistics.said, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(
+        sweep(counted, scores).statistics.said, copies.statistics.said, rtol=1e-12, atol=1e-13
+    )
 
 
 def test_weights_of_one_are_no_weights_and_of_zero_no_rows() -> None:
@@ -348,18 +416,24 @@ def test_weights_of_one_are_no_weights_and_of_zero_no_rows() -> None:
     assert pack(item, key, cells, packed.num_items, weight=np.ones(len(item))).weight is None
     here = np.random.default_rng(4).random(len(item)) < 0.5
     scores, kept = some_scores(cells), pack(item[here], key[here], cells, packed.num_items)
-    check_pass(pack(item, key, cells, packed.num_items, weight=here.astype(float)), scores, loop(kept, scores))
+    check_pass(
+        pack(item, key, cells, packed.num_items, weight=here.astype(float)), scores, loop(kept, scores)
+    )
 
 
 def test_sums_by_owner() -> None:
     values, owner = np.arange(10.0).reshape(5, 2), np.array([2, 0, 2, 3, 2])
-    np.testing.assert_array_equal(sums_by_owner(values, owner, 5), [[2, 3], [0, 0], [0 + 4 + 8, 1 + 5 + 9], [6, 7], [0, 0]])
+    np.testing.assert_array_equal(
+        sums_by_owner(values, owner, 5), [[2, 3], [0, 0], [0 + 4 + 8, 1 + 5 + 9], [6, 7], [0, 0]]
+    )
 
 
 # Patterns
 
 
-def few_patterns(annotators: int, num_labels: int, items: int, *, gold: bool, seed: int = 0) -> tuple[Packed, Cells]:
+def few_patterns(
+    annotators: int, num_labels: int, items: int, *, gold: bool, seed: int = 0
+) -> tuple[Packed, Cells]:
     """At most one label by each annotator of each item, which may be missing; the last label can be one that names no class."""
     chance = np.random.default_rng(seed)
     said = chance.integers(-1, num_labels, (items, annotators))
@@ -387,7 +461,10 @@ def test_collapsed_items_are_the_items(
     assert patterns.times.sum() == 900
     scores = some_scores(cells)
     one_by_one, at_once = np.zeros((900, 2)), np.zeros((patterns.num_items, 2))
-    whole, fewer = sweep(packed, scores, responsibilities=one_by_one), sweep(patterns, scores, responsibilities=at_once)
+    whole, fewer = (
+        sweep(packed, scores, responsibilities=one_by_one),
+        sweep(patterns, scores, responsibilities=at_once),
+    )
     np.testing.assert_allclose(at_once[place], one_by_one, rtol=1e-12)
     assert fewer.log_likelihood == pytest.approx(whole.log_likelihood, rel=1e-12)
     np.testing.assert_allclose(fewer.statistics.said, whole.statistics.said, rtol=1e-11)
@@ -400,7 +477,9 @@ def test_items_are_left_alone_where_patterns_gain_nothing_or_do_not_exist() -> N
     item, key = np.repeat(np.arange(900), packed.size), cells.key[packed.cell]
     for alone in (
         pack(np.append(item, item[0]), np.append(key, key[0]), cells, 900),  # a pair twice
-        pack(np.append(item, item[0]), np.append(key, key[0] ^ 1), cells, 900),  # an annotator who says two things of an item
+        pack(
+            np.append(item, item[0]), np.append(key, key[0] ^ 1), cells, 900
+        ),  # an annotator who says two things of an item
         replace(packed, weight=np.full(len(item), 0.5)),
         replace(packed, times=np.full(900, 2.0)),
         packed.take(np.arange(100)),  # as many patterns as items, nearly
@@ -426,7 +505,9 @@ def test_items_without_any_rows_are_one_pattern() -> None:
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint32])
 @pytest.mark.parametrize("most_flags", [2**26, 1])
-def test_packing_keeps_every_row_in_any_order(monkeypatch: pytest.MonkeyPatch, most_flags: int, dtype: type) -> None:
+def test_packing_keeps_every_row_in_any_order(
+    monkeypatch: pytest.MonkeyPatch, most_flags: int, dtype: type
+) -> None:
     monkeypatch.setattr(packing, "_MOST_FLAGS", most_flags)
     chance = np.random.default_rng(0)
     item, annotator, label = chance.integers(0, 9, 60), chance.integers(0, 5, 60), chance.integers(0, 3, 60)
@@ -455,9 +536,17 @@ def test_take_follows_the_items() -> None:
     packed, cells = some_items(3, "weight gold times")
     items = np.array([7, 3, 3, 0, 29, 12])
     taken = packed.take(items)
-    assert taken.num_items == 6 and taken.weight is not None and taken.gold is not None and taken.times is not None
+    assert (
+        taken.num_items == 6
+        and taken.weight is not None
+        and taken.gold is not None
+        and taken.times is not None
+    )
     for new, old in enumerate(items):
-        rows, those = slice(taken.starts[new], taken.starts[new + 1]), slice(packed.starts[old], packed.starts[old + 1])
+        rows, those = (
+            slice(taken.starts[new], taken.starts[new + 1]),
+            slice(packed.starts[old], packed.starts[old + 1]),
+        )
         np.testing.assert_array_equal(taken.cell[rows], packed.cell[those])
         np.testing.assert_array_equal(taken.weight[rows], weights(packed)[those])
     np.testing.assert_array_equal(taken.gold, packed.gold[items] if packed.gold is not None else None)

@@ -20,7 +20,15 @@ from probcrowd.data.packed import Cells, Packed, occurring, pack
 from probcrowd.inference.aggregation.e_step import Scores, Statistics, Swept, count, sweep, votes
 from probcrowd.inference.aggregation.em import InMemory, fit_table
 from probcrowd.inference.aggregation.hierarchical import PooledRows
-from probcrowd.inference.aggregation.m_step import Channel, ClassPrior, Coins, DirichletRows, coin_table, right_counts, row_totals
+from probcrowd.inference.aggregation.m_step import (
+    Channel,
+    ClassPrior,
+    Coins,
+    DirichletRows,
+    coin_table,
+    right_counts,
+    row_totals,
+)
 from probcrowd.inference.aggregation.mace import Habits, Spammers
 from probcrowd.models.priors import SpamPrior
 
@@ -76,11 +84,17 @@ def some_rows(
         label = np.where(chance.random(len(item)) < 1 / 3, classes, label)
     order = chance.permutation(len(item))
     known = np.where(chance.random(items) < gold, truth, -1)
-    return Rows(item[order], annotator[order], label[order], known, annotators + 1, classes, classes + abstentions)
+    return Rows(
+        item[order], annotator[order], label[order], known, annotators + 1, classes, classes + abstentions
+    )
 
 
 def base(num_classes: int, num_labels: int, elsewhere: float = 1.5) -> np.ndarray:
-    return np.full((num_classes, num_labels), elsewhere) + 2 * np.eye(num_classes, num_labels) + np.arange(num_labels) / 7
+    return (
+        np.full((num_classes, num_labels), elsewhere)
+        + 2 * np.eye(num_classes, num_labels)
+        + np.arange(num_labels) / 7
+    )
 
 
 def history_of(cells: Cells, seed: int = 9) -> np.ndarray:
@@ -88,7 +102,9 @@ def history_of(cells: Cells, seed: int = 9) -> np.ndarray:
 
 
 def flat_rows(cells: Cells) -> DirichletRows:
-    return DirichletRows(cells, np.ones((cells.num_classes, cells.num_labels)), ClassPrior(np.ones(cells.num_classes)))
+    return DirichletRows(
+        cells, np.ones((cells.num_classes, cells.num_labels)), ClassPrior(np.ones(cells.num_classes))
+    )
 
 
 def some_coins(cells: Cells, averaged: bool = False) -> Coins:
@@ -104,13 +120,21 @@ def class_prior(cells: Cells, averaged: bool = False) -> ClassPrior:
 CHANNELS: dict[str, Callable[[Cells], Channel]] = {
     "flat": flat_rows,
     "mode": lambda cells: DirichletRows(cells, base(cells.num_classes, cells.num_labels), class_prior(cells)),
-    "mode with history": lambda cells: DirichletRows(cells, base(cells.num_classes, cells.num_labels), ClassPrior(None), history_of(cells)),
+    "mode with history": lambda cells: DirichletRows(
+        cells, base(cells.num_classes, cells.num_labels), ClassPrior(None), history_of(cells)
+    ),
     "averaged": lambda cells: DirichletRows(
-        cells, base(cells.num_classes, cells.num_labels) / 3, class_prior(cells, True), history_of(cells), averaged=True
+        cells,
+        base(cells.num_classes, cells.num_labels) / 3,
+        class_prior(cells, True),
+        history_of(cells),
+        averaged=True,
     ),
     "coins": some_coins,
     "averaged coins": lambda cells: some_coins(cells, True),
-    "pooled": lambda cells: PooledRows(cells, base(cells.num_classes, cells.num_labels), class_prior(cells, True)),
+    "pooled": lambda cells: PooledRows(
+        cells, base(cells.num_classes, cells.num_labels), class_prior(cells, True)
+    ),
     "spammers": lambda cells: Spammers(cells, SpamPrior()),
 }
 
@@ -124,7 +148,9 @@ def dense(values: np.ndarray, cells: Cells) -> np.ndarray:
 
 def some_counts(cells: Cells, seed: int = 3) -> Statistics:
     chance = np.random.default_rng(seed)
-    return Statistics(chance.gamma(0.5, 4, (len(cells), cells.num_classes)), chance.gamma(2, 4, cells.num_classes))
+    return Statistics(
+        chance.gamma(0.5, 4, (len(cells), cells.num_classes)), chance.gamma(2, 4, cells.num_classes)
+    )
 
 
 def concentrations(channel: DirichletRows) -> np.ndarray:
@@ -134,7 +160,10 @@ def concentrations(channel: DirichletRows) -> np.ndarray:
 def dense_mode(scores: Scores, channel: DirichletRows) -> np.ndarray:
     """Confusion matrices whose cells have the scores; what is left of a row goes to labels without a cell, in the prior's proportions."""
     cells = channel.cells
-    confusion, seen = dense(np.exp(scores.log_table), cells), dense(np.ones((len(cells), cells.num_classes)), cells) > 0
+    confusion, seen = (
+        dense(np.exp(scores.log_table), cells),
+        dense(np.ones((len(cells), cells.num_classes)), cells) > 0,
+    )
     shares = np.where(seen, 0, np.broadcast_to(channel.base - 1, confusion.shape))
     sums = shares.sum(2, keepdims=True)
     alike = np.where(seen, 0, 1 / np.maximum((~seen).sum(2, keepdims=True), 1))
@@ -170,7 +199,11 @@ def test_a_mode_is_stationary_on_the_simplex(classes: int, abstentions: bool) ->
         assert channel.class_prior.concentration is not None
         value = (said * logs).sum() + Dirichlet(a).log_prob(logs.exp()).sum()
         value = value + (torch.tensor(counts.class_count) * log_prior).sum()
-        value = value + Dirichlet(torch.tensor(channel.class_prior.concentration)).log_prob(log_prior.exp()) if classes > 1 else value
+        value = (
+            value + Dirichlet(torch.tensor(channel.class_prior.concentration)).log_prob(log_prior.exp())
+            if classes > 1
+            else value
+        )
         value.backward()
         assert logits.grad is not None and class_logits.grad is not None
         assert float(logits.grad.abs().max()) < 1e-9
@@ -180,7 +213,9 @@ def test_a_mode_is_stationary_on_the_simplex(classes: int, abstentions: bool) ->
 
 @pytest.mark.parametrize("elsewhere", [1.0, 1.5])
 @pytest.mark.parametrize(("classes", "abstentions"), SHAPES)
-def test_the_penalty_of_a_mode_is_the_density_of_whole_matrices(classes: int, abstentions: bool, elsewhere: float) -> None:
+def test_the_penalty_of_a_mode_is_the_density_of_whole_matrices(
+    classes: int, abstentions: bool, elsewhere: float
+) -> None:
     """With labels that were never used, and annotators without rows; concentrations of 1 put modes on the border, where the density is finite."""
     rows = some_rows(items=4, annotators=3, classes=classes, abstentions=abstentions)
     cells = rows.cells
@@ -194,7 +229,9 @@ def test_the_penalty_of_a_mode_is_the_density_of_whole_matrices(classes: int, ab
         channel = DirichletRows(cells, more, ClassPrior(prior), history)
         scores = channel.scores(counts)
         confusion = torch.tensor(dense_mode(scores, channel))
-        expected = Dirichlet(torch.tensor(concentrations(channel)), validate_args=False).log_prob(confusion).sum()
+        expected = (
+            Dirichlet(torch.tensor(concentrations(channel)), validate_args=False).log_prob(confusion).sum()
+        )
         expected += Dirichlet(torch.tensor(prior)).log_prob(torch.tensor(np.exp(scores.log_prior))).sum()
         assert scores.penalty == pytest.approx(float(expected), rel=1e-10, abs=1e-10)
 
@@ -228,9 +265,13 @@ def test_averaged_scores_are_expected_logs_and_minus_the_divergence(classes: int
             after = after.clone().requires_grad_()
             normaliser = torch.lgamma(after).sum(-1) - torch.lgamma(after.sum(-1))
             logs.append(torch.autograd.grad(normaliser.sum(), after)[0].numpy())
-        np.testing.assert_allclose(scores.log_table, logs[0].transpose(0, 2, 1)[rows.cells.annotator, rows.cells.label], rtol=1e-10)
+        np.testing.assert_allclose(
+            scores.log_table, logs[0].transpose(0, 2, 1)[rows.cells.annotator, rows.cells.label], rtol=1e-10
+        )
         np.testing.assert_allclose(scores.log_prior, logs[1], rtol=1e-10, atol=1e-12)
-        divergence = sum(float(kl_divergence(Dirichlet(after), Dirichlet(before)).sum()) for after, before in pairs)
+        divergence = sum(
+            float(kl_divergence(Dirichlet(after), Dirichlet(before)).sum()) for after, before in pairs
+        )
         assert scores.penalty == pytest.approx(-divergence, rel=1e-9, abs=1e-10)
 
 
@@ -246,7 +287,9 @@ def test_history_counts_like_rows_that_came_before() -> None:
         fit = fit_table(rows.source, replace(with_history, averaged=averaged), max_iter=7, accelerate=False)
         here = rows.source.start()
         for _ in range(7):  # in every step
-            here = rows.source.sweep(plain.scores(Statistics(here.said + earlier, here.class_count))).statistics
+            here = rows.source.sweep(
+                plain.scores(Statistics(here.said + earlier, here.class_count))
+            ).statistics
         np.testing.assert_allclose(fit.statistics.said, here.said, rtol=1e-9, atol=1e-12)
 
 
@@ -285,26 +328,36 @@ def test_coins_are_beta(classes: int) -> None:
     mode = some_coins(cells)
     scores = mode.scores(counts)
     right, wrong = torch.tensor(mode.right), torch.tensor(mode.wrong)
-    logit = torch.tensor(np.log(hits + mode.right - 1) - np.log(all_rows - hits + mode.wrong - 1), requires_grad=True)
+    logit = torch.tensor(
+        np.log(hits + mode.right - 1) - np.log(all_rows - hits + mode.wrong - 1), requires_grad=True
+    )
     accuracy = logit.sigmoid()
     value = (torch.tensor(hits) * accuracy.log() + torch.tensor(all_rows - hits) * (1 - accuracy).log()).sum()
     (value + Beta(right, wrong).log_prob(accuracy).sum()).backward()
     assert logit.grad is not None and float(logit.grad.abs().max()) < 1e-9
     found = accuracy.detach().numpy()
     named = cells.label[:, None] == np.arange(classes)
-    expected = np.where(named, found[cells.annotator][:, None], (1 - found[cells.annotator][:, None]) / max(classes - 1, 1))
+    expected = np.where(
+        named, found[cells.annotator][:, None], (1 - found[cells.annotator][:, None]) / max(classes - 1, 1)
+    )
     np.testing.assert_allclose(np.exp(scores.log_table), expected, rtol=1e-10)
     density = sum(log_beta_density(x, a, b) for x, a, b in zip(found, mode.right, mode.wrong, strict=True))
-    assert scores.penalty == pytest.approx(density + mode.class_prior.scores(counts.class_count)[1], rel=1e-10)
+    assert scores.penalty == pytest.approx(
+        density + mode.class_prior.scores(counts.class_count)[1], rel=1e-10
+    )
 
     averaged = some_coins(cells, True)
     scores = averaged.scores(counts)
     after = Beta(right + torch.tensor(hits), wrong + torch.tensor(all_rows - hits))
     divergence = float(kl_divergence(after, Beta(right, wrong)).sum())
-    assert scores.penalty == pytest.approx(-divergence + averaged.class_prior.scores(counts.class_count)[1], rel=1e-9)
+    assert scores.penalty == pytest.approx(
+        -divergence + averaged.class_prior.scores(counts.class_count)[1], rel=1e-9
+    )
     a, b = averaged.right + hits, averaged.wrong + all_rows - hits
     logs = np.stack([digamma(a), digamma(b) - math.log(max(classes - 1, 1))], 1) - digamma(a + b)[:, None]
-    np.testing.assert_allclose(scores.log_table, np.where(named, *logs[cells.annotator].T[:, :, None]), rtol=1e-10)
+    np.testing.assert_allclose(
+        scores.log_table, np.where(named, *logs[cells.annotator].T[:, :, None]), rtol=1e-10
+    )
     np.testing.assert_allclose(coin_table(np.log([[0.7, 0.3]] * 4), cells)[named], math.log(0.7), rtol=1e-12)
 
 
@@ -338,15 +391,21 @@ def test_dawid_skene_by_hand() -> None:
 def test_one_coin_by_hand() -> None:
     rows, cells = four(), four().cells
     scores = Coins(cells, np.ones(3), np.ones(3), ClassPrior(None)).scores(rows.source.start())
-    np.testing.assert_allclose(dense(np.exp(scores.log_table), cells)[:, 1, 1], [0.833333, 0.75, 0.75], atol=5e-7)
-    np.testing.assert_allclose(answers(rows, scores)[:, 0], [0.833333, 0.021739, 0.978261, 0.166667], atol=5e-7)
+    np.testing.assert_allclose(
+        dense(np.exp(scores.log_table), cells)[:, 1, 1], [0.833333, 0.75, 0.75], atol=5e-7
+    )
+    np.testing.assert_allclose(
+        answers(rows, scores)[:, 0], [0.833333, 0.021739, 0.978261, 0.166667], atol=5e-7
+    )
 
 
 def test_one_variational_step_by_hand() -> None:
     rows, cells = four(), four().cells
     channel = DirichletRows(cells, np.array([[4.0, 1], [1, 4]]), ClassPrior(np.ones(2), True), averaged=True)
     np.testing.assert_allclose(
-        answers(rows, channel.scores(rows.source.start()))[:, 0], [0.855179, 0.005809, 0.994191, 0.144821], atol=5e-7
+        answers(rows, channel.scores(rows.source.start()))[:, 0],
+        [0.855179, 0.005809, 0.994191, 0.144821],
+        atol=5e-7,
     )
 
 
@@ -355,7 +414,9 @@ def test_smoothed_dawid_skene_converges_to_what_is_known() -> None:
     channel = DirichletRows(cells, np.full((2, 2), 1.01), ClassPrior(np.ones(2)))
     for accelerate in (False, True):
         fit = fit_table(rows.source, channel, tolerance=1e-14, accelerate=accelerate)
-        np.testing.assert_allclose(answers(rows, fit.scores)[:, 0], [0.990147, 0.000050, 0.999950, 0.009853], atol=2e-6)
+        np.testing.assert_allclose(
+            answers(rows, fit.scores)[:, 0], [0.990147, 0.000050, 0.999950, 0.009853], atol=2e-6
+        )
 
 
 # EM
@@ -365,10 +426,18 @@ def test_smoothed_dawid_skene_converges_to_what_is_known() -> None:
 @pytest.mark.parametrize("name", CHANNELS)
 def test_em_never_falls(name: str, accelerate: bool) -> None:
     for seed in range(6):
-        rows = some_rows(seed, abstentions="coin" not in name and seed % 2 == 1, gold=0.2 * (seed % 3), accuracy=(0.1, 0.6), rate=0.5)
+        rows = some_rows(
+            seed,
+            abstentions="coin" not in name and seed % 2 == 1,
+            gold=0.2 * (seed % 3),
+            accuracy=(0.1, 0.6),
+            rate=0.5,
+        )
         if seed > 3:
             rows = replace(rows, weight=np.random.default_rng(seed).uniform(0, 3, len(rows.item)))
-        fit = fit_table(rows.source, CHANNELS[name](rows.cells), accelerate=accelerate, max_iter=120, tolerance=1e-10)
+        fit = fit_table(
+            rows.source, CHANNELS[name](rows.cells), accelerate=accelerate, max_iter=120, tolerance=1e-10
+        )
         assert len(fit.objective) > 5 and np.isfinite(fit.objective).all()
         assert (np.diff(fit.objective) >= -1e-10 * np.abs(fit.objective[:-1])).all()
         assert len(fit.objective) == fit.passes if not accelerate else len(fit.objective) <= fit.passes <= 120
@@ -388,7 +457,10 @@ def test_em_ends_where_a_pass_changes_nothing(name: str, accelerate: bool) -> No
 
 
 def marginal(
-    rows: Rows, logits: torch.Tensor, class_logits: torch.Tensor, prior: Callable[[torch.Tensor, torch.Tensor], Any]
+    rows: Rows,
+    logits: torch.Tensor,
+    class_logits: torch.Tensor,
+    prior: Callable[[torch.Tensor, torch.Tensor], Any],
 ) -> torch.Tensor:
     """log p(rows, confusion, class prior), item after item."""
     logs, log_prior = logits.log_softmax(2), class_logits.log_softmax(0)
@@ -396,7 +468,9 @@ def marginal(
     weight = np.ones(len(rows.item)) if rows.weight is None else rows.weight
     for i in range(len(rows.gold)):
         here = np.flatnonzero(rows.item == i)
-        terms = log_prior + (torch.tensor(weight[here])[:, None] * logs[rows.annotator[here], :, rows.label[here]]).sum(0)
+        terms = log_prior + (
+            torch.tensor(weight[here])[:, None] * logs[rows.annotator[here], :, rows.label[here]]
+        ).sum(0)
         total = total + (terms[rows.gold[i]] if rows.gold[i] >= 0 else terms.logsumexp(0))
     return total
 
@@ -406,13 +480,18 @@ def marginal(
 def test_the_mode_is_stationary(abstentions: bool, accelerate: bool) -> None:
     rows = some_rows(items=25, annotators=4, gold=0.2, abstentions=abstentions)
     rows = replace(rows, weight=np.random.default_rng(0).choice([0.5, 1, 2], len(rows.item)))
-    channel = DirichletRows(rows.cells, base(3, rows.num_labels), ClassPrior(np.array([1.5, 2, 3])), history_of(rows.cells))
+    channel = DirichletRows(
+        rows.cells, base(3, rows.num_labels), ClassPrior(np.array([1.5, 2, 3])), history_of(rows.cells)
+    )
     fit = fit_table(rows.source, channel, tolerance=1e-15, max_iter=20_000, accelerate=accelerate)
     logits = torch.tensor(np.log(dense_mode(fit.scores, channel)), requires_grad=True)
     class_logits = torch.tensor(fit.scores.log_prior, requires_grad=True)
     a = Dirichlet(torch.tensor(concentrations(channel)))
     value = marginal(
-        rows, logits, class_logits, lambda c, p: a.log_prob(c).sum() + Dirichlet(torch.tensor([1.5, 2, 3]).double()).log_prob(p)
+        rows,
+        logits,
+        class_logits,
+        lambda c, p: a.log_prob(c).sum() + Dirichlet(torch.tensor([1.5, 2, 3]).double()).log_prob(p),
     )
     assert float(value.detach()) == pytest.approx(fit.objective[-1], abs=1e-8)
     value.backward()
@@ -434,7 +513,10 @@ def test_the_mode_of_coins_is_stationary(accelerate: bool) -> None:
     matrices = torch.where(torch.eye(3).bool(), right[:, None, None], (1 - right[:, None, None]) / 2)
     prior = Beta(torch.tensor(channel.right), torch.tensor(channel.wrong)).log_prob(right).sum()
     value = marginal(
-        rows, matrices.log(), class_logits, lambda _, p: prior + Dirichlet(torch.tensor(channel.class_prior.concentration)).log_prob(p)
+        rows,
+        matrices.log(),
+        class_logits,
+        lambda _, p: prior + Dirichlet(torch.tensor(channel.class_prior.concentration)).log_prob(p),
     )
     assert float(value.detach()) == pytest.approx(fit.objective[-1], abs=1e-8)
     value.backward()
@@ -448,9 +530,18 @@ def test_extrapolation_ends_no_lower(name: str) -> None:
     passes = []
     for seed in range(6):
         good = seed % 2 == 0
-        rows = some_rows(seed, items=60, annotators=6, accuracy=(0.7, 0.95) if good else (0.2, 0.6), rate=0.9 if good else 0.5)
+        rows = some_rows(
+            seed,
+            items=60,
+            annotators=6,
+            accuracy=(0.7, 0.95) if good else (0.2, 0.6),
+            rate=0.9 if good else 0.5,
+        )
         channel = CHANNELS[name](rows.cells)
-        plain, fast = (fit_table(rows.source, channel, accelerate=a, max_iter=20_000, tolerance=1e-9) for a in (False, True))
+        plain, fast = (
+            fit_table(rows.source, channel, accelerate=a, max_iter=20_000, tolerance=1e-9)
+            for a in (False, True)
+        )
         assert plain.converged and fast.converged
         assert fast.objective[-1] >= plain.objective[-1] - 1e-6
         if good and name != "flat":
@@ -528,7 +619,9 @@ def test_the_mode_under_flat_priors_is_maximum_likelihood() -> None:
     item, annotator = np.nonzero(labels >= 0)
     rows = Rows(item, annotator, labels[item, annotator], np.full(40, -1), 4, 3, 3)
     for steps in (1, 5, 60):
-        fit = fit_table(rows.source, flat_rows(rows.cells), accelerate=False, max_iter=steps, tolerance=-np.inf)
+        fit = fit_table(
+            rows.source, flat_rows(rows.cells), accelerate=False, max_iter=steps, tolerance=-np.inf
+        )
         found = np.zeros((40, 3))
         # The reference's step m is the M step of pass m, and its answers are those of that pass
         here = rows.source.start()
@@ -550,7 +643,12 @@ def log_evidence(rows: Rows, a: np.ndarray, class_a: np.ndarray) -> float:
         counts = np.bincount(truth, minlength=rows.num_classes)
         value = 0.0
         for after, before in ((a + said, a), (class_a + counts, class_a)):
-            value += (gammaln(after).sum(-1) - gammaln(after.sum(-1)) - gammaln(before).sum(-1) + gammaln(before.sum(-1))).sum()
+            value += (
+                gammaln(after).sum(-1)
+                - gammaln(after.sum(-1))
+                - gammaln(before).sum(-1)
+                + gammaln(before.sum(-1))
+            ).sum()
         terms.append(value)
     return float(np.logaddexp.reduce(terms))
 
@@ -563,7 +661,11 @@ def test_the_averaged_objective_bounds_the_evidence(abstentions: bool, gold: flo
         if gold == 1:
             rows = replace(rows, gold=np.arange(7) % 2)
         channel = DirichletRows(
-            rows.cells, base(2, rows.num_labels) / 2, ClassPrior(np.array([0.5, 2]), True), history_of(rows.cells), averaged=True
+            rows.cells,
+            base(2, rows.num_labels) / 2,
+            ClassPrior(np.array([0.5, 2]), True),
+            history_of(rows.cells),
+            averaged=True,
         )
         fit = fit_table(rows.source, channel, tolerance=1e-13)
         evidence = log_evidence(rows, concentrations(channel), np.array([0.5, 2]))
@@ -574,7 +676,11 @@ def test_the_averaged_objective_bounds_the_evidence(abstentions: bool, gold: flo
             np.add.at(said, (rows.annotator, rows.gold[rows.item], rows.label), 1)
             after = concentrations(channel) + said
             logs = digamma(after) - digamma(after.sum(2, keepdims=True))
-            np.testing.assert_allclose(fit.scores.log_table, logs.transpose(0, 2, 1)[rows.cells.annotator, rows.cells.label], rtol=1e-10)
+            np.testing.assert_allclose(
+                fit.scores.log_table,
+                logs.transpose(0, 2, 1)[rows.cells.annotator, rows.cells.label],
+                rtol=1e-10,
+            )
         else:
             assert fit.objective[-1] < evidence - 1e-3
 
@@ -582,7 +688,9 @@ def test_the_averaged_objective_bounds_the_evidence(abstentions: bool, gold: flo
 # Invariances
 
 
-def renamed(rows: Rows, item: np.ndarray, annotator: np.ndarray, label: np.ndarray, order: np.ndarray) -> Rows:
+def renamed(
+    rows: Rows, item: np.ndarray, annotator: np.ndarray, label: np.ndarray, order: np.ndarray
+) -> Rows:
     gold = np.full(len(rows.gold), -1)
     gold[item] = np.where(rows.gold >= 0, label[np.maximum(rows.gold, 0)], -1)
     weight = None if rows.weight is None else rows.weight[order]
@@ -600,7 +708,9 @@ def alike(name: str) -> Callable[[Cells], Channel]:
     """The channels, with priors that treat annotators and classes alike."""
 
     def make(cells: Cells) -> Channel:
-        rows = np.full((cells.num_classes, cells.num_labels), 1.2) + 2 * np.eye(cells.num_classes, cells.num_labels)
+        rows = np.full((cells.num_classes, cells.num_labels), 1.2) + 2 * np.eye(
+            cells.num_classes, cells.num_labels
+        )
         prior, many = np.full(cells.num_classes, 1.5), np.ones(cells.num_annotators)
         return {
             "flat": flat_rows(cells),
@@ -623,20 +733,34 @@ def test_names_and_order_change_names_and_order(name: str) -> None:
     rows = some_rows(2, items=40, gold=0.1)
     rows = replace(rows, weight=np.random.default_rng(0).choice([0.5, 1, 2], len(rows.item)))
     chance = np.random.default_rng(1)
-    item, annotator, label = chance.permutation(40), chance.permutation(rows.num_annotators), np.array([2, 0, 1])
+    item, annotator, label = (
+        chance.permutation(40),
+        chance.permutation(rows.num_annotators),
+        np.array([2, 0, 1]),
+    )
     other = renamed(rows, item, annotator, label, chance.permutation(len(rows.item)))
-    first, second = (fit_table(r.source, alike(name)(r.cells), max_iter=25, accelerate=False) for r in (rows, other))
-    np.testing.assert_allclose(answers(other, second.scores)[item][:, label], answers(rows, first.scores), atol=1e-9)
+    first, second = (
+        fit_table(r.source, alike(name)(r.cells), max_iter=25, accelerate=False) for r in (rows, other)
+    )
+    np.testing.assert_allclose(
+        answers(other, second.scores)[item][:, label], answers(rows, first.scores), atol=1e-9
+    )
     np.testing.assert_allclose(second.objective, first.objective, rtol=1e-11)
-    first, second = (fit_table(r.source, alike(name)(r.cells), tolerance=1e-13, max_iter=20_000) for r in (rows, other))
-    np.testing.assert_allclose(answers(other, second.scores)[item][:, label], answers(rows, first.scores), atol=1e-4)
+    first, second = (
+        fit_table(r.source, alike(name)(r.cells), tolerance=1e-13, max_iter=20_000) for r in (rows, other)
+    )
+    np.testing.assert_allclose(
+        answers(other, second.scores)[item][:, label], answers(rows, first.scores), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ALIKE)
 def test_an_annotator_without_rows_changes_nothing(name: str) -> None:
     rows = some_rows(2, items=40)
     more = replace(rows, num_annotators=rows.num_annotators + 1)
-    first, second = (fit_table(r.source, alike(name)(r.cells), max_iter=25, accelerate=False) for r in (rows, more))
+    first, second = (
+        fit_table(r.source, alike(name)(r.cells), max_iter=25, accelerate=False) for r in (rows, more)
+    )
     np.testing.assert_allclose(answers(more, second.scores), answers(rows, first.scores), atol=1e-10)
     steps = np.diff(first.objective)
     np.testing.assert_allclose(np.diff(second.objective)[: len(steps)], steps, atol=1e-8)
@@ -663,8 +787,12 @@ def test_a_second_copy_of_all_items_leaves_maximum_likelihood_unchanged() -> Non
         gold=np.tile(rows.gold, 2),
     )
     channel = flat_rows(rows.cells)
-    first, second = (fit_table(r.source, channel, max_iter=30, accelerate=False, tolerance=-np.inf) for r in (rows, twice))
-    np.testing.assert_allclose(answers(twice, second.scores), np.tile(answers(rows, first.scores), (2, 1)), atol=1e-9)
+    first, second = (
+        fit_table(r.source, channel, max_iter=30, accelerate=False, tolerance=-np.inf) for r in (rows, twice)
+    )
+    np.testing.assert_allclose(
+        answers(twice, second.scores), np.tile(answers(rows, first.scores), (2, 1)), atol=1e-9
+    )
     constant = channel.scores(first.statistics).penalty
     np.testing.assert_allclose(second.objective - constant, 2 * (first.objective - constant), rtol=1e-10)
     informed = DirichletRows(rows.cells, base(3, 3), ClassPrior(None))  # a prior counts for less
@@ -687,7 +815,10 @@ def test_one_coin_of_two_classes_is_dawid_skene_with_equal_diagonals(averaged: b
     many = np.ones(rows.num_annotators)
     coins = Coins(rows.cells, a * many, b * many, ClassPrior(None), averaged)
     matrices = DirichletRows(mirrored.cells, np.array([[a, b], [b, a]]), ClassPrior(None), averaged=averaged)
-    one, two = (fit_table(r.source, c, max_iter=40, accelerate=False, tolerance=-np.inf) for r, c in ((rows, coins), (mirrored, matrices)))
+    one, two = (
+        fit_table(r.source, c, max_iter=40, accelerate=False, tolerance=-np.inf)
+        for r, c in ((rows, coins), (mirrored, matrices))
+    )
     np.testing.assert_allclose(answers(mirrored, two.scores)[:40], answers(rows, one.scores), atol=1e-9)
 
 
@@ -701,7 +832,9 @@ def test_hard_passes_end_when_counts_repeat() -> None:
     assert fit.converged and 3 < fit.passes < 100
     again = rows.source.sweep(channel.scores(fit.statistics), hard=True)
     np.testing.assert_array_equal(again.statistics.said, fit.statistics.said)
-    assert set(np.unique(fit.statistics.said % 1)) == {0.0} and fit.statistics.class_count.sum() == pytest.approx(200)
+    assert set(np.unique(fit.statistics.said % 1)) == {
+        0.0
+    } and fit.statistics.class_count.sum() == pytest.approx(200)
 
 
 def test_passes_are_counted_and_limited() -> None:
@@ -714,7 +847,9 @@ def test_passes_are_counted_and_limited() -> None:
     np.testing.assert_array_equal(fit_table(rows.source, channel, max_iter=0).statistics.said, start.said)
     elsewhere = Statistics(start.said[:, [1, 2, 0]], start.class_count[[1, 2, 0]])
     expected = rows.source.sweep(channel.scores(elsewhere))
-    np.testing.assert_array_equal(fit_table(rows.source, channel, elsewhere, max_iter=1).statistics.said, expected.statistics.said)
+    np.testing.assert_array_equal(
+        fit_table(rows.source, channel, elsewhere, max_iter=1).statistics.said, expected.statistics.said
+    )
     assert rows.source.num_rows == len(rows.item)
 
 
@@ -752,7 +887,9 @@ def pooled(said: np.ndarray, prior: np.ndarray) -> tuple[PooledRows, Statistics]
     """The channel and its counts, from counts (j, k, l)."""
     annotators, classes, labels = said.shape
     cells = occurring(np.arange(annotators * labels), annotators, labels, classes)
-    return PooledRows(cells, prior, ClassPrior(None)), Statistics(said.transpose(0, 2, 1).reshape(-1, classes), np.ones(classes))
+    return PooledRows(cells, prior, ClassPrior(None)), Statistics(
+        said.transpose(0, 2, 1).reshape(-1, classes), np.ones(classes)
+    )
 
 
 @pytest.mark.parametrize("size", [0.05, 0.5, 3.0, 100.0])
@@ -761,12 +898,18 @@ def test_improved_concentrations_are_never_worse(size: float) -> None:
     chance = np.random.default_rng(0)
     for _ in range(25):
         annotators, labels = int(chance.choice([1, 4, 60])), int(chance.integers(1, 5))
-        said = chance.uniform(0, 1, (annotators, 2, labels)) * size * chance.choice([0, 1, 1, 30], (1, 2, labels))
+        said = (
+            chance.uniform(0, 1, (annotators, 2, labels))
+            * size
+            * chance.choice([0, 1, 1, 30], (1, 2, labels))
+        )
         channel, counts = pooled(said, chance.gamma(2, 2, (2, labels)) + 0.05)
         here = chance.gamma(1, 1, (2, labels)) * 10 ** chance.uniform(-2, 3) + 1e-3
         for _ in range(3):
             there = channel.improved(here, counts)
-            before, after = (float(population_value(torch.tensor(c), said, channel.base)) for c in (here, there))
+            before, after = (
+                float(population_value(torch.tensor(c), said, channel.base)) for c in (here, there)
+            )
             assert after >= before - 1e-9 * abs(before)
             here = there
 
@@ -796,12 +939,16 @@ def test_without_annotators_the_population_is_the_prior() -> None:
 def test_populations_are_recovered_from_many_annotators() -> None:
     chance = np.random.default_rng(2)
     population = np.array([[6.0, 1.0, 0.5], [0.8, 3.0, 2.0]])
-    said = np.stack([[chance.multinomial(60, chance.dirichlet(row)) for row in population] for _ in range(1500)]).astype(float)
+    said = np.stack(
+        [[chance.multinomial(60, chance.dirichlet(row)) for row in population] for _ in range(1500)]
+    ).astype(float)
     channel, counts = pooled(said, np.array([[1.0, 2, 3], [3, 2, 1]]))
     here = channel.base
     for _ in range(1500):
         here = channel.improved(here, counts)
-    hessian = torch.autograd.functional.hessian(lambda c: population_value(c.reshape(2, 3), said, channel.base), torch.tensor(here.ravel()))
+    hessian = torch.autograd.functional.hessian(
+        lambda c: population_value(c.reshape(2, 3), said, channel.base), torch.tensor(here.ravel())
+    )
     error = np.sqrt(np.diag(np.linalg.inv(-np.asarray(hessian)))).reshape(2, 3)
     assert (error < 0.06 * population).all()  # the pseudo-annotator is one of 1,501
     assert (np.abs(here - population) < 4 * error).all()
@@ -860,7 +1007,11 @@ def test_spam_is_summed_out(abstentions: bool) -> None:
             for spam in itertools.product([0, 1], repeat=len(here)):
                 joint = 0.5 * (rows.gold[i] in (-1, k))
                 for s, n, p in zip(spam, here, cell, strict=True):
-                    joint *= spams[rows.annotator[n]] * answer[p] if s else knows[rows.annotator[n]] * (rows.label[n] == k)
+                    joint *= (
+                        spams[rows.annotator[n]] * answer[p]
+                        if s
+                        else knows[rows.annotator[n]] * (rows.label[n] == k)
+                    )
                 joints[spam, k] = joint
         whole = sum(joints.values())
         log_likelihood += math.log(whole)
@@ -882,11 +1033,14 @@ def test_the_penalty_of_habits_is_minus_their_divergence() -> None:
     scores = channel.scores(some_counts(cells))
     habits: Habits = scores.state
     coins = kl_divergence(
-        Beta(torch.tensor(habits.knows), torch.tensor(habits.spams)), Beta(torch.tensor(0.7).double(), torch.tensor(0.4).double())
+        Beta(torch.tensor(habits.knows), torch.tensor(habits.spams)),
+        Beta(torch.tensor(0.7).double(), torch.tensor(0.4).double()),
     )
     answers_of = np.full((cells.num_annotators, cells.num_labels), 2.0)
     answers_of[cells.annotator, cells.label] = habits.answers
-    spam = kl_divergence(Dirichlet(torch.tensor(answers_of)), Dirichlet(torch.full(answers_of.shape, 2.0).double()))
+    spam = kl_divergence(
+        Dirichlet(torch.tensor(answers_of)), Dirichlet(torch.full(answers_of.shape, 2.0).double())
+    )
     assert scores.penalty == pytest.approx(-float(coins.sum() + spam.sum()), rel=1e-8)
 
 
@@ -906,7 +1060,9 @@ def test_the_bound_of_spammers_is_below_the_evidence() -> None:
                 value += gammaln(0.7 + knows) + gammaln(0.4 + spams) - gammaln(1.1 + knows + spams)
                 value -= gammaln(0.7) + gammaln(0.4) - gammaln(1.1)
                 said = np.bincount(rows.label[mine & spammed], minlength=2)
-                value += gammaln(2.0 + said).sum() - gammaln(4.0 + said.sum()) - 2 * gammaln(2.0) + gammaln(4.0)
+                value += (
+                    gammaln(2.0 + said).sum() - gammaln(4.0 + said.sum()) - 2 * gammaln(2.0) + gammaln(4.0)
+                )
             terms.append(value)
     fit = fit_table(rows.source, spam_channel(rows), tolerance=1e-13, accelerate=False)
     evidence = float(np.logaddexp.reduce(terms))

@@ -53,14 +53,18 @@ def simulated(seed: int = 0) -> tuple[Annotations, np.ndarray]:
     generator = np.random.default_rng(seed)
     truth, item = generator.integers(2, size=ITEMS), np.repeat(np.arange(ITEMS), ANNOTATORS)
     label = np.where(generator.random(len(item)) < 0.8, truth[item], 1 - truth[item])
-    frame = pd.DataFrame({"item": [f"q{i}" for i in item], "annotator": np.tile(np.arange(ANNOTATORS), ITEMS), "label": label})
+    frame = pd.DataFrame(
+        {"item": [f"q{i}" for i in item], "annotator": np.tile(np.arange(ANNOTATORS), ITEMS), "label": label}
+    )
     return Annotations.from_frame(frame), truth
 
 
 @pytest.fixture(scope="module")
 def good() -> xr.DataTree:
     prior = DirichletPrior(np.full(2, 1.5), np.array([[4.0, 1.5], [1.5, 4.0]]))
-    return sample_posterior(simulated()[0], prior=prior, seed=0, warmup=200, draws=DRAWS, thin=20, progress=False)
+    return sample_posterior(
+        simulated()[0], prior=prior, seed=0, warmup=200, draws=DRAWS, thin=20, progress=False
+    )
 
 
 def edited(tree: xr.DataTree, group: str, **changed: Any) -> xr.DataTree:
@@ -85,8 +89,14 @@ def failed(findings: list[Finding]) -> set[str]:
 def with_nuts(tree: xr.DataTree, diverging: Any = False, energy: Any = None, depth: int = 3) -> xr.DataTree:
     shape, generator = (CHAINS, DRAWS), np.random.default_rng(0)
     energies = generator.normal(size=shape) if energy is None else energy
-    stats = {"diverging": np.broadcast_to(diverging, shape).copy(), "energy": energies, "tree_depth": np.full(shape, depth)}
-    return edited(tree, "sample_stats", **{name: (("chain", "draw"), values) for name, values in stats.items()})
+    stats = {
+        "diverging": np.broadcast_to(diverging, shape).copy(),
+        "energy": energies,
+        "tree_depth": np.full(shape, depth),
+    }
+    return edited(
+        tree, "sample_stats", **{name: (("chain", "draw"), values) for name, values in stats.items()}
+    )
 
 
 # ---- Findings -----------------------------------------------------------------------------------------------------------------------------------
@@ -112,14 +122,22 @@ def found(name: str, area: Any, passed: bool | None, value: float = 1.0) -> Find
 def test_findings_make_a_verdict(findings: list[Finding], status: int, words: str) -> None:
     assert exit_status(findings) == status and words in verdict(findings)
     told = Checked(findings, {})
-    assert told.exit_status == status and str(told).splitlines()[0] == told.verdict and len(str(told).splitlines()) == 1 + len(findings)
+    assert (
+        told.exit_status == status
+        and str(told).splitlines()[0] == told.verdict
+        and len(str(told).splitlines()) == 1 + len(findings)
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_null_in_json(value: float) -> None:
     written = to_json([found("a", "sampling", None, value), found("b", "model", False, 0.25)])
     read = json.loads(written, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert read["exit_status"] == 4 and read["findings"][0]["value"] is None and read["findings"][1]["value"] == 0.25
+    assert (
+        read["exit_status"] == 4
+        and read["findings"][0]["value"] is None
+        and read["findings"][1]["value"] == 0.25
+    )
     assert read["findings"][0]["passed"] is None and read["findings"][1]["passed"] is False
 
 
@@ -130,17 +148,30 @@ def test_good_draws_of_the_right_model_pass(good: xr.DataTree) -> None:
     checked = check_posterior(with_nuts(good), seed=0)
     assert failed(checked.findings) == set(), str(checked)
     assert checked.exit_status == 0 and "no check speaks against" in checked.verdict
-    assert {"divergences", "E-BFMI", LIKELIHOOD, "leave-one-annotation-out", PRIOR, "plug-in overconfidence"} <= {
-        each.name for each in checked.findings
-    }
+    assert {
+        "divergences",
+        "E-BFMI",
+        LIKELIHOOD,
+        "leave-one-annotation-out",
+        PRIOR,
+        "plug-in overconfidence",
+    } <= {each.name for each in checked.findings}
     assert all(type(each.passed) in (bool, type(None)) for each in checked.findings)
     assert json.loads(to_json(checked.findings))["exit_status"] == 0
     assert set(checked.tables) == {
         *("convergence", "loo_by_item", "loo_by_annotation", "prior_sensitivity", "plug_in", "items"),
         *("pairwise_agreement", "vote_entropy", "annotator_bias", "error_correlation"),
     }
-    assert list(checked.tables["loo_by_item"].index[:2]) == ["q0", "q1"] and len(checked.tables["loo_by_annotation"]) == 600
-    assert set(checked.predictive) == {"pairwise_agreement", "vote_entropy", "annotator_bias", "error_correlation"}
+    assert (
+        list(checked.tables["loo_by_item"].index[:2]) == ["q0", "q1"]
+        and len(checked.tables["loo_by_annotation"]) == 600
+    )
+    assert set(checked.predictive) == {
+        "pairwise_agreement",
+        "vote_entropy",
+        "annotator_bias",
+        "error_correlation",
+    }
 
 
 def test_the_same_seed_checks_alike(good: xr.DataTree) -> None:
@@ -169,15 +200,24 @@ def test_repeated_draws_are_too_few(good: xr.DataTree) -> None:
     findings, table = convergence(edited(good, "posterior", class_prior=repeated))
     assert {"bulk ESS, parameters", "tail ESS, parameters"} <= failed(findings)
     assert "class_prior[" in finding(findings, "bulk ESS, parameters").meaning
-    assert 4 * table.loc[("posterior", "class_prior[0]"), "ess_bulk"] < 400 < table.loc[("invariants", "sorted_class_prior[0]"), "ess_bulk"]
+    assert (
+        4 * table.loc[("posterior", "class_prior[0]"), "ess_bulk"]
+        < 400
+        < table.loc[("invariants", "sorted_class_prior[0]"), "ess_bulk"]
+    )
 
 
 def test_tails_that_hardly_mix_are_seen(good: xr.DataTree) -> None:
     """Draws that go up and down at once, but are large in stretches: means are precise, intervals are not."""
-    wild = np.random.default_rng(0).normal(size=(CHAINS, DRAWS)) * np.where(np.arange(DRAWS) // 25 % 5 == 2, 10, 1)
+    wild = np.random.default_rng(0).normal(size=(CHAINS, DRAWS)) * np.where(
+        np.arange(DRAWS) // 25 % 5 == 2, 10, 1
+    )
     findings, _ = convergence(edited(good, "invariants", prior_concentration=wild))
     assert failed(findings) == {"tail ESS, functionals that renaming classes cannot change"}
-    assert "prior_concentration" in finding(findings, "tail ESS, functionals that renaming classes cannot change").meaning
+    assert (
+        "prior_concentration"
+        in finding(findings, "tail ESS, functionals that renaming classes cannot change").meaning
+    )
 
 
 def test_divergences_energies_and_depth(good: xr.DataTree) -> None:
@@ -238,20 +278,36 @@ def test_a_chain_with_other_names_of_the_classes(good: xr.DataTree) -> None:
         ([1e-5], 0, False, 1e-5),
     ],
 )
-def test_other_modes_matter_if_they_are_high(good: xr.DataTree, leads: list[float], renamed: int, passed: bool, value: float) -> None:
-    modes = {"log_density": [-100.0, *leads], "lead": [0.0, *leads], "found": [5] + [1] * len(leads), "agreement": [0.9, *leads]}
+def test_other_modes_matter_if_they_are_high(
+    good: xr.DataTree, leads: list[float], renamed: int, passed: bool, value: float
+) -> None:
+    modes = {
+        "log_density": [-100.0, *leads],
+        "lead": [0.0, *leads],
+        "found": [5] + [1] * len(leads),
+        "agreement": [0.9, *leads],
+    }
     tree = good.copy(deep=True)
     tree["modes"] = xr.DataTree(pd.DataFrame(modes).rename_axis("mode").to_xarray())
     tree["sample_stats"] = xr.DataTree(dataset(tree, "sample_stats").assign_attrs(renamed=renamed))
     told = finding(convergence(tree)[0], "other modes, log density")
-    assert told.passed is passed and told.value == pytest.approx(value) and f"{4 + len(leads)} scattered starts" in told.meaning
+    assert (
+        told.passed is passed
+        and told.value == pytest.approx(value)
+        and f"{4 + len(leads)} scattered starts" in told.meaning
+    )
 
 
 def test_constant_parameters_are_left_out(good: xr.DataTree) -> None:
     confusion = array(good, "posterior", "confusion").copy()
     confusion[:, :, 2, 0] = [0.75, 0.25]
     fixed = edited(good, "posterior", confusion=confusion)
-    nothing = edited(good, "posterior", confusion=np.full_like(confusion, 0.5), class_prior=np.full((CHAINS, DRAWS, 2), 0.5))
+    nothing = edited(
+        good,
+        "posterior",
+        confusion=np.full_like(confusion, 0.5),
+        class_prior=np.full((CHAINS, DRAWS, 2), 0.5),
+    )
     table, findings = summarise(dataset(fixed, "posterior")), convergence(fixed)[0]
     empty, none = summarise(dataset(nothing, "posterior")), convergence(nothing)[0]
     assert np.isfinite(table.to_numpy()).all() and len(table) == 2 + 4 * 4 - 2
@@ -259,12 +315,16 @@ def test_constant_parameters_are_left_out(good: xr.DataTree) -> None:
     assert failed(findings) == failed(none) == set() and empty.empty
 
 
-def test_of_very_many_numbers_those_are_taken_whose_chains_are_furthest_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_very_many_numbers_those_are_taken_whose_chains_are_furthest_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(convergence_module, "MOST_NUMBERS", 5)
     values = np.random.default_rng(0).normal(size=(CHAINS, 100, 40))
     values[1, :, 33] += 1
     values[..., 7] = 2.5  # never varies
-    table = summarise(xr.Dataset({"x": (("chain", "draw", "place"), values), "y": (("chain", "draw"), values[..., 0])}))
+    table = summarise(
+        xr.Dataset({"x": (("chain", "draw", "place"), values), "y": (("chain", "draw"), values[..., 0])})
+    )
     assert table.index[0] == "x[33]" and len(table) == 6 and "y" in table.index and "x[7]" not in table.index
 
 
@@ -272,7 +332,11 @@ def test_constant_parameters_have_no_position(good: xr.DataTree) -> None:
     confusion = array(good, "posterior", "confusion").copy()
     mean = [compare_with_mode(good).parameters.loc["confusion", "outermost_position"]]
     confusion[:, :, 2, 0] = [0.75, 0.25]
-    mean.append(compare_with_mode(edited(good, "posterior", confusion=confusion)).parameters.loc["confusion", "outermost_position"])
+    mean.append(
+        compare_with_mode(edited(good, "posterior", confusion=confusion)).parameters.loc[
+            "confusion", "outermost_position"
+        ]
+    )
     assert np.isfinite(mean).all() and mean[1] <= mean[0]
 
 
@@ -287,10 +351,17 @@ def test_an_item_that_a_few_draws_decide(good: xr.DataTree) -> None:
     assert k.iloc[20:].max() < 0.6 and (k.iloc[:20] > 0.7).sum() == round(told.value * ITEMS)
     few = array(good, "log_likelihood", "label").copy()
     few[:, :, :2] *= 40
-    assert finding(check_posterior(edited(good, "log_likelihood", label=few), seed=0).findings, LIKELIHOOD).passed is True
+    assert (
+        finding(
+            check_posterior(edited(good, "log_likelihood", label=few), seed=0).findings, LIKELIHOOD
+        ).passed
+        is True
+    )
     by_row = array(good, "leave_one_out", "label").copy()
     by_row[:, :, :60] *= 60
-    assert failed(check_posterior(edited(good, "leave_one_out", label=by_row), seed=0).findings) == {"leave-one-annotation-out"}
+    assert failed(check_posterior(edited(good, "leave_one_out", label=by_row), seed=0).findings) == {
+        "leave-one-annotation-out"
+    }
 
 
 def test_labels_of_another_model_are_seen(good: xr.DataTree) -> None:
@@ -302,11 +373,17 @@ def test_labels_of_another_model_are_seen(good: xr.DataTree) -> None:
     assert {"replicated pairwise agreement", "replicated vote entropy"} <= told
     copied = labels.reshape(CHAINS, DRAWS, ITEMS, ANNOTATORS).copy()
     copied[..., 1] = copied[..., 0]
-    told = failed(check_posterior(edited(good, "posterior_predictive", label=copied.reshape(labels.shape)), seed=0).findings)
+    told = failed(
+        check_posterior(
+            edited(good, "posterior_predictive", label=copied.reshape(labels.shape)), seed=0
+        ).findings
+    )
     assert {"replicated pairwise agreement", "replicated error correlation"} <= told
     always = labels.copy()
     always[..., 3::4] = 1
-    assert "replicated annotator bias" in failed(check_posterior(edited(good, "posterior_predictive", label=always), seed=0).findings)
+    assert "replicated annotator bias" in failed(
+        check_posterior(edited(good, "posterior_predictive", label=always), seed=0).findings
+    )
 
 
 # ---- Sensitivity to the prior ----------------------------------------------------------------------------------------------------------------------
@@ -321,23 +398,41 @@ def tilted(tree: xr.DataTree, strength: float) -> xr.DataTree:
 def test_a_prior_in_conflict_is_seen_and_a_flat_one_said_not_to_be_checkable(good: xr.DataTree) -> None:
     weak, strong = (finding(prior_sensitivity(tilted(good, strength))[0], PRIOR) for strength in (0.01, 4.0))
     assert weak.passed is True and "hardly moves" in weak.meaning
-    assert strong.passed is False and strong.value > 0.5 and "accuracy[0]" in strong.meaning and strong.area == "model"
+    assert (
+        strong.passed is False
+        and strong.value > 0.5
+        and "accuracy[0]" in strong.meaning
+        and strong.area == "model"
+    )
     checked = check_posterior(tilted(good, 4.0), seed=0)
     assert checked.exit_status == 4 and PRIOR in checked.verdict
     findings, table = prior_sensitivity(edited(good, "log_prior", confusion=np.full((CHAINS, DRAWS), -3.0)))
     flat = finding(findings, PRIOR)
     assert flat.passed is None and math.isnan(flat.value) and "cannot be scaled" in flat.meaning
     assert set(table.index.get_level_values("component")) == {"class_prior"}
-    nothing = edited(good, "log_prior", confusion=np.zeros((CHAINS, DRAWS)), class_prior=np.zeros((CHAINS, DRAWS)))
-    assert [each.passed for each in prior_sensitivity(nothing)[0]] == [None, None] and prior_sensitivity(nothing)[1].empty
+    nothing = edited(
+        good, "log_prior", confusion=np.zeros((CHAINS, DRAWS)), class_prior=np.zeros((CHAINS, DRAWS))
+    )
+    assert [each.passed for each in prior_sensitivity(nothing)[0]] == [None, None] and prior_sensitivity(
+        nothing
+    )[1].empty
 
 
 def test_functionals_are_those_of_loops(good: xr.DataTree) -> None:
     read = functionals(good)
-    assert set(read.data_vars) == {"class_prior", "accuracy"} and read["accuracy"].dims == ("chain", "draw", "annotator")
-    prior, confusion = array(good, "posterior", "class_prior")[1, 5], array(good, "posterior", "confusion")[1, 5]
+    assert set(read.data_vars) == {"class_prior", "accuracy"} and read["accuracy"].dims == (
+        "chain",
+        "draw",
+        "annotator",
+    )
+    prior, confusion = (
+        array(good, "posterior", "class_prior")[1, 5],
+        array(good, "posterior", "confusion")[1, 5],
+    )
     for j in range(ANNOTATORS):
-        assert float(read["accuracy"][1, 5, j]) == pytest.approx(sum(prior[k] * confusion[j, k, k] for k in range(2)), abs=1e-14)
+        assert float(read["accuracy"][1, 5, j]) == pytest.approx(
+            sum(prior[k] * confusion[j, k, k] for k in range(2)), abs=1e-14
+        )
     alone = dataset(good, "posterior").drop_vars("class_prior")
     assert float(accuracy(alone)[1, 5, 2]) == pytest.approx(np.diag(confusion[2]).mean(), abs=1e-14)
 
@@ -369,7 +464,9 @@ def test_scores_are_those_of_loops() -> None:
     order = sorted(range(len(tops)), key=lambda at: tops[at])
     size, more = divmod(len(order), 10)
     bins = [order[b * size + min(b, more) :][: size + (b < more)] for b in range(10)]
-    error = sum(abs(sum(tops[at] for at in each) - sum(hits[at] for at in each)) for each in bins) / len(order)
+    error = sum(abs(sum(tops[at] for at in each) - sum(hits[at] for at in each)) for each in bins) / len(
+        order
+    )
     expected = {
         "items": len(hits),
         "accuracy": np.mean(hits),
@@ -386,7 +483,9 @@ def test_scores_are_those_of_loops() -> None:
     none = scores(p, np.full(43, -1))
     assert none.pop("items") == 0 and all(math.isnan(value) for value in none.values())
     assert len(reliability(p[:3], np.array([0, 1, 2]))) == 3
-    assert scores(np.array([[1.0, 0.0]]), np.array([1]))["log_loss"] == pytest.approx(690.8, abs=0.1)  # finite, and terrible
+    assert scores(np.array([[1.0, 0.0]]), np.array([1]))["log_loss"] == pytest.approx(
+        690.8, abs=0.1
+    )  # finite, and terrible
 
 
 def test_gold_is_scored_only_where_the_fit_did_not_see_it(good: xr.DataTree) -> None:
@@ -394,7 +493,9 @@ def test_gold_is_scored_only_where_the_fit_did_not_see_it(good: xr.DataTree) -> 
     told = check_posterior(good, seed=0, gold=truth)
     assert told.tables["gold"].loc["posterior", "items"] == ITEMS and {"gold", "coverage"} <= set(told.tables)
     majority = array(good, "responsibilities", "mean").argmax(1)
-    assert finding(told.findings, "accuracy on gold").value == pytest.approx((majority == truth).mean(), abs=0.01)
+    assert finding(told.findings, "accuracy on gold").value == pytest.approx(
+        (majority == truth).mean(), abs=0.01
+    )
     seen = edited(good, "constant_data", gold=np.where(np.arange(ITEMS) < 100, truth, -1))
     assert check_posterior(seen, seed=0, gold=truth).tables["gold"].loc["posterior", "items"] == ITEMS - 100
     everything = check_posterior(edited(good, "constant_data", gold=truth), seed=0, gold=truth)
@@ -404,7 +505,9 @@ def test_gold_is_scored_only_where_the_fit_did_not_see_it(good: xr.DataTree) -> 
 
 def drawn_truth(one: np.ndarray, generator: np.random.Generator) -> xr.Dataset:
     """500 draws of two classes, the second with probability `one` of each item."""
-    return xr.Dataset({"truth": (("chain", "draw", "item"), (generator.random((1, 500, len(one))) < one).astype(np.int16))})
+    return xr.Dataset(
+        {"truth": (("chain", "draw", "item"), (generator.random((1, 500, len(one))) < one).astype(np.int16))}
+    )
 
 
 def crowd_of_200(seed: int, items: int = 1000, each: int = 4) -> tuple[xr.DataTree, np.ndarray]:
@@ -419,7 +522,9 @@ def crowd_of_200(seed: int, items: int = 1000, each: int = 4) -> tuple[xr.DataTr
     tree = xr.DataTree.from_dict(
         {
             "truth": drawn_truth(one, generator),
-            "constant_data": xr.Dataset({"row_item": ("annotation", item), "row_annotator": ("annotation", annotator)}),
+            "constant_data": xr.Dataset(
+                {"row_item": ("annotation", item), "row_annotator": ("annotation", annotator)}
+            ),
             "observed_data": xr.Dataset({"label": ("annotation", label)}),
         }
     )
@@ -438,7 +543,11 @@ def test_intervals_on_gold_cover_as_often_as_they_say(share: float) -> None:
         error = math.sqrt(nominal * (1 - nominal) / 200)
         assert -3 * error < covered - nominal < 3 * error + (1 - nominal) / 1.5, table
     q = array(tree, "truth", "truth").mean((0, 1))
-    sure = edited(tree, "truth", truth=drawn_truth(q**3 / (q**3 + (1 - q) ** 3), np.random.default_rng(3))["truth"].to_numpy())
+    sure = edited(
+        tree,
+        "truth",
+        truth=drawn_truth(q**3 / (q**3 + (1 - q) ** 3), np.random.default_rng(3))["truth"].to_numpy(),
+    )
     narrow = accuracy_coverage(sure, gold, np.random.default_rng(2)).set_index("nominal")
     assert (narrow["covered"] < table["covered"] - 0.07).all() and narrow.loc[0.8, "covered"] < 0.8, narrow
 
@@ -449,7 +558,9 @@ def test_coverage_counts_annotators_with_enough_gold() -> None:
     known = array(tree, "constant_data", "row_annotator")[gold[array(tree, "constant_data", "row_item")] >= 0]
     for least in (1, 3, 5):
         number = sum((known == j).sum() >= least for j in range(200))
-        assert set(accuracy_coverage(tree, gold, np.random.default_rng(0), least=least)["annotators"]) == {number}
+        assert set(accuracy_coverage(tree, gold, np.random.default_rng(0), least=least)["annotators"]) == {
+            number
+        }
     none = accuracy_coverage(tree, np.full(len(truth), -1), np.random.default_rng(0))
     assert (none["annotators"] == 0).all() and none["covered"].isna().all()
 
@@ -481,7 +592,9 @@ def test_the_position_of_the_mode_is_that_of_loops(good: xr.DataTree) -> None:
         positions.append(abs((mode[index] - values.mean()) / values.std()))
         outside += not 0.025 <= (values < mode[index]).mean() <= 0.975
     row = compared.parameters.loc["confusion"]
-    assert row["mean_absolute_position"] == pytest.approx(np.mean(positions)) and row["outermost_position"] == pytest.approx(max(positions))
+    assert row["mean_absolute_position"] == pytest.approx(np.mean(positions)) and row[
+        "outermost_position"
+    ] == pytest.approx(max(positions))
     assert row["outside_central_95"] == pytest.approx(outside / len(positions)) and 1 < outside < 8
     averaged, plugged = array(good, "responsibilities", "mean"), array(good, "plug_in", "responsibility")
     surer = np.mean([max(plugged[i]) - max(averaged[i]) for i in range(30, ITEMS)])
@@ -508,7 +621,11 @@ def test_the_mode_is_too_sure_of_the_anesthesia_data() -> None:
 def small(**columns: Any) -> Annotations:
     generator = np.random.default_rng(3)
     frame = pd.DataFrame(
-        {"item": np.repeat(np.arange(8), 3), "annotator": np.tile(np.arange(3), 8), "label": generator.integers(2, size=24)}
+        {
+            "item": np.repeat(np.arange(8), 3),
+            "annotator": np.tile(np.arange(3), 8),
+            "label": generator.integers(2, size=24),
+        }
     )
     return Annotations.from_frame(frame.assign(**columns), items=np.arange(9))  # item 8 has no rows
 
@@ -519,7 +636,9 @@ def test_models_are_checked(model: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [model for model in MODELS if model not in ("dawid_skene", "multinomial", "mace")])
+@pytest.mark.parametrize(
+    "model", [model for model in MODELS if model not in ("dawid_skene", "multinomial", "mace")]
+)
 def test_models_that_take_long_to_compile_are_checked(model: str) -> None:
     check_model(model)
 
@@ -527,11 +646,19 @@ def test_models_that_take_long_to_compile_are_checked(model: str) -> None:
 def check_model(model: str) -> None:
     features = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 2))) if MODELS[model].features else None
     gold = pd.Series([0, 1], index=[2, 5])
-    tree = sample_posterior(small(), model, features=features, gold=gold, seed=0, chains=2, warmup=10, draws=30, progress=False)
+    tree = sample_posterior(
+        small(), model, features=features, gold=gold, seed=0, chains=2, warmup=10, draws=30, progress=False
+    )
     checked = check_posterior(tree, seed=0, gold=np.array([0, 1, 0, 1, 0, 1, 0, 1, -1]))
-    read = json.loads(to_json(checked.findings), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert read["exit_status"] == 3 and "chains" in failed(checked.findings)  # two chains and 24 draws cannot pass
-    assert len(checked.tables["loo_by_item"]) == 9 and np.isfinite(checked.tables["loo_by_item"]["elpd"]).all()
+    read = json.loads(
+        to_json(checked.findings), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )
+    assert read["exit_status"] == 3 and "chains" in failed(
+        checked.findings
+    )  # two chains and 24 draws cannot pass
+    assert (
+        len(checked.tables["loo_by_item"]) == 9 and np.isfinite(checked.tables["loo_by_item"]["elpd"]).all()
+    )
     assert checked.tables["gold"].loc["posterior", "items"] == 6
     assert "plug-in overconfidence" in str(checked)
 
@@ -541,12 +668,20 @@ def test_small_tables_are_checked(case: str) -> None:
     generator = np.random.default_rng(0)
     gold = None
     if case == "one annotator":
-        frame = pd.DataFrame({"item": np.arange(12), "annotator": "ann", "label": generator.integers(2, size=12)})
+        frame = pd.DataFrame(
+            {"item": np.arange(12), "annotator": "ann", "label": generator.integers(2, size=12)}
+        )
     elif case == "one item":
-        frame = pd.DataFrame({"item": "q", "annotator": np.arange(12), "label": generator.integers(2, size=12)})
+        frame = pd.DataFrame(
+            {"item": "q", "annotator": np.arange(12), "label": generator.integers(2, size=12)}
+        )
     else:
         frame = pd.DataFrame(
-            {"item": np.repeat(np.arange(4), 3), "annotator": np.tile(np.arange(3), 4), "label": generator.integers(2, size=12)}
+            {
+                "item": np.repeat(np.arange(4), 3),
+                "annotator": np.tile(np.arange(3), 4),
+                "label": generator.integers(2, size=12),
+            }
         )
         gold = pd.Series([0, 1, 1, 0])
     annotations = Annotations.from_frame(frame, classes=[0, 1])
@@ -558,5 +693,7 @@ def test_small_tables_are_checked(case: str) -> None:
         pairs = finding(checked.findings, "replicated pairwise agreement")
         assert pairs.passed is None and math.isnan(pairs.value) and "Nothing to compare" in pairs.meaning
     if case == "all gold":
-        assert (array(tree, "responsibilities", "mean").max(1) == 1).all() and checked.tables["gold"].loc["posterior", "items"] == 0
+        assert (array(tree, "responsibilities", "mean").max(1) == 1).all() and checked.tables["gold"].loc[
+            "posterior", "items"
+        ] == 0
         assert finding(checked.findings, "plug-in overconfidence").value == 0

@@ -29,7 +29,9 @@ def scored(rows: Rows, class_prior: np.ndarray, confusion: np.ndarray) -> tuple[
     return scores, row_scores
 
 
-def probability(rows: Rows, class_prior: np.ndarray, confusion: np.ndarray, left_out: int | None = None) -> float:
+def probability(
+    rows: Rows, class_prior: np.ndarray, confusion: np.ndarray, left_out: int | None = None
+) -> float:
     """p(all rows but one), by enumeration of the true classes of all items."""
     total = 0.0
     for truth in itertools.product(range(rows.num_classes), repeat=rows.num_items):
@@ -37,7 +39,9 @@ def probability(rows: Rows, class_prior: np.ndarray, confusion: np.ndarray, left
             joint = math.prod(class_prior[k] for k in truth)
             for n in range(len(rows.item)):
                 if n != left_out:
-                    joint *= confusion[rows.annotator[n], truth[rows.item[n]], rows.label[n]] ** rows.weight[n]
+                    joint *= (
+                        confusion[rows.annotator[n], truth[rows.item[n]], rows.label[n]] ** rows.weight[n]
+                    )
             total += joint
     return total
 
@@ -48,7 +52,9 @@ def panel(weighted: bool = False) -> tuple[Rows, np.ndarray, np.ndarray]:
     item = np.array([0, 0, 0, 1, 2, 2, 3, 3, 3, 5])
     weight = generator.uniform(0.3, 2.5, 10) if weighted else np.ones(10)
     gold = np.array([-1, 2, -1, 1, -1, -1])
-    rows = Rows(item, np.array([0, 1, 1, 0, 2, 1, 0, 1, 2, 2]), generator.integers(3, size=10), weight, gold, 3, 3)
+    rows = Rows(
+        item, np.array([0, 1, 1, 0, 2, 1, 0, 1, 2, 2]), generator.integers(3, size=10), weight, gold, 3, 3
+    )
     return rows, generator.dirichlet(np.ones(3)), generator.dirichlet(np.ones(3), (3, 3))
 
 
@@ -68,21 +74,30 @@ def test_annotation_terms_equal_enumeration(weighted: bool) -> None:
     terms = leave_one_annotation_terms(*scored(rows, class_prior, confusion), rows)
     everything = math.log(probability(rows, class_prior, confusion))
     for n in range(10):
-        assert terms[n] == pytest.approx(everything - math.log(probability(rows, class_prior, confusion, n)), abs=1e-12)
-    assert terms[3] == pytest.approx(rows.weight[3] * math.log(confusion[0, 2, rows.label[3]]))  # gold: as if nothing else were said
+        assert terms[n] == pytest.approx(
+            everything - math.log(probability(rows, class_prior, confusion, n)), abs=1e-12
+        )
+    assert terms[3] == pytest.approx(
+        rows.weight[3] * math.log(confusion[0, 2, rows.label[3]])
+    )  # gold: as if nothing else were said
     assert terms[6] == pytest.approx(rows.weight[6] * math.log(confusion[0, 1, rows.label[6]]))
 
 
 def test_annotation_terms_of_many_draws_are_those_of_each() -> None:
     rows, _, _ = panel(True)
     generator = np.random.default_rng(1)
-    draws = [scored(rows, generator.dirichlet(np.ones(3)), generator.dirichlet(np.ones(3), (3, 3))) for _ in range(6)]
+    draws = [
+        scored(rows, generator.dirichlet(np.ones(3)), generator.dirichlet(np.ones(3), (3, 3)))
+        for _ in range(6)
+    ]
     scores, row_scores = (np.stack(each).reshape(2, 3, -1, 3) for each in zip(*draws, strict=True))
     before = scores.copy(), row_scores.copy()
     together = leave_one_annotation_terms(scores, row_scores, rows)
     assert together.shape == (2, 3, 10)
     for draw, each in enumerate(draws):
-        np.testing.assert_allclose(together.reshape(6, 10)[draw], leave_one_annotation_terms(*each, rows), rtol=0, atol=1e-14)
+        np.testing.assert_allclose(
+            together.reshape(6, 10)[draw], leave_one_annotation_terms(*each, rows), rtol=0, atol=1e-14
+        )
     np.testing.assert_array_equal((scores, row_scores)[0], before[0])
     np.testing.assert_array_equal((scores, row_scores)[1], before[1])
 
@@ -92,8 +107,12 @@ def test_impossible_classes_are_allowed_and_impossible_labels_are_not() -> None:
     scores, row_scores = scored(rows, class_prior, confusion)
     scores[2, 0] = -np.inf  # class 0 has probability 0 for this item, whatever is said
     two = replace(rows, num_classes=2, label=np.maximum(rows.label - 1, 0))
-    expected = leave_one_annotation_terms(scores[:, 1:], row_scores[:, 1:], replace(two, gold=rows.gold - (rows.gold > 0)))
-    np.testing.assert_allclose(leave_one_annotation_terms(scores, row_scores, rows)[4:6], expected[4:6], rtol=0, atol=1e-14)
+    expected = leave_one_annotation_terms(
+        scores[:, 1:], row_scores[:, 1:], replace(two, gold=rows.gold - (rows.gold > 0))
+    )
+    np.testing.assert_allclose(
+        leave_one_annotation_terms(scores, row_scores, rows)[4:6], expected[4:6], rtol=0, atol=1e-14
+    )
     row_scores[3] = [-np.inf, -np.inf, -1.5]  # a gold item asks for its gold class alone
     row_scores[6] = [-1.0, -np.inf, -1.0]
     terms = leave_one_annotation_terms(scores, row_scores, rows)
@@ -109,9 +128,13 @@ def all_gold(seed: int = 0, draws: int = 4000) -> tuple[Rows, np.ndarray, np.nda
     items, annotators, classes = 40, 3, 3
     gold = generator.integers(classes, size=items)
     item, annotator = np.repeat(np.arange(items), annotators), np.tile(np.arange(annotators), items)
-    label = np.where(generator.random(len(item)) < 0.7, gold[item], generator.integers(classes, size=len(item)))
+    label = np.where(
+        generator.random(len(item)) < 0.7, gold[item], generator.integers(classes, size=len(item))
+    )
     rows = Rows(item, annotator, label, np.ones(len(item)), gold, annotators, classes)
-    concentration = np.full((classes, classes), 2.0) + 2 * np.eye(classes)  # of at least 3 with the row: 1 / p then has a variance
+    concentration = np.full((classes, classes), 2.0) + 2 * np.eye(
+        classes
+    )  # of at least 3 with the row: 1 / p then has a variance
     counts = np.zeros((annotators, classes, classes))
     np.add.at(counts, (annotator, gold[item], label), 1)
     gamma = generator.gamma(np.broadcast_to(concentration + counts, (4, draws // 4, *counts.shape)))
@@ -149,14 +172,17 @@ def test_left_out_items_have_the_exact_predictive_density() -> None:
     rows, concentration, counts, class_prior, confusion = all_gold(1)
     log_likelihood = np.log(class_prior[:, :, rows.gold])
     for n in range(len(rows.item)):
-        log_likelihood[:, :, rows.item[n]] += np.log(confusion[:, :, rows.annotator[n], rows.gold[rows.item[n]], rows.label[n]])
+        log_likelihood[:, :, rows.item[n]] += np.log(
+            confusion[:, :, rows.annotator[n], rows.gold[rows.item[n]], rows.label[n]]
+        )
     found = loo(log_likelihood, "item")
     of_class = np.bincount(rows.gold)
     exact = np.log(of_class[rows.gold]) - math.log(3 + 40 - 1)
     for n in range(len(rows.item)):
         j, k, label = rows.annotator[n], rows.gold[rows.item[n]], rows.label[n]
         exact[rows.item[n]] += math.log(
-            (concentration[k, label] + counts[j, k, label] - 1) / (concentration[k].sum() + counts[j, k].sum() - 1)
+            (concentration[k, label] + counts[j, k, label] - 1)
+            / (concentration[k].sum() + counts[j, k].sum() - 1)
         )
     bounds = 5 * standard_errors(log_likelihood)
     assert found.elpd_i is not None and bounds.max() < 0.15
@@ -164,7 +190,9 @@ def test_left_out_items_have_the_exact_predictive_density() -> None:
     assert "All 40 units" in reliability(found) and "0.70" in reliability(found)
 
 
-def autocorrelated(units: int, seed: int = 0, chains: int = 4, draws: int = 500, memory: float = 0.8) -> np.ndarray:
+def autocorrelated(
+    units: int, seed: int = 0, chains: int = 4, draws: int = 500, memory: float = 0.8
+) -> np.ndarray:
     """Log densities that follow an autoregression, scaled to be easy to smooth."""
     generator = np.random.default_rng(seed)
     values = generator.normal(size=(chains, draws, units))
@@ -181,17 +209,25 @@ def test_relative_efficiency_is_that_of_the_densities() -> None:
     assert relative_efficiency(np.zeros((4, 100, 0))) == 1
     # exp of one with standard deviation v is less dependent: its autocorrelation at lag t is (exp(v^2 f^t) - 1) / (exp(v^2) - 1)
     lags = np.expm1(1.2**2 * 0.8 ** np.arange(1, 100)) / np.expm1(1.2**2)
-    assert relative_efficiency(4 * autocorrelated(1000, draws=2000)) == pytest.approx(1 / (1 + 2 * lags.sum()), rel=0.1)
+    assert relative_efficiency(4 * autocorrelated(1000, draws=2000)) == pytest.approx(
+        1 / (1 + 2 * lags.sum()), rel=0.1
+    )
     assert 1 / (1 + 2 * lags.sum()) > 1.3 * 0.2 / 1.8
-    mixed = np.concatenate([autocorrelated(500), autocorrelated(500, memory=0.0)], 2)  # the units that are looked at are spread over all
+    mixed = np.concatenate(
+        [autocorrelated(500), autocorrelated(500, memory=0.0)], 2
+    )  # the units that are looked at are spread over all
     assert relative_efficiency(mixed) == pytest.approx((0.2 / 1.8 + 1) / 2, rel=0.1)
-    assert relative_efficiency(autocorrelated(20) - 800) == pytest.approx(relative_efficiency(autocorrelated(20)))  # densities of exp(-800)
+    assert relative_efficiency(autocorrelated(20) - 800) == pytest.approx(
+        relative_efficiency(autocorrelated(20))
+    )  # densities of exp(-800)
 
 
 def test_loo_is_arviz_own_and_names_its_units() -> None:
     values = autocorrelated(30)
     found = loo(values, "item", [f"item {u}" for u in range(30)], reff=0.5)
-    tree = xr.DataTree.from_dict({"log_likelihood": xr.Dataset({"x": xr.DataArray(values, dims=("chain", "draw", "item"))})})
+    tree = xr.DataTree.from_dict(
+        {"log_likelihood": xr.Dataset({"x": xr.DataArray(values, dims=("chain", "draw", "item"))})}
+    )
     own = arviz_loo(tree, pointwise=True, reff=0.5)
     assert found.elpd_i is not None and own.elpd_i is not None
     for name in ("elpd", "se", "p", "good_k", "n_data_points", "n_samples"):
@@ -200,7 +236,9 @@ def test_loo_is_arviz_own_and_names_its_units() -> None:
     np.testing.assert_array_equal(found.elpd_i, own.elpd_i)
     assert list(found.elpd_i["item"].to_numpy()) == [f"item {u}" for u in range(30)]
     # The default differs from another efficiency, and a DataArray brings its names in any order of axes
-    array = xr.DataArray(values, {"item": np.arange(30) + 5}, ("chain", "draw", "item")).transpose("item", "draw", "chain")
+    array = xr.DataArray(values, {"item": np.arange(30) + 5}, ("chain", "draw", "item")).transpose(
+        "item", "draw", "chain"
+    )
     again = loo(array)
     assert again.elpd_i is not None and list(again.elpd_i["item"].to_numpy()) == list(range(5, 35))
     np.testing.assert_array_equal(again.elpd_i, loo(values, reff=relative_efficiency(values)).elpd_i)
@@ -210,7 +248,9 @@ def test_loo_is_arviz_own_and_names_its_units() -> None:
 def test_units_that_never_vary_keep_their_density() -> None:
     values = autocorrelated(6)
     values[..., 2] = -0.7
-    values[..., 4] = 1e-16 * np.random.default_rng(0).normal(size=(4, 500))  # an item without rows: log 1, but for rounding
+    values[..., 4] = 1e-16 * np.random.default_rng(0).normal(
+        size=(4, 500)
+    )  # an item without rows: log 1, but for rounding
     found, others = loo(values, reff=1.0), loo(np.delete(values, [2, 4], 2), reff=1.0)
     assert found.elpd_i is not None and found.pareto_k is not None and others.elpd_i is not None
     assert found.elpd_i.to_numpy()[[2, 4]] == pytest.approx([-0.7, 0], abs=1e-12)
@@ -236,7 +276,10 @@ def test_unreliable_units_are_told_without_a_warning() -> None:
         lonely = loo(wild(1, 0))
     assert found.warning and found.pareto_k is not None
     assert "3 of 20 units (15.0%) have a Pareto k above 0.70" in reliability(found)
-    assert f"highest {float(found.pareto_k.max()):.2f}" in reliability(found) and 0.7 < float(found.pareto_k[:3].min()) < 1
+    assert (
+        f"highest {float(found.pareto_k.max()):.2f}" in reliability(found)
+        and 0.7 < float(found.pareto_k[:3].min()) < 1
+    )
     assert "All 1 units" in reliability(lonely)
 
 
@@ -247,7 +290,9 @@ def test_models_are_compared_in_pairs_of_units() -> None:
     odd = wild(50, 2, seed=1)
     table = compare_models({"worse": good - apart, "good": good, "odd": odd})
     assert (
-        table.index.name == "model" and table["elpd"].is_monotonic_decreasing and table.index.get_loc("good") < table.index.get_loc("worse")
+        table.index.name == "model"
+        and table["elpd"].is_monotonic_decreasing
+        and table.index.get_loc("good") < table.index.get_loc("worse")
     )
     best = table.index[0]
     singles = {"worse": loo(good - apart), "good": loo(good), "odd": loo(odd)}
@@ -255,12 +300,19 @@ def test_models_are_compared_in_pairs_of_units() -> None:
         single = singles[str(name)]
         assert single.elpd_i is not None and singles[best].elpd_i is not None
         difference = single.elpd_i.to_numpy() - singles[best].elpd_i.to_numpy()
-        assert (row["elpd"], row["standard_error"], row["parameters"], row["units"]) == (single.elpd, single.se, single.p, 50)
+        assert (row["elpd"], row["standard_error"], row["parameters"], row["units"]) == (
+            single.elpd,
+            single.se,
+            single.p,
+            50,
+        )
         assert row["difference"] == pytest.approx(difference.sum(), abs=1e-9)
         assert row["difference_error"] == pytest.approx(math.sqrt(50) * np.std(difference, ddof=1), abs=1e-9)
         assert row["unreliable"] == (2 if name == "odd" else 0)
     pair = compare_models({"worse": good - apart, "good": good})
-    assert pair.loc["worse", "difference"] == pytest.approx(-apart.sum()) and pair.loc["good", "difference"] == 0
+    assert (
+        pair.loc["worse", "difference"] == pytest.approx(-apart.sum()) and pair.loc["good", "difference"] == 0
+    )
     # Paired: the units' own spread, which the two models share, does not matter
     assert (
         pair.loc["worse", "difference_error"] == pytest.approx(math.sqrt(50) * apart.std(ddof=1))
@@ -275,9 +327,21 @@ def test_models_of_other_units_are_not_compared() -> None:
     named = xr.DataArray(values, {"item": list("abcde")}, ("chain", "draw", "item"))
     assert len(compare_models({"one": named, "two": named.transpose("draw", "item", "chain")})) == 2
     for first, second, told in (
-        (values, values[..., :4], "'second' has 4 of unit (0, 1, 2, ...), 'first' has 5 of unit (0, 1, 2, ...)"),
-        (named, named[..., ::-1], "'second' has 5 of item (e, d, c, ...), 'first' has 5 of item (a, b, c, ...)"),
-        (named, named.rename(item="annotation"), "'second' has 5 of annotation (a, b, c, ...), 'first' has 5 of item (a, b, c, ...)"),
+        (
+            values,
+            values[..., :4],
+            "'second' has 4 of unit (0, 1, 2, ...), 'first' has 5 of unit (0, 1, 2, ...)",
+        ),
+        (
+            named,
+            named[..., ::-1],
+            "'second' has 5 of item (e, d, c, ...), 'first' has 5 of item (a, b, c, ...)",
+        ),
+        (
+            named,
+            named.rename(item="annotation"),
+            "'second' has 5 of annotation (a, b, c, ...), 'first' has 5 of item (a, b, c, ...)",
+        ),
     ):
         with pytest.raises(ValueError, match=re.escape(told)):
             compare_models({"first": first, "second": second})

@@ -41,7 +41,14 @@ class Crowd:
         return int(self.item[-1]) + 1
 
     def rows(self, label: np.ndarray) -> Rows:
-        return Rows(self.item, self.annotator, label, np.ones(len(label)), np.full(self.num_items, -1), *self.confusion.shape[:2])
+        return Rows(
+            self.item,
+            self.annotator,
+            label,
+            np.ones(len(label)),
+            np.full(self.num_items, -1),
+            *self.confusion.shape[:2],
+        )
 
     def truth(self, generator: np.random.Generator, replicates: int) -> np.ndarray:
         return generator.choice(len(self.class_prior), (replicates, self.num_items), p=self.class_prior)
@@ -57,10 +64,17 @@ class Crowd:
         return joint / joint.sum(-1, keepdims=True)
 
 
-def crowd(generator: np.random.Generator, items: int = 120, annotators: int = 5, classes: int = 3, per_item: int = 4) -> Crowd:
+def crowd(
+    generator: np.random.Generator, items: int = 120, annotators: int = 5, classes: int = 3, per_item: int = 4
+) -> Crowd:
     annotator = np.concatenate([generator.choice(annotators, per_item, replace=False) for _ in range(items)])
     confusion = 0.6 * np.eye(classes) + 0.4 * generator.dirichlet(np.ones(classes), (annotators, classes))
-    return Crowd(np.repeat(np.arange(items), per_item), annotator, generator.dirichlet(np.full(classes, 5.0)), confusion)
+    return Crowd(
+        np.repeat(np.arange(items), per_item),
+        annotator,
+        generator.dirichlet(np.full(classes, 5.0)),
+        confusion,
+    )
 
 
 def uneven(seed: int = 0) -> tuple[Rows, np.ndarray]:
@@ -102,7 +116,9 @@ def test_row_pairs_are_those_of_two_annotators_on_one_item(minimum: int) -> None
     shared = [names for names in sorted(expected) if len(expected[names]) >= minimum]
     assert list(pairs.index) == shared and pairs.index.names == ["annotator", "other"]
     assert (0 < len(shared) < len(expected)) == (minimum == 15)
-    np.testing.assert_array_equal(pairs.sums(np.ones(len(pairs.left))), [len(expected[names]) for names in shared])
+    np.testing.assert_array_equal(
+        pairs.sums(np.ones(len(pairs.left))), [len(expected[names]) for names in shared]
+    )
 
 
 def test_row_pairs_beyond_the_limit_are_of_whole_items_at_random() -> None:
@@ -142,7 +158,9 @@ def test_pairwise_agreement_equals_the_loops() -> None:
     assert 3 < len(found.index) < len(expected)  # overall, the others count as well
     for s, given in enumerate(labels):
         for e, names in enumerate(found.index):
-            assert found.values[s, e] == pytest.approx(np.mean([given[n] == given[m] for n, m in expected[names]]), abs=1e-14)
+            assert found.values[s, e] == pytest.approx(
+                np.mean([given[n] == given[m] for n, m in expected[names]]), abs=1e-14
+            )
         every = [given[n] == given[m] for both in expected.values() for n, m in both]
         assert found.overall[s] == pytest.approx(np.mean(every), abs=1e-14)
 
@@ -150,7 +168,11 @@ def test_pairwise_agreement_equals_the_loops() -> None:
 def test_vote_entropy_equals_the_loops() -> None:
     rows, labels = uneven()
     found = vote_entropy(rows, labels)
-    assert len(found.index) == 10 and found.index[0].left == 0 and found.index[-1].right == pytest.approx(math.log(3))
+    assert (
+        len(found.index) == 10
+        and found.index[0].left == 0
+        and found.index[-1].right == pytest.approx(math.log(3))
+    )
     for s, given in enumerate(labels):
         entropies = []
         for i in range(17):
@@ -162,13 +184,24 @@ def test_vote_entropy_equals_the_loops() -> None:
         assert found.overall[s] == pytest.approx(np.mean(entropies), abs=1e-14)
         for e, interval in enumerate(found.index):
             inside = [interval.left - 1e-9 <= entropy < interval.right - 1e-9 for entropy in entropies]
-            inside = [now or (e == 9 and entropy >= interval.right - 1e-9) for now, entropy in zip(inside, entropies, strict=True)]
+            inside = [
+                now or (e == 9 and entropy >= interval.right - 1e-9)
+                for now, entropy in zip(inside, entropies, strict=True)
+            ]
             assert found.values[s, e] == pytest.approx(np.mean(inside), abs=1e-14)
 
 
 def test_vote_entropy_on_the_edge_of_a_bin_does_not_depend_on_the_names_of_labels() -> None:
     # Two labels of four, equally often: log 2, the edge between the fifth bin and the sixth; and the maximum, log 4
-    rows = Rows(np.repeat([0, 1], [2, 4]), np.array([0, 1, 0, 1, 2, 3]), np.zeros(6, int), np.ones(6), np.full(2, -1), 4, 4)
+    rows = Rows(
+        np.repeat([0, 1], [2, 4]),
+        np.array([0, 1, 0, 1, 2, 3]),
+        np.zeros(6, int),
+        np.ones(6),
+        np.full(2, -1),
+        4,
+        4,
+    )
     labels = np.array([[*two, 0, 1, 2, 3] for two in itertools.permutations(range(4), 2)])
     expected = np.zeros((12, 10))
     expected[:, [5, 9]] = 0.5
@@ -181,12 +214,19 @@ def test_vote_entropy_on_the_edge_of_a_bin_does_not_depend_on_the_names_of_label
 def test_annotator_bias_equals_the_loops() -> None:
     rows, labels = uneven()
     found = annotator_bias(rows, labels)
-    assert list(found.index) == [(j, label) for j in (0, 1, 2, 4) for label in range(3)] and found.index.names == ["annotator", "label"]
+    assert list(found.index) == [
+        (j, label) for j in (0, 1, 2, 4) for label in range(3)
+    ] and found.index.names == ["annotator", "label"]
     for s, given in enumerate(labels):
         for e, (j, label) in enumerate(found.index):
-            assert found.values[s, e] == pytest.approx(np.mean([given[n] == label for n in range(62) if rows.annotator[n] == j]), abs=1e-14)
+            assert found.values[s, e] == pytest.approx(
+                np.mean([given[n] == label for n in range(62) if rows.annotator[n] == j]), abs=1e-14
+            )
         frequency = dict(zip(found.index, found.values[s], strict=True))
-        spread = [sum((frequency[rows.annotator[n], label] - np.mean(given == label)) ** 2 for label in range(3)) for n in range(62)]
+        spread = [
+            sum((frequency[rows.annotator[n], label] - np.mean(given == label)) ** 2 for label in range(3))
+            for n in range(62)
+        ]
         assert found.overall[s] == pytest.approx(np.mean(spread), abs=1e-14)
 
 
@@ -194,7 +234,9 @@ def correlation_by_loops(rows: Rows, given: np.ndarray, q: np.ndarray, both: lis
     def residual(n: int, k: int) -> float:
         same = [m for m in range(len(given)) if rows.annotator[m] == rows.annotator[n]]
         mass = sum(q[rows.item[m], k] for m in same)
-        return (given[n] != k) - sum(q[rows.item[m], k] * (given[m] != k) for m in same) / mass if mass else 0.0
+        return (
+            (given[n] != k) - sum(q[rows.item[m], k] * (given[m] != k) for m in same) / mass if mass else 0.0
+        )
 
     above = left = right = 0.0
     for n, m in both:
@@ -222,12 +264,16 @@ def test_error_correlation_equals_the_loops(known: bool) -> None:
     for s, given in enumerate(labels):
         for e, names in enumerate(found.index):
             if s < 4 or not same[e]:  # there the loops divide one rounding error by another
-                assert found.values[s, e] == pytest.approx(correlation_by_loops(rows, given, q[s], expected[names]), abs=1e-12)
+                assert found.values[s, e] == pytest.approx(
+                    correlation_by_loops(rows, given, q[s], expected[names]), abs=1e-12
+                )
         every = [pair for both in expected.values() for pair in both]
         assert found.overall[s] == pytest.approx(correlation_by_loops(rows, given, q[s], every), abs=1e-12)
     if known:
         assert not found.values[3, never].any()
-        np.testing.assert_allclose(error_correlation(rows, labels, q, everything(rows, 15)).values, found.values, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            error_correlation(rows, labels, q, everything(rows, 15)).values, found.values, rtol=0, atol=1e-12
+        )
 
 
 def statistic(values: list[list[float]]) -> Statistic:
@@ -240,7 +286,13 @@ def test_check_counts_tails_by_hand() -> None:
     replicated = [[float(s), float(s), 1.0, float(s), float(s)] for s in range(9)]
     found = check(statistic([[4.0, 20.0, 1.0, 8.0, -1.0]]), statistic(replicated))
     assert found.table["p"].tolist() == pytest.approx([1.0, 2 / 10, 1.0, 4 / 10, 2 / 10])
-    assert found.table["observed"].tolist() == [4, 20, 1, 8, -1] and found.table["mean"].tolist() == [4, 4, 1, 4, 4]
+    assert found.table["observed"].tolist() == [4, 20, 1, 8, -1] and found.table["mean"].tolist() == [
+        4,
+        4,
+        1,
+        4,
+        4,
+    ]
     varies = np.array([1, 1, 0, 1, 1])
     np.testing.assert_allclose(found.table["lower"], np.quantile(range(9), 0.025) * varies + 1 - varies)
     np.testing.assert_allclose(found.table["upper"], np.quantile(range(9), 0.975) * varies + 1 - varies)
@@ -270,18 +322,27 @@ def test_an_entry_that_only_the_observed_value_moves_counts() -> None:
 
 
 def test_items_of_one_row_each_leave_nothing_to_compare() -> None:
-    rows = Rows(np.arange(4), np.array([0, 1, 0, 1]), np.array([0, 1, 1, 0]), np.ones(4), np.full(4, -1), 2, 2)
+    rows = Rows(
+        np.arange(4), np.array([0, 1, 0, 1]), np.array([0, 1, 1, 0]), np.ones(4), np.full(4, -1), 2, 2
+    )
     labels = np.random.default_rng(0).integers(2, size=(9, 4))
     found = predictive_checks(rows, labels, np.full((4, 2), 0.5), labels, generator=np.random.default_rng(0))
     for name in ("pairwise_agreement", "vote_entropy", "error_correlation"):
-        assert found[name].table.empty and math.isnan(found[name].p_value) and math.isnan(found[name].overall["p"])
+        assert (
+            found[name].table.empty
+            and math.isnan(found[name].p_value)
+            and math.isnan(found[name].overall["p"])
+        )
         assert "no entries" in str(found[name])
     assert len(found["annotator_bias"].table) == 4 and found["annotator_bias"].p_value > 0
 
 
 def test_pairs_of_many_annotators_in_small_integers() -> None:
     """The code of a pair of annotators does not fit into 32 bits, though the annotators do."""
-    item, annotator = np.repeat(np.arange(5), 2).astype(np.int32), np.tile([69_999, 60_000], 5).astype(np.int32)
+    item, annotator = (
+        np.repeat(np.arange(5), 2).astype(np.int32),
+        np.tile([69_999, 60_000], 5).astype(np.int32),
+    )
     pairs = everything(Rows(item, annotator, np.zeros(10, int), np.ones(10), np.full(5, -1), 70_000, 2))
     assert list(pairs.index) == [(60_000, 69_999)] and pairs.left.tolist() == [1, 3, 5, 7, 9]
 
@@ -292,12 +353,16 @@ def test_annotators_who_share_few_items_still_have_an_overall_agreement() -> Non
     assert found.values.shape == (1, 0) and found.overall.tolist() == [0.5]
 
 
-def checks(model: Crowd, generator: np.random.Generator, labels: np.ndarray, scored: str = "posterior") -> dict[str, PredictiveCheck]:
+def checks(
+    model: Crowd, generator: np.random.Generator, labels: np.ndarray, scored: str = "posterior"
+) -> dict[str, PredictiveCheck]:
     """The checks of observed labels against 99 replicates of the model for new items."""
     truth = model.truth(generator, 99)
     replicated = model.labels(generator, truth)
     scores = model.responsibilities(replicated) if scored == "posterior" else truth
-    return predictive_checks(model.rows(labels), replicated, model.responsibilities(labels[None])[0], scores, generator=generator)
+    return predictive_checks(
+        model.rows(labels), replicated, model.responsibilities(labels[None])[0], scores, generator=generator
+    )
 
 
 def test_p_values_are_uniform_under_the_true_model() -> None:
@@ -322,10 +387,18 @@ def test_which_truth_scores_the_errors_of_replicates() -> None:
         model = crowd(generator)
         truth = model.truth(generator, 100)
         labels = model.labels(generator, truth)
-        rows, pairs, q = model.rows(labels[0]), everything(model.rows(labels[0])), model.responsibilities(labels[:1])
+        rows, pairs, q = (
+            model.rows(labels[0]),
+            everything(model.rows(labels[0])),
+            model.responsibilities(labels[:1]),
+        )
         observed = error_correlation(rows, labels[:1], q, pairs)
         by_truth.append(check(observed, error_correlation(rows, labels[1:], truth[1:], pairs)).p_value)
-        by_other.append(check(observed, error_correlation(rows, labels[1:], np.broadcast_to(q, (99, *q.shape[1:])), pairs)).p_value)
+        by_other.append(
+            check(
+                observed, error_correlation(rows, labels[1:], np.broadcast_to(q, (99, *q.shape[1:])), pairs)
+            ).p_value
+        )
     assert np.mean(np.array(by_truth) < 0.1) < 0.1 and np.median(by_truth) > 0.6
     assert np.mean(np.array(by_other) < 0.05) > 0.9
     without = predictive_checks(rows, labels[1:], q[0], generator=generator)
@@ -363,14 +436,19 @@ def test_items_that_differ_in_difficulty_are_found(spread: float) -> None:
     model = replace(model, confusion=np.tile(mean, (5, 1, 1)))
     truth = model.truth(generator, 1)
     odd = model.item % 2 == 1
-    easy, hard = (replace(model, confusion=model.confusion + shift * (1.5 * np.eye(3) - 0.5)) for shift in (0.75 * spread, -0.75 * spread))
+    easy, hard = (
+        replace(model, confusion=model.confusion + shift * (1.5 * np.eye(3) - 0.5))
+        for shift in (0.75 * spread, -0.75 * spread)
+    )
     labels = np.where(
         odd, easy.labels(generator, truth)[0], hard.labels(generator, truth)[0]
     )  # half of the items each: the mean is the model's
     found = checks(model, generator, labels)
     assert (found["vote_entropy"].p_value == 1 / 100) == (spread > 0)
     assert (found["vote_entropy"].outside > 0.1) == (spread > 0)
-    assert (found["error_correlation"].overall["p"] == 2 / 100) == (spread > 0)  # and all annotators err on the same items
+    assert (found["error_correlation"].overall["p"] == 2 / 100) == (
+        spread > 0
+    )  # and all annotators err on the same items
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -402,7 +480,9 @@ def test_weights_play_no_part() -> None:
     rows, labels = uneven()
     plain = replace(rows, weight=np.ones(62))
     one, other = (
-        predictive_checks(each, labels, np.full((17, 3), 1 / 3), labels[:, :17], generator=np.random.default_rng(0))
+        predictive_checks(
+            each, labels, np.full((17, 3), 1 / 3), labels[:, :17], generator=np.random.default_rng(0)
+        )
         for each in (rows, plain)
     )
     for name in one:

@@ -22,13 +22,17 @@ def ratings(labels: np.ndarray, num_classes: int) -> Rows:
     """Rows of a matrix, items x annotators."""
     items, annotators = labels.shape
     item, annotator = np.repeat(np.arange(items), annotators), np.tile(np.arange(annotators), items)
-    return Rows(item, annotator, labels.ravel(), np.ones(labels.size), np.full(items, -1), annotators, num_classes)
+    return Rows(
+        item, annotator, labels.ravel(), np.ones(labels.size), np.full(items, -1), annotators, num_classes
+    )
 
 
 def coins(accuracy: Any, num_classes: int) -> np.ndarray:
     """Tables of annotators whose errors are spread evenly (j, l, k)."""
     accuracy = np.asarray(accuracy, float)[:, None, None]
-    return (1 - accuracy) / max(num_classes - 1, 1) + (accuracy - (1 - accuracy) / max(num_classes - 1, 1)) * np.eye(num_classes)
+    return (1 - accuracy) / max(num_classes - 1, 1) + (
+        accuracy - (1 - accuracy) / max(num_classes - 1, 1)
+    ) * np.eye(num_classes)
 
 
 def drawn(generator: np.random.Generator, tables: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -43,7 +47,10 @@ def em(rows: Rows, steps: int = 60) -> tuple[np.ndarray, np.ndarray]:
     np.add.at(q, (rows.item, rows.label), 1.0)
     for _ in range(steps):
         q /= q.sum(1, keepdims=True)
-        said, class_prior = np.full((rows.num_annotators, rows.num_classes, rows.num_classes), 0.01), q.mean(0)
+        said, class_prior = (
+            np.full((rows.num_annotators, rows.num_classes, rows.num_classes), 0.01),
+            q.mean(0),
+        )
         np.add.at(said, (rows.annotator, rows.label), q[rows.item])
         tables = said / said.sum(1, keepdims=True)
         logs = np.tile(np.log(class_prior), (rows.num_items, 1))
@@ -60,7 +67,9 @@ def checked(rows: Rows, tables: np.ndarray, class_prior: np.ndarray, **knobs: An
     cell = np.argsort(occurring)[np.searchsorted(np.sort(occurring), code)]
     annotator, label = np.divmod(occurring, num_labels)
     generator = np.random.default_rng(2)
-    return dependence(rows, cell, annotator, label, tables[annotator, label], class_prior, generator=generator, **knobs)
+    return dependence(
+        rows, cell, annotator, label, tables[annotator, label], class_prior, generator=generator, **knobs
+    )
 
 
 def fitted(rows: Rows, **knobs: Any) -> Dependence:
@@ -70,20 +79,34 @@ def fitted(rows: Rows, **knobs: Any) -> Dependence:
 def uneven(seed: int, gold: bool = False) -> tuple[Rows, np.ndarray, np.ndarray]:
     """Rows of weights, with an annotator twice on an item, a label that is no class, items of few rows; tables and class prior."""
     generator = np.random.default_rng(seed)
-    item = np.sort(np.append(generator.integers(12, size=50), [13, 15, 15]))  # items 12 and 14 have no rows, 13 has one
-    annotator, label = generator.integers(5, size=53), generator.integers(4, size=53)  # annotator 5 has no rows, label 3 is no class
+    item = np.sort(
+        np.append(generator.integers(12, size=50), [13, 15, 15])
+    )  # items 12 and 14 have no rows, 13 has one
+    annotator, label = (
+        generator.integers(5, size=53),
+        generator.integers(4, size=53),
+    )  # annotator 5 has no rows, label 3 is no class
     label[annotator == 1] = generator.integers(2, size=(annotator == 1).sum())
-    known = np.where(generator.random(16) < 0.4, generator.integers(3, size=16), -1) if gold else np.full(16, -1)
+    known = (
+        np.where(generator.random(16) < 0.4, generator.integers(3, size=16), -1) if gold else np.full(16, -1)
+    )
     rows = Rows(item, annotator, label, generator.uniform(0.3, 2, 53), known, 6, 3)
     tables = generator.dirichlet(np.ones(4), (6, 3)).transpose(0, 2, 1)
     tables[0, 2, :2] = 0  # impossible for two classes, yet it occurs
     return rows, tables, generator.dirichlet(np.ones(3))
 
 
-def by_loops(rows: Rows, tables: np.ndarray, class_prior: np.ndarray) -> list[tuple[int, int, int, float, float]]:
+def by_loops(
+    rows: Rows, tables: np.ndarray, class_prior: np.ndarray
+) -> list[tuple[int, int, int, float, float]]:
     """(item, annotator, other, agree, p) of every row pair."""
     found, told = [], {(int(j), int(label)) for j, label in zip(rows.annotator, rows.label, strict=True)}
-    shares = np.array([[[(j, label) in told for label in range(tables.shape[1])]] for j in range(len(tables))]).transpose(0, 2, 1) * tables
+    shares = (
+        np.array(
+            [[[(j, label) in told for label in range(tables.shape[1])]] for j in range(len(tables))]
+        ).transpose(0, 2, 1)
+        * tables
+    )
     shares = shares / np.where(shares.sum(1, keepdims=True) > 0, shares.sum(1, keepdims=True), 1)
     for n, m in itertools.combinations(range(len(rows.item)), 2):
         i, (j, other) = rows.item[n], sorted(rows.annotator[[n, m]])
@@ -103,7 +126,9 @@ def by_loops(rows: Rows, tables: np.ndarray, class_prior: np.ndarray) -> list[tu
 def test_rates_are_those_of_loops_over_row_pairs(seed: int, gold: bool) -> None:
     rows, tables, class_prior = uneven(seed, gold)
     result = checked(rows, tables, class_prior, minimum=2)
-    table = pd.DataFrame(by_loops(rows, tables, class_prior), columns=["item", "annotator", "other", "agree", "p"])
+    table = pd.DataFrame(
+        by_loops(rows, tables, class_prior), columns=["item", "annotator", "other", "agree", "p"]
+    )
     over, slack = table["agree"] - table["p"], 1 - table["p"]
     rate = over.sum() / slack.sum()
     assert result.residual == pytest.approx(rate, abs=1e-10)
@@ -124,18 +149,41 @@ def test_rates_are_those_of_loops_over_row_pairs(seed: int, gold: bool) -> None:
         z = over.sum() / math.sqrt(max((group["p"] * (1 - group["p"])).sum(), (over**2).sum()))
         assert pair.items == len(group) and not pair.near_duplicate
         found = [pair.agreement, pair.expected, pair.copying, pair.z]
-        assert found == pytest.approx([group["agree"].mean(), group["p"].mean(), over.sum() / (1 - group["p"]).sum(), z], abs=1e-10)
+        assert found == pytest.approx(
+            [group["agree"].mean(), group["p"].mean(), over.sum() / (1 - group["p"]).sum(), z], abs=1e-10
+        )
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("items", "annotators", "classes", "per_item"), [(150, 8, 2, 8), (300, 12, 4, 12), (800, 40, 3, 5)])
-def test_independent_annotators_raise_no_alarm(seed: int, items: int, annotators: int, classes: int, per_item: int) -> None:
+@pytest.mark.parametrize(
+    ("items", "annotators", "classes", "per_item"), [(150, 8, 2, 8), (300, 12, 4, 12), (800, 40, 3, 5)]
+)
+def test_independent_annotators_raise_no_alarm(
+    seed: int, items: int, annotators: int, classes: int, per_item: int
+) -> None:
     generator = np.random.default_rng(seed)
     rows = ratings(
-        drawn(generator, coins(generator.uniform(0.55, 0.95, annotators), classes), generator.integers(classes, size=items)), classes
+        drawn(
+            generator,
+            coins(generator.uniform(0.55, 0.95, annotators), classes),
+            generator.integers(classes, size=items),
+        ),
+        classes,
     )
-    some = np.sort(np.concatenate([i * annotators + generator.choice(annotators, per_item, replace=False) for i in range(items)]))
-    rows = Rows(rows.item[some], rows.annotator[some], rows.label[some], rows.weight[some], rows.gold, annotators, classes)
+    some = np.sort(
+        np.concatenate(
+            [i * annotators + generator.choice(annotators, per_item, replace=False) for i in range(items)]
+        )
+    )
+    rows = Rows(
+        rows.item[some],
+        rows.annotator[some],
+        rows.label[some],
+        rows.weight[some],
+        rows.gold,
+        annotators,
+        classes,
+    )
     result = fitted(rows)
     assert abs(result.residual) < 0.03 and result.residual < 2 * result.residual_error
     assert not result.pairs["near_duplicate"].any()
@@ -164,9 +212,18 @@ def test_only_the_pair_that_copies_has_a_rate_under_the_true_tables() -> None:
     assert pairs["copying"].iloc[1:].abs().max() < 0.1 and not pairs["near_duplicate"].any()
 
 
-def copied(generator: np.random.Generator, copies: int, accuracy: float, others: list[float], items: int, slips: float = 0.0) -> Rows:
+def copied(
+    generator: np.random.Generator,
+    copies: int,
+    accuracy: float,
+    others: list[float],
+    items: int,
+    slips: float = 0.0,
+) -> Rows:
     labels = drawn(generator, coins([accuracy] * copies + others, 2), generator.integers(2, size=items))
-    labels[:, :copies] = np.where(generator.random((items, copies)) < slips, labels[:, :copies], labels[:, :1])
+    labels[:, :copies] = np.where(
+        generator.random((items, copies)) < slips, labels[:, :copies], labels[:, :1]
+    )
     return ratings(labels, 2)
 
 
@@ -178,11 +235,17 @@ def test_copies_in_the_majority_are_named_though_the_fit_believes_them(seed: int
     assert tables[:6, [0, 1], [0, 1]].min() > 0.9  # the trap
     result = checked(rows, tables, class_prior)
     assert result.near_duplicates() == [[0, 1, 2, 3, 4, 5]]
-    assert result.pairs["expected"].iloc[:15].to_numpy() == pytest.approx(0.5 + 0.24**2 / 2, abs=0.12)  # chance, and c^2 of the rest
+    assert result.pairs["expected"].iloc[:15].to_numpy() == pytest.approx(
+        0.5 + 0.24**2 / 2, abs=0.12
+    )  # chance, and c^2 of the rest
     assert result.effective_annotators < 3
     beyond, copies = result.warnings(pd.Index([f"bot {j}" for j in range(6)] + ["zoe", "bea", "cem"]))
     assert "copying rate" in beyond and "9.0 labels per item" in beyond
-    assert "bot 0, bot 1, bot 2, bot 3, bot 4, bot 5;" in copies and "zoe" not in copies and "keep one of each group" in copies
+    assert (
+        "bot 0, bot 1, bot 2, bot 3, bot 4, bot 5;" in copies
+        and "zoe" not in copies
+        and "keep one of each group" in copies
+    )
 
 
 def test_the_label_of_a_clique_is_thecommonest_and_of_equals_the_first() -> None:
@@ -206,7 +269,8 @@ def test_two_copies_among_many_are_found_by_their_rate() -> None:
 def test_many_groups_are_counted_and_large_ones_cut_short() -> None:
     ends = [(j, j + 1) for j in range(11)] + [(20 + 2 * g, 21 + 2 * g) for g in range(6)]
     pairs = pd.DataFrame(
-        [(*pair, 20, 1.0, 0.5, 1.0, 9.0, True) for pair in ends] + [(12, 13, 20, 0.5, 0.5, 0.0, 0.0, False)], columns=COLUMNS
+        [(*pair, 20, 1.0, 0.5, 1.0, 9.0, True) for pair in ends] + [(12, 13, 20, 0.5, 0.5, 0.0, 0.0, False)],
+        columns=COLUMNS,
     )
     (sentence,) = Dependence(0.01, 0.01, 9.0, 8.0, 0.7, 0.7, pairs, "").warnings(pd.RangeIndex(40))
     assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...; 20, 21; 22, 23; 24, 25; 26, 27; and 2 more groups" in sentence
@@ -216,21 +280,36 @@ def test_items_that_are_hard_for_all_lower_the_effective_number() -> None:
     generator = np.random.default_rng(0)
     truth, hard = generator.integers(2, size=600), generator.random(600) < 0.35
     easy = drawn(generator, coins([0.92] * 10, 2), truth)
-    trap = drawn(generator, coins([0.85] * 10, 2), generator.integers(2, size=600))  # they agree, on a class at random
+    trap = drawn(
+        generator, coins([0.85] * 10, 2), generator.integers(2, size=600)
+    )  # they agree, on a class at random
     rows = ratings(np.where(hard[:, None], trap, easy), 2)
     seen = replace(rows, gold=truth)  # the model cannot tell such items from others, gold can
-    tables = np.stack([[np.bincount(rows.label[rows.annotator == j][truth == k], minlength=2) for k in range(2)] for j in range(10)])
+    tables = np.stack(
+        [
+            [np.bincount(rows.label[rows.annotator == j][truth == k], minlength=2) for k in range(2)]
+            for j in range(10)
+        ]
+    )
     tables = (tables / tables.sum(2, keepdims=True)).transpose(0, 2, 1)
     result = checked(seen, tables, np.full(2, 0.5))
     assert result.effective_annotators < 5 and "10.0 labels per item" in result.warnings(pd.RangeIndex(10))[0]
     assert not result.pairs["near_duplicate"].any()
-    crowd = drawn(generator, coins([1.0] * 2 + [0.7] * 8, 2), truth)  # two who see through the traps that others walk into
+    crowd = drawn(
+        generator, coins([1.0] * 2 + [0.7] * 8, 2), truth
+    )  # two who see through the traps that others walk into
     trapped = generator.random((600, 10)) < np.where(np.arange(10) < 2, 0, 0.5)
     result = fitted(ratings(np.where(trapped, drawn(generator, coins([0.7], 2), truth), crowd), 2))
-    assert result.residual > 3 * result.residual_error and result.effective_annotators < 0.6 * result.labels_per_item
+    assert (
+        result.residual > 3 * result.residual_error
+        and result.effective_annotators < 0.6 * result.labels_per_item
+    )
 
 
-@pytest.mark.parametrize("accuracy", [[0.99] * 9, [0.99] * 9 + [0.6] * 3, [1.0, 1.0, 0.6, 0.65, 0.7, 0.75, 0.6], [1.0, 1.0] + [0.5] * 6])
+@pytest.mark.parametrize(
+    "accuracy",
+    [[0.99] * 9, [0.99] * 9 + [0.6] * 3, [1.0, 1.0, 0.6, 0.65, 0.7, 0.75, 0.6], [1.0, 1.0] + [0.5] * 6],
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_honest_experts_are_no_copies(seed: int, accuracy: list[float]) -> None:
     generator = np.random.default_rng(seed)
@@ -243,14 +322,23 @@ def test_honest_experts_are_no_copies(seed: int, accuracy: list[float]) -> None:
 def test_experts_who_never_disagree_are_left_alone(smoothing: float) -> None:
     labels = np.repeat(np.random.default_rng(0).integers(2, size=(300, 1)), 6, axis=1)
     wrong = smoothing / (150 + 2 * smoothing)
-    result = checked(ratings(labels, 2), np.broadcast_to(np.array([[1 - wrong, wrong], [wrong, 1 - wrong]]), (6, 2, 2)), np.full(2, 0.5))
+    result = checked(
+        ratings(labels, 2),
+        np.broadcast_to(np.array([[1 - wrong, wrong], [wrong, 1 - wrong]]), (6, 2, 2)),
+        np.full(2, 0.5),
+    )
     assert result.agreement == 1 and result.residual == pytest.approx(1)
     assert result.warnings(pd.RangeIndex(6)) == []
 
 
 def test_tables_without_pairs_give_nan_and_no_warning() -> None:
     one = np.zeros(1, np.int64)
-    for item, annotator in ((np.arange(4), np.zeros(4, int)), (one, one), (np.zeros(3, int), np.zeros(3, int)), (one[:0], one[:0])):
+    for item, annotator in (
+        (np.arange(4), np.zeros(4, int)),
+        (one, one),
+        (np.zeros(3, int), np.zeros(3, int)),
+        (one[:0], one[:0]),
+    ):
         rows = Rows(item, annotator, 0 * item, np.ones(len(item)), np.full(4, -1), 2, 2)
         result = checked(rows, coins([0.8, 0.7], 2), np.full(2, 0.5))
         assert math.isnan(result.residual) and math.isnan(result.effective_annotators)
@@ -276,15 +364,26 @@ def test_names_and_order_change_nothing() -> None:
     tables, class_prior = em(rows)
     before, generator = checked(rows, tables, class_prior), np.random.default_rng(1)
     items, names = generator.permutation(150), generator.permutation(9)
-    order = np.lexsort((generator.random(len(rows.item)), items[rows.item]))  # by the new item, within it at random
-    renamed = Rows(items[rows.item][order], names[rows.annotator][order], rows.label[order], rows.weight, rows.gold, 9, 2)
+    order = np.lexsort(
+        (generator.random(len(rows.item)), items[rows.item])
+    )  # by the new item, within it at random
+    renamed = Rows(
+        items[rows.item][order], names[rows.annotator][order], rows.label[order], rows.weight, rows.gold, 9, 2
+    )
     after = checked(renamed, tables[np.argsort(names)], class_prior)
-    assert after.residual == pytest.approx(before.residual) and after.residual_error == pytest.approx(before.residual_error)
-    expected = before.pairs.assign(annotator=names[before.pairs["annotator"]], other=names[before.pairs["other"]])
+    assert after.residual == pytest.approx(before.residual) and after.residual_error == pytest.approx(
+        before.residual_error
+    )
+    expected = before.pairs.assign(
+        annotator=names[before.pairs["annotator"]], other=names[before.pairs["other"]]
+    )
     expected[["annotator", "other"]] = np.sort(expected[["annotator", "other"]].to_numpy(), axis=1)
     by = ["annotator", "other"]
     pd.testing.assert_frame_equal(
-        after.pairs.sort_values(by, ignore_index=True), expected.sort_values(by, ignore_index=True), check_dtype=False, rtol=1e-8
+        after.pairs.sort_values(by, ignore_index=True),
+        expected.sort_values(by, ignore_index=True),
+        check_dtype=False,
+        rtol=1e-8,
     )
 
 
@@ -293,4 +392,7 @@ def test_a_part_of_the_items_says_so_and_tells_about_the_same() -> None:
     whole, part = fitted(rows), fitted(rows, max_pairs=5000)
     assert whole.note == "" and part.note == "(from 138 of 400 items, drawn at random)"
     assert part.note in part.warnings(pd.RangeIndex(9))[0]
-    assert abs(part.residual - whole.residual) < 3 * part.residual_error and part.near_duplicates() == whole.near_duplicates()
+    assert (
+        abs(part.residual - whole.residual) < 3 * part.residual_error
+        and part.near_duplicates() == whole.near_duplicates()
+    )

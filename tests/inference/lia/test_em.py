@@ -19,17 +19,34 @@ from probcrowd.data.annotations import Annotations
 from probcrowd.data.rows import Rows
 from probcrowd.inference.lia import em as gem_fit
 from probcrowd.inference.lia.em import Fitted, Schedule, State, fit_lia
-from probcrowd.inference.lia.objectives import OBJECTIVES, ObjectiveName, e_step, last_objective, log_prior, m_objective, vote_posterior
+from probcrowd.inference.lia.objectives import (
+    OBJECTIVES,
+    ObjectiveName,
+    e_step,
+    last_objective,
+    log_prior,
+    m_objective,
+    vote_posterior,
+)
 from probcrowd.models.lia.lia import Parameters, Said, log_truth
 from probcrowd.models.lia.prior import Inputs, LIAPrior, sites
 
-BIRDS = pytest.mark.skipif(not os.environ.get("PROBCROWD_DATA"), reason="PROBCROWD_DATA is not set: no labels of birds")
+BIRDS = pytest.mark.skipif(
+    not os.environ.get("PROBCROWD_DATA"), reason="PROBCROWD_DATA is not set: no labels of birds"
+)
 SHORT = Schedule(rounds=3, steps=4, last_steps=12)
 BATCHES = Schedule(rounds=3, steps=4, last_steps=6, batch=20, learning_rate=0.01)
 
 
 def simulated(
-    seed: int, items: int, annotators: int, accuracy: tuple[float, float], *, classes: int = 3, labels: int = 3, width: int = 3
+    seed: int,
+    items: int,
+    annotators: int,
+    accuracy: tuple[float, float],
+    *,
+    classes: int = 3,
+    labels: int = 3,
+    width: int = 3,
 ) -> tuple[Rows, np.ndarray, np.ndarray]:
     """A table where features decide the truth up to chance, and annotators differ in skill; the features and the truth."""
     rng = np.random.default_rng(seed)
@@ -40,7 +57,11 @@ def simulated(
     item = np.repeat(np.arange(items), labels)
     wrong = (truth[item] + rng.integers(1, classes, len(item))) % classes
     label = np.where(rng.random(len(item)) < skill[annotator], truth[item], wrong)
-    return Rows(item, annotator, label, np.ones(len(item)), np.full(items, -1), annotators, classes), features, truth
+    return (
+        Rows(item, annotator, label, np.ones(len(item)), np.full(items, -1), annotators, classes),
+        features,
+        truth,
+    )
 
 
 def small(seed: int = 0) -> tuple[Rows, Inputs]:
@@ -60,7 +81,10 @@ def right(posterior: np.ndarray, truth: np.ndarray) -> float:
 @pytest.mark.parametrize("hidden", [(), (4,)])
 def test_the_log_posterior_never_falls(hidden: tuple[int, ...], latent: int) -> None:
     rows, features, _ = simulated(0, 40, 5, (0.4, 0.9))
-    prior, schedule = LIAPrior(hidden=hidden, latent=latent), Schedule(rounds=6, steps=5, last_steps=120, tolerance=0.0)
+    prior, schedule = (
+        LIAPrior(hidden=hidden, latent=latent),
+        Schedule(rounds=6, steps=5, last_steps=120, tolerance=0.0),
+    )
     fitted = fit_lia(rows, Inputs(features), prior, OBJECTIVES["joint"], schedule)
     assert len(fitted.values) > 7 and np.diff(fitted.values).min() >= -1e-7
     assert fitted.values[0] < fitted.values[5] - 1 < fitted.values[-1] - 1
@@ -75,19 +99,31 @@ def test_a_fit_that_has_converged_is_at_a_mode_and_says_what_it_found() -> None:
     value = last_objective(leaves, said, OBJECTIVES["joint"]) + log_prior(leaves, declared)
     slopes = torch.autograd.grad(value, list(leaves.values()))
     assert fitted.converged
-    assert max(float(slope.abs().max()) * declared[name].spread for name, slope in zip(leaves, slopes, strict=True)) < 1e-3
+    assert (
+        max(
+            float(slope.abs().max()) * declared[name].spread
+            for name, slope in zip(leaves, slopes, strict=True)
+        )
+        < 1e-3
+    )
     assert fitted.values[-1] == pytest.approx(float(value.detach()), abs=1e-9)
-    np.testing.assert_allclose(fitted.posterior, e_step(fitted.parameters, said, OBJECTIVES["joint"])[0], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        fitted.posterior, e_step(fitted.parameters, said, OBJECTIVES["joint"])[0], rtol=0, atol=1e-12
+    )
     np.testing.assert_allclose(fitted.truth, log_truth(fitted.parameters, said).exp(), rtol=0, atol=1e-12)
     known = rows.gold >= 0
     np.testing.assert_array_equal(fitted.posterior[known], np.eye(3)[rows.gold[known]])
-    assert not fit_lia(rows, inputs, prior, OBJECTIVES["joint"], Schedule(last_steps=10, tolerance=0.0)).converged
+    assert not fit_lia(
+        rows, inputs, prior, OBJECTIVES["joint"], Schedule(last_steps=10, tolerance=0.0)
+    ).converged
     soon = fit_lia(rows, inputs, prior, OBJECTIVES["joint"], Schedule(rounds=2, tolerance=math.inf))
     assert soon.converged and len(soon.values) == 3
 
 
 @pytest.mark.parametrize("name", ["composite", "as_written", "as_coded"])
-def test_other_objectives_take_all_their_steps_and_answer_softly(name: ObjectiveName, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_objectives_take_all_their_steps_and_answer_softly(
+    name: ObjectiveName, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gem_fit, "CHUNK", 5)
     rows, inputs = small()
     schedule = Schedule(rounds=2, steps=3, last_steps=12, tolerance=math.inf)
@@ -97,7 +133,9 @@ def test_other_objectives_take_all_their_steps_and_answer_softly(name: Objective
     q, value = e_step(fitted.parameters, said, replace(OBJECTIVES[name], hard=False))
     np.testing.assert_allclose(fitted.posterior, q, rtol=0, atol=1e-12)
     assert ((fitted.posterior > 0) & (fitted.posterior < 1)).any()
-    extra = float(log_prior(fitted.parameters, sites(rows, inputs, LIAPrior()))) if name == "composite" else 0.0
+    extra = (
+        float(log_prior(fitted.parameters, sites(rows, inputs, LIAPrior()))) if name == "composite" else 0.0
+    )
     assert fitted.values[-1] == pytest.approx(float(value) + extra, abs=1e-9)
 
 
@@ -150,7 +188,9 @@ def exact_em(rows: Rows, rounds: int, *, written: bool) -> tuple[np.ndarray, np.
         share, chance = q.mean(0), counts / counts.sum(2, keepdims=True).clip(1e-300)
         table = chance
         if written:
-            table, chance = (np.stack(each) for each in zip(*(equation_7(each) for each in counts), strict=True))
+            table, chance = (
+                np.stack(each) for each in zip(*(equation_7(each) for each in counts), strict=True)
+            )
         values.append(logsumexp(log_joint(share, chance), axis=1).sum())
         scores = log_joint(share, np.maximum(table, 1e-300))
         q = np.exp(scores - logsumexp(scores, axis=1, keepdims=True))
@@ -181,7 +221,9 @@ def test_em_as_written_solved_exactly_collapses_and_loses_likelihood() -> None:
     ours = {}
     for name in ("as_written", "joint"):
         schedule = Schedule(rounds=6, steps=30, last_steps=0)
-        fitted = fit_lia(rows, Inputs(np.zeros((60, 1))), LIAPrior(), replace(OBJECTIVES[name], prior=False), schedule)
+        fitted = fit_lia(
+            rows, Inputs(np.zeros((60, 1))), LIAPrior(), replace(OBJECTIVES[name], prior=False), schedule
+        )
         expected = exact_em(rows, 2, written=name == "as_written")[1]
         np.testing.assert_allclose(fitted.values[:2], expected, rtol=0, atol=0.01)
         ours[name] = fitted
@@ -192,7 +234,9 @@ def test_em_as_written_solved_exactly_collapses_and_loses_likelihood() -> None:
 @BIRDS
 def test_on_bluebirds_the_published_figures() -> None:
     folder = Path(os.environ["PROBCROWD_DATA"]) / "bluebirds"
-    said = Annotations.from_frame(pd.read_parquet(folder / "annotations.parquet")[["task", "worker", "label"]], duplicates="first")
+    said = Annotations.from_frame(
+        pd.read_parquet(folder / "annotations.parquet")[["task", "worker", "label"]], duplicates="first"
+    )
     gold = pd.read_parquet(folder / "gold.parquet").set_index("task")["label"]
     truth = Rows.from_annotations(said, gold).gold
     rows = Rows.from_annotations(said)
@@ -222,7 +266,9 @@ def blind(rows: Rows, class_prior: np.ndarray, confusion: np.ndarray) -> tuple[P
 
 def same(left: Fitted, right: Fitted) -> bool:
     tables = [torch.equal(left.parameters[name], right.parameters[name]) for name in left.parameters]
-    arrays = [np.array_equal(getattr(left, name), getattr(right, name)) for name in ("posterior", "truth", "values")]
+    arrays = [
+        np.array_equal(getattr(left, name), getattr(right, name)) for name in ("posterior", "truth", "values")
+    ]
     return all(tables) and all(arrays) and left.converged == right.converged
 
 
@@ -241,7 +287,9 @@ def test_a_resumed_fit_has_the_bits_of_one_that_was_never_interrupted(
     assert [state.steps for state in states] == ([4, 8, 12, 16, 18] if schedule.batch else [0] * len(states))
     for state in states:
         later: list[State] = []
-        assert same(fit_lia(rows, inputs, prior, objective, schedule, seed=3, state=state, keep=later.append), whole), state.unit
+        assert same(
+            fit_lia(rows, inputs, prior, objective, schedule, seed=3, state=state, keep=later.append), whole
+        ), state.unit
         assert [each.unit for each in later] == [each.unit for each in states[state.unit :]]
     assert same(fit_lia(rows, inputs, prior, objective, schedule, seed=3), whole)
     assert not same(fit_lia(rows, inputs, prior, objective, schedule, seed=4), whole)
@@ -251,11 +299,19 @@ def test_only_batches_come_from_the_seed_and_the_unit() -> None:
     rows, inputs = small()
     states: list[State] = []
     fit_lia(rows, inputs, LIAPrior(), OBJECTIVES["joint"], BATCHES, seed=3, keep=states.append)
-    ends = [fit_lia(rows, inputs, LIAPrior(), OBJECTIVES["joint"], BATCHES, seed=seed, state=states[0]) for seed in (3, 4)]
+    ends = [
+        fit_lia(rows, inputs, LIAPrior(), OBJECTIVES["joint"], BATCHES, seed=seed, state=states[0])
+        for seed in (3, 4)
+    ]
     assert not same(*ends)  # the same start, other batches
     whole: list[State] = []
     fit_lia(rows, inputs, LIAPrior(), OBJECTIVES["joint"], SHORT, seed=3, keep=whole.append)
-    assert same(*(fit_lia(rows, inputs, LIAPrior(), OBJECTIVES["joint"], SHORT, seed=seed, state=whole[0]) for seed in (3, 4)))
+    assert same(
+        *(
+            fit_lia(rows, inputs, LIAPrior(), OBJECTIVES["joint"], SHORT, seed=seed, state=whole[0])
+            for seed in (3, 4)
+        )
+    )
 
 
 def test_moments_go_on_from_unit_to_unit() -> None:
@@ -281,7 +337,9 @@ def test_batches_stand_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, inputs = small()
     prior, objective = LIAPrior(hidden=(3,)), OBJECTIVES["joint"]
     batches = drawn(monkeypatch)
-    slow = Schedule(rounds=2, steps=4, last_steps=0, batch=10, learning_rate=1e-20)  # 40 labels of 12 items: 3 items at a time
+    slow = Schedule(
+        rounds=2, steps=4, last_steps=0, batch=10, learning_rate=1e-20
+    )  # 40 labels of 12 items: 3 items at a time
     states: list[State] = []
     fit_lia(rows, inputs, prior, objective, slow, keep=states.append)
     assert [len(items) for items in batches] == [3] * 8
@@ -295,11 +353,17 @@ def test_batches_stand_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     q = vote_posterior(said)
     parts = [said.part(items) for items in batches[:4]]
     counts = torch.bincount(said.item, minlength=12)
-    assert [len(part.item) for part in parts] == [int(counts[items].sum()) for items in batches[:4]]  # all rows of an item
+    assert [len(part.item) for part in parts] == [
+        int(counts[items].sum()) for items in batches[:4]
+    ]  # all rows of an item
     scaled = [12 / 3 * m_objective(leaves, part, q[part.place], objective) for part in parts]
-    torch.testing.assert_close(torch.stack(scaled).mean(), m_objective(leaves, said, q, objective), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        torch.stack(scaled).mean(), m_objective(leaves, said, q, objective), rtol=0, atol=1e-10
+    )
     lasts = [12 / 3 * last_objective(leaves, part, objective) for part in parts]
-    torch.testing.assert_close(torch.stack(lasts).mean(), last_objective(leaves, said, objective), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        torch.stack(lasts).mean(), last_objective(leaves, said, objective), rtol=0, atol=1e-10
+    )
     # Adam's first moment after four steps is .1 (.9^3 g1 + .9^2 g2 + .9 g3 + g4); steps of 1e-20 moved nothing
     losses = [-(value + log_prior(leaves, declared)) / 40 for value in scaled]
     moment = torch.stack([0.1 * 0.9 ** (3 - step) * loss for step, loss in enumerate(losses)]).sum()
@@ -320,27 +384,41 @@ def test_what_does_not_fill_a_batch_waits_for_the_next_turn(monkeypatch: pytest.
 def test_a_batch_larger_than_the_data_is_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, inputs = small()
     batches = drawn(monkeypatch)
-    fits = [fit_lia(rows, inputs, LIAPrior(), OBJECTIVES["joint"], replace(BATCHES, batch=batch)) for batch in (40, 41, 10**9)]
+    fits = [
+        fit_lia(rows, inputs, LIAPrior(), OBJECTIVES["joint"], replace(BATCHES, batch=batch))
+        for batch in (40, 41, 10**9)
+    ]
     assert not batches and same(fits[0], fits[1]) and same(fits[0], fits[2])
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 7, 20, 1000])
 def test_parts_put_together_are_the_whole(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, inputs = small()
-    more = replace(rows, gold=np.concatenate([rows.gold, [-1, 2, -1]]))  # three more items without rows, at the end
+    more = replace(
+        rows, gold=np.concatenate([rows.gold, [-1, 2, -1]])
+    )  # three more items without rows, at the end
     assert inputs.item_features is not None
     known = Inputs(np.concatenate([inputs.item_features, np.ones((3, 2))]))
     prior, said = LIAPrior(hidden=(3,)), Said.of(more, known, torch.float64)
     rng = np.random.default_rng(0)
-    parameters = {name: torch.from_numpy(rng.normal(size=site.centre.shape)) for name, site in sites(more, known, prior).items()}
-    expected = [gem_fit.posteriors(parameters, said, OBJECTIVES["joint"]), gem_fit.answer(parameters, said, OBJECTIVES["as_coded"])]
+    parameters = {
+        name: torch.from_numpy(rng.normal(size=site.centre.shape))
+        for name, site in sites(more, known, prior).items()
+    }
+    expected = [
+        gem_fit.posteriors(parameters, said, OBJECTIVES["joint"]),
+        gem_fit.answer(parameters, said, OBJECTIVES["as_coded"]),
+    ]
     monkeypatch.setattr(gem_fit, "AT_ONCE", at_once)
     split = list(gem_fit.parts(said))
     assert torch.equal(torch.cat([part.place for part in split]), torch.arange(15))
     assert (len(split) == 1) == (at_once == 1000) and all(len(part.place) for part in split)
     largest = int(torch.bincount(said.item).max()) + 1
     assert all(len(part.item) + len(part.place) < at_once + 2 * largest for part in split)
-    found = [gem_fit.posteriors(parameters, said, OBJECTIVES["joint"]), gem_fit.answer(parameters, said, OBJECTIVES["as_coded"])]
+    found = [
+        gem_fit.posteriors(parameters, said, OBJECTIVES["joint"]),
+        gem_fit.answer(parameters, said, OBJECTIVES["as_coded"]),
+    ]
     for left, wanted in zip(found, expected, strict=True):
         for one, other in zip(left, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
@@ -351,7 +429,9 @@ def test_parts_put_together_are_the_whole(at_once: int, monkeypatch: pytest.Monk
 def test_a_table_without_rows_leaves_the_prior(items: int, schedule: Schedule) -> None:
     none = np.zeros(0, np.int64)
     rows, inputs = Rows(none, none, none, np.zeros(0), np.full(items, -1), 2, 3), Inputs(np.ones((items, 2)))
-    fitted = fit_lia(rows, inputs, LIAPrior(), OBJECTIVES["joint"], replace(schedule, steps=60, learning_rate=0.05))
+    fitted = fit_lia(
+        rows, inputs, LIAPrior(), OBJECTIVES["joint"], replace(schedule, steps=60, learning_rate=0.05)
+    )
     assert fitted.posterior.shape == fitted.truth.shape == (items, 3)
     np.testing.assert_allclose(fitted.posterior, 1 / 3, atol=0.02)
     assert fitted.values[-1] == pytest.approx(0, abs=0.01)
@@ -366,8 +446,17 @@ def test_a_fit_without_rounds_of_em_is_a_climb_on_the_last_objective() -> None:
 def test_an_absurd_learning_rate_is_reported() -> None:
     rows, inputs = small()
     states: list[State] = []
-    with pytest.raises(FloatingPointError, match=r"the objective is (nan|-?inf) after round 1: lower the learning rate"):
-        fit_lia(rows, inputs, LIAPrior(), OBJECTIVES["joint"], replace(BATCHES, learning_rate=1e30), keep=states.append)
+    with pytest.raises(
+        FloatingPointError, match=r"the objective is (nan|-?inf) after round 1: lower the learning rate"
+    ):
+        fit_lia(
+            rows,
+            inputs,
+            LIAPrior(),
+            OBJECTIVES["joint"],
+            replace(BATCHES, learning_rate=1e30),
+            keep=states.append,
+        )
     assert not states
 
 
@@ -391,7 +480,9 @@ def test_small_fits_take_one_thread_and_give_the_others_back(monkeypatch: pytest
     assert seen[1] == (1, 1) and seen[0] == seen[2] == seen[3] == seen[4]
 
 
-@pytest.mark.parametrize("schedule", [Schedule(1, 20, 0), Schedule(1, 80, 0, 1000, 0.03)], ids=["all at once", "batches"])
+@pytest.mark.parametrize(
+    "schedule", [Schedule(1, 20, 0), Schedule(1, 80, 0, 1000, 0.03)], ids=["all at once", "batches"]
+)
 def test_the_start_takes_the_place_of_the_vote_shares(schedule: Schedule) -> None:
     rows, features, truth = simulated(0, 60, 5, (0.6, 0.9))
     inputs, prior, objective = Inputs(features), LIAPrior(), OBJECTIVES["joint"]
@@ -405,16 +496,28 @@ def test_the_start_takes_the_place_of_the_vote_shares(schedule: Schedule) -> Non
 
 def test_features_help_where_they_decide_and_shuffled_ones_do_not() -> None:
     every, features, truth = simulated(0, 600, 12, (0.35, 0.8), width=8)
-    rows = Rows(*(array[:1200] for array in (every.item, every.annotator, every.label, every.weight)), every.gold[:400], 12, 3)
+    rows = Rows(
+        *(array[:1200] for array in (every.item, every.annotator, every.label, every.weight)),
+        every.gold[:400],
+        12,
+        3,
+    )
     seen, none = features[:400], np.zeros(0, np.int64)
-    new = Said.of(Rows(none, none, none, np.zeros(0), every.gold[400:], 12, 3), Inputs(features[400:]), torch.float64)
+    new = Said.of(
+        Rows(none, none, none, np.zeros(0), every.gold[400:], 12, 3), Inputs(features[400:]), torch.float64
+    )
     votes = vote_posterior(Said.of(rows, Inputs(seen), torch.float64)).numpy()
     ties = votes >= votes.max(1, keepdims=True)
     majority = float((ties / ties.sum(1, keepdims=True))[np.arange(400), truth[:400]].mean())
     fitted, heard = {}, {}
     for kind, known in (("features", seen), ("shuffled", np.random.default_rng(0).permutation(seen))):
-        fit = fit_lia(rows, Inputs(known), LIAPrior(), OBJECTIVES["joint"], Schedule(rounds=5, last_steps=100))
-        fitted[kind], heard[kind] = right(fit.posterior, truth[:400]), right(log_truth(fit.parameters, new).exp().numpy(), truth[400:])
+        fit = fit_lia(
+            rows, Inputs(known), LIAPrior(), OBJECTIVES["joint"], Schedule(rounds=5, last_steps=100)
+        )
+        fitted[kind], heard[kind] = (
+            right(fit.posterior, truth[:400]),
+            right(log_truth(fit.parameters, new).exp().numpy(), truth[400:]),
+        )
     assert fitted["features"] > majority + 0.1 and heard["features"] > 0.8
     chance = np.bincount(truth[400:]).max() / 200
     assert heard["shuffled"] < chance + 3 * math.sqrt(chance * (1 - chance) / 200)

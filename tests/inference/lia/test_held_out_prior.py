@@ -39,7 +39,9 @@ def crowd(informative: bool, *, items: int = 150, width: int = 10, seed: int = 0
 
 def table(seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows, seen = crowd(True, items=12, width=2, seed=seed)
-    return pd.DataFrame({"item": rows.item, "annotator": rows.annotator, "label": rows.label}), pd.DataFrame(seen)
+    return pd.DataFrame({"item": rows.item, "annotator": rows.annotator, "label": rows.label}), pd.DataFrame(
+        seen
+    )
 
 
 def test_scores_equal_loops_over_the_parameters_of_fits_without_those_labels() -> None:
@@ -48,8 +50,15 @@ def test_scores_equal_loops_over_the_parameters_of_fits_without_those_labels() -
     found = held_out_scores(rows, Inputs(seen), LIAPrior(), JOINT, SHORT, held, seed=1)
     for out in held:
         kept = [place for place in range(len(rows.item)) if not out[place]]
-        rest = replace(rows, **{name: getattr(rows, name)[kept] for name in ("item", "annotator", "label", "weight")})
-        value = {name: array.numpy() for name, array in fit_lia(rest, Inputs(seen), LIAPrior(), JOINT, SHORT, seed=1).parameters.items()}
+        rest = replace(
+            rows, **{name: getattr(rows, name)[kept] for name in ("item", "annotator", "label", "weight")}
+        )
+        value = {
+            name: array.numpy()
+            for name, array in fit_lia(
+                rest, Inputs(seen), LIAPrior(), JOINT, SHORT, seed=1
+            ).parameters.items()
+        }
         for place in np.flatnonzero(out):
             n = rows.item[place]
             odds = np.exp(seen[n] @ value["truth_weight"] + value["truth_bias"])
@@ -105,14 +114,20 @@ def test_the_table_tells_every_setting_and_why_it_was_taken() -> None:
     rows, seen = crowd(False, items=40)
     tried = choose_spreads(rows, Inputs(seen), LIAPrior(difficulty=0.5), JOINT, SHORT)
     assert list(tried.columns) == [*STEPS, "score", "gain", "standard_error", "best"]
-    assert tried.loc[0, ["truth", "difficulty", "competence"]].tolist() == [1.0, 0.5, 1.0] and bool(tried.loc[0, "best"])
+    assert tried.loc[0, ["truth", "difficulty", "competence"]].tolist() == [1.0, 0.5, 1.0] and bool(
+        tried.loc[0, "best"]
+    )
     later = tried.iloc[1:]
-    np.testing.assert_array_equal(later["best"].to_numpy(bool), (later["gain"] > later["standard_error"]).to_numpy(bool))
+    np.testing.assert_array_equal(
+        later["best"].to_numpy(bool), (later["gain"] > later["standard_error"]).to_numpy(bool)
+    )
     best = 0
     for place in range(1, len(tried)):
         assert tried["gain"][place] == pytest.approx(tried["score"][place] - tried["score"][best], abs=1e-12)
         moved = [name for name in STEPS if tried[name][place] != tried[name][best]]
-        assert len(moved) == 1 and abs(math.log(tried[moved[0]][place] / tried[moved[0]][best])) == pytest.approx(math.log(STEPS[moved[0]]))
+        assert len(moved) == 1 and abs(
+            math.log(tried[moved[0]][place] / tried[moved[0]][best])
+        ) == pytest.approx(math.log(STEPS[moved[0]]))
         best = place if tried["best"][place] else best
     settled = chosen(LIAPrior(difficulty=0.5, latent=2), tried)
     assert settled.latent == 2 and settled.truth == tried["truth"][best]
@@ -130,7 +145,9 @@ def test_an_estimator_uses_and_tells_what_was_chosen() -> None:
         _ = given.spreads_
 
 
-def test_a_folder_keeps_the_choice_and_does_not_make_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_keeps_the_choice_and_does_not_make_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said, seen = table()
     whole = LIA(**TINY).fit(said, features=seen)
 

@@ -20,12 +20,21 @@ OBJECTIVES = gem.OBJECTIVES
 Q = torch.tensor([[0.4, 0.6]], dtype=torch.float64)
 
 
-def close(left: Tensor, right: Tensor | np.ndarray | list[list[float]] | list[float] | float, tolerance: float = 1e-10) -> None:
+def close(
+    left: Tensor,
+    right: Tensor | np.ndarray | list[list[float]] | list[float] | float,
+    tolerance: float = 1e-10,
+) -> None:
     torch.testing.assert_close(left, torch.as_tensor(right, dtype=torch.float64), rtol=0, atol=tolerance)
 
 
 def table_of(
-    item: list[int], annotator: list[int], label: list[int], gold: list[int], classes: int, weight: list[float] | None = None
+    item: list[int],
+    annotator: list[int],
+    label: list[int],
+    gold: list[int],
+    classes: int,
+    weight: list[float] | None = None,
 ) -> Rows:
     counts = np.ones(len(item)) if weight is None else np.array(weight)
     codes = [np.array(each, dtype=np.int64) for each in (item, annotator, label, gold)]
@@ -59,7 +68,15 @@ def some_problem(
     item = np.sort(rng.choice([0, 1, 2, 4, 5], 16))
     weight = rng.uniform(0.5, 2, 16) if weights else np.ones(16)
     known = np.array([-1, 2, -1, 0, -1, 1]) if gold else np.full(6, -1)
-    rows = Rows(item, rng.integers(0, 3, 16), rng.integers(0, classes, 16), weight, np.minimum(known, classes - 1), 3, classes)
+    rows = Rows(
+        item,
+        rng.integers(0, 3, 16),
+        rng.integers(0, classes, 16),
+        weight,
+        np.minimum(known, classes - 1),
+        3,
+        classes,
+    )
     inputs, prior = Inputs(rng.normal(size=(6, 2))), LIAPrior(latent=latent, hidden=(3,))
     parameters = {
         name: torch.from_numpy(site.centre + site.spread * rng.normal(size=site.centre.shape))
@@ -74,7 +91,10 @@ def h_and_rows(parameters: Parameters, said: Said) -> tuple[np.ndarray, np.ndarr
 
 
 def random_q(said: Said, seed: int = 0) -> Tensor:
-    free = torch.rand(said.possible.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * said.possible
+    free = (
+        torch.rand(said.possible.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        * said.possible
+    )
     return free / free.sum(1, keepdim=True)
 
 
@@ -98,8 +118,15 @@ def test_the_worked_example_of_the_last_objective() -> None:
 
 def test_the_worked_example_of_the_m_step() -> None:
     parameters, said = worked_example()
-    more = 2 * (0.4 * math.log(0.6) + 0.6 * math.log(0.4))  # log h twice more, for three labels instead of one item
-    expected = {"joint": -3.486422, "composite": -3.486422, "as_written": -3.225058, "as_coded": -3.486422 + more}
+    more = 2 * (
+        0.4 * math.log(0.6) + 0.6 * math.log(0.4)
+    )  # log h twice more, for three labels instead of one item
+    expected = {
+        "joint": -3.486422,
+        "composite": -3.486422,
+        "as_written": -3.225058,
+        "as_coded": -3.486422 + more,
+    }
     for name, objective in OBJECTIVES.items():
         close(gem.m_objective(parameters, said, Q, objective), expected[name], 1e-6)
 
@@ -137,7 +164,9 @@ def test_q_with_weights_gold_and_without_h_is_a_loop() -> None:
             weights = np.zeros(rows.num_classes)
             for k in range(rows.num_classes):
                 if rows.gold[i] in (-1, k):
-                    weights[k] = np.prod([chance[n, k] ** rows.weight[n] for n in np.flatnonzero(rows.item == i)])
+                    weights[k] = np.prod(
+                        [chance[n, k] ** rows.weight[n] for n in np.flatnonzero(rows.item == i)]
+                    )
             value += math.log(h[i] @ weights)
             shares[i] = weights if flat else weights * h[i]
             shares[i] /= shares[i].sum()
@@ -150,7 +179,9 @@ def test_a_hard_posterior_has_two_classes_in_a_tie_and_perhaps_none_of_three() -
     mirror = np.array([[[0.7, 0.3], [0.3, 0.7]]] * 2)
     rows = table_of([0, 0, 1, 1, 2, 2], [0, 1] * 3, [0, 1, 1, 1, 0, 1], [-1, -1, 1, -1], 2)
     q, _ = gem.e_step(*blind(rows, np.array([0.9, 0.1]), mirror), OBJECTIVES["as_coded"])
-    close(q, [[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [1.0, 1.0]], 0)  # a tie; agreement; gold in a tie; no labels at all
+    close(
+        q, [[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [1.0, 1.0]], 0
+    )  # a tie; agreement; gold in a tie; no labels at all
     matrix = np.full((3, 3, 3), 0.2) + 0.4 * np.eye(3)
     rows = table_of([0, 0, 0, 1], [0, 1, 2, 0], [0, 1, 2, 2], [-1, -1, 0, -1], 3)
     q, _ = gem.e_step(*blind(rows, np.full(3, 1 / 3), matrix), OBJECTIVES["as_coded"])
@@ -173,7 +204,11 @@ def test_the_start_is_the_share_of_votes() -> None:
             shares[i] /= shares[i].sum()
         close(gem.vote_posterior(record), shares)
     none = table_of([], [], [], [-1, 1], 2)
-    close(gem.vote_posterior(Said.of(none, Inputs(np.zeros((2, 1))), torch.float64)), [[0.5, 0.5], [0.0, 1.0]], 0)
+    close(
+        gem.vote_posterior(Said.of(none, Inputs(np.zeros((2, 1))), torch.float64)),
+        [[0.5, 0.5], [0.0, 1.0]],
+        0,
+    )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=list(OBJECTIVES))
@@ -216,7 +251,10 @@ def test_the_m_step_counts_log_h_once_per_item_or_once_per_label(objective: gem.
             total += float(q[i, k]) * sum(rows.weight[n] * math.log(chance[n, k]) for n in own)
             gap += float(q[i, k]) * (sum(rows.weight[own]) - 1) * math.log(h[i, k])
     close(gem.m_objective(parameters, said, q, objective), total)
-    per_label, per_item = (gem.m_objective(parameters, said, q, replace(objective, truth_per_label=each)) for each in (True, False))
+    per_label, per_item = (
+        gem.m_objective(parameters, said, q, replace(objective, truth_per_label=each))
+        for each in (True, False)
+    )
     close(per_label - per_item, gap)
     assert abs(gap) > 1
 
@@ -225,7 +263,9 @@ def slopes(value: Tensor, leaves: Parameters) -> Tensor:
     return torch.cat([each.flatten() for each in torch.autograd.grad(value, list(leaves.values()))])
 
 
-@pytest.mark.parametrize(("name", "equal"), [("joint", True), ("composite", False), ("as_written", False), ("as_coded", False)])
+@pytest.mark.parametrize(
+    ("name", "equal"), [("joint", True), ("composite", False), ("as_written", False), ("as_coded", False)]
+)
 def test_the_likelihoods_gradient_is_that_of_the_m_step_at_q(name: gem.ObjectiveName, equal: bool) -> None:
     parameters, said, _, _, _ = some_problem()
     leaves = {key: value.clone().requires_grad_() for key, value in parameters.items()}
@@ -263,18 +303,28 @@ def test_free_class_probabilities_lead_to_the_best_class_of_each_item() -> None:
     matrices, size = rng.dirichlet(np.ones(3), size=(3, 3)), 1e3
     inputs, prior = Inputs(), LIAPrior(item_embedding=3)
     parameters, _ = blind(rows, np.full(3, 1 / 3), matrices)
-    parameters |= {"truth_weight": torch.eye(3, dtype=torch.float64), "difficulty_weight": torch.zeros(3, 3, 3, 1, dtype=torch.float64)}
+    parameters |= {
+        "truth_weight": torch.eye(3, dtype=torch.float64),
+        "difficulty_weight": torch.zeros(3, 3, 3, 1, dtype=torch.float64),
+    }
     said = Said.of(rows, inputs, torch.float64)
     assert set(parameters) | {"item_embedding"} == set(sites(rows, inputs, prior))
     best, bound = [], 0.0
     for i in range(rows.num_items):
         own = np.flatnonzero(rows.item == i)
-        log = [sum(rows.weight[n] * math.log(matrices[rows.annotator[n], k, rows.label[n]]) for n in own) for k in range(3)]
+        log = [
+            sum(rows.weight[n] * math.log(matrices[rows.annotator[n], k, rows.label[n]]) for n in own)
+            for k in range(3)
+        ]
         best.append(int(np.argmax(log)))
         bound += max(log)
 
     def likelihood(embedding: np.ndarray) -> float:
-        return float(gem.last_objective(parameters | {"item_embedding": torch.from_numpy(embedding)}, said, OBJECTIVES["joint"]))
+        return float(
+            gem.last_objective(
+                parameters | {"item_embedding": torch.from_numpy(embedding)}, said, OBJECTIVES["joint"]
+            )
+        )
 
     assert likelihood(size * np.eye(3)[best]) == pytest.approx(bound, abs=1e-10)
     assert max(likelihood(3 * rng.normal(size=(rows.num_items, 3))) for _ in range(50)) < bound
@@ -283,10 +333,21 @@ def test_free_class_probabilities_lead_to_the_best_class_of_each_item() -> None:
 
 def test_the_prior_is_normal_less_its_value_at_the_centre() -> None:
     rows, inputs = some_problem()[2], Inputs(None, None, np.zeros(6, int), 2)
-    prior = LIAPrior(truth=0.7, difficulty=0.3, competence=1.4, population=0.2, class_logit=2.0, hidden=(3,), annotator_embedding=2)
+    prior = LIAPrior(
+        truth=0.7,
+        difficulty=0.3,
+        competence=1.4,
+        population=0.2,
+        class_logit=2.0,
+        hidden=(3,),
+        annotator_embedding=2,
+    )
     declared = sites(rows, inputs, prior)
     rng, total = np.random.default_rng(0), torch.zeros((), dtype=torch.float64)
-    parameters = {name: torch.from_numpy(site.centre + rng.normal(size=site.centre.shape)) for name, site in declared.items()}
+    parameters = {
+        name: torch.from_numpy(site.centre + rng.normal(size=site.centre.shape))
+        for name, site in declared.items()
+    }
     for name, site in declared.items():
         centre = torch.from_numpy(site.centre)
         normal = torch.distributions.Normal(centre, site.spread)

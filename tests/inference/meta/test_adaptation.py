@@ -18,7 +18,16 @@ from probcrowd.data.images import load, select
 from probcrowd.data.votes import DenseVotes, Support
 from probcrowd.inference.meta import em
 from probcrowd.inference.meta import jacobian as curvature
-from probcrowd.inference.meta.adaptation import PROTOTYPICAL, Method, adapt, dawid_skene, majority, meta_loss, noisy_support, predict
+from probcrowd.inference.meta.adaptation import (
+    PROTOTYPICAL,
+    Method,
+    adapt,
+    dawid_skene,
+    majority,
+    meta_loss,
+    noisy_support,
+    predict,
+)
 from probcrowd.inference.meta.guide import point_guide, query_elbo, query_labels
 from probcrowd.metrics.tensors import accuracy, log_loss
 from probcrowd.models.encoders import MLP, embed
@@ -56,20 +65,29 @@ class Latents:
 
     def known(self) -> Support:
         """The same support sets with one annotator, who is right."""
-        return Support(self.support.embeddings, DenseVotes.from_labels(self.truth[..., None], 4, self.queries.dtype))
+        return Support(
+            self.support.embeddings, DenseVotes.from_labels(self.truth[..., None], 4, self.queries.dtype)
+        )
 
 
-def ideal_latents(distance: float, shots: int, annotators: int, *, tasks: int = 400, mixtures: list[Mixture] = MIXTURES) -> Latents:
+def ideal_latents(
+    distance: float, shots: int, annotators: int, *, tasks: int = 400, mixtures: list[Mixture] = MIXTURES
+) -> Latents:
     """Section 9.3: 4 balanced classes in 64 dimensions at this root mean square distance, unit noise, full annotation, 10 queries a class."""
     generator, dimension = torch.Generator().manual_seed(1000 * int(distance) + 100 * shots + annotators), 64
     count = tasks * len(mixtures)
-    centres = torch.randn(count, 4, dimension, generator=generator, dtype=torch.float64) * distance / math.sqrt(2 * dimension)
+    centres = (
+        torch.randn(count, 4, dimension, generator=generator, dtype=torch.float64)
+        * distance
+        / math.sqrt(2 * dimension)
+    )
     embeddings, truths = [], []
     for size in (shots, 10):
         truth = torch.arange(4).repeat_interleave(size).expand(count, -1)
         truths.append(truth)
         embeddings.append(
-            centres.repeat_interleave(size, 1) + torch.randn(count, 4 * size, dimension, generator=generator, dtype=torch.float64)
+            centres.repeat_interleave(size, 1)
+            + torch.randn(count, 4 * size, dimension, generator=generator, dtype=torch.float64)
         )
     confusion = torch.cat([draw_confusion(mixture, tasks, annotators, 4, generator) for mixture in mixtures])
     votes = DenseVotes.from_labels(annotate(truths[0], confusion, generator), 4, torch.float64)
@@ -81,9 +99,12 @@ def accuracies(distance: float, shots: int, annotators: int) -> dict[str | int, 
     """Accuracy of every task, the same tasks for every method."""
     latents = ideal_latents(distance, shots, annotators)
     found: dict[str | int, Tensor] = {
-        steps: latents.score(adapt(latents.support, Method(steps=steps, prior=PRIOR))) for steps in (1, 2, 3, 5, 10)
+        steps: latents.score(adapt(latents.support, Method(steps=steps, prior=PRIOR)))
+        for steps in (1, 2, 3, 5, 10)
     }
-    found["dawid-skene"] = latents.score(adapt(latents.support, Method(labels="dawid-skene", steps=3, prior=PRIOR)))
+    found["dawid-skene"] = latents.score(
+        adapt(latents.support, Method(labels="dawid-skene", steps=3, prior=PRIOR))
+    )
     found["clean"] = latents.score(em.fit(latents.known(), Prior(0.0, 1.0, 0.5), steps=1))
     return found
 
@@ -128,7 +149,9 @@ def test_unanimous_right_labels_are_as_good_as_the_truth(shots: int, tolerance: 
     unanimous = Support(latents.support.embeddings, votes)
     by_steps = [float(latents.score(em.fit(unanimous, PRIOR, steps=steps)).mean()) for steps in (1, 2, 3)]
     assert max(by_steps) - min(by_steps) <= 0.001
-    network = float(latents.score(clean_fit(latents.support.embeddings, latents.truth, 4, PROTOTYPICAL)).mean())
+    network = float(
+        latents.score(clean_fit(latents.support.embeddings, latents.truth, 4, PROTOTYPICAL)).mean()
+    )
     assert abs(network - by_steps[0]) <= tolerance
     assert abs(network - float(accuracies(5, 5, 5)[2].mean())) > tolerance  # noisy labels are not
 
@@ -138,7 +161,12 @@ def fixture() -> tuple[Support, Prior, Tensor, Tensor]:
     support, prior = batch_b()
     generator = torch.Generator().manual_seed(4)
     queries = torch.randn(3, 8, 6, generator=generator, dtype=torch.float64)
-    return Support(support.embeddings, support.votes, support.items), prior, queries, torch.randint(4, (3, 8), generator=generator)
+    return (
+        Support(support.embeddings, support.votes, support.items),
+        prior,
+        queries,
+        torch.randint(4, (3, 8), generator=generator),
+    )
 
 
 def equation_10(queries: Tensor, truth: Tensor, prototypes: Tensor, class_prior: Tensor) -> Tensor:
@@ -146,7 +174,10 @@ def equation_10(queries: Tensor, truth: Tensor, prototypes: Tensor, class_prior:
     total = queries.new_zeros(())
     for task in range(len(queries)):
         for u, t in zip(queries[task], truth[task].tolist(), strict=True):
-            joint = [class_prior[task, k] * torch.exp(-0.5 * (u - mu).square().sum()) for k, mu in enumerate(prototypes[task])]
+            joint = [
+                class_prior[task, k] * torch.exp(-0.5 * (u - mu).square().sum())
+                for k, mu in enumerate(prototypes[task])
+            ]
             total = total - torch.log(joint[t] / sum(joint))
     return total
 
@@ -159,7 +190,9 @@ def test_the_query_elbo_is_equation_10_and_so_is_its_gradient() -> None:
         parameters = em.fit(Support(labelled, support.votes, support.items), prior, steps=2)
         point = parameters.prototypes, parameters.log_class_prior
         if way == "Trace_ELBO":
-            loss = Trace_ELBO().differentiable_loss(partial(query_labels, scored, truth, 4), partial(point_guide, *point))
+            loss = Trace_ELBO().differentiable_loss(
+                partial(query_labels, scored, truth, 4), partial(point_guide, *point)
+            )
         elif way == "query_elbo":
             loss = -query_elbo(scored, truth, *point)
         else:
@@ -170,7 +203,9 @@ def test_the_query_elbo_is_equation_10_and_so_is_its_gradient() -> None:
         close(by_replay, by_hand, 1e-10)
     # the query embeddings' gradient in closed form: softmax minus truth, times the prototypes
     parameters = em.fit(support, prior, steps=2)
-    excess = log_predictive(queries, parameters.prototypes, parameters.log_class_prior).exp() - one_hot(truth, 4)
+    excess = log_predictive(queries, parameters.prototypes, parameters.log_class_prior).exp() - one_hot(
+        truth, 4
+    )
     close(found[0][2], excess @ parameters.prototypes, 1e-10)
     assert float(found[0][1].abs().max()) > 1e-3
 
@@ -197,7 +232,10 @@ def test_meta_loss_of_joint_em_equals_the_loops_over_the_paper() -> None:
     with torch.no_grad():
         found = float(meta_loss(encoder, digit_source(), episodes, Method(steps=3, prior=prior)))
         for index in range(3):
-            pixels = [digit_source().pool[rows[index]].float().flatten(1) / 255 for rows in (episodes.support, episodes.query)]
+            pixels = [
+                digit_source().pool[rows[index]].float().flatten(1) / 255
+                for rows in (episodes.support, episodes.query)
+            ]
             labelled, queries = (encoder(group).double() for group in pixels)
             task = ref.Task(labelled.numpy(), episodes.labels[index].numpy(), 4, 0.3, 2.0, 0.7)
             lam = ref.start(task)
@@ -228,7 +266,9 @@ def test_one_step_of_joint_em_is_prototypes_on_soft_votes_bit_for_bit() -> None:
     support = noisy_support(embeddings, episodes)
     by_hand = em.m_step(soft, support, PRIOR)
     joint, more = (adapt(support, Method(steps=steps, prior=PRIOR)) for steps in (1, 2))
-    assert torch.equal(joint.prototypes, by_hand.prototypes) and torch.equal(joint.log_class_prior, by_hand.log_class_prior)
+    assert torch.equal(joint.prototypes, by_hand.prototypes) and torch.equal(
+        joint.log_class_prior, by_hand.log_class_prior
+    )
     assert not torch.equal(more.prototypes, by_hand.prototypes)
 
 
@@ -240,7 +280,10 @@ def test_dawid_skene_prototypes_are_joint_em_without_the_embedding_term_of_the_e
         # After as many M as E steps; the M step sees the embeddings, the E step only class prior and annotations
         parameters = em.m_step(lam, support, prior)
         table = parameters.log_confusion.transpose(2, 3).flatten(1, 2)
-        lam = torch.softmax(parameters.log_class_prior[:, None] + support.votes.evidence(table), -1) * support.items[..., None]
+        lam = (
+            torch.softmax(parameters.log_class_prior[:, None] + support.votes.evidence(table), -1)
+            * support.items[..., None]
+        )
         close(dawid_skene(support, prior, steps=steps), lam, 1e-12)
         expected = em.m_step(lam, support, prior)
         adapted = adapt(support, Method(labels="dawid-skene", steps=steps, prior=prior))
@@ -251,7 +294,9 @@ def test_dawid_skene_prototypes_are_joint_em_without_the_embedding_term_of_the_e
 
 
 def test_majority_shares_ties_and_leaves_items_without_labels_empty() -> None:
-    totals = torch.tensor([[[3.0, 1.0, 0.0], [2.0, 0.0, 2.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.5]]])
+    totals = torch.tensor(
+        [[[3.0, 1.0, 0.0], [2.0, 0.0, 2.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.5]]]
+    )
     expected = torch.tensor([[[1, 0, 0], [0.5, 0, 0.5], [1 / 3, 1 / 3, 1 / 3], [0, 0, 0], [0, 0, 1]]])
     close(majority(totals), expected, 1e-7)
 
@@ -270,7 +315,9 @@ def test_clean_fit_with_a_flat_prior_is_a_prototypical_network() -> None:
     embeddings = torch.randn(2, 7, 3, generator=generator, dtype=torch.float64)
     truth = torch.tensor([[0, 1, 2, 2, 2, 1, 2], [2, 2, 0, 0, 1, 1, 0]])  # unbalanced
     parameters = clean_fit(embeddings, truth, 3, PROTOTYPICAL)
-    means = torch.stack([torch.stack([embeddings[task][truth[task] == k].mean(0) for k in range(3)]) for task in range(2)])
+    means = torch.stack(
+        [torch.stack([embeddings[task][truth[task] == k].mean(0) for k in range(3)]) for task in range(2)]
+    )
     close(parameters.prototypes, means, 1e-5)
     close(parameters.class_prior, torch.full((2, 3), 1 / 3, dtype=torch.float64), 1e-5)
     shrunk = clean_fit(embeddings, truth, 3, PRIOR)
@@ -322,7 +369,10 @@ def test_a_gradient_reaches_every_parameter_and_is_the_slope_of_the_loss(name: s
         assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all())
         assert float(parameter.grad.abs().max()) > 1e-6
     generator = torch.Generator().manual_seed(0)
-    directions = [torch.randn(parameter.shape, generator=generator, dtype=torch.float64) for parameter in encoder.parameters()]
+    directions = [
+        torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        for parameter in encoder.parameters()
+    ]
     slope = sum(
         float((parameter.grad * direction).sum())
         for parameter, direction in zip(encoder.parameters(), directions, strict=True)
@@ -331,7 +381,9 @@ def test_a_gradient_reaches_every_parameter_and_is_the_slope_of_the_loss(name: s
 
     def moved(step: float) -> float:
         with torch.no_grad():
-            for parameter, start, direction in zip(other.parameters(), encoder.parameters(), directions, strict=True):
+            for parameter, start, direction in zip(
+                other.parameters(), encoder.parameters(), directions, strict=True
+            ):
                 parameter.copy_(start + step * direction)
             return float(meta_loss(other, digit_source(), episodes, method))
 

@@ -52,7 +52,11 @@ def test_log_posterior_equals_the_loop() -> None:
     task = ref.task_a()
     mu, pi, alpha = ref.m_step(ref.start(task), task)
     parameters = em.m_step(em.start(task.support), task.support, task.prior)
-    close(em.log_posterior(parameters, task.support, task.prior)[0], np.array(ref.log_posterior(mu, pi, alpha, task)), 1e-10)
+    close(
+        em.log_posterior(parameters, task.support, task.prior)[0],
+        np.array(ref.log_posterior(mu, pi, alpha, task)),
+        1e-10,
+    )
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -93,10 +97,15 @@ def test_m_step_maximises_the_expected_log_posterior(prior: Prior) -> None:
 @pytest.mark.parametrize("prior", PRIORS)
 def test_gradient_of_the_log_posterior_vanishes_at_the_fixed_point(prior: Prior) -> None:
     support, _ = batch_b()
-    support = Support(support.embeddings, support.votes, support.items)  # an absent class has no gradient to speak of
+    support = Support(
+        support.embeddings, support.votes, support.items
+    )  # an absent class has no gradient to speak of
     with torch.no_grad():
         fitted = em.m_step(em.converge(support, prior, steps=20000, tolerance=1e-14).value, support, prior)
-    free = [tensor.clone().requires_grad_() for tensor in (fitted.prototypes, fitted.log_class_prior, fitted.log_confusion)]
+    free = [
+        tensor.clone().requires_grad_()
+        for tensor in (fitted.prototypes, fitted.log_class_prior, fitted.log_confusion)
+    ]
     parameters = em.Parameters(free[0], torch.log_softmax(free[1], -1), torch.log_softmax(free[2], -1))
     em.log_posterior(parameters, support, prior).sum().backward()
     for tensor in free:
@@ -107,11 +116,20 @@ def test_bound_is_tight_after_the_e_step_and_lower_for_any_other_responsibilitie
     support, prior = batch_b()
     parameters = em.fit(support, prior, steps=2)
     lam = em.e_step(parameters, support)
-    close(em.evidence_bound(lam, parameters, support, prior), em.log_posterior(parameters, support, prior), 1e-10)
+    close(
+        em.evidence_bound(lam, parameters, support, prior),
+        em.log_posterior(parameters, support, prior),
+        1e-10,
+    )
     assert support.items is not None and support.classes is not None
     flat = support.classes[:, None] / support.classes.sum(-1)[:, None, None] * support.items[..., None]
     mixed = 0.9 * lam + 0.1 * flat
-    assert bool((em.evidence_bound(mixed, parameters, support, prior) < em.log_posterior(parameters, support, prior) - 1e-3).all())
+    assert bool(
+        (
+            em.evidence_bound(mixed, parameters, support, prior)
+            < em.log_posterior(parameters, support, prior) - 1e-3
+        ).all()
+    )
 
 
 def test_known_truth_and_no_shrinkage_give_class_means() -> None:
@@ -124,7 +142,11 @@ def test_known_truth_and_no_shrinkage_give_class_means() -> None:
     close(parameters.class_prior[0], np.full(3, 1 / 3), 1e-12)
     queries = torch.randn(1, 6, 5, dtype=torch.float64)
     distances = torch.cdist(queries, means[None]).square()
-    close(log_predictive(queries, parameters.prototypes, parameters.log_class_prior), torch.log_softmax(-0.5 * distances, -1), 1e-10)
+    close(
+        log_predictive(queries, parameters.prototypes, parameters.log_class_prior),
+        torch.log_softmax(-0.5 * distances, -1),
+        1e-10,
+    )
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -134,7 +156,9 @@ def test_renaming_classes_annotators_and_items_renames_the_answer(prior: Prior) 
     classes, annotators, items = torch.tensor([2, 0, 1]), torch.tensor([3, 1, 0, 2]), torch.randperm(12)
     labels = torch.from_numpy(task.labels)
     renamed = torch.where(labels >= 0, torch.argsort(classes)[labels], -1)[items][:, annotators]
-    support = Support(task.support.embeddings[:, items], DenseVotes.from_labels(renamed[None], 3, torch.float64))
+    support = Support(
+        task.support.embeddings[:, items], DenseVotes.from_labels(renamed[None], 3, torch.float64)
+    )
     other = em.fit(support, prior, steps=3)
     close(other.prototypes, plain.prototypes[:, classes], 1e-12)
     close(other.log_class_prior, plain.log_class_prior[:, classes], 1e-12)
@@ -153,7 +177,9 @@ def test_padding_changes_nothing(prior: Prior, index: int, items: int, classes: 
     close(padded.class_prior[index, classes:], torch.zeros(4 - classes), 0)
     close(padded.confusion[index, :, :classes, classes:], torch.zeros(5, classes, 4 - classes), 0)
     close(
-        em.log_posterior(padded, support, prior)[index], em.log_posterior(alone, one_task(support, index, items, classes), prior)[0], 1e-10
+        em.log_posterior(padded, support, prior)[index],
+        em.log_posterior(alone, one_task(support, index, items, classes), prior)[0],
+        1e-10,
     )
     queries = torch.randn(3, 8, 6, dtype=torch.float64)
     predictive = log_predictive(queries, padded.prototypes, padded.log_class_prior).exp()
@@ -168,14 +194,20 @@ def test_start_counts_only_the_annotators_who_answered() -> None:
 
 def test_a_real_item_without_annotations_is_refused_and_named() -> None:
     labels = torch.tensor([[[0, 1], [-1, -1]]])
-    with pytest.raises(ValueError, match=r"1 support items have no annotation, at \(task, item\) \[\(0, 1\)\]"):
+    with pytest.raises(
+        ValueError, match=r"1 support items have no annotation, at \(task, item\) \[\(0, 1\)\]"
+    ):
         Support(torch.zeros(1, 2, 1), DenseVotes.from_labels(labels, 2))
     Support(torch.zeros(1, 2, 1), DenseVotes.from_labels(labels, 2), torch.tensor([[True, False]]))
 
 
 def test_labels_outside_the_classes_of_a_task_are_refused() -> None:
     with pytest.raises(ValueError, match="`classes` excludes"):
-        Support(torch.zeros(1, 1, 1), DenseVotes.from_labels(torch.tensor([[[2]]]), 3), classes=torch.tensor([[True, True, False]]))
+        Support(
+            torch.zeros(1, 1, 1),
+            DenseVotes.from_labels(torch.tensor([[[2]]]), 3),
+            classes=torch.tensor([[True, True, False]]),
+        )
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -195,7 +227,12 @@ def test_prior_mean_accuracy_does_not_depend_on_the_number_of_classes() -> None:
     from probcrowd.models.meta.prototype import confusion_counts
 
     for num_classes in (2, 3, 10, 100):
-        concentration = confusion_counts(Prior(label_count=0.5, accuracy=0.7), num_classes, None, torch.zeros(1, dtype=torch.float64)) + 1
+        concentration = (
+            confusion_counts(
+                Prior(label_count=0.5, accuracy=0.7), num_classes, None, torch.zeros(1, dtype=torch.float64)
+            )
+            + 1
+        )
         mean = concentration / concentration.sum(-1, keepdim=True)
         close(mean.diagonal(), np.full(num_classes, 0.7), 1e-12)
         assert float(concentration.min()) == 1.5  # off the diagonal as in the symmetric prior
@@ -203,7 +240,9 @@ def test_prior_mean_accuracy_does_not_depend_on_the_number_of_classes() -> None:
 
 def test_a_class_that_nobody_named_stays_at_its_prior() -> None:
     labels = torch.tensor([[[0, 1], [0, 0], [1, 1]]])
-    support = Support(torch.randn(1, 3, 2, dtype=torch.float64), DenseVotes.from_labels(labels, 3, torch.float64))
+    support = Support(
+        torch.randn(1, 3, 2, dtype=torch.float64), DenseVotes.from_labels(labels, 3, torch.float64)
+    )
     parameters = em.fit(support, Prior(0.3, 1.0, 0.5), steps=1)
     close(parameters.prototypes[0, 2], torch.zeros(2), 1e-14)
     close(parameters.class_prior[0, 2], torch.tensor(1 / (3 + 3), dtype=torch.float64), 1e-14)
@@ -212,7 +251,10 @@ def test_a_class_that_nobody_named_stays_at_its_prior() -> None:
 
 @pytest.mark.parametrize("labels", [[[0, 0], [1, 1], [2, 3], [3, 2]], [[0, 0], [1, 1], [0, 1], [1, 0]]])
 def test_ties_stay_tied(labels: list[list[int]]) -> None:
-    support = Support(torch.randn(1, 4, 3, dtype=torch.float64), DenseVotes.from_labels(torch.tensor([labels]), 4, torch.float64))
+    support = Support(
+        torch.randn(1, 4, 3, dtype=torch.float64),
+        DenseVotes.from_labels(torch.tensor([labels]), 4, torch.float64),
+    )
     for steps in range(1, 6):
         parameters = em.fit(support, Prior(0.1, 1.0, 0.5), steps=steps)
         close(parameters.prototypes[:, 2], parameters.prototypes[:, 3], 1e-12)
@@ -236,10 +278,13 @@ def test_sparse_votes_equal_dense_votes(prior: Prior) -> None:
     dense, _ = batch_b()
     matrix = dense.votes.dense().matrix.unflatten(2, (5, 4))
     task, item, annotator, label = (
-        column[torch.randperm(len(column), generator=torch.Generator().manual_seed(0))] for column in matrix.nonzero().T
+        column[torch.randperm(len(column), generator=torch.Generator().manual_seed(0))]
+        for column in matrix.nonzero().T
     )
     weight = torch.ones(len(task), dtype=torch.float64)
-    votes = SparseVotes.build(task, item, annotator, label, weight, num_tasks=3, num_items=12, num_annotators=5, num_labels=4)
+    votes = SparseVotes.build(
+        task, item, annotator, label, weight, num_tasks=3, num_items=12, num_annotators=5, num_labels=4
+    )
     close(votes.dense().matrix, dense.votes.dense().matrix, 0)
     close(votes.totals(), dense.votes.totals(), 0)
     results = []
@@ -257,8 +302,12 @@ def test_sparse_votes_equal_dense_votes(prior: Prior) -> None:
 def test_a_repeated_row_is_a_row_of_weight_two() -> None:
     sizes = {"num_tasks": 1, "num_items": 2, "num_annotators": 1, "num_labels": 2}
     zeros = torch.zeros(3, dtype=torch.long)
-    rows = SparseVotes.build(zeros, torch.tensor([0, 0, 1]), zeros, torch.tensor([1, 1, 0]), torch.ones(3), **sizes)
-    heavy = SparseVotes.build(zeros[:2], torch.tensor([0, 1]), zeros[:2], torch.tensor([1, 0]), torch.tensor([2.0, 1.0]), **sizes)
+    rows = SparseVotes.build(
+        zeros, torch.tensor([0, 0, 1]), zeros, torch.tensor([1, 1, 0]), torch.ones(3), **sizes
+    )
+    heavy = SparseVotes.build(
+        zeros[:2], torch.tensor([0, 1]), zeros[:2], torch.tensor([1, 0]), torch.tensor([2.0, 1.0]), **sizes
+    )
     close(rows.dense().matrix, heavy.dense().matrix, 0)
     left, right = (em.fit(Support(torch.ones(1, 2, 3), votes), Prior(), steps=3) for votes in (rows, heavy))
     close(left.confusion, right.confusion, 1e-6)

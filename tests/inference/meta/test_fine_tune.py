@@ -35,18 +35,24 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(8)
 
 
-def one_by_one(start: list[Classifier], net: nn.Module, source: EpisodeSource, episodes: Episodes, method: FineTuning) -> dict[int, Tensor]:
+def one_by_one(
+    start: list[Classifier], net: nn.Module, source: EpisodeSource, episodes: Episodes, method: FineTuning
+) -> dict[int, Tensor]:
     """The same by torch.optim.Adam, with the rows that there are; in training mode `net` normalises a batch by itself."""
     found: dict[int, list[Tensor]] = {steps: [] for steps in method.steps}
     for task, fresh in enumerate(start):
         one = deepcopy(fresh)
         one.encoder = deepcopy(net).train()
         optimizer = torch.optim.Adam(one.parameters(), method.rate)
-        support, queries = (source.inputs(index[task][None])[0].double() for index in (episodes.support, episodes.query))
+        support, queries = (
+            source.inputs(index[task][None])[0].double() for index in (episodes.support, episodes.query)
+        )
         codes = episodes.labels[task]
         item, annotator = (codes >= 0).nonzero(as_tuple=True)
         weight = torch.ones(len(item), dtype=torch.float64)
-        labels = Labels(item, annotator, codes[item, annotator], weight, torch.arange(len(codes)), len(item) / len(codes))
+        labels = Labels(
+            item, annotator, codes[item, annotator], weight, torch.arange(len(codes)), len(item) / len(codes)
+        )
         for step in range(max(method.steps) + 1):
             if step in method.steps:
                 found[step].append(torch.log_softmax(one.head(one.encoder(queries).flatten(1)), -1).detach())
@@ -66,7 +72,9 @@ def test_tasks_at_once_are_tasks_one_by_one(channel: Channel, convolutions: bool
     episodes, method = episodes_of(source, 3, shape), FineTuning(channel, (0, 1, 12))
     found = fine_tuned(net, source, episodes, method, seeded(), chunk=2)
     start = classifiers(net, source.inputs(episodes.support[:1])[0].double(), episodes, method, seeded())
-    assert all(isinstance(each.channel, {"crowd-layer": CrowdLayer, "conal": CoNAL}[channel]) for each in start)
+    assert all(
+        isinstance(each.channel, {"crowd-layer": CrowdLayer, "conal": CoNAL}[channel]) for each in start
+    )
     wanted = one_by_one(start, net, source, episodes, method)
     assert tuple(found) == method.steps
     for steps in method.steps:
@@ -140,7 +148,9 @@ def test_encoder_and_global_randomness_are_left_as_they_are(channel: Channel) ->
 def test_tasks_have_heads_of_their_own() -> None:
     source = blobs()
     episodes = episodes_of(source, 3)
-    start = classifiers(encoder(), source.inputs(episodes.support[:1])[0].double(), episodes, FineTuning("conal"), seeded())
+    start = classifiers(
+        encoder(), source.inputs(episodes.support[:1])[0].double(), episodes, FineTuning("conal"), seeded()
+    )
     assert not torch.equal(start[0].head.weight, start[1].head.weight)
     assert start[0].encoder is start[1].encoder
 
@@ -151,5 +161,7 @@ def test_easy_tasks_are_learned(channel: Channel) -> None:
     shape = EpisodeShape(ways=3, shots=5, queries=10, annotators=7)
     episodes = episodes_of(source, 40, shape, Mixture(0.5, 0.5, 0.0))
     found = fine_tuned(MLP(6, [32], 16), source, episodes, FineTuning(channel, (0, 100)), seeded())
-    scores = {steps: float(accuracy(log_class, episodes.query_truth).mean()) for steps, log_class in found.items()}
+    scores = {
+        steps: float(accuracy(log_class, episodes.query_truth).mean()) for steps, log_class in found.items()
+    }
     assert scores[0] < 0.6 and scores[100] > 0.95, scores

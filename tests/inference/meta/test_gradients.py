@@ -30,10 +30,16 @@ def fixture(seed: int = 0, accuracy: float | None = None) -> tuple[Support, Prio
 
 
 def query_loss(parameters: em.Parameters, queries: Tensor, truth: Tensor) -> Tensor:
-    return -log_predictive(queries, parameters.prototypes, parameters.log_class_prior).gather(-1, truth[..., None]).sum()
+    return (
+        -log_predictive(queries, parameters.prototypes, parameters.log_class_prior)
+        .gather(-1, truth[..., None])
+        .sum()
+    )
 
 
-def gradients(support: Support, prior: Prior, queries: Tensor, truth: Tensor, **how: object) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(
+    support: Support, prior: Prior, queries: Tensor, truth: Tensor, **how: object
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The query loss after EM, and its gradient for the embeddings and every number of the prior."""
     free = {
         name: torch.tensor(float(getattr(prior, name)), dtype=torch.float64, requires_grad=True)
@@ -42,7 +48,9 @@ def gradients(support: Support, prior: Prior, queries: Tensor, truth: Tensor, **
     if prior.accuracy is not None:
         free["accuracy"] = torch.tensor(float(prior.accuracy), dtype=torch.float64, requires_grad=True)
     embeddings = support.embeddings.clone().requires_grad_()
-    parameters = em.fit(Support(embeddings, support.votes, support.items, support.classes), Prior(**free), **how)  # pyright: ignore
+    parameters = em.fit(
+        Support(embeddings, support.votes, support.items, support.classes), Prior(**free), **how
+    )  # pyright: ignore
     loss = query_loss(parameters, queries, truth)
     loss.backward()
     free["embeddings"] = embeddings
@@ -55,7 +63,9 @@ def numerical_jacobian(function: Callable[[Tensor], Tensor], at: Tensor, step: f
     for index in range(at.numel()):
         shift = torch.zeros(at.numel(), dtype=at.dtype)
         shift[index] = step
-        columns.append((function(at + shift.view_as(at)) - function(at - shift.view_as(at))).flatten() / (2 * step))
+        columns.append(
+            (function(at + shift.view_as(at)) - function(at - shift.view_as(at))).flatten() / (2 * step)
+        )
     return torch.stack(columns, 1)
 
 
@@ -89,7 +99,9 @@ def test_closed_form_jacobian_equals_central_differences(accuracy: float | None)
     jacobian = curvature.at(at, support, prior).adjoint_matrix()[0].T
     numerical = numerical_jacobian(lambda value: em.em_step(value, support, prior), at, 1e-6)
     close(jacobian, numerical, 1e-8)
-    assert float((curvature.at(lam, support, prior).adjoint_matrix()[0].T - numerical).abs().max()) > 1e-3  # at another point it differs
+    assert (
+        float((curvature.at(lam, support, prior).adjoint_matrix()[0].T - numerical).abs().max()) > 1e-3
+    )  # at another point it differs
 
 
 def test_products_equal_the_dense_matrix_whatever_the_votes_and_masks() -> None:
@@ -102,7 +114,15 @@ def test_products_equal_the_dense_matrix_whatever_the_votes_and_masks() -> None:
     matrix = support.votes.dense().matrix.unflatten(2, (5, 4))
     task, item, annotator, label = matrix.nonzero().T
     sparse = SparseVotes.build(
-        task, item, annotator, label, torch.ones(len(task), dtype=torch.float64), num_tasks=3, num_items=12, num_annotators=5, num_labels=4
+        task,
+        item,
+        annotator,
+        label,
+        torch.ones(len(task), dtype=torch.float64),
+        num_tasks=3,
+        num_items=12,
+        num_annotators=5,
+        num_labels=4,
     )
     bends = curvature.at(lam, Support(support.embeddings, sparse, support.items, support.classes), prior)
     close(bends.adjoint_product(vector), dense, 1e-12)
@@ -123,7 +143,9 @@ def test_structure_of_the_jacobian() -> None:
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "implicit-neumann"])
-def test_implicit_gradient_equals_central_differences_of_the_converged_pipeline(gradient: em.Gradient) -> None:
+def test_implicit_gradient_equals_central_differences_of_the_converged_pipeline(
+    gradient: em.Gradient,
+) -> None:
     support, prior, queries, truth = fixture()
     _, found = gradients(support, prior, queries, truth, steps=MANY, gradient=gradient, tolerance=1e-14)
 
@@ -144,7 +166,9 @@ def test_implicit_gradient_equals_a_long_unrolling(gradient: em.Gradient, accura
     queries = torch.randn(3, 8, 6, generator=generator, dtype=torch.float64)
     truth = torch.randint(3, (3, 8), generator=generator)
     loss, unrolled = gradients(support, prior, queries, truth, steps=400)
-    implicit_loss, implicit = gradients(support, prior, queries, truth, steps=MANY, gradient=gradient, tolerance=1e-14)
+    implicit_loss, implicit = gradients(
+        support, prior, queries, truth, steps=MANY, gradient=gradient, tolerance=1e-14
+    )
     close(implicit_loss, loss, 1e-10)
     for name, value in unrolled.items():
         close(implicit[name], value, 1e-10)
@@ -179,18 +203,25 @@ def test_one_step_gradient_is_the_series_without_further_terms() -> None:
         return embeddings.grad
 
     bends = curvature.at(reached.value, support, prior)
-    with pytest.warns(UserWarning, match="Neumann"):  # no terms: the series is cut off and the guard must speak
+    with pytest.warns(
+        UserWarning, match="Neumann"
+    ):  # no terms: the series is cut off and the guard must speak
         run(lambda step: implicit_step(step, reached, bends, dense=False, terms=0))
     by_hand = run(lambda step: one_step(step, reached.value))
     named = gradients(support, prior, queries, truth, steps=MANY, gradient="one-step")[1]["embeddings"]
     close(by_hand, named, 1e-10)
-    exact = gradients(support, prior, queries, truth, steps=MANY, gradient="implicit", tolerance=1e-14)[1]["embeddings"]
+    exact = gradients(support, prior, queries, truth, steps=MANY, gradient="implicit", tolerance=1e-14)[1][
+        "embeddings"
+    ]
     assert float((by_hand - exact).abs().max()) > 1e-6  # first order only
 
 
 def test_more_steps_approach_the_fixed_point() -> None:
     support, prior, queries, truth = fixture()
-    losses = {steps: float(query_loss(em.fit(support, prior, steps=steps), queries, truth)) for steps in (2, 5, 10, 40, 3000)}
+    losses = {
+        steps: float(query_loss(em.fit(support, prior, steps=steps), queries, truth))
+        for steps in (2, 5, 10, 40, 3000)
+    }
     assert abs(losses[5] - losses[3000]) < abs(losses[2] - losses[3000])
     assert abs(losses[40] - losses[3000]) <= 1e-5
 
@@ -206,7 +237,9 @@ def test_at_a_tie_the_largest_eigenvalue_exceeds_one_and_the_series_is_not_trust
     lam = em.start(support)
     for _ in range(30):
         lam = em.em_step(lam, support, prior)
-        lam = torch.cat([lam[..., :2], lam[..., 2:].mean(-1, keepdim=True).expand(1, 4, 2)], -1)  # hold the tie against rounding
+        lam = torch.cat(
+            [lam[..., :2], lam[..., 2:].mean(-1, keepdim=True).expand(1, 4, 2)], -1
+        )  # hold the tie against rounding
     bends = curvature.at(lam, support, prior)
     assert abs(float(bends.largest_eigenvalue()) - 4.62) <= 0.01
     assert abs(float(torch.linalg.eigvals(bends.adjoint_matrix()).real.max()) - 4.62) <= 0.01
@@ -217,12 +250,16 @@ def test_at_a_tie_the_largest_eigenvalue_exceeds_one_and_the_series_is_not_trust
     for dense in (True, False):
         embeddings = support.embeddings.clone().requires_grad_()
         free = Support(embeddings, support.votes)
-        after = implicit_step(lambda value, free=free: em.em_step(value, free, prior), reached, bends, dense=dense)
+        after = implicit_step(
+            lambda value, free=free: em.em_step(value, free, prior), reached, bends, dense=dense
+        )
         objective = (after * torch.arange(16.0, dtype=torch.float64).view(1, 4, 4)).sum()
         if dense:
             objective.backward()
         else:
-            with pytest.warns(UserWarning, match=r"1 of 1 tasks are not at a strict maximum.*4\.62.*solved densely"):
+            with pytest.warns(
+                UserWarning, match=r"1 of 1 tasks are not at a strict maximum.*4\.62.*solved densely"
+            ):
                 objective.backward()
         assert embeddings.grad is not None
         solved[dense] = embeddings.grad

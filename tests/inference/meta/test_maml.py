@@ -36,7 +36,15 @@ def network(dimension: int = 6) -> nn.Module:
     return nn.Sequential(MLP(dimension, [7], 5), nn.Linear(5, SHAPE.ways)).double()
 
 
-def looped(net: nn.Module, support: Tensor, labels: Tensor, queries: Tensor, method: GradientSteps, *, second_order: bool = True) -> Tensor:
+def looped(
+    net: nn.Module,
+    support: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    method: GradientSteps,
+    *,
+    second_order: bool = True,
+) -> Tensor:
     """One task after the other, one parameter after the other, by torch.autograd; batch normalisation as `net` does it."""
     found = []
     for x, given, x_query in zip(support, labels, queries, strict=True):
@@ -44,17 +52,30 @@ def looped(net: nn.Module, support: Tensor, labels: Tensor, queries: Tensor, met
         for _ in range(method.steps):
             loss = nn.functional.cross_entropy(functional_call(net, weights, (x,)), given)
             slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order)
-            weights = {name: weight - method.rate * slope for (name, weight), slope in zip(weights.items(), slopes, strict=True)}
+            weights = {
+                name: weight - method.rate * slope
+                for (name, weight), slope in zip(weights.items(), slopes, strict=True)
+            }
         found.append(torch.log_softmax(functional_call(net, weights, (x_query,)), -1))
     return torch.stack(found)
 
 
-def looped_loss(net: nn.Module, source: EpisodeSource, episodes: Episodes, method: GradientSteps, *, second_order: bool = True) -> Tensor:
+def looped_loss(
+    net: nn.Module,
+    source: EpisodeSource,
+    episodes: Episodes,
+    method: GradientSteps,
+    *,
+    second_order: bool = True,
+) -> Tensor:
     """Outer loss with true labels."""
     known = nn.functional.one_hot(episodes.support_truth, episodes.ways).double()
     support, queries = source.inputs(episodes.support).double(), source.inputs(episodes.query).double()
     found = looped(net, support, known, queries, method, second_order=second_order)
-    losses = [nn.functional.nll_loss(each, truth, reduction="sum") for each, truth in zip(found, episodes.query_truth, strict=True)]
+    losses = [
+        nn.functional.nll_loss(each, truth, reduction="sum")
+        for each, truth in zip(found, episodes.query_truth, strict=True)
+    ]
     return torch.stack(losses).mean()
 
 
@@ -85,8 +106,12 @@ def test_predictions_are_those_of_a_plain_loop_on_the_labels_of_annotators(
     method = GradientSteps(labels, steps=3, rate=0.3, dawid_skene_steps=3)
     votes = DenseVotes.from_labels(episodes.labels, 3, torch.float64)
     blind = Support(torch.zeros(5, 12, 0, dtype=torch.float64), votes)
-    soft = majority(votes.totals()) if labels == "majority-vote" else dawid_skene(blind, method.prior, steps=3)
-    wanted = looped(net, source.inputs(episodes.support).double(), soft, source.inputs(episodes.query).double(), method)
+    soft = (
+        majority(votes.totals()) if labels == "majority-vote" else dawid_skene(blind, method.prior, steps=3)
+    )
+    wanted = looped(
+        net, source.inputs(episodes.support).double(), soft, source.inputs(episodes.query).double(), method
+    )
     found = maml_predict(net, source, episodes, method, chunk=2)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-11)
     with torch.no_grad():
@@ -97,7 +122,9 @@ def test_predictions_are_those_of_a_plain_loop_on_the_labels_of_annotators(
 def test_no_steps_leave_the_network_as_it_is() -> None:
     net, source, episodes = network(), blobs(), episodes_of(blobs())
     wanted = torch.log_softmax(net(source.inputs(episodes.query).double().flatten(0, 1)), -1).view(4, 15, 3)
-    torch.testing.assert_close(maml_predict(net, source, episodes, GradientSteps(steps=0)), wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        maml_predict(net, source, episodes, GradientSteps(steps=0)), wanted, rtol=0, atol=1e-12
+    )
 
 
 def test_annotators_who_are_right_give_the_true_labels() -> None:
@@ -107,7 +134,9 @@ def test_annotators_who_are_right_give_the_true_labels() -> None:
     for labels in ("majority-vote", "dawid-skene"):
         found = label_probabilities(right, GradientSteps(labels), torch.float64)
         assert torch.equal(found.argmax(-1), episodes.support_truth)
-        assert labels == "dawid-skene" or torch.equal(found, nn.functional.one_hot(episodes.support_truth, 3).double())
+        assert labels == "dawid-skene" or torch.equal(
+            found, nn.functional.one_hot(episodes.support_truth, 3).double()
+        )
     net = network()
     log_class = maml_predict(net, source, right, METHOD)
     by_hand = -log_class.gather(2, episodes.query_truth[..., None]).sum((1, 2)).mean()
@@ -145,7 +174,9 @@ def test_convolutions_are_normalised_by_the_task_at_hand_and_left_unchanged(trai
 def test_a_copy_without_running_statistics_has_none() -> None:
     net = Conv4(1, 16, 4)
     copy = without_running_statistics(net)
-    assert not any("running" in name for name in copy.state_dict()) and any("running" in name for name in net.state_dict())
+    assert not any("running" in name for name in copy.state_dict()) and any(
+        "running" in name for name in net.state_dict()
+    )
     images_here = torch.randn(5, 1, 16, 16)
     torch.testing.assert_close(copy(images_here), net.train()(images_here))
 
@@ -158,7 +189,11 @@ def test_training_learns_to_adapt() -> None:
     def score() -> float:
         return float(accuracy(maml_predict(net, source, fixed, method), fixed.query_truth).mean())
 
-    before, optimizer, generator = score(), torch.optim.Adam(net.parameters(), 1e-2), torch.Generator().manual_seed(6)
+    before, optimizer, generator = (
+        score(),
+        torch.optim.Adam(net.parameters(), 1e-2),
+        torch.Generator().manual_seed(6),
+    )
     for _ in range(60):
         optimizer.zero_grad()
         maml_loss(net, source, draw_episodes(source, SHAPE, Mixture(), 16, generator), method).backward()

@@ -38,7 +38,9 @@ def log_dirichlet_multinomial(counts: Tensor, concentration: Tensor) -> float:
 
 
 @pytest.mark.parametrize("population", [None, POPULATION])
-def test_the_bound_at_a_labelling_is_its_probability_and_elsewhere_below_the_sum_over_labellings(population: Population | None) -> None:
+def test_the_bound_at_a_labelling_is_its_probability_and_elsewhere_below_the_sum_over_labellings(
+    population: Population | None,
+) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.tensor([[0, 1], [1, 1], [0, -1], [0, 0]])
     embeddings = torch.randn(4, 3, generator=generator, dtype=torch.float64)
@@ -52,19 +54,27 @@ def test_the_bound_at_a_labelling_is_its_probability_and_elsewhere_below_the_sum
             mine = embeddings[truth == k]
             if len(mine):  # embeddings of a class are normal with common covariance 1 / tau
                 covariance = torch.eye(len(mine)) + 1 / 0.7
-                logs += sum(multivariate_normal.logpdf(column.numpy(), cov=covariance.numpy()) for column in mine.T)
+                logs += sum(
+                    multivariate_normal.logpdf(column.numpy(), cov=covariance.numpy()) for column in mine.T
+                )
         for j in range(2):
             types = [(0.0, torch.full((2, 2), 1.4))]
             if population is not None:
                 shares = torch.log_softmax(population.log_share, 0).tolist()
                 correct = 0.5 + 0.5 * population.skill
                 rows = [
-                    torch.tensor([[a, 1 - a], [1 - a, a]]) * s for a, s in zip(correct.tolist(), population.strength.tolist(), strict=True)
+                    torch.tensor([[a, 1 - a], [1 - a, a]]) * s
+                    for a, s in zip(correct.tolist(), population.strength.tolist(), strict=True)
                 ]
                 types = list(zip(shares, rows, strict=True))
             asked = labels[:, j] >= 0
-            counts = torch.zeros(2, 2).index_put((truth[asked], labels[asked, j]), torch.ones(()), accumulate=True)
-            of_type = [share + sum(log_dirichlet_multinomial(counts[k], rows[k]) for k in range(2)) for share, rows in types]
+            counts = torch.zeros(2, 2).index_put(
+                (truth[asked], labels[asked, j]), torch.ones(()), accumulate=True
+            )
+            of_type = [
+                share + sum(log_dirichlet_multinomial(counts[k], rows[k]) for k in range(2))
+                for share, rows in types
+            ]
             logs += float(torch.logsumexp(torch.tensor(of_type, dtype=torch.float64), 0))
         certain = torch.nn.functional.one_hot(truth, 2).double()[None]
         found = variational.evidence_bound(certain, support, prior, population)
@@ -81,14 +91,23 @@ def test_the_step_is_the_softmax_of_the_bounds_gradient(population: Population |
     for index, (items, classes) in enumerate([(12, 4), (9, 4), (12, 3)]):
         task = one_task(support, index, items, classes)
         generator = torch.Generator().manual_seed(index)
-        start = torch.softmax(torch.randn(1, items, classes, generator=generator, dtype=torch.float64), -1).requires_grad_()
-        bound = variational.evidence_bound(start, task, prior, population, spread=spread) + torch.xlogy(start, start).sum()
+        start = torch.softmax(
+            torch.randn(1, items, classes, generator=generator, dtype=torch.float64), -1
+        ).requires_grad_()
+        bound = (
+            variational.evidence_bound(start, task, prior, population, spread=spread)
+            + torch.xlogy(start, start).sum()
+        )
         (slope,) = torch.autograd.grad(bound.sum(), start)
-        close(variational.step(start, task, prior, population, spread=spread), torch.softmax(slope, -1), 1e-12)
+        close(
+            variational.step(start, task, prior, population, spread=spread), torch.softmax(slope, -1), 1e-12
+        )
 
 
 @pytest.mark.parametrize(("population", "spread"), CASES)
-def test_no_step_lowers_the_bound_and_padding_changes_nothing(population: Population | None, spread: bool) -> None:
+def test_no_step_lowers_the_bound_and_padding_changes_nothing(
+    population: Population | None, spread: bool
+) -> None:
     support, prior = batch_b()
     known = em.start(support)
     bounds = []
@@ -108,7 +127,11 @@ def test_no_step_lowers_the_bound_and_padding_changes_nothing(population: Popula
         close(together.confusion[index, :, :classes, :classes], fitted.confusion[0], 1e-6)
         close(together.class_prior[index, :classes], fitted.class_prior[0], 1e-9)
         bound = variational.evidence_bound(alone, task, prior, population, spread=spread)
-        close(variational.evidence_bound(known, support, prior, population, spread=spread)[index], bound[0], 1e-9)
+        close(
+            variational.evidence_bound(known, support, prior, population, spread=spread)[index],
+            bound[0],
+            1e-9,
+        )
 
 
 def test_one_type_of_guessing_annotators_is_the_papers_prior() -> None:
@@ -123,7 +146,11 @@ def test_a_population_tells_spammers_from_experts_by_few_labels() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.arange(12).expand(300, 12) % 4
     confusion = torch.cat(
-        [draw_confusion(Mixture(1.0, 0.0, 0.0), 300, 2, 4, generator), draw_confusion(Mixture(0.0, 0.0, 1.0), 300, 2, 4, generator)], 1
+        [
+            draw_confusion(Mixture(1.0, 0.0, 0.0), 300, 2, 4, generator),
+            draw_confusion(Mixture(0.0, 0.0, 1.0), 300, 2, 4, generator),
+        ],
+        1,
     )
     votes = DenseVotes.from_labels(annotate(truth, confusion, generator), 4)
     known = torch.nn.functional.one_hot(truth, 4).float()
@@ -137,24 +164,38 @@ def test_a_population_tells_spammers_from_experts_by_few_labels() -> None:
 
 def test_predictions_average_over_prototypes() -> None:
     generator = torch.Generator().manual_seed(0)
-    prototypes, queries = (torch.randn(1, size, 3, generator=generator, dtype=torch.float64) for size in (2, 5))
-    log_prior, spread = torch.tensor([[0.3, 0.7]], dtype=torch.float64).log(), torch.tensor([[0.2, 1.5]], dtype=torch.float64)
+    prototypes, queries = (
+        torch.randn(1, size, 3, generator=generator, dtype=torch.float64) for size in (2, 5)
+    )
+    log_prior, spread = (
+        torch.tensor([[0.3, 0.7]], dtype=torch.float64).log(),
+        torch.tensor([[0.2, 1.5]], dtype=torch.float64),
+    )
     found = log_predictive(queries, prototypes, log_prior, spread)[0].exp()
     for query, row in zip(queries[0], found, strict=True):
         densities = [
-            math.exp(float(log_prior[0, k])) * multivariate_normal.pdf(query.numpy(), prototypes[0, k].numpy(), 1 + float(spread[0, k]))
+            math.exp(float(log_prior[0, k]))
+            * multivariate_normal.pdf(query.numpy(), prototypes[0, k].numpy(), 1 + float(spread[0, k]))
             for k in range(2)
         ]
         close(row, torch.tensor(densities) / sum(densities), 1e-6)
-    close(log_predictive(queries, prototypes, log_prior, torch.zeros(1, 2).double()), log_predictive(queries, prototypes, log_prior), 1e-12)
+    close(
+        log_predictive(queries, prototypes, log_prior, torch.zeros(1, 2).double()),
+        log_predictive(queries, prototypes, log_prior),
+        1e-12,
+    )
 
 
 def episodes(tasks: int = 6) -> tuple[EpisodeSource, Episodes]:
     source = EpisodeSource.of(select(load("digits"), range(5)))
-    return source, draw_episodes(source, EpisodeShape(3, 3, 5, 4), Mixture(), tasks, torch.Generator().manual_seed(1))
+    return source, draw_episodes(
+        source, EpisodeShape(3, 3, 5, 4), Mixture(), tasks, torch.Generator().manual_seed(1)
+    )
 
 
-def network(names: tuple[str, ...] = ALL, prior: Prior = USUAL, population: Population | None = POPULATION) -> LearnedPrior:
+def network(
+    names: tuple[str, ...] = ALL, prior: Prior = USUAL, population: Population | None = POPULATION
+) -> LearnedPrior:
     torch.manual_seed(0)
     return LearnedPrior(MLP(64, [16], 8), names, prior, population)
 
@@ -166,14 +207,20 @@ def test_what_is_learned_starts_as_given_and_has_a_gradient_each() -> None:
         assert float(getattr(beside.prior, name).detach()) == pytest.approx(value, rel=1e-5)
     assert (
         beside.population is not None
-        and float(torch.as_tensor(beside.scale).detach()) == float(torch.as_tensor(beside.temperature).detach()) == 1.0
+        and float(torch.as_tensor(beside.scale).detach())
+        == float(torch.as_tensor(beside.temperature).detach())
+        == 1.0
     )
     close(beside.population.skill.detach(), POPULATION.skill, 1e-6)
     method = Method(steps=3, inference="variational", spread=False, population=POPULATION)
     plain = meta_loss(beside.encoder, source, drawn, replace(method, prior=beside.given))
     close(meta_loss(beside, source, drawn, method).detach(), plain.detach(), 1e-3)
     meta_loss(beside, source, drawn, method).backward()
-    without = {name for name, each in beside.learned.named_parameters() if each.grad is None or not float(each.grad.abs().sum())}
+    without = {
+        name
+        for name, each in beside.learned.named_parameters()
+        if each.grad is None or not float(each.grad.abs().sum())
+    }
     assert without == {"label_count", "accuracy"}  # which a population replaces
     counts = network(("label_count", "accuracy"), Prior(0.2, 3.0, 0.7, 0.6), None)
     meta_loss(counts, source, drawn, Method(steps=3)).backward()
@@ -206,12 +253,19 @@ def test_a_share_of_clean_labels_mixes_both_losses() -> None:
     torch.manual_seed(0)
     encoder = MLP(64, [16], 8)
     losses = [
-        meta_loss(encoder, source, drawn, each).item() for each in (Method(), Method(pseudo_annotators=False), Method(clean_share=0.25))
+        meta_loss(encoder, source, drawn, each).item()
+        for each in (Method(), Method(pseudo_annotators=False), Method(clean_share=0.25))
     ]
-    assert losses[2] == pytest.approx(0.75 * losses[0] + 0.25 * losses[1], rel=1e-5) and losses[0] != pytest.approx(losses[1], rel=1e-3)
+    assert losses[2] == pytest.approx(0.75 * losses[0] + 0.25 * losses[1], rel=1e-5) and losses[
+        0
+    ] != pytest.approx(losses[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("method", [Method(), Method(steps=4, inference="variational", population=POPULATION)], ids=["map", "variational"])
+@pytest.mark.parametrize(
+    "method",
+    [Method(), Method(steps=4, inference="variational", population=POPULATION)],
+    ids=["map", "variational"],
+)
 def test_support_items_are_explained_by_what_was_fitted(method: Method) -> None:
     support, prior = batch_b()
     method = replace(method, prior=prior)
@@ -270,14 +324,19 @@ def test_what_cannot_be_learned_is_refused() -> None:
 
 
 def test_random_crowds_differ_by_task_and_keep_to_their_bounds() -> None:
-    mixture, generator = RandomMixture(Mixture(0.1, 0.5, 0.2, 0.0, 0.2), 0.4), torch.Generator().manual_seed(0)
+    mixture, generator = (
+        RandomMixture(Mixture(0.1, 0.5, 0.2, 0.0, 0.2), 0.4),
+        torch.Generator().manual_seed(0),
+    )
     shares = mixture.shares(20_000, generator)
     close(shares.sum(-1), torch.ones(20_000), 1e-5)
     assert float(shares[:, 3].max()) == 0 and float(shares[:, 1].std()) > 0.1
     first, second = shares[:, 1] / 0.5, shares[:, 4] / 0.2
     part = first / (first + second)  # of two standard exponentials: uniform
     for bound in (0.1, 0.25, 0.5, 0.9):
-        assert abs(float((part < bound).double().mean()) - bound) < 4 * math.sqrt(bound * (1 - bound) / 20_000)
+        assert abs(float((part < bound).double().mean()) - bound) < 4 * math.sqrt(
+            bound * (1 - bound) / 20_000
+        )
     observed = mixture.observed(20_000, generator)
     assert 0.4 <= float(observed.min()) < 0.401 and 0.999 < float(observed.max()) <= 1
     source = EpisodeSource.of(select(load("digits"), range(5)))
@@ -286,18 +345,26 @@ def test_random_crowds_differ_by_task_and_keep_to_their_bounds() -> None:
     assert float(by_task.std()) > 0.1 and bool((drawn.labels >= 0).any(-1).all())
 
 
-@pytest.mark.parametrize(("ways", "shots", "sizes"), [(4, 5, (2, 2, 8, 8)), (3, 3, (1, 3, 5)), (4, 1, (1, 1, 1, 1))])
-def test_imbalanced_episodes_have_as_many_items_unevenly(ways: int, shots: int, sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("ways", "shots", "sizes"), [(4, 5, (2, 2, 8, 8)), (3, 3, (1, 3, 5)), (4, 1, (1, 1, 1, 1))]
+)
+def test_imbalanced_episodes_have_as_many_items_unevenly(
+    ways: int, shots: int, sizes: tuple[int, ...]
+) -> None:
     source = EpisodeSource.of(select(load("digits"), range(6)))
     shape = EpisodeShape(ways, shots, 4, 3, imbalanced=True)
     drawn = draw_episodes(source, shape, Mixture(), 10, torch.Generator().manual_seed(0))
     assert shape.support_sizes == sizes and sum(sizes) == ways * shots
-    for truth, support, query, asked in zip(drawn.support_truth, drawn.support, drawn.query, drawn.query_truth, strict=True):
+    for truth, support, query, asked in zip(
+        drawn.support_truth, drawn.support, drawn.query, drawn.query_truth, strict=True
+    ):
         assert torch.bincount(truth, minlength=ways).tolist() == list(sizes)
         assert torch.bincount(asked, minlength=ways).tolist() == [4] * ways
         assert not set(support.tolist()) & set(query.tolist()) and len(set(support.tolist())) == len(support)
 
 
 def test_scores_with_a_spread_are_finite_in_many_dimensions() -> None:
-    scores = predictive_scores(torch.ones(1, 2, 1600), torch.zeros(1, 3, 1600), torch.zeros(1, 3), torch.full((1, 3), 0.5))
+    scores = predictive_scores(
+        torch.ones(1, 2, 1600), torch.zeros(1, 3, 1600), torch.zeros(1, 3), torch.full((1, 3), 0.5)
+    )
     assert bool(torch.isfinite(scores).all())

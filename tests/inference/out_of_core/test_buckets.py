@@ -44,20 +44,30 @@ def table(*, text: bool = False, repeats: int = 0, weights: bool = False) -> pd.
     item = np.repeat(np.arange(ITEMS), 5)
     annotator = np.concatenate([chance.permutation(ANNOTATORS)[:5] for _ in range(ITEMS)])
     truth = chance.integers(0, CLASSES, ITEMS)
-    label = np.where(chance.random(len(item)) < 0.4 + annotator / 24, truth[item], chance.integers(0, CLASSES, len(item)))
+    label = np.where(
+        chance.random(len(item)) < 0.4 + annotator / 24, truth[item], chance.integers(0, CLASSES, len(item))
+    )
     frame = pd.DataFrame({"item": 7919 * item - 10**6, "annotator": annotator * 3 + 1, "label": label * 2})
-    frame = pd.concat([frame, frame.sample(repeats, random_state=1).assign(label=lambda rows: (rows["label"] + 2) % 6)])
+    frame = pd.concat(
+        [frame, frame.sample(repeats, random_state=1).assign(label=lambda rows: (rows["label"] + 2) % 6)]
+    )
     frame = frame.sample(frac=1, random_state=2, ignore_index=True)
     if weights:
         frame["times"] = chance.integers(1, 9, len(frame)) / 4
-    return frame.assign(**{name: frame[name].map("n{}".format) for name in ("item", "annotator", "label")}) if text else frame
+    return (
+        frame.assign(**{name: frame[name].map("n{}".format) for name in ("item", "annotator", "label")})
+        if text
+        else frame
+    )
 
 
 def known_classes(frame: pd.DataFrame) -> pd.Series:
     """Gold for 40 items, missing gold for one, and gold for one that is not in the table."""
     gold = frame.drop_duplicates("item").sample(41, random_state=3).set_index("item")["label"]
     gold = gold.where(np.arange(41) > 0)
-    stranger = pd.Series(gold.iloc[[1]].array, index=pd.Index([5 if frame["item"].dtype == np.int64 else "stranger"]))
+    stranger = pd.Series(
+        gold.iloc[[1]].array, index=pd.Index([5 if frame["item"].dtype == np.int64 else "stranger"])
+    )
     return pd.Series(pd.concat([gold, stranger]))
 
 
@@ -99,7 +109,9 @@ def same_fit(one: ParquetFit, other: ParquetFit) -> bool:
 
 def same_files(one: Path, other: Path) -> bool:
     names = sorted(file.name for file in one.iterdir())
-    return names == sorted(file.name for file in other.iterdir()) and all((one / n).read_bytes() == (other / n).read_bytes() for n in names)
+    return names == sorted(file.name for file in other.iterdir()) and all(
+        (one / n).read_bytes() == (other / n).read_bytes() for n in names
+    )
 
 
 CASES = {
@@ -112,7 +124,10 @@ CASES = {
     "last": ({"repeats": 90, "weights": True}, {"duplicates": "last", "weight": "times"}),
     "count": ({"repeats": 90}, {"duplicates": "count"}),
     "share": ({"repeats": 90}, {"duplicates": "share"}),
-    "weights share": ({"repeats": 90, "weights": True, "text": True}, {"duplicates": "share", "weight": "times"}),
+    "weights share": (
+        {"repeats": 90, "weights": True, "text": True},
+        {"duplicates": "share", "weight": "times"},
+    ),
 }
 
 
@@ -122,10 +137,14 @@ def test_buckets_equal_memory(name: str, tmp_path: Path) -> None:
     frame = table(**of_table)
     options = options | {"gold": known_classes(frame) if options.get("gold") else None}
     fit, probabilities = in_memory(frame, **options)
-    with fit_parquet(save(frame, tmp_path / "source"), channel=dawid_skene, bucket_rows=300, **options) as result:
+    with fit_parquet(
+        save(frame, tmp_path / "source"), channel=dawid_skene, bucket_rows=300, **options
+    ) as result:
         assert result.buckets.num_buckets > 3
         found = from_disk(result, tmp_path / "probabilities")
-    assert result.buckets.num_items == ITEMS and result.buckets.num_rows == len(frame) - (90 if name in ("first", "last") else 0)
+    assert result.buckets.num_items == ITEMS and result.buckets.num_rows == len(frame) - (
+        90 if name in ("first", "last") else 0
+    )
     assert result.fit.converged and result.fit.passes == fit.passes
     np.testing.assert_allclose(result.fit.objective, fit.objective, rtol=1e-9)
     assert found.index.is_unique and set(found.index) == set(probabilities.index)
@@ -142,9 +161,16 @@ def test_buckets_equal_memory(name: str, tmp_path: Path) -> None:
 
 def test_order_and_files_do_not_change_a_bit(tmp_path: Path) -> None:
     frame = table(weights=True, repeats=50)
-    frame = pd.concat([frame, frame.iloc[:50].assign(times=0.75)])  # the same label again, with another weight
+    frame = pd.concat(
+        [frame, frame.iloc[:50].assign(times=0.75)]
+    )  # the same label again, with another weight
     again = frame.sample(frac=1, random_state=5, ignore_index=True)
-    options: dict[str, Any] = {"channel": dawid_skene, "weight": "times", "bucket_rows": 400, "duplicates": "count"}
+    options: dict[str, Any] = {
+        "channel": dawid_skene,
+        "weight": "times",
+        "bucket_rows": 400,
+        "duplicates": "count",
+    }
     one = fit_parquet(save(frame, tmp_path / "a", 1), work=tmp_path / "one", **options)
     other = fit_parquet(save(again, tmp_path / "b", 7, row_group_size=11), work=tmp_path / "other", **options)
     assert one.buckets.num_buckets > 2 and same_fit(one, other)
@@ -158,14 +184,21 @@ def test_hash_of_items_is_fixed() -> None:
 
 def test_labels_of_other_kinds(tmp_path: Path) -> None:
     """Categories, booleans, whole numbers that are floats, and files in subfolders; hidden files are no data."""
-    frame = table().assign(label=lambda rows: rows["label"] > 0, annotator=lambda rows: rows["annotator"].map(str).astype("category"))
+    frame = table().assign(
+        label=lambda rows: rows["label"] > 0,
+        annotator=lambda rows: rows["annotator"].map(str).astype("category"),
+    )
     frame["item"] = frame["item"].astype(float)
     (save(frame, tmp_path / "source" / "day=1") / "_metadata.parquet").write_text("no data")
     with fit_parquet(tmp_path / "source", channel=dawid_skene, bucket_rows=400) as result:
         found = from_disk(result, tmp_path / "probabilities")
     fit, _ = in_memory(frame)
     np.testing.assert_allclose(result.fit.objective, fit.objective, rtol=1e-9)
-    assert found.index.dtype == np.int64 and result.classes.tolist() == [False, True] and result.annotators[0] == "1"
+    assert (
+        found.index.dtype == np.int64
+        and result.classes.tolist() == [False, True]
+        and result.annotators[0] == "1"
+    )
 
 
 # ---- faults of the data
@@ -211,7 +244,9 @@ def test_repeated_pairs_are_named(tmp_path: Path) -> None:
 def test_gold_that_does_not_fit(gold: Callable[[pd.Index], pd.Series], words: str, tmp_path: Path) -> None:
     frame = table()
     with pytest.raises(ValueError, match=words):
-        fit_parquet(save(frame, tmp_path / "source"), channel=dawid_skene, gold=gold(pd.Index(frame["item"].unique())))
+        fit_parquet(
+            save(frame, tmp_path / "source"), channel=dawid_skene, gold=gold(pd.Index(frame["item"].unique()))
+        )
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
@@ -224,7 +259,9 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     path = save(frame, tmp_path / "source")
     assert "no file and no folder" in refused(tmp_path / "nowhere")
     assert "no column 'nobody' for annotator=" in refused(path, annotator="nobody")
-    assert "duplicates='some'" in refused(path, duplicates="some") and "bucket_rows" in refused(path, bucket_rows=0)
+    assert "duplicates='some'" in refused(path, duplicates="some") and "bucket_rows" in refused(
+        path, bucket_rows=0
+    )
     last = path / "part-02.parquet"
     frame.assign(label="a").to_parquet(last)
     assert all(word in refused(path) for word in ("label column 'label' is text", str(last), "number"))
@@ -274,7 +311,9 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("last", [1, 2, 4, 9, 14])
-def test_interrupted_runs_give_the_same_bits(last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_runs_give_the_same_bits(
+    last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Interrupted while a file is about to get its name: of the 3 pieces (calls 1 to 3), or of the buckets."""
     path, options = save(table(), tmp_path / "source"), {"channel": dawid_skene, "bucket_rows": 300}
     whole = fit_parquet(path, work=tmp_path / "whole", **options)
@@ -282,10 +321,14 @@ def test_interrupted_runs_give_the_same_bits(last: int, tmp_path: Path, monkeypa
         patch.setattr(os, "replace", Counted(os.replace, last))
         with pytest.raises(KeyboardInterrupt):
             fit_parquet(path, work=tmp_path / "work", **options)
-    assert not (tmp_path / "work" / "manifest.json").exists() and not list((tmp_path / "work").rglob("*partial"))
+    assert not (tmp_path / "work" / "manifest.json").exists() and not list(
+        (tmp_path / "work").rglob("*partial")
+    )
     (tmp_path / "work" / "buckets" / "99999-cell.npy").write_text("of an older run")
     again = fit_parquet(path, work=tmp_path / "work", **options)
-    assert same_fit(whole, again) and same_files(tmp_path / "whole" / "buckets", tmp_path / "work" / "buckets")
+    assert same_fit(whole, again) and same_files(
+        tmp_path / "whole" / "buckets", tmp_path / "work" / "buckets"
+    )
 
 
 @pytest.mark.parametrize("name", ["scatter.batches", "shuffle.save_bucket"])
@@ -307,13 +350,20 @@ def test_killed_runs_give_the_same_bits(name: str, tmp_path: Path) -> None:
         {name} = killed
         out_of_core.fit_parquet(Path({str(path)!r}), work=Path({str(tmp_path / "work")!r}), channel=None, bucket_rows=300)
     """
-    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode
+        == -signal.SIGKILL
+    )
     assert list((tmp_path / "work" / "buckets").iterdir()) and function
     again = fit_parquet(path, work=tmp_path / "work", **options)
-    assert same_fit(whole, again) and same_files(tmp_path / "whole" / "buckets", tmp_path / "work" / "buckets")
+    assert same_fit(whole, again) and same_files(
+        tmp_path / "whole" / "buckets", tmp_path / "work" / "buckets"
+    )
 
 
-def test_whole_buckets_are_used_again_and_others_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_buckets_are_used_again_and_others_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frame = table(weights=True)
     path, work = save(frame, tmp_path / "source"), tmp_path / "work"
     made = Counted(out_of_core.shuffle, -1)
@@ -327,7 +377,13 @@ def test_whole_buckets_are_used_again_and_others_made_anew(tmp_path: Path, monke
     assert same_fit(first, fit()) and made.calls == 1
     first.close()  # the folder is the caller's
     gold = known_classes(frame)
-    different = [{"weight": "times"}, {"duplicates": "count"}, {"bucket_rows": 400}, {"gold": gold}, {"gold": gold.iloc[:5]}]
+    different = [
+        {"weight": "times"},
+        {"duplicates": "count"},
+        {"bucket_rows": 400},
+        {"gold": gold},
+        {"gold": gold.iloc[:5]},
+    ]
     for n, options in enumerate(different):
         fit(**options)
         assert made.calls == 2 * n + 2
@@ -345,12 +401,18 @@ def test_whole_buckets_are_used_again_and_others_made_anew(tmp_path: Path, monke
     assert {int(file.name[:5]) for file in (work / "buckets").iterdir()} == set(range(7))
 
 
-def test_temporary_buckets_go_and_a_work_folder_has_one_maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_buckets_go_and_a_work_folder_has_one_maker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = save(table(), tmp_path / "source")
     with fit_parquet(path, channel=dawid_skene) as result:
         assert result.buckets.folder.is_dir()
     assert not result.buckets.folder.exists()
-    monkeypatch.setattr(out_of_core, "shuffle", lambda *_, **__: fit_parquet(path, channel=dawid_skene, work=tmp_path / "work"))
+    monkeypatch.setattr(
+        out_of_core,
+        "shuffle",
+        lambda *_, **__: fit_parquet(path, channel=dawid_skene, work=tmp_path / "work"),
+    )
     with pytest.raises(ValueError, match="another process"):
         fit_parquet(path, channel=dawid_skene, work=tmp_path / "work")
 
@@ -372,7 +434,9 @@ def test_probabilities_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
 def test_more_buckets_than_items(tmp_path: Path) -> None:
     """Empty buckets, and items with no other in theirs."""
     frame = table().iloc[:40]
-    with fit_parquet(save(frame, tmp_path / "source"), channel=dawid_skene, bucket_rows=1, duplicates="share") as result:
+    with fit_parquet(
+        save(frame, tmp_path / "source"), channel=dawid_skene, bucket_rows=1, duplicates="share"
+    ) as result:
         found = from_disk(result, tmp_path / "probabilities")
     fit, probabilities = in_memory(frame)
     np.testing.assert_allclose(result.fit.objective, fit.objective, rtol=1e-9)

@@ -62,7 +62,12 @@ def client() -> Iterator[Any]:
     """Two worker processes with a nanny each."""
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", memory_limit=0, silence_logs=logging.CRITICAL
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0",
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
@@ -76,7 +81,9 @@ def source(tmp_path: Path) -> Path:
     item = np.repeat(np.arange(400), 5)
     annotator = np.concatenate([chance.permutation(12)[:5] for _ in range(400)])
     label = np.where(chance.random(2000) < 0.6, chance.integers(0, 3, 400)[item], chance.integers(0, 3, 2000))
-    frame = pd.DataFrame({"item": item, "annotator": annotator, "label": label, "day": annotator % 3}).sample(frac=1, random_state=1)
+    frame = pd.DataFrame({"item": item, "annotator": annotator, "label": label, "day": annotator % 3}).sample(
+        frac=1, random_state=1
+    )
     frame.to_parquet(tmp_path / "source", partition_cols=["day"], row_group_size=100)
     return tmp_path / "source"
 
@@ -98,7 +105,9 @@ def test_killed_workers_do_not_change_a_bit(client: Any, source: Path, tmp_path:
         return channels[0]
 
     alone = fit_parquet(source, channel=dawid_skene, work=tmp_path / "alone", bucket_rows=BUCKET_ROWS)
-    result = fit_parquet(source, channel=killing, work=tmp_path / "work", bucket_rows=BUCKET_ROWS, client=client)
+    result = fit_parquet(
+        source, channel=killing, work=tmp_path / "work", bucket_rows=BUCKET_ROWS, client=client
+    )
     assert len(set(channels[0].killed)) == 2 and result.buckets.num_buckets == 5
     assert same(alone, result) and result.fit.converged
     write_probabilities(alone.buckets, alone.scores, tmp_path / "one")

@@ -26,7 +26,9 @@ from probcrowd.models.priors import CoinPrior, DirichletPrior, SpamPrior
 K = 3
 CONJUGATE = [name for name, model in MODELS.items() if model.conjugate]
 CLASS_PRIOR = np.array([1.5, 0.8, 2.2])
-CONFUSION = np.array([[3.0, 0.7, 1.2], [0.6, 2.5, 0.9], [1.1, 0.5, 4.0]])  # neither symmetric nor exchangeable
+CONFUSION = np.array(
+    [[3.0, 0.7, 1.2], [0.6, 2.5, 0.9], [1.1, 0.5, 4.0]]
+)  # neither symmetric nor exchangeable
 PRIORS: dict[str, Any] = {
     "multinomial": DirichletPrior(CLASS_PRIOR, CONFUSION),
     "dawid_skene": DirichletPrior(CLASS_PRIOR, np.stack([CONFUSION, CONFUSION[::-1] + 0.3])),
@@ -48,7 +50,10 @@ def panel(num_items: int = 40, num_annotators: int = 4, accuracy: float = 0.8, s
     """A full panel of annotators who are right with that probability."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(K, size=num_items)
-    item, annotator = np.repeat(np.arange(num_items), num_annotators), np.tile(np.arange(num_annotators), num_items)
+    item, annotator = (
+        np.repeat(np.arange(num_items), num_annotators),
+        np.tile(np.arange(num_annotators), num_items),
+    )
     label = np.where(rng.random(len(item)) < accuracy, truth[item], rng.integers(K, size=len(item)))
     return Rows(item, annotator, label, np.ones(len(item)), np.full(num_items, -1), num_annotators, K)
 
@@ -56,7 +61,9 @@ def panel(num_items: int = 40, num_annotators: int = 4, accuracy: float = 0.8, s
 def sample(model: str, rows: Rows, prior: Any = None, **options: Any) -> Draws:
     if find_model(model).features and "embeddings" not in options:
         options["embeddings"] = np.resize(EMBEDDINGS, (rows.num_items, 2))
-    return gibbs(model, rows, PRIORS[model] if prior is None else prior, **({"seed": 1, "progress": False} | options))
+    return gibbs(
+        model, rows, PRIORS[model] if prior is None else prior, **({"seed": 1, "progress": False} | options)
+    )
 
 
 def standard_error(values: np.ndarray) -> np.ndarray:
@@ -71,7 +78,9 @@ def agree(values: np.ndarray, exact: np.ndarray | float, what: str = "", errors:
     error = standard_error(values)
     assert (error < 0.02).all(), f"{what}: vacuous, the standard error is {error.max()}"
     gap = np.abs(values.mean((0, 1)) - exact)
-    assert (gap <= errors * error + 1e-12).all(), f"{what}: {(gap / (error + 1e-12)).max():.1f} standard errors"
+    assert (gap <= errors * error + 1e-12).all(), (
+        f"{what}: {(gap / (error + 1e-12)).max():.1f} standard errors"
+    )
 
 
 def agree_moments(values: np.ndarray, mean: np.ndarray, variance: np.ndarray, what: str = "") -> None:
@@ -93,7 +102,9 @@ def log_beta(concentrations: np.ndarray) -> float:
 # ---- Exact posteriors of a tiny problem ---------------------------------------------------------------------------------------------------
 
 
-def explanations(model: str, rows: Rows, prior: Any) -> Iterator[tuple[float, tuple[int, ...], dict[str, np.ndarray]]]:
+def explanations(
+    model: str, rows: Rows, prior: Any
+) -> Iterator[tuple[float, tuple[int, ...], dict[str, np.ndarray]]]:
     """Each labelling (for MACE each labelling and set of spam rows): log weight, labelling, conditional means of the sites."""
     choices = [range(K) if g < 0 else [int(g)] for g in rows.gold]
     for z in itertools.product(*choices):
@@ -123,7 +134,10 @@ def explanations(model: str, rows: Rows, prior: Any) -> Iterator[tuple[float, tu
                 coin[rows.annotator[n], 0 if right[n] else 1] += rows.weight[n]
                 weight -= 0 if right[n] else rows.weight[n] * math.log(K - 1)
             a = dirichlet_moments(coin)[0][:, 0]
-            sites |= {"accuracy": a, "confusion": np.where(np.eye(K) > 0, a[:, None, None], (1 - a[:, None, None]) / (K - 1))}
+            sites |= {
+                "accuracy": a,
+                "confusion": np.where(np.eye(K) > 0, a[:, None, None], (1 - a[:, None, None]) / (K - 1)),
+            }
             yield weight + sum(log_beta(c) for c in coin), z, sites
             continue
         shared = model == "multinomial"
@@ -133,10 +147,15 @@ def explanations(model: str, rows: Rows, prior: Any) -> Iterator[tuple[float, tu
         weight += sum(log_beta(row) for row in counts.reshape(-1, K))
         confusion = dirichlet_moments(counts)[0]
         sites["confusion"] = confusion[0] if shared else confusion
-        if model == "prototype_crowd":  # x | z: prototype ~ N(0, I / tau), hence the marginal of the members of a class
+        if (
+            model == "prototype_crowd"
+        ):  # x | z: prototype ~ N(0, I / tau), hence the marginal of the members of a class
             sums = np.stack([EMBEDDINGS[: len(z)][np.array(z) == k].sum(0) for k in range(K)])
             precision = prior.precision + classes[:, None]
-            weight += float((0.5 * sums**2 / precision).sum() + EMBEDDINGS.shape[1] * 0.5 * np.log(prior.precision / precision).sum())
+            weight += float(
+                (0.5 * sums**2 / precision).sum()
+                + EMBEDDINGS.shape[1] * 0.5 * np.log(prior.precision / precision).sum()
+            )
             sites["prototype"] = sums / precision
         yield weight, z, sites
 
@@ -173,7 +192,13 @@ def test_a_row_of_weight_two_is_two_rows(model: str) -> None:
     weighted = replace(tiny(), weight=twice)
     again = np.insert(np.arange(8), 4, 4)
     rows = tiny()
-    repeated = replace(rows, item=rows.item[again], annotator=rows.annotator[again], label=rows.label[again], weight=np.ones(9))
+    repeated = replace(
+        rows,
+        item=rows.item[again],
+        annotator=rows.annotator[again],
+        label=rows.label[again],
+        weight=np.ones(9),
+    )
     made, exact = sample(model, weighted, draws=25_000), exact_means(model, repeated, PRIORS[model])
     for name, values in made.samples.items():
         agree(values, exact[name], name)
@@ -187,7 +212,10 @@ def test_weights_of_mace_need_not_be_whole(weight: float) -> None:
     rows = Rows(np.array([0, 0, 1]), np.zeros(3, int), np.array([0, 1, 0]), weights, np.array([-1, 0]), 1, 2)
     nodes, width = np.polynomial.legendre.leggauss(400)
     u = (nodes + 1) / 2
-    grid, jacobian = u**2 * (3 - 2 * u), 6 * u * (1 - u) * width / 2  # flat at the ends, where the density is steep
+    grid, jacobian = (
+        u**2 * (3 - 2 * u),
+        6 * u * (1 - u) * width / 2,
+    )  # flat at the ends, where the density is steep
     t, e = grid[:, None], grid[None, :]
     density = t ** (prior.honest - 1) * (1 - t) ** (prior.spamming - 1) * (e * (1 - e)) ** (prior.answers - 1)
     chance = [[t + (1 - t) * e, (1 - t) * (1 - e)], [(1 - t) * e, t + (1 - t) * (1 - e)]]  # [truth][label]
@@ -195,7 +223,12 @@ def test_weights_of_mace_need_not_be_whole(weight: float) -> None:
     mass = jacobian[:, None] * jacobian * density * (first[0] + first[1]) * chance[0][0] ** weights[2]
     mass = mass / mass.sum()
     made = gibbs("mace", rows, prior, draws=50_000, seed=0, progress=False)
-    agree_moments(made.samples["competence"][..., 0], (mass * t).sum(), (mass * (t - (mass * t).sum()) ** 2).sum(), "competence")
+    agree_moments(
+        made.samples["competence"][..., 0],
+        (mass * t).sum(),
+        (mass * (t - (mass * t).sum()) ** 2).sum(),
+        "competence",
+    )
     agree(made.samples["spam"][..., 0, 0], (mass * e).sum(), "spam")
 
 
@@ -214,12 +247,16 @@ def test_known_labels_give_the_conjugate_posterior(model: str) -> None:
             agree(made.samples[name], exact[name], name)
         return
     dirichlet = DirichletPrior.of_counts(prior, K) if model == "prototype_crowd" else prior
-    agree_moments(made.samples["class_prior"], *dirichlet_moments(dirichlet.class_prior + [1, 2, 1]), "class_prior")
+    agree_moments(
+        made.samples["class_prior"], *dirichlet_moments(dirichlet.class_prior + [1, 2, 1]), "class_prior"
+    )
     said = np.zeros((2, K, K))
     np.add.at(said, (rows.annotator, rows.gold[rows.item], rows.label), 1.0)
     if model == "one_coin":
         right = np.trace(said, axis1=1, axis2=2)
-        mean, variance = dirichlet_moments(np.stack([prior.right + right, prior.wrong + said.sum((1, 2)) - right], 1))
+        mean, variance = dirichlet_moments(
+            np.stack([prior.right + right, prior.wrong + said.sum((1, 2)) - right], 1)
+        )
         agree_moments(made.samples["accuracy"], mean[:, 0], variance[:, 0], "accuracy")
         return
     counts = dirichlet.confusion + (said.sum(0) if model == "multinomial" else said)
@@ -227,7 +264,9 @@ def test_known_labels_give_the_conjugate_posterior(model: str) -> None:
     if model == "prototype_crowd":
         precision = prior.precision + np.array([[1], [2], [1]])
         sums = np.stack([EMBEDDINGS[rows.gold == k].sum(0) for k in range(K)])
-        agree_moments(made.samples["prototype"], sums / precision, np.broadcast_to(1 / precision, (K, 2)), "prototype")
+        agree_moments(
+            made.samples["prototype"], sums / precision, np.broadcast_to(1 / precision, (K, 2)), "prototype"
+        )
 
 
 def test_draws_given_labels_are_independent() -> None:
@@ -244,7 +283,9 @@ def test_concentrations_below_one(concentration: float) -> None:
     rows = Rows(empty, empty, empty, np.zeros(0), np.full(1, 0), 2, K)
     made = gibbs("dawid_skene", rows, prior, draws=20_000, seed=0, progress=False)
     assert np.isfinite(made.samples["confusion"]).all() and np.isfinite(made.stats["lp"]).all()
-    agree_moments(made.samples["confusion"], *dirichlet_moments(np.full((2, K, K), concentration)), "confusion")
+    agree_moments(
+        made.samples["confusion"], *dirichlet_moments(np.full((2, K, K), concentration)), "confusion"
+    )
 
 
 # ---- Every draw: density, probabilities, what belongs together ----------------------------------------------------------------------------
@@ -253,7 +294,11 @@ def test_concentrations_below_one(concentration: float) -> None:
 def item_scores(model: str, rows: Rows, made: Draws, chain: int) -> np.ndarray:
     """log p(truth k, data of item i | sites) of each draw (s, i, k), by loops over rows and dimensions."""
     samples = {name: values[chain] for name, values in made.samples.items()}
-    log_class = np.log(samples["class_prior"]) if "class_prior" in samples else np.full((len(samples["confusion"]), K), -math.log(K))
+    log_class = (
+        np.log(samples["class_prior"])
+        if "class_prior" in samples
+        else np.full((len(samples["confusion"]), K), -math.log(K))
+    )
     scores = np.repeat(log_class[:, None], rows.num_items, 1)
     with np.errstate(divide="ignore"):
         log_confusion = np.log(samples["confusion"])
@@ -263,7 +308,9 @@ def item_scores(model: str, rows: Rows, made: Draws, chain: int) -> np.ndarray:
     if model == "prototype_crowd":
         for d in range(2):
             x = np.resize(EMBEDDINGS, (rows.num_items, 2))[:, d]
-            scores += -0.5 * (x[:, None] - samples["prototype"][:, None, :, d]) ** 2 - 0.5 * math.log(2 * math.pi)
+            scores += -0.5 * (x[:, None] - samples["prototype"][:, None, :, d]) ** 2 - 0.5 * math.log(
+                2 * math.pi
+            )
     return scores
 
 
@@ -311,14 +358,18 @@ def test_probabilities_and_agreement_belong_to_the_kept_parameters(model: str) -
     q = np.stack([item_probabilities(model, rows, made, c) for c in range(2)])
     np.testing.assert_allclose(made.responsibilities, q.mean(1), rtol=0, atol=1e-12)
     assert made.agreement is not None
-    np.testing.assert_allclose(made.agreement, np.einsum("csik,il->cskl", q, vote_shares(rows)), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        made.agreement, np.einsum("csik,il->cskl", q, vote_shares(rows)), rtol=0, atol=1e-12
+    )
 
 
 def test_axes_are_those_of_the_catalogue() -> None:
     sizes = {"true_class": K, "label": K, "annotator": 4, "dimension": 2}
     for model in CONJUGATE:
         made = sample(model, panel(), prior_for(model, 4), draws=7, chains=3, warmup=2)
-        shapes = {site: (3, 7, *(sizes[axis] for axis in axes)) for site, axes in find_model(model).dims.items()}
+        shapes = {
+            site: (3, 7, *(sizes[axis] for axis in axes)) for site, axes in find_model(model).dims.items()
+        }
         assert {site: values.shape for site, values in made.samples.items()} == shapes
 
 
@@ -327,7 +378,9 @@ def test_what_has_no_rows_follows_the_prior() -> None:
     made = sample("dawid_skene", rows, prior, draws=20_000)
     agree_moments(made.samples["confusion"][:, :, 1], *dirichlet_moments(CONFUSION), "a silent annotator")
     # Item 5 is silent: its probabilities are the class prior of each draw
-    np.testing.assert_allclose(made.responsibilities[:, 5], made.samples["class_prior"].mean(1), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        made.responsibilities[:, 5], made.samples["class_prior"].mean(1), rtol=0, atol=1e-12
+    )
 
 
 # ---- Chains: seeds, threads, chunks, thinning, starts -------------------------------------------------------------------------------------
@@ -356,7 +409,9 @@ def test_bits_depend_on_the_seed_alone(model: str, monkeypatch: pytest.MonkeyPat
 
 def test_thinning_keeps_every_third_draw_and_all_probabilities() -> None:
     rows, prior = mixed_panel(), prior_for("dawid_skene", 3)
-    full, thinned = (sample("dawid_skene", rows, prior, draws=60 // thin, thin=thin, warmup=5) for thin in (1, 3))
+    full, thinned = (
+        sample("dawid_skene", rows, prior, draws=60 // thin, thin=thin, warmup=5) for thin in (1, 3)
+    )
     np.testing.assert_array_equal(thinned.samples["confusion"], full.samples["confusion"][:, 2::3])
     np.testing.assert_array_equal(thinned.stats["lp"], full.stats["lp"][:, 2::3])
     np.testing.assert_array_equal(thinned.responsibilities, full.responsibilities)
@@ -373,7 +428,9 @@ def test_warmup_sweeps_come_first() -> None:
 def first_counts(rows: Rows, **options: Any) -> np.ndarray:
     """Class counts of the start: with no prior to speak of and much data, the first draw's class prior shows them."""
     prior = DirichletPrior(np.full(K, 1e-3), np.ones((K, K)))
-    return sample("dawid_skene", rows, prior, draws=1, warmup=0, chains=200, **options).samples["class_prior"][:, 0]
+    return sample("dawid_skene", rows, prior, draws=1, warmup=0, chains=200, **options).samples[
+        "class_prior"
+    ][:, 0]
 
 
 def test_chains_start_at_the_majority_vote_with_ties_at_random() -> None:
@@ -392,7 +449,9 @@ def test_chains_start_at_the_majority_vote_with_ties_at_random() -> None:
         squares = (shares[:, k] - shares[:, k].mean()) ** 2
         assert abs(squares.mean() - expected) < 5 * squares.std() / math.sqrt(200)
     silent = Rows(*(np.zeros(0, int),) * 3, np.zeros(0), np.full(90, -1), 1, K)
-    assert (np.abs(first_counts(silent).mean(0) - 1 / 3) < 5 * first_counts(silent).std(0) / math.sqrt(200)).all()
+    assert (
+        np.abs(first_counts(silent).mean(0) - 1 / 3) < 5 * first_counts(silent).std(0) / math.sqrt(200)
+    ).all()
 
 
 def test_starts_are_taken_as_given_but_for_gold() -> None:
@@ -432,8 +491,14 @@ def test_labels_switch_under_a_flat_prior_when_chains_start_apart() -> None:
         ),
         ("unknown model 'rater'", {"model": "rater"}),
         ("prototype_crowd needs embeddings", {"model": "prototype_crowd", "prior": Prior()}),
-        (r"got shape \(3, 2\) for 4 items", {"model": "prototype_crowd", "prior": Prior(), "embeddings": EMBEDDINGS[:3]}),
-        ("embeddings must be finite", {"model": "prototype_crowd", "prior": Prior(), "embeddings": EMBEDDINGS * np.inf}),
+        (
+            r"got shape \(3, 2\) for 4 items",
+            {"model": "prototype_crowd", "prior": Prior(), "embeddings": EMBEDDINGS[:3]},
+        ),
+        (
+            "embeddings must be finite",
+            {"model": "prototype_crowd", "prior": Prior(), "embeddings": EMBEDDINGS * np.inf},
+        ),
         ("> 0, got 0", {"model": "prototype_crowd", "prior": Prior(precision=0.0), "embeddings": EMBEDDINGS}),
         ("dawid_skene takes no embeddings", {"embeddings": EMBEDDINGS}),
         ("`chains` must be at least 1, got 0", {"chains": 0}),
@@ -447,21 +512,36 @@ def test_labels_switch_under_a_flat_prior_when_chains_start_apart() -> None:
         (r"got shape \(3, 4\) for 4 items", {"start": np.zeros((3, 4), int)}),
         ("the prior is for 2 classes, the rows have 3", {"prior": DirichletPrior.named("rater", 2)}),
         (r"shape \(4, 3, 3\) do not fit dawid_skene with 2", {"prior": prior_for("dawid_skene", 4)}),
-        (r"shape \(1, 3, 3\) do not fit multinomial", {"model": "multinomial", "prior": DirichletPrior(CLASS_PRIOR, CONFUSION[None])}),
+        (
+            r"shape \(1, 3, 3\) do not fit multinomial",
+            {"model": "multinomial", "prior": DirichletPrior(CLASS_PRIOR, CONFUSION[None])},
+        ),
         ("> 0, got -1", {"model": "one_coin", "prior": CoinPrior(CLASS_PRIOR, 1.0, -1.0)}),
         ("> 0, got 0", {"model": "mace", "prior": SpamPrior(answers=0.0)}),
-        (r"item codes outside 0 \.\. 3: 0 \.\. 4", {"rows": replace(tiny(), item=tiny().item + (np.arange(8) > 6))}),
+        (
+            r"item codes outside 0 \.\. 3: 0 \.\. 4",
+            {"rows": replace(tiny(), item=tiny().item + (np.arange(8) > 6))},
+        ),
         (
             r"annotator codes outside 0 \.\. 0: 0 \.\. 1",
             {"rows": replace(tiny(), num_annotators=1), "prior": DirichletPrior(CLASS_PRIOR, CONFUSION)},
         ),
-        (r"label codes outside 0 \.\. 1: 0 \.\. 2", {"rows": replace(tiny(), num_classes=2), "prior": DirichletPrior.named("rater", 2)}),
+        (
+            r"label codes outside 0 \.\. 1: 0 \.\. 2",
+            {"rows": replace(tiny(), num_classes=2), "prior": DirichletPrior.named("rater", 2)},
+        ),
         (r"gold codes outside -1 \.\. 2: 3 \.\. 3", {"rows": replace(tiny(), gold=np.full(4, 3))}),
         ("sorted by item", {"rows": replace(tiny(), item=tiny().item[::-1].copy())}),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_and_named(message: str, options: dict[str, Any]) -> None:
-    given = {"model": "dawid_skene", "rows": tiny(), "prior": PRIORS["dawid_skene"], "seed": 0, "progress": False} | options
+    given = {
+        "model": "dawid_skene",
+        "rows": tiny(),
+        "prior": PRIORS["dawid_skene"],
+        "seed": 0,
+        "progress": False,
+    } | options
     with pytest.raises(ValueError, match=message):
         gibbs(**given)
 
@@ -469,7 +549,10 @@ def test_what_cannot_be_sampled_is_refused_and_named(message: str, options: dict
 def test_the_prior_of_another_model_is_refused() -> None:
     with pytest.raises(TypeError, match="the prior of mace is a SpamPrior, got DirichletPrior"):
         gibbs("mace", tiny(), PRIORS["dawid_skene"], seed=0)
-    with pytest.raises(TypeError, match="the prior of prototype_crowd is a probcrowd.models.meta.prototype.Prior, got CoinPrior"):
+    with pytest.raises(
+        TypeError,
+        match="the prior of prototype_crowd is a probcrowd.models.meta.prototype.Prior, got CoinPrior",
+    ):
         gibbs("prototype_crowd", tiny(), PRIORS["one_coin"], seed=0)
 
 

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from probcrowd.data.rows import Rows
-from probcrowd.inference.posterior.label_switching import alignment, invariants, realign, switching, vote_shares
+from probcrowd.inference.posterior.label_switching import (
+    alignment,
+    invariants,
+    realign,
+    switching,
+    vote_shares,
+)
 from probcrowd.models.catalogue import MODELS, Model
 
 ROWS = Rows(
@@ -34,7 +40,9 @@ def some_samples(seed: int, num_classes: int, chains: int = 2, draws: int = 3) -
     return {
         "class_prior": generator.dirichlet(flat, (chains, draws)),
         "confusion": generator.dirichlet(flat, (chains, draws, 4, num_classes)),  # (j, k, l)
-        "annotator_offset": generator.normal(size=(chains, draws, 4, num_classes, num_classes)),  # (j, k, logit)
+        "annotator_offset": generator.normal(
+            size=(chains, draws, 4, num_classes, num_classes)
+        ),  # (j, k, logit)
         "mean": generator.normal(size=(chains, draws, num_classes, num_classes)),  # (k, logit)
         "item_offset": generator.normal(size=(chains, draws, 5, num_classes)),  # no axis of classes
         "spam": generator.dirichlet(flat, (chains, draws, 4)),  # (j, l): labels stay
@@ -47,7 +55,9 @@ DIMS = MODELS["logistic_random_effects"].dims | {"spam": MODELS["mace"].dims["sp
 def test_vote_shares_are_weighted_and_zero_without_rows() -> None:
     expected = [[1 / 4, 0, 3 / 4], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
     np.testing.assert_allclose(vote_shares(ROWS), expected, rtol=0, atol=1e-15)
-    nobody = replace(ROWS, **{name: getattr(ROWS, name)[:0] for name in ("item", "annotator", "label", "weight")})
+    nobody = replace(
+        ROWS, **{name: getattr(ROWS, name)[:0] for name in ("item", "annotator", "label", "weight")}
+    )
     assert vote_shares(nobody).shape == (4, 3) and not vote_shares(nobody).any()
 
 
@@ -56,9 +66,15 @@ def test_alignment_has_the_maximum_agreement_of_all_permutations(num_classes: in
     agreement = np.random.default_rng(num_classes).random((3, 40, num_classes, num_classes))
     agreement[1] += 0.6 * np.eye(num_classes)  # many of these need no solver
     found = alignment(agreement)
-    assert 0.2 < (found[1] == np.arange(num_classes)).all(1).mean() and (found[0] != np.arange(num_classes)).any(1).mean() > 0.3
+    assert (
+        0.2 < (found[1] == np.arange(num_classes)).all(1).mean()
+        and (found[0] != np.arange(num_classes)).any(1).mean() > 0.3
+    )
     for draw in np.ndindex(3, 40):
-        best = max(itertools.permutations(range(num_classes)), key=lambda permutation: total(agreement[draw], permutation))
+        best = max(
+            itertools.permutations(range(num_classes)),
+            key=lambda permutation: total(agreement[draw], permutation),
+        )
         assert tuple(found[draw]) == best
 
 
@@ -108,14 +124,21 @@ def test_realigned_draws_agree_without_another_renaming() -> None:
     generator = np.random.default_rng(2)
     agreement = generator.random((2, 30, 4, 4))
     permutation = alignment(agreement)
-    renamed = realign({"agreement": agreement}, permutation, {"agreement": ("true_class", "label")})["agreement"]
+    renamed = realign({"agreement": agreement}, permutation, {"agreement": ("true_class", "label")})[
+        "agreement"
+    ]
     assert switching(permutation).share > 0.5 and switching(alignment(renamed)).share == 0
 
 
-@pytest.mark.parametrize("model", [model for model in MODELS.values() if model.exchangeable], ids=lambda model: model.name)
+@pytest.mark.parametrize(
+    "model", [model for model in MODELS.values() if model.exchangeable], ids=lambda model: model.name
+)
 def test_realign_knows_the_sites_of_every_exchangeable_model(model: Model) -> None:
     sizes = {"true_class": 3, "label": 3, "logit": 2, "annotator": 4, "item": 5, "dimension": 2}
-    samples = {site: np.random.default_rng(3).random((1, 2, *(sizes[axis] for axis in axes))) for site, axes in model.dims.items()}
+    samples = {
+        site: np.random.default_rng(3).random((1, 2, *(sizes[axis] for axis in axes)))
+        for site, axes in model.dims.items()
+    }
     turned = realign(samples, np.tile([1, 2, 0], (1, 2, 1)), model.dims)
     back = realign(turned, np.tile([2, 0, 1], (1, 2, 1)), model.dims)
     for site, axes in model.dims.items():
@@ -149,7 +172,12 @@ def test_switching_counts_by_hand() -> None:
 
 def test_switching_says_when_there_is_none() -> None:
     found = switching(np.tile([0, 1], (3, 5, 1)))
-    assert found.share == 0 and not found.between_chains and not found.within_chains.any() and found.counts == {(0, 1): 15}
+    assert (
+        found.share == 0
+        and not found.between_chains
+        and not found.within_chains.any()
+        and found.counts == {(0, 1): 15}
+    )
     assert "every draw" in str(found)
     together = switching(np.tile([1, 0], (3, 5, 1)))  # all chains renamed alike: nothing differs between them
     assert together.share == 1 and not together.between_chains and "one naming" in str(together)
@@ -160,7 +188,10 @@ def test_invariants_stay_under_renaming_and_the_trace_does_not(dropped: tuple[st
     samples = {site: values for site, values in some_samples(4, 3).items() if site not in dropped}
     log_likelihood = np.random.default_rng(5).normal(size=(2, 3))
     permutation = np.tile([1, 2, 0], (2, 3, 1))
-    before, after = invariants(samples, log_likelihood), invariants(realign(samples, permutation, DIMS), log_likelihood)
+    before, after = (
+        invariants(samples, log_likelihood),
+        invariants(realign(samples, permutation, DIMS), log_likelihood),
+    )
     expected = {"log_likelihood"}
     expected |= set() if "class_prior" in dropped else {"sorted_class_prior", "prior_concentration"}
     expected |= set() if "confusion" in dropped else {"information"}
@@ -170,7 +201,9 @@ def test_invariants_stay_under_renaming_and_the_trace_does_not(dropped: tuple[st
     if not dropped:
         turned = realign(samples, permutation, DIMS)
         traces = [np.trace(each["confusion"], axis1=-2, axis2=-1) for each in (samples, turned)]
-        assert np.abs(traces[0] - traces[1]).max() > 0.1  # labels keep their names, so the diagonal is not the same cells
+        assert (
+            np.abs(traces[0] - traces[1]).max() > 0.1
+        )  # labels keep their names, so the diagonal is not the same cells
         assert np.abs(samples["class_prior"] - turned["class_prior"]).max() > 0.1
 
 
@@ -196,4 +229,6 @@ def test_information_is_that_between_truth_and_label(shared: bool, uniform: bool
         assert found["information"][index] == pytest.approx(expected, abs=1e-12)
     if not uniform:
         np.testing.assert_array_equal(found["sorted_class_prior"][1, 2], sorted(samples["class_prior"][1, 2]))
-        assert found["prior_concentration"][1, 2] == pytest.approx(sum(p * p for p in samples["class_prior"][1, 2]), abs=1e-15)
+        assert found["prior_concentration"][1, 2] == pytest.approx(
+            sum(p * p for p in samples["class_prior"][1, 2]), abs=1e-15
+        )

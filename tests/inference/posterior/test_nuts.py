@@ -36,12 +36,16 @@ def anaesthetists() -> Rows:
     return Rows.from_annotations(anesthesia())
 
 
-def target_of(name: str, prior: Any, rows: Rows, embeddings: np.ndarray | None = None) -> tuple[Target, tuple[Any, ...]]:
+def target_of(
+    name: str, prior: Any, rows: Rows, embeddings: np.ndarray | None = None
+) -> tuple[Target, tuple[Any, ...]]:
     data = make_data(name, rows, embeddings)
     return make_target(name, prior, data), data
 
 
-def em(rows: Rows, class_counts: np.ndarray, row_counts: np.ndarray, steps: int = 3000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def em(
+    rows: Rows, class_counts: np.ndarray, row_counts: np.ndarray, steps: int = 3000
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Dawid and Skene's EM from the vote shares, with pseudo-counts added in each M step; loops over rows."""
     share = np.zeros((rows.num_items, rows.num_classes))
     np.add.at(share, (rows.item, rows.label), 1.0)
@@ -64,7 +68,9 @@ def test_chains_start_at_ems_fixed_point_with_one_more_pseudo_count() -> None:
     rows, prior = anaesthetists(), DirichletPrior.named("rater", CLASSES)
     target, data = target_of("dawid_skene", prior, rows)
     mode = find_mode(target, data, vote_start(target, data))
-    class_prior, confusion, _ = em(rows, prior.class_prior, prior.confusion)  # concentrations as counts: one more than the MAP's
+    class_prior, confusion, _ = em(
+        rows, prior.class_prior, prior.confusion
+    )  # concentrations as counts: one more than the MAP's
     np.testing.assert_allclose(mode.sites["class_prior"], class_prior, atol=2e-5)
     np.testing.assert_allclose(mode.sites["confusion"], confusion, atol=2e-5)
     assert mode.gradient < 1e-3
@@ -101,7 +107,10 @@ def compared(first: Draws, second: Draws, sites: tuple[str, ...]) -> float:
         for draws in (first, second):
             values = draws.samples[site].reshape(*draws.samples[site].shape[:2], -1)
             sizes = np.array(
-                [float(ess(values[..., column], chain_axis=0, draw_axis=1, method="mean")) for column in range(values.shape[2])]
+                [
+                    float(ess(values[..., column], chain_axis=0, draw_axis=1, method="mean"))
+                    for column in range(values.shape[2])
+                ]
             )
             found.append((values.mean((0, 1)), values.var((0, 1)) / sizes))
         (mean, error), (other, other_error) = found
@@ -111,7 +120,15 @@ def compared(first: Draws, second: Draws, sites: tuple[str, ...]) -> float:
 
 @pytest.fixture(scope="module")
 def sampled() -> Draws:
-    return nuts("dawid_skene", anaesthetists(), DirichletPrior.named("rater", CLASSES), warmup=500, draws=1000, seed=1, progress=False)
+    return nuts(
+        "dawid_skene",
+        anaesthetists(),
+        DirichletPrior.named("rater", CLASSES),
+        warmup=500,
+        draws=1000,
+        seed=1,
+        progress=False,
+    )
 
 
 def test_nuts_and_gibbs_draw_from_the_same_posterior(sampled: Draws) -> None:
@@ -119,7 +136,16 @@ def test_nuts_and_gibbs_draw_from_the_same_posterior(sampled: Draws) -> None:
     other = gibbs("dawid_skene", rows, prior, warmup=500, draws=2000, thin=10, seed=2, progress=False)
     assert compared(sampled, other, ("class_prior", "confusion")) < 4.5  # 84 entries
     np.testing.assert_allclose(sampled.responsibilities.mean(0), other.responsibilities.mean(0), atol=0.03)
-    wrong = gibbs("dawid_skene", rows, DirichletPrior.named("accurate", CLASSES), warmup=500, draws=2000, thin=10, seed=2, progress=False)
+    wrong = gibbs(
+        "dawid_skene",
+        rows,
+        DirichletPrior.named("accurate", CLASSES),
+        warmup=500,
+        draws=2000,
+        thin=10,
+        seed=2,
+        progress=False,
+    )
     assert compared(sampled, wrong, ("class_prior", "confusion")) > 10  # so the comparison sees another prior
 
 
@@ -131,10 +157,16 @@ def stans_density(rows: Rows, prior: DirichletPrior) -> Any:
 
     def potential(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
         pi = torch.log_softmax(torch.cat([parameters["pi"], torch.zeros(1)]), 0)
-        theta = torch.log_softmax(torch.cat([parameters["theta"], torch.zeros(annotators, classes, 1)], -1), -1)
+        theta = torch.log_softmax(
+            torch.cat([parameters["theta"], torch.zeros(annotators, classes, 1)], -1), -1
+        )
         log_q = pi.repeat(items, 1).index_add(0, item, theta[annotator, :, label])
         # The density of a simplex on its logits is that of the Dirichlet times the product of all entries: concentrations, not minus 1
-        return -(torch.logsumexp(log_q, 1).sum() + (class_concentration * pi).sum() + (row_concentration * theta).sum())
+        return -(
+            torch.logsumexp(log_q, 1).sum()
+            + (class_concentration * pi).sum()
+            + (row_concentration * theta).sum()
+        )
 
     return potential
 
@@ -151,7 +183,9 @@ def test_an_independent_sampler_of_an_independently_written_density_agrees(sampl
         for chain in range(2):
             kernel = PyroNUTS(potential_fn=stans_density(rows, prior))
             first = {name: value[chain] for name, value in begin.items()}
-            sampler = MCMC(kernel, num_samples=250, warmup_steps=150, initial_params=first, disable_progbar=True)
+            sampler = MCMC(
+                kernel, num_samples=250, warmup_steps=150, initial_params=first, disable_progbar=True
+            )
             torch.manual_seed(chain)
             sampler.run()
             made.append(sampler.get_samples())
@@ -161,11 +195,15 @@ def test_an_independent_sampler_of_an_independently_written_density_agrees(sampl
     zero = torch.zeros(2, 250, 1)
     samples = {
         "class_prior": torch.softmax(torch.cat([stacked["pi"], zero], -1), -1).numpy(),
-        "confusion": torch.softmax(torch.cat([stacked["theta"], torch.zeros(2, 250, 5, CLASSES, 1)], -1), -1).numpy(),
+        "confusion": torch.softmax(
+            torch.cat([stacked["theta"], torch.zeros(2, 250, 5, CLASSES, 1)], -1), -1
+        ).numpy(),
     }
     other = Draws(samples, {}, np.zeros((2, 1, CLASSES)), np.zeros((2, 250, CLASSES, CLASSES)))
     assert compared(sampled, other, ("class_prior", "confusion")) < 4.5
-    np.testing.assert_allclose(sampled.samples["class_prior"].mean((0, 1)), [0.376, 0.407, 0.143, 0.074], atol=0.005)  # rater's own answer
+    np.testing.assert_allclose(
+        sampled.samples["class_prior"].mean((0, 1)), [0.376, 0.407, 0.143, 0.074], atol=0.005
+    )  # rater's own answer
 
 
 @pytest.mark.parametrize("name", ["prototype_crowd"])
@@ -176,7 +214,18 @@ def test_with_all_labels_known_the_posterior_is_conjugate(name: str) -> None:
     rows = Rows(item, np.tile([0, 1], 20), rng.integers(0, 3, 40), np.ones(40), truth, 2, 3)
     embeddings = rng.normal(size=(20, 2)) + truth[:, None] if MODELS[name].features else None
     prior = MODELS[name].prior(3)
-    made = nuts(name, rows, prior, embeddings=embeddings, chains=2, warmup=300, draws=1000, method="vectorized", seed=3, progress=False)
+    made = nuts(
+        name,
+        rows,
+        prior,
+        embeddings=embeddings,
+        chains=2,
+        warmup=300,
+        draws=1000,
+        method="vectorized",
+        seed=3,
+        progress=False,
+    )
     concentrations = DirichletPrior.of_counts(prior, 3) if MODELS[name].features else prior
     counts = np.tile(concentrations.confusion, (2, 1, 1)).astype(float)
     np.add.at(counts, (rows.annotator, truth[rows.item], rows.label), 1)
@@ -188,7 +237,9 @@ def test_with_all_labels_known_the_posterior_is_conjugate(name: str) -> None:
         assert (np.abs(made.samples[site].mean((0, 1)) - mean) < 4.5 * spread / np.sqrt(800)).all()
         np.testing.assert_allclose(made.samples[site].std((0, 1)), spread, rtol=0.15)
     if embeddings is not None:
-        centre = np.stack([embeddings[truth == k].sum(0) for k in range(3)]) / (prior.precision + sizes)[:, None]
+        centre = (
+            np.stack([embeddings[truth == k].sum(0) for k in range(3)]) / (prior.precision + sizes)[:, None]
+        )
         spread = (prior.precision + sizes)[:, None] ** -0.5
         assert (np.abs(made.samples["prototype"].mean((0, 1)) - centre) < 4.5 * spread / np.sqrt(800)).all()
     np.testing.assert_array_equal(made.responsibilities[0], np.eye(3)[truth])
@@ -199,19 +250,44 @@ def test_statistics_belong_to_their_draws(sampled: Draws) -> None:
     target, data = target_of("dawid_skene", prior, rows)
     for chain, draw in ((0, 0), (3, 999)):
         sites = {name: jax.numpy.asarray(sampled.samples[name][chain, draw]) for name in target.latent}
-        np.testing.assert_allclose(sampled.stats["lp"][chain, draw], float(target.log_density(sites, data)), atol=1e-8)
+        np.testing.assert_allclose(
+            sampled.stats["lp"][chain, draw], float(target.log_density(sites, data)), atol=1e-8
+        )
         items, _ = target.items(sites, data)
-        np.testing.assert_allclose(sampled.stats["log_likelihood"][chain, draw], float(items.log_prob(rows.gold).sum()), atol=1e-8)
-    assert set(sampled.stats) == {"lp", "log_likelihood", "diverging", "energy", "n_steps", "acceptance_rate", "step_size", "tree_depth"}
-    assert (2.0 ** sampled.stats["tree_depth"] > sampled.stats["n_steps"]).all() and not sampled.stats["diverging"].any()
+        np.testing.assert_allclose(
+            sampled.stats["log_likelihood"][chain, draw], float(items.log_prob(rows.gold).sum()), atol=1e-8
+        )
+    assert set(sampled.stats) == {
+        "lp",
+        "log_likelihood",
+        "diverging",
+        "energy",
+        "n_steps",
+        "acceptance_rate",
+        "step_size",
+        "tree_depth",
+    }
+    assert (2.0 ** sampled.stats["tree_depth"] > sampled.stats["n_steps"]).all() and not sampled.stats[
+        "diverging"
+    ].any()
     np.testing.assert_allclose(sampled.responsibilities.sum(-1), 1)
     np.testing.assert_allclose(sampled.agreement.sum((-1, -2)), rows.num_items)
-    assert set(sampled.samples) == {"class_prior", "confusion"} and sampled.samples["confusion"].shape == (4, 1000, 5, CLASSES, CLASSES)
+    assert set(sampled.samples) == {"class_prior", "confusion"} and sampled.samples["confusion"].shape == (
+        4,
+        1000,
+        5,
+        CLASSES,
+        CLASSES,
+    )
     # Draws after the warm-up have one step size per chain; it was adapted before
     assert (np.ptp(sampled.stats["step_size"], axis=1) == 0).all()
 
 
-SHORT: dict[str, Any] = {"warmup": 10, "draws": 12, "progress": False}  # one compiled program for the tests below
+SHORT: dict[str, Any] = {
+    "warmup": 10,
+    "draws": 12,
+    "progress": False,
+}  # one compiled program for the tests below
 
 
 def test_chains_side_by_side_or_one_after_the_other_draw_the_same() -> None:
@@ -237,8 +313,16 @@ def test_thinning_keeps_the_last_of_each_few_across_chunks() -> None:
 
 def test_settings_of_jax_are_left_alone_and_single_precision_is_possible() -> None:
     with jax.enable_x64(False):
-        assert nuts("one_coin", anaesthetists(), chains=1, seed=0, double=False, **SHORT).samples["accuracy"].dtype == np.float32
-        assert nuts("one_coin", anaesthetists(), chains=1, seed=0, **SHORT).samples["accuracy"].dtype == np.float64
+        assert (
+            nuts("one_coin", anaesthetists(), chains=1, seed=0, double=False, **SHORT)
+            .samples["accuracy"]
+            .dtype
+            == np.float32
+        )
+        assert (
+            nuts("one_coin", anaesthetists(), chains=1, seed=0, **SHORT).samples["accuracy"].dtype
+            == np.float64
+        )
         assert not jax.config.jax_enable_x64
 
 
@@ -254,7 +338,8 @@ def test_one_program_serves_other_data_of_the_same_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("chains", 0), ("draws", 0), ("warmup", 0), ("thin", 0), ("max_depth", 0), ("target_accept", 1.0)]
+    ("name", "value"),
+    [("chains", 0), ("draws", 0), ("warmup", 0), ("thin", 0), ("max_depth", 0), ("target_accept", 1.0)],
 )
 def test_counts_that_make_no_sense_are_refused(name: str, value: float) -> None:
     settings: dict[str, Any] = {name: value}

@@ -30,7 +30,11 @@ from probcrowd.inference.posterior.tree import array, dataset, load_posterior, s
 from probcrowd.models.catalogue import MODELS
 from probcrowd.models.priors import CoinPrior, DirichletPrior, LogitPrior
 
-ITEMS, ANNOTATORS, CLASSES = [f"q{number}" for number in (7, 3, 11, 0, 5, 9, 2, 8)], [30, 10, 20], ["no", "maybe", "yes"]
+ITEMS, ANNOTATORS, CLASSES = (
+    [f"q{number}" for number in (7, 3, 11, 0, 5, 9, 2, 8)],
+    [30, 10, 20],
+    ["no", "maybe", "yes"],
+)
 GOLD = pd.Series({"q3": "yes", "q0": "no", "elsewhere": "yes", "q5": None})
 STAN = DirichletPrior.named("stan", 3)
 GROUPS = {
@@ -58,7 +62,12 @@ FIXED = {
         "responsibility": ("item", "true_class"),
     },
     "observed_data": {"label": ("annotation",)},
-    "constant_data": {"row_item": ("annotation",), "row_annotator": ("annotation",), "weight": ("annotation",), "gold": ("item",)},
+    "constant_data": {
+        "row_item": ("annotation",),
+        "row_annotator": ("annotation",),
+        "weight": ("annotation",),
+        "gold": ("item",),
+    },
     "modes": {"log_density": ("mode",), "lead": ("mode",), "found": ("mode",), "agreement": ("mode",)},
 }
 
@@ -82,8 +91,15 @@ def _spare(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def nothing(target: Any, data: Any, seed: int, draws: int) -> Any:
         rows = data[-1]
-        of = sizes | {"true_class": rows.num_classes, "label": rows.num_classes, "annotator": rows.num_annotators, "item": rows.num_items}
-        sites = {name: np.zeros((2, *(of[axis] for axis in axes))) for name, axes in target.model.dims.items()}
+        of = sizes | {
+            "true_class": rows.num_classes,
+            "label": rows.num_classes,
+            "annotator": rows.num_annotators,
+            "item": rows.num_items,
+        }
+        sites = {
+            name: np.zeros((2, *(of[axis] for axis in axes))) for name, axes in target.model.dims.items()
+        }
         return sites, np.zeros((2, len(rows.item)), np.int16)
 
     monkeypatch.setattr(posterior_module, "prior_predictive", nothing)
@@ -93,14 +109,26 @@ def _spare(monkeypatch: pytest.MonkeyPatch) -> None:
 def some_annotations() -> Annotations:
     """Rows in no order, with weights; one item and one class without rows, one annotator twice on an item."""
     generator = np.random.default_rng(0)
-    frame = pd.DataFrame({"item": generator.choice(ITEMS[:-1], 24), "annotator": generator.choice(ANNOTATORS, 24)})
+    frame = pd.DataFrame(
+        {"item": generator.choice(ITEMS[:-1], 24), "annotator": generator.choice(ANNOTATORS, 24)}
+    )
     frame["label"] = generator.choice(CLASSES[:2], 24)
     frame["w"] = generator.uniform(0.5, 2, 24)
-    return Annotations.from_frame(frame, weight="w", items=ITEMS, annotators=ANNOTATORS, classes=CLASSES, duplicates="count")
+    return Annotations.from_frame(
+        frame, weight="w", items=ITEMS, annotators=ANNOTATORS, classes=CLASSES, duplicates="count"
+    )
 
 
 def sample(**options: Any) -> xr.DataTree:
-    settings: dict[str, Any] = {"seed": 3, "prior": STAN, "gold": GOLD, "chains": 2, "warmup": 10, "draws": 24, "progress": False}
+    settings: dict[str, Any] = {
+        "seed": 3,
+        "prior": STAN,
+        "gold": GOLD,
+        "chains": 2,
+        "warmup": 10,
+        "draws": 24,
+        "progress": False,
+    }
     return sample_posterior(some_annotations(), **(settings | options))
 
 
@@ -110,7 +138,10 @@ def tree() -> xr.DataTree:
 
 
 def draw_of(tree: xr.DataTree, chain: int, draw: int) -> dict[str, np.ndarray]:
-    return {str(name): values[chain, draw].to_numpy() for name, values in dataset(tree, "posterior").data_vars.items()}
+    return {
+        str(name): values[chain, draw].to_numpy()
+        for name, values in dataset(tree, "posterior").data_vars.items()
+    }
 
 
 def bayes(class_prior: np.ndarray, confusion: np.ndarray, rows: Rows) -> np.ndarray:
@@ -159,12 +190,25 @@ def test_groups_stand_under_the_users_ids(tree: xr.DataTree) -> None:
 
 
 def test_attributes_say_what_was_done(tree: xr.DataTree) -> None:
-    assert tree.attrs["model"] == "dawid_skene" and tree.attrs["sampler"] == "gibbs" and tree.attrs["start"] == "votes"
+    assert (
+        tree.attrs["model"] == "dawid_skene"
+        and tree.attrs["sampler"] == "gibbs"
+        and tree.attrs["start"] == "votes"
+    )
     assert tree.attrs["num_annotators"] == 3
     prior = json.loads(tree.attrs["prior"])
-    assert prior == {"kind": "DirichletPrior", "class_prior": [3.0] * 3, "confusion": (np.eye(3) * 6.5 + 1).tolist()}
+    assert prior == {
+        "kind": "DirichletPrior",
+        "class_prior": [3.0] * 3,
+        "confusion": (np.eye(3) * 6.5 + 1).tolist(),
+    }
     settings = json.loads(tree.attrs["settings"])
-    assert {name: settings[name] for name in ("chains", "warmup", "draws", "seed")} == {"chains": 2, "warmup": 10, "draws": 24, "seed": 3}
+    assert {name: settings[name] for name in ("chains", "warmup", "draws", "seed")} == {
+        "chains": 2,
+        "warmup": 10,
+        "draws": 24,
+        "seed": 3,
+    }
     assert {"probcrowd", "jax", "numpyro"} <= set(json.loads(tree.attrs["versions"]))
     assert json.loads(tree.attrs["classes"]) == CLASSES
 
@@ -185,7 +229,9 @@ def test_a_file_gives_the_tree_back(tree: xr.DataTree, tmp_path: Path) -> None:
     assert array(back, "posterior_predictive", "label").dtype == np.int16
 
 
-def test_a_failed_save_leaves_the_old_file(tree: xr.DataTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_file(
+    tree: xr.DataTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "posterior.nc"
     save_posterior(tree, path)
     before = path.read_bytes()
@@ -219,11 +265,19 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def without(rows: Rows, n: int) -> Rows:
-    return replace(rows, **{name: np.delete(getattr(rows, name), n) for name in ("item", "annotator", "label", "weight")})
+    return replace(
+        rows, **{name: np.delete(getattr(rows, name), n) for name in ("item", "annotator", "label", "weight")}
+    )
 
 
 def check_terms(
-    model: str, sites: dict[str, np.ndarray], prior: Any, rows: Rows, embeddings: Any, by_item: np.ndarray, by_row: np.ndarray
+    model: str,
+    sites: dict[str, np.ndarray],
+    prior: Any,
+    rows: Rows,
+    embeddings: Any,
+    by_item: np.ndarray,
+    by_row: np.ndarray,
 ) -> None:
     """Against loops: p(rows of an item), and p(its rows) / p(its rows but one)."""
     expected = np.array(loops.item_terms(model, sites, prior, rows, embeddings))
@@ -238,18 +292,31 @@ def test_the_trees_terms_are_the_loops(tree: xr.DataTree) -> None:
     lp = array(tree, "sample_stats", "lp")
     for chain, draw in ((0, 0), (1, 23)):
         sites = draw_of(tree, chain, draw)
-        by_item, by_row = (array(tree, group, "label")[chain, draw] for group in ("log_likelihood", "leave_one_out"))
+        by_item, by_row = (
+            array(tree, group, "label")[chain, draw] for group in ("log_likelihood", "leave_one_out")
+        )
         check_terms("dawid_skene", sites, STAN, rows, None, by_item, by_row)
-        priors = {name: float(values[chain, draw]) for name, values in dataset(tree, "log_prior").data_vars.items()}
-        np.testing.assert_allclose(priors["class_prior"], loops.dirichlet(sites["class_prior"], STAN.class_prior), atol=1e-9)
-        np.testing.assert_allclose(sum(priors.values()), loops.log_prior("dawid_skene", sites, STAN, 3), atol=1e-9)
+        priors = {
+            name: float(values[chain, draw]) for name, values in dataset(tree, "log_prior").data_vars.items()
+        }
+        np.testing.assert_allclose(
+            priors["class_prior"], loops.dirichlet(sites["class_prior"], STAN.class_prior), atol=1e-9
+        )
+        np.testing.assert_allclose(
+            sum(priors.values()), loops.log_prior("dawid_skene", sites, STAN, 3), atol=1e-9
+        )
         np.testing.assert_allclose(sum(priors.values()) + by_item.sum(), lp[chain, draw], atol=1e-9)
     rest = array(tree, "log_likelihood", "label")[..., -1]
     np.testing.assert_allclose(rest, 0, atol=1e-12)  # an item without rows
 
 
 def terms_of(
-    model: str, prior: Any, rows: Rows, embeddings: np.ndarray | None = None, draws: int = 2, change: Callable[..., Any] | None = None
+    model: str,
+    prior: Any,
+    rows: Rows,
+    embeddings: np.ndarray | None = None,
+    draws: int = 2,
+    change: Callable[..., Any] | None = None,
 ) -> tuple[Pointwise, dict[str, np.ndarray]]:
     """The terms of draws from the prior, changed if wanted, in one chain."""
     with jax.enable_x64(True):
@@ -267,7 +334,9 @@ def panel(classes: int, seed: int = 1) -> Rows:
     generator = np.random.default_rng(seed)
     item = np.sort(generator.choice([0, 1, 2, 4], 16))
     label, annotator = generator.integers(classes, size=16), generator.integers(2, size=16)
-    return Rows(item, annotator, label, generator.uniform(0.5, 1.5, 16), np.array([-1, 1, -1, -1, -1]), 2, classes)
+    return Rows(
+        item, annotator, label, generator.uniform(0.5, 1.5, 16), np.array([-1, 1, -1, -1, -1]), 2, classes
+    )
 
 
 @pytest.mark.parametrize("model", ["mace", "prototype_crowd"])
@@ -278,24 +347,38 @@ def test_other_models_terms_are_the_loops(model: str) -> None:
     terms, sites = terms_of(model, prior, rows, embeddings)
     for draw in range(2):
         one = {name: values[0, draw] for name, values in sites.items()}
-        check_terms(model, one, prior, rows, embeddings, terms.log_likelihood[0, draw], terms.leave_one_out[0, draw])
+        check_terms(
+            model, one, prior, rows, embeddings, terms.log_likelihood[0, draw], terms.leave_one_out[0, draw]
+        )
         total = sum(float(values[0, draw]) for values in terms.log_prior.values())
         np.testing.assert_allclose(total, loops.log_prior(model, one, prior, 3), atol=1e-9)
     expected = np.mean(
-        [posterior_of(model, {name: values[0, draw] for name, values in sites.items()}, prior, rows, embeddings) for draw in range(2)], 0
+        [
+            posterior_of(
+                model, {name: values[0, draw] for name, values in sites.items()}, prior, rows, embeddings
+            )
+            for draw in range(2)
+        ],
+        0,
     )
     np.testing.assert_allclose(terms.responsibilities[0], expected, atol=1e-10)
 
 
-def posterior_of(model: str, sites: dict[str, np.ndarray], prior: Any, rows: Rows, embeddings: np.ndarray | None) -> np.ndarray:
+def posterior_of(
+    model: str, sites: dict[str, np.ndarray], prior: Any, rows: Rows, embeddings: np.ndarray | None
+) -> np.ndarray:
     """p(truth | rows) by declaring each class in turn to be gold."""
     joint = np.array(
         [
-            loops.item_terms(model, sites, prior, replace(rows, gold=np.where(rows.gold < 0, k, rows.gold)), embeddings)
+            loops.item_terms(
+                model, sites, prior, replace(rows, gold=np.where(rows.gold < 0, k, rows.gold)), embeddings
+            )
             for k in range(rows.num_classes)
         ]
     ).T
-    joint[rows.gold >= 0] = np.where(np.arange(rows.num_classes) == rows.gold[rows.gold >= 0, None], 0, -np.inf)
+    joint[rows.gold >= 0] = np.where(
+        np.arange(rows.num_classes) == rows.gold[rows.gold >= 0, None], 0, -np.inf
+    )
     return np.exp(joint - np.logaddexp.reduce(joint, 1)[:, None])
 
 
@@ -313,7 +396,11 @@ def integrated(model: str, sites: dict[str, np.ndarray], prior: LogitPrior, rows
             for n in np.flatnonzero(rows.item == i):
                 logits = sites["mean"][k] + np.zeros_like(grid)
                 if model == "logistic_random_effects":
-                    logits = logits + sites["spread"][k] * sites["annotator_offset"][rows.annotator[n], k] - sites["item_spread"][k] * grid
+                    logits = (
+                        logits
+                        + sites["spread"][k] * sites["annotator_offset"][rows.annotator[n], k]
+                        - sites["item_spread"][k] * grid
+                    )
                 else:
                     logits = logits + sites["item_spread"][k] * grid
                 full = np.concatenate([logits, np.zeros((len(grid), 1))], 1) if prior.reference else logits
@@ -335,7 +422,9 @@ def test_effects_of_items_are_integrated_out(model: str, prior: LogitPrior, most
     rows = panel(2)
 
     def wide(sites: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return sites | {"item_spread": np.ones_like(sites["item_spread"]) * np.array([1.0, 3.0])[:, None, None]}
+        return sites | {
+            "item_spread": np.ones_like(sites["item_spread"]) * np.array([1.0, 3.0])[:, None, None]
+        }
 
     terms, sites = terms_of(model, prior, rows, change=wide)
     for draw in range(2):
@@ -356,9 +445,22 @@ def test_effects_of_items_are_integrated_out(model: str, prior: LogitPrior, most
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_replicates_have_the_probabilities_that_enumeration_gives(order: tuple[int, ...]) -> None:
     """Item 0 is new, item 1 has gold; the draws' classes are named in some order, labels and gold as they are."""
-    rows = Rows(np.array([0, 0, 1]), np.array([0, 1, 1]), np.zeros(3, int), np.array([1.0, 3.0, 1.0]), np.array([-1, 2]), 2, 3)
+    rows = Rows(
+        np.array([0, 0, 1]),
+        np.array([0, 1, 1]),
+        np.zeros(3, int),
+        np.array([1.0, 3.0, 1.0]),
+        np.array([-1, 2]),
+        2,
+        3,
+    )
     class_prior = np.array([0.5, 0.3, 0.2])
-    confusion = np.array([[[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]], [[0.5, 0.1, 0.4], [0.3, 0.4, 0.3], [0.05, 0.15, 0.8]]])
+    confusion = np.array(
+        [
+            [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]],
+            [[0.5, 0.1, 0.4], [0.3, 0.4, 0.3], [0.05, 0.15, 0.8]],
+        ]
+    )
     draws = 4000
     sites = {
         name: np.broadcast_to(value, (2, draws, *value.shape))
@@ -367,13 +469,17 @@ def test_replicates_have_the_probabilities_that_enumeration_gives(order: tuple[i
     rows = rows if order == (0, 1, 2) else replace(rows, gold=np.array([-1, -1]))
     with jax.enable_x64(True):
         data = make_data("dawid_skene", rows, None)
-        made = pointwise(make_target("dawid_skene", STAN, data), sites, np.broadcast_to(order, (2, draws, 3)), data, 1)
+        made = pointwise(
+            make_target("dawid_skene", STAN, data), sites, np.broadcast_to(order, (2, draws, 3)), data, 1
+        )
     labels, truth = made.replicated.reshape(-1, 3), made.replicated_truth.reshape(-1, 2)
     seen: dict[tuple[int, ...], float] = {}
     for k, first, second in itertools.product(range(3), repeat=3):
         probability = class_prior[k] * confusion[0, k, first] * confusion[1, k, second]
         share = ((truth[:, 0] == order.index(k)) & (labels[:, 0] == first) & (labels[:, 1] == second)).mean()
-        seen[k, first, second] = (share - probability) / math.sqrt(probability * (1 - probability) / len(labels))
+        seen[k, first, second] = (share - probability) / math.sqrt(
+            probability * (1 - probability) / len(labels)
+        )
     assert max(map(abs, seen.values())) < 4.5, seen
     row = confusion[1, 2] if order == (0, 1, 2) else class_prior @ confusion[1]
     share = np.bincount(labels[:, 2], minlength=3) / len(labels)
@@ -391,7 +497,9 @@ def test_the_trees_replicates_keep_gold(tree: xr.DataTree) -> None:
 # ---- Memory -----------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("draws", "memory"), [(1000, 10**6), (1000, 54_321), (1000, 1), (7, 1), (100, 10**9), (1, 1)])
+@pytest.mark.parametrize(
+    ("draws", "memory"), [(1000, 10**6), (1000, 54_321), (1000, 1), (7, 1), (100, 10**9), (1, 1)]
+)
 def test_no_more_draws_are_kept_than_fit(draws: int, memory: int) -> None:
     chains, size = 3, 160
     kept = thinned(chains, draws, size, memory)
@@ -409,7 +517,9 @@ def test_little_memory_thins_the_groups_and_nothing_else(tree: xr.DataTree, spar
         assert small[group].to_dataset().equals(tree[group].to_dataset().sel(draw=kept)), group
     assert dataset(small, "posterior_predictive").sizes["draw"] == 12
     assert dataset(small, "posterior").equals(dataset(tree, "posterior"))
-    np.testing.assert_array_equal(array(small, "responsibilities", "mean"), array(tree, "responsibilities", "mean"))
+    np.testing.assert_array_equal(
+        array(small, "responsibilities", "mean"), array(tree, "responsibilities", "mean")
+    )
     numbers = sum(array(small, group, "label").nbytes for group in ("log_likelihood", "leave_one_out"))
     assert numbers <= 2 * 2 * (8 + 24) * 8 * 12 + 5
 
@@ -425,7 +535,14 @@ def flat() -> xr.DataTree:
 
 
 def sample_anesthesia(prior: DirichletPrior, **options: Any) -> xr.DataTree:
-    settings: dict[str, Any] = {"seed": 1, "chains": 4, "warmup": 100, "draws": 60, "start": "dispersed", "progress": False}
+    settings: dict[str, Any] = {
+        "seed": 1,
+        "chains": 4,
+        "warmup": 100,
+        "draws": 60,
+        "start": "dispersed",
+        "progress": False,
+    }
     return sample_posterior(anesthesia(), prior=prior, **(settings | options))
 
 
@@ -433,17 +550,32 @@ def unnamed(prior: DirichletPrior) -> dict[str, np.ndarray]:
     """The same draws as the sampler names them."""
     rows = Rows.from_annotations(anesthesia())
     start = np.random.default_rng(1).integers(4, size=(4, 45))
-    return gibbs("dawid_skene", rows, prior, chains=4, warmup=100, draws=60, thin=5, seed=1, start=start, progress=False).samples
+    return gibbs(
+        "dawid_skene",
+        rows,
+        prior,
+        chains=4,
+        warmup=100,
+        draws=60,
+        thin=5,
+        seed=1,
+        start=start,
+        progress=False,
+    ).samples
 
 
 def test_scattered_chains_are_renamed_towards_the_votes(flat: xr.DataTree) -> None:
     raw, order = unnamed(DirichletPrior.named("flat", 4)), array(flat, "sample_stats", "permutation")
-    assert dataset(flat, "sample_stats").attrs["renamed"] == 1 and (order != np.arange(4)).any(-1).mean() > 0.2
+    assert (
+        dataset(flat, "sample_stats").attrs["renamed"] == 1 and (order != np.arange(4)).any(-1).mean() > 0.2
+    )
     for name, values in realign(raw, order, MODELS["dawid_skene"].dims).items():
         np.testing.assert_array_equal(array(flat, "posterior", name), values)
     means = array(flat, "posterior", "class_prior").mean(1)
     # Of the two classes that are rare, chains may take either: the common ones must agree
-    assert np.ptp(means[:, :2], axis=0).max() < 0.05 and np.ptp(raw["class_prior"].mean(1), axis=0).max() > 0.2, means
+    assert (
+        np.ptp(means[:, :2], axis=0).max() < 0.05 and np.ptp(raw["class_prior"].mean(1), axis=0).max() > 0.2
+    ), means
     votes = vote_shares(Rows.from_annotations(anesthesia()))
     clear = (np.sort(votes, 1)[:, -1] > 0.6) & (votes.argmax(1) < 2)
     by_chain = array(flat, "responsibilities", "by_chain")
@@ -454,9 +586,18 @@ def test_renamed_responsibilities_are_bayes_rule_at_the_renamed_draws(flat: xr.D
     rows = Rows.from_annotations(anesthesia())
     draws = dataset(flat, "posterior")
     for chain in range(2):
-        each = [bayes(draws["class_prior"][chain, s].to_numpy(), draws["confusion"][chain, s].to_numpy(), rows) for s in range(60)]
-        np.testing.assert_allclose(array(flat, "responsibilities", "by_chain")[chain], np.mean(each, 0), atol=1e-10)
-    np.testing.assert_allclose(array(flat, "responsibilities", "mean"), array(flat, "responsibilities", "by_chain").mean(0), atol=1e-14)
+        each = [
+            bayes(draws["class_prior"][chain, s].to_numpy(), draws["confusion"][chain, s].to_numpy(), rows)
+            for s in range(60)
+        ]
+        np.testing.assert_allclose(
+            array(flat, "responsibilities", "by_chain")[chain], np.mean(each, 0), atol=1e-10
+        )
+    np.testing.assert_allclose(
+        array(flat, "responsibilities", "mean"),
+        array(flat, "responsibilities", "by_chain").mean(0),
+        atol=1e-14,
+    )
 
 
 def test_invariants_are_the_same_before_and_after_renaming(flat: xr.DataTree) -> None:
@@ -471,13 +612,18 @@ def test_draws_of_a_prior_that_names_the_classes_stay_as_they_are(sparing: None)
     """A faint preference for the diagonal: some draws align otherwise, and are still draws of this posterior."""
     prior = DirichletPrior(np.ones(4), np.ones((4, 4)) + 1e-6 * np.eye(4))
     kept = sample_anesthesia(prior)
-    assert (array(kept, "sample_stats", "permutation") != np.arange(4)).any() and dataset(kept, "sample_stats").attrs["renamed"] == 0
+    assert (array(kept, "sample_stats", "permutation") != np.arange(4)).any() and dataset(
+        kept, "sample_stats"
+    ).attrs["renamed"] == 0
     for name, values in unnamed(prior).items():
         np.testing.assert_array_equal(array(kept, "posterior", name), values)
     rows = Rows.from_annotations(anesthesia())
     draws = dataset(kept, "posterior")
     chain = int((array(kept, "sample_stats", "permutation") != np.arange(4)).any(-1).sum(1).argmax())
-    each = [bayes(draws["class_prior"][chain, s].to_numpy(), draws["confusion"][chain, s].to_numpy(), rows) for s in range(60)]
+    each = [
+        bayes(draws["class_prior"][chain, s].to_numpy(), draws["confusion"][chain, s].to_numpy(), rows)
+        for s in range(60)
+    ]
     # All sweeps are averaged, the thinned ones too
     assert np.abs(array(kept, "responsibilities", "by_chain")[chain] - np.mean(each, 0)).mean() < 0.02
 
@@ -500,7 +646,14 @@ def test_gold_names_the_classes_even_against_the_votes(sparing: None) -> None:
     label = np.where(generator.random(90) < 0.9, 1 - truth[item], truth[item])
     frame = pd.DataFrame({"item": item, "annotator": np.tile(np.arange(3), 30), "label": label})
     gold = pd.Series(truth[:20], index=range(20))
-    settings: dict[str, Any] = {"gold": gold, "seed": 0, "chains": 2, "warmup": 20, "draws": 20, "progress": False}
+    settings: dict[str, Any] = {
+        "gold": gold,
+        "seed": 0,
+        "chains": 2,
+        "warmup": 20,
+        "draws": 20,
+        "progress": False,
+    }
     found = sample_posterior(Annotations.from_frame(frame), prior=DirichletPrior.named("flat", 2), **settings)
     assert (array(found, "responsibilities", "mean")[:20].argmax(1) == truth[:20]).all()
     assert (array(found, "posterior_predictive", "truth")[..., :20] == truth[:20]).all()
@@ -510,7 +663,9 @@ def test_gold_names_the_classes_even_against_the_votes(sparing: None) -> None:
 def crowd_with_features() -> tuple[Annotations, pd.DataFrame, np.ndarray]:
     generator = np.random.default_rng(5)
     truth = generator.integers(2, size=60)
-    features = pd.DataFrame(4.0 * truth[:, None] - 2 + generator.normal(size=(60, 2)), index=[f"q{i}" for i in range(60)])
+    features = pd.DataFrame(
+        4.0 * truth[:, None] - 2 + generator.normal(size=(60, 2)), index=[f"q{i}" for i in range(60)]
+    )
     item = np.repeat(np.arange(60), 2)
     label = np.where(generator.random(120) < 0.65, truth[item], 1 - truth[item])
     annotator = np.concatenate([generator.choice(4, 2, replace=False) for _ in range(60)])
@@ -531,10 +686,14 @@ def test_features_find_the_classes_that_votes_leave_open() -> None:
         without_sense = sample_posterior(annotations, "prototype_crowd", features=wrong_rows, **settings)
     other = (array(without_sense, "responsibilities", "mean").argmax(1) == truth).mean()
     assert right > 0.95 and other < 0.85, (right, other)
-    accuracy = np.diagonal(array(found, "prior", "confusion"), axis1=-2, axis2=-1)  # 200 draws of 4 annotators and 2 classes
+    accuracy = np.diagonal(
+        array(found, "prior", "confusion"), axis1=-2, axis2=-1
+    )  # 200 draws of 4 annotators and 2 classes
     assert abs(accuracy.mean() - 0.7) < 4 * accuracy.std() / math.sqrt(accuracy.size)
     with pytest.raises(ValueError, match=r"items without features.*2 of 60 items.*q(5|17)") as refused:
-        sample_posterior(annotations, "prototype_crowd", features=features.drop(["q5", "q17"]), seed=0, progress=False)
+        sample_posterior(
+            annotations, "prototype_crowd", features=features.drop(["q5", "q17"]), seed=0, progress=False
+        )
     assert "q5" in str(refused.value) and "q17" in str(refused.value)
 
 
@@ -555,9 +714,18 @@ def test_a_seed_makes_the_tree(tree: xr.DataTree) -> None:
     ("options", "told"),
     [
         ({"model": "stan"}, "unknown model 'stan'"),
-        ({"model": "hierarchical_dawid_skene", "prior": None, "sampler": "gibbs"}, "hierarchical_dawid_skene is not conjugate"),
-        ({"model": "prototype_crowd", "prior": None}, "prototype_crowd needs (features|embeddings) of the items"),
-        ({"features": pd.DataFrame(np.zeros((8, 2)), index=ITEMS)}, "dawid_skene takes no (features|embeddings)"),
+        (
+            {"model": "hierarchical_dawid_skene", "prior": None, "sampler": "gibbs"},
+            "hierarchical_dawid_skene is not conjugate",
+        ),
+        (
+            {"model": "prototype_crowd", "prior": None},
+            "prototype_crowd needs (features|embeddings) of the items",
+        ),
+        (
+            {"features": pd.DataFrame(np.zeros((8, 2)), index=ITEMS)},
+            "dawid_skene takes no (features|embeddings)",
+        ),
         ({"gold": pd.Series({"q3": "perhaps"})}, "none of the classes.*perhaps"),
         ({"draws": 0}, "`draws` must be at least 1, got 0"),
         ({"chains": 0}, "`chains` must be at least 1"),
@@ -578,14 +746,28 @@ def test_nuts_fills_the_same_tree(sparing: None) -> None:
     found = sample(model="hierarchical_dawid_skene", prior=prior, warmup=15, draws=6, chains=2)
     assert found.attrs["sampler"] == "nuts" and json.loads(found.attrs["prior"])["reference"] is False
     stats = dataset(found, "sample_stats")
-    assert {"diverging", "energy", "tree_depth", "n_steps", "step_size", "acceptance_rate", "lp"} <= set(map(str, stats.data_vars))
-    assert dataset(found, "posterior")["annotator_offset"].dims == ("chain", "draw", "annotator", "true_class", "logit")
+    assert {"diverging", "energy", "tree_depth", "n_steps", "step_size", "acceptance_rate", "lp"} <= set(
+        map(str, stats.data_vars)
+    )
+    assert dataset(found, "posterior")["annotator_offset"].dims == (
+        "chain",
+        "draw",
+        "annotator",
+        "true_class",
+        "logit",
+    )
     assert dataset(found, "posterior")["annotator"].to_numpy().tolist() == ANNOTATORS
     rows = Rows.from_annotations(some_annotations(), GOLD)
     sites = draw_of(found, 1, 5)
     model = "hierarchical_dawid_skene"
     check_terms(
-        model, sites, prior, rows, None, array(found, "log_likelihood", "label")[1, 5], array(found, "leave_one_out", "label")[1, 5]
+        model,
+        sites,
+        prior,
+        rows,
+        None,
+        array(found, "log_likelihood", "label")[1, 5],
+        array(found, "leave_one_out", "label")[1, 5],
     )
     total = (
         sum(float(values[1, 5]) for values in dataset(found, "log_prior").data_vars.values())
@@ -605,7 +787,9 @@ def test_the_prior_group_says_what_the_prior_says(tree: xr.DataTree) -> None:
     assert abs(accuracy.mean() - 7.5 / 9.5) < 4 * accuracy.std() / math.sqrt(accuracy.size)
     labels = array(tree, "prior_predictive", "label")
     gold = array(tree, "constant_data", "gold")[array(tree, "constant_data", "row_item")]
-    right = (labels == gold)[..., gold >= 0].mean((0, 2))  # items with gold keep it, so these are right as often as annotators are
+    right = (labels == gold)[..., gold >= 0].mean(
+        (0, 2)
+    )  # items with gold keep it, so these are right as often as annotators are
     assert abs(right.mean() - 7.5 / 9.5) < 4 * right.std() / math.sqrt(len(right))
 
 
@@ -614,7 +798,9 @@ def test_annotators_are_right_with_0_7_for_more_classes_too() -> None:
     rows = replace(panel(classes), gold=np.full(5, -1))
     with jax.enable_x64(True):
         data = make_data("one_coin", rows, None)
-        sites, labels = prior_predictive(make_target("one_coin", CoinPrior.named("accurate", classes), data), data, 0, 800)
+        sites, labels = prior_predictive(
+            make_target("one_coin", CoinPrior.named("accurate", classes), data), data, 0, 800
+        )
     accuracy = sites["accuracy"]
     assert accuracy.shape == (800, 2) and labels.shape == (800, 16) and labels.max() == classes - 1
     assert abs(accuracy.mean() - 0.7) < 4 * accuracy.std() / 40
@@ -653,8 +839,14 @@ def test_the_plug_in_of_the_anesthesia_data_is_the_published_one(sparing: None) 
     found = sample_anesthesia(prior, chains=1, warmup=5, draws=10)
     class_prior, confusion = (array(found, "plug_in", name) for name in ("class_prior", "confusion"))
     rows = Rows.from_annotations(anesthesia())
-    terms = loops.item_terms("dawid_skene", {"class_prior": class_prior, "confusion": confusion + 1e-300}, prior, rows, None)
+    terms = loops.item_terms(
+        "dawid_skene", {"class_prior": class_prior, "confusion": confusion + 1e-300}, prior, rows, None
+    )
     assert sum(terms) == pytest.approx(-202.44341, abs=2e-4)
     np.testing.assert_allclose(class_prior, [0.3771, 0.3973, 0.1690, 0.0566], atol=6e-5)
-    np.testing.assert_allclose(confusion.diagonal(axis1=1, axis2=2) @ class_prior, [0.888, 0.837, 0.901, 0.922, 0.907], atol=6e-4)
-    np.testing.assert_allclose(array(found, "plug_in", "responsibility"), bayes(class_prior, confusion, rows), atol=1e-10)
+    np.testing.assert_allclose(
+        confusion.diagonal(axis1=1, axis2=2) @ class_prior, [0.888, 0.837, 0.901, 0.922, 0.907], atol=6e-4
+    )
+    np.testing.assert_allclose(
+        array(found, "plug_in", "responsibility"), bayes(class_prior, confusion, rows), atol=1e-10
+    )

@@ -26,23 +26,37 @@ def design(items: int = 30, annotators: int = 6, labels: int = 4, classes: int =
     rng = np.random.default_rng(0)
     item = np.repeat(np.arange(items), labels)
     annotator = np.concatenate([rng.choice(annotators, labels, replace=False) for _ in range(items)])
-    return Rows(item, annotator, np.zeros_like(item), np.ones(len(item)), np.full(items, -1), annotators, classes)
+    return Rows(
+        item, annotator, np.zeros_like(item), np.ones(len(item)), np.full(items, -1), annotators, classes
+    )
 
 
-def closed_form(rows: Rows, generator: np.random.Generator, *, narrower: float = 1.0, draws: int = 99) -> dict[str, np.ndarray]:
+def closed_form(
+    rows: Rows, generator: np.random.Generator, *, narrower: float = 1.0, draws: int = 99
+) -> dict[str, np.ndarray]:
     """Dirichlet posteriors of Dawid-Skene with all true classes known; each concentration multiplied by `narrower`."""
     prior = DirichletPrior.named("accurate", rows.num_classes)
     counts = np.tile(prior.confusion, (rows.num_annotators, 1, 1)).astype(float)
     np.add.at(counts, (rows.annotator, rows.gold[rows.item], rows.label), 1)
     classes = prior.class_prior + np.bincount(rows.gold, minlength=rows.num_classes)
     rows_drawn = [[generator.dirichlet(narrower * row, draws) for row in matrix] for matrix in counts]
-    return {"class_prior": generator.dirichlet(narrower * classes, draws), "confusion": np.moveaxis(np.array(rows_drawn), 2, 0)}
+    return {
+        "class_prior": generator.dirichlet(narrower * classes, draws),
+        "confusion": np.moveaxis(np.array(rows_drawn), 2, 0),
+    }
 
 
 def run(name: str, sampler: Any, classes: int = 2, **changed: Any) -> Calibration:
     settings: dict[str, Any] = {"simulations": 200, "warmup": 100, "draws": 99, "thin": 5, "seed": 1}
     dimension = 2 if MODELS[name].features else None
-    return calibrate(name, MODELS[name].prior(classes), design(classes=classes), sampler=sampler, dimension=dimension, **settings | changed)
+    return calibrate(
+        name,
+        MODELS[name].prior(classes),
+        design(classes=classes),
+        sampler=sampler,
+        dimension=dimension,
+        **settings | changed,
+    )
 
 
 def misses(found: Calibration) -> np.ndarray:
@@ -60,7 +74,11 @@ def test_the_closed_form_posterior_is_calibrated_and_a_narrower_one_is_not() -> 
 def test_gibbs_is_calibrated_and_under_another_prior_it_is_not() -> None:
     right = run("dawid_skene", "gibbs")
     assert right.p_value > 0.01 and np.abs(misses(right)).max() < 0.03
-    wrong = run("dawid_skene", "gibbs", fitted_prior=DirichletPrior(np.full(2, 1.0), np.array([[20.0, 1.0], [1.0, 20.0]])))
+    wrong = run(
+        "dawid_skene",
+        "gibbs",
+        fitted_prior=DirichletPrior(np.full(2, 1.0), np.array([[20.0, 1.0], [1.0, 20.0]])),
+    )
     assert wrong.p_value < 1e-6 and (misses(wrong) < -0.05).all()
 
 
@@ -72,11 +90,14 @@ def test_nuts_is_calibrated_all_simulations_side_by_side() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize(
-    ("name", "sampler"), [(name, "nuts") for name in MODELS] + [(name, "gibbs") for name in MODELS if MODELS[name].conjugate]
+    ("name", "sampler"),
+    [(name, "nuts") for name in MODELS] + [(name, "gibbs") for name in MODELS if MODELS[name].conjugate],
 )
 def test_every_model_is_calibrated(name: str, sampler: str, classes: int) -> None:
     found = run(name, sampler, classes, thin=4)
-    print(f"\n{name}, {sampler}, {classes} classes: p {found.p_value:.3f}, coverage minus nominal {misses(found).round(3)}")
+    print(
+        f"\n{name}, {sampler}, {classes} classes: p {found.p_value:.3f}, coverage minus nominal {misses(found).round(3)}"
+    )
     assert found.p_value > 0.001
     assert np.abs(misses(found)).max() < 0.03
 
@@ -111,7 +132,9 @@ class Panel(Distribution):
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         rows = self.items.rows
-        seen = Rows(rows.item, rows.annotator, value, rows.weight, rows.gold, rows.num_annotators, rows.num_classes)
+        seen = Rows(
+            rows.item, rows.annotator, value, rows.weight, rows.gold, rows.num_annotators, rows.num_classes
+        )
         items = AnnotatedItems(seen, self.items.log_class, self.items.log_table, self.items.table_of_row)
         return items.log_prob(rows.gold).sum()
 
@@ -134,9 +157,14 @@ def test_another_librarys_calibration_agrees() -> None:
     settings = {"num_warmup": 200, "num_samples": 99, "num_chains": 1, "thinning": 1}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        second = SBC(NUTS(model), num_simulations=60, sample_kwargs=settings, seed=3, data_dir={"label": rows.label})
+        second = SBC(
+            NUTS(model), num_simulations=60, sample_kwargs=settings, seed=3, data_dir={"label": rows.label}
+        )
         second.run_simulations()
-    ranks = [np.asarray(second.simulations["prior_sbc"][name]).reshape(60, -1) for name in ("class_prior", "confusion")]
+    ranks = [
+        np.asarray(second.simulations["prior_sbc"][name]).reshape(60, -1)
+        for name in ("class_prior", "confusion")
+    ]
     found = Calibration(np.concatenate(ranks, 1).astype(int), [f"{n}" for n in range(26)], 99)
     print(f"\nsimuk: p {found.p_value:.3f}, coverage minus nominal {misses(found).round(3)}")
     assert found.p_value > 0.001

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("identifiability", ROOT / "benchmarks" / "identifiability.py")
+    spec = importlib.util.spec_from_file_location(
+        "identifiability", ROOT / "benchmarks" / "identifiability.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["identifiability"] = module
@@ -23,11 +25,19 @@ def bench() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(("case", "method", "strength"), [("no experts", "geocrowdnet-f", 0.01), ("experts", "geocrowdnet-w", 0.003)])
-def test_a_volume_finds_the_matrices_that_coupled_cross_entropy_misses(bench: ModuleType, case: str, method: str, strength: float) -> None:
+@pytest.mark.parametrize(
+    ("case", "method", "strength"),
+    [("no experts", "geocrowdnet-f", 0.01), ("experts", "geocrowdnet-w", 0.003)],
+)
+def test_a_volume_finds_the_matrices_that_coupled_cross_entropy_misses(
+    bench: ModuleType, case: str, method: str, strength: float
+) -> None:
     found = {
         name: bench.error(case, 32000, 0, epochs=40, selection="last", **options)[0]
-        for name, options in {"ccem": {"method": "ccem"}, "volume": {"method": method, "strength": strength}}.items()
+        for name, options in {
+            "ccem": {"method": "ccem"},
+            "volume": {"method": method, "strength": strength},
+        }.items()
     }
     assert found["volume"] < 0.06 and found["ccem"] > 0.1
 
@@ -38,14 +48,21 @@ def test_a_mixture_of_other_matrices_gives_labels_the_same_probabilities(bench: 
     shrink = 0.8 * np.eye(3) + 0.2 / 3
     other = np.linalg.solve(shrink, confusion)
     assert other.min() > 0 and np.abs(other - confusion).max() > 0.08
-    np.testing.assert_allclose(np.einsum("nt,jtl->njl", kinds @ shrink, other), np.einsum("nt,jtl->njl", kinds, confusion), atol=1e-12)
+    np.testing.assert_allclose(
+        np.einsum("nt,jtl->njl", kinds @ shrink, other),
+        np.einsum("nt,jtl->njl", kinds, confusion),
+        atol=1e-12,
+    )
 
 
 def test_the_crowd_is_what_it_says(bench: ModuleType) -> None:
     kinds, confusion = bench.truth("experts", np.random.default_rng(0))
     assert kinds.max() < 0.95
     for known in range(3):
-        assert confusion[known, known, known] == 1 and confusion[known, [k for k in range(3) if k != known], known].max() == 0
+        assert (
+            confusion[known, known, known] == 1
+            and confusion[known, [k for k in range(3) if k != known], known].max() == 0
+        )
     _, said, classes, confusion = bench.crowd("no experts", 20000, 0)
     assert bench.truth("no experts", np.random.default_rng(0))[0][:10].max(1) == pytest.approx(0.98)
     counts = np.zeros_like(confusion)

@@ -17,7 +17,13 @@ from probcrowd.storage.checkpoint import Checkpoint
 
 every = pytest.mark.parametrize("name", MAKE)
 J = 5
-GROW = {"confusion volume", "trace", "union A", "union B", "conal"}  # an annotator without labels changes their terms
+GROW = {
+    "confusion volume",
+    "trace",
+    "union A",
+    "union B",
+    "conal",
+}  # an annotator without labels changes their terms
 
 
 def made(name: str, labels: Labels, annotators: int = J) -> Channel:
@@ -37,9 +43,14 @@ def test_what_is_said_is_the_formula(name: str) -> None:
     seen = some_seen(len(part.items))
     assert seen.features is not None and len(part.item) > 5
     found = channel.log_said(seen, part)
-    torch.testing.assert_close(found.exp().sum(1), torch.ones(len(part.item), dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        found.exp().sum(1), torch.ones(len(part.item), dtype=torch.float64), rtol=1e-12, atol=0
+    )
     f, x = seen.log_truth.exp().numpy(), seen.features.numpy()
-    expected = [loops.said(channel, f[i], x[i], j) for i, j in zip(part.item.tolist(), part.annotator.tolist(), strict=True)]
+    expected = [
+        loops.said(channel, f[i], x[i], j)
+        for i, j in zip(part.item.tolist(), part.annotator.tolist(), strict=True)
+    ]
     np.testing.assert_allclose(found.detach().exp().numpy(), expected, rtol=1e-10, atol=1e-300)
     np.testing.assert_allclose(channel.confusion().detach().sum(2).numpy(), 1, rtol=1e-12)
 
@@ -53,13 +64,24 @@ def test_all_labels_of_an_item_share_a_class_where_there_is_one(name: str) -> No
     confusion = channel.confusion().detach().numpy()
     truth = channel.log_truth(seen).detach().exp().numpy()
     alone = channel.log_said(seen, part).detach().numpy()
-    rows = list(zip(part.item.tolist(), part.annotator.tolist(), part.label.tolist(), part.weight.tolist(), strict=True))
+    rows = list(
+        zip(
+            part.item.tolist(),
+            part.annotator.tolist(),
+            part.label.tolist(),
+            part.weight.tolist(),
+            strict=True,
+        )
+    )
     for i in range(len(part.items)):
         if name.startswith(("crowd layer", "conal", "union")):
             expected = sum(w * alone[n, l] for n, (item, _, l, w) in enumerate(rows) if item == i)
         else:
             expected = np.log(
-                sum(truth[i, k] * np.prod([confusion[j, k, l] ** w for item, j, l, w in rows if item == i]) for k in range(3))
+                sum(
+                    truth[i, k] * np.prod([confusion[j, k, l] ** w for item, j, l, w in rows if item == i])
+                    for k in range(3)
+                )
             )
         assert found[i] == pytest.approx(expected, abs=1e-9)
 
@@ -72,11 +94,15 @@ def test_the_loss_is_the_formula(name: str) -> None:
         seen, channel.degenerate = some_seen(len(part.items)), torch.zeros((), dtype=torch.int64)
         if name == "running truth volume":
             channel = made(name, labels)  # whose first Gram matrix is the batch's
-        np.testing.assert_allclose(float(channel.loss(seen, part).detach()), loops.loss(channel, seen, part), rtol=1e-9)
+        np.testing.assert_allclose(
+            float(channel.loss(seen, part).detach()), loops.loss(channel, seen, part), rtol=1e-9
+        )
         assert not channel.degenerate
 
 
-@pytest.mark.parametrize("name", [name for name in MAKE if name != "running truth volume"])  # whose gradient is of another matrix
+@pytest.mark.parametrize(
+    "name", [name for name in MAKE if name != "running truth volume"]
+)  # whose gradient is of another matrix
 def test_gradients_are_those_of_differences(name: str) -> None:
     labels = some_labels()
     channel, part = made(name, labels), some_batch(labels)
@@ -90,7 +116,9 @@ def test_gradients_are_those_of_differences(name: str) -> None:
     value().backward()
     tensors = [logits, features, *channel.parameters()]
     if isinstance(channel, DoctorNet) and channel.averages:
-        assert [tensor is channel.log_weight for tensor in tensors] == [tensor.grad is not None for tensor in tensors]
+        assert [tensor is channel.log_weight for tensor in tensors] == [
+            tensor.grad is not None for tensor in tensors
+        ]
         tensors = [channel.log_weight]
     moved = 0
     with torch.no_grad():
@@ -127,10 +155,14 @@ def carried(channel: Channel, other: Channel, places: torch.Tensor) -> None:
 def test_annotators_have_no_order(name: str) -> None:
     labels, seen = some_labels(), some_seen(9)
     places = torch.tensor([3, 0, 4, 1, 2])
-    renamed = Labels(labels.item, places[labels.annotator], labels.label, labels.weight, labels.items, labels.per_item)
+    renamed = Labels(
+        labels.item, places[labels.annotator], labels.label, labels.weight, labels.items, labels.per_item
+    )
     channel, other = made(name, labels), made(name, renamed)
     carried(channel, other, places)
-    torch.testing.assert_close(other.log_said(seen, renamed), channel.log_said(seen, labels), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        other.log_said(seen, renamed), channel.log_said(seen, labels), rtol=1e-10, atol=1e-10
+    )
     torch.testing.assert_close(other.confusion()[places], channel.confusion(), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(other.loss(seen, renamed), channel.loss(seen, labels), rtol=1e-10, atol=1e-10)
     assert not torch.allclose(other.log_said(seen, labels), channel.log_said(seen, labels))
@@ -141,7 +173,9 @@ def test_one_who_has_said_nothing_changes_no_cross_entropy(name: str) -> None:
     labels, seen = some_labels(), some_seen(9)
     channel, other = made(name, labels), made(name, labels, J + 1)
     carried(channel, other, torch.arange(J))
-    same = torch.allclose(other.log_said(seen, labels), channel.log_said(seen, labels), rtol=1e-12, atol=1e-12)
+    same = torch.allclose(
+        other.log_said(seen, labels), channel.log_said(seen, labels), rtol=1e-12, atol=1e-12
+    )
     assert same is (name != "union B")  # there x tells who answers, and who answers tells of x
     torch.testing.assert_close(other.confusion()[:J], channel.confusion(), rtol=1e-12, atol=1e-12)
     assert torch.isfinite(other.confusion()).all()
@@ -163,12 +197,21 @@ def test_a_state_is_all_there_is(name: str) -> None:
     torch.testing.assert_close(fresh.confusion(), channel.confusion(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", [name for name in MAKE if name != "doctor net, averaging"])  # which training begins anew
+@pytest.mark.parametrize(
+    "name", [name for name in MAKE if name != "doctor net, averaging"]
+)  # which training begins anew
 def test_a_small_crowd_teaches_the_classes(name: str) -> None:
     inputs, labels, truth = crowd()
     network = small_network()
     channel = MAKE[name](labels, 10)
-    stands = train(network, channel, lambda items: inputs[items], labels, Training(epochs=15, batch=32, learning_rate=2e-2), seed=5)
+    stands = train(
+        network,
+        channel,
+        lambda items: inputs[items],
+        labels,
+        Training(epochs=15, batch=32, learning_rate=2e-2),
+        seed=5,
+    )
     seen = look_at_all(network, channel, lambda items: inputs[items], labels.items)
     right = (channel.log_truth(seen).argmax(1) == truth).double().mean()
     assert right > 0.85, (name, float(right))
@@ -196,7 +239,10 @@ def test_training_that_was_stopped_ends_at_the_same_bits(name: str) -> None:
             resume=resume,
             keep=lambda *now: kept.append(now),
         )
-        return {**network.state_dict(), **{f"channel {key}": value for key, value in channel.state_dict().items()}}
+        return {
+            **network.state_dict(),
+            **{f"channel {key}": value for key, value in channel.state_dict().items()},
+        }
 
     whole = trained(None)
     for done in (1, 3, 4):

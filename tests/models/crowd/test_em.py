@@ -23,7 +23,15 @@ J = 5
 
 def dawid_skene(labels: Labels, annotators: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Maximum likelihood by EM from vote shares, loop by loop: posteriors and confusions."""
-    rows = list(zip(labels.item.tolist(), labels.annotator.tolist(), labels.label.tolist(), labels.weight.tolist(), strict=True))
+    rows = list(
+        zip(
+            labels.item.tolist(),
+            labels.annotator.tolist(),
+            labels.label.tolist(),
+            labels.weight.tolist(),
+            strict=True,
+        )
+    )
     q = np.zeros((len(labels.items), K))
     for i, _, l, w in rows:
         q[i, l] += w
@@ -58,7 +66,9 @@ def test_with_an_intercept_alone_raykar_is_dawid_skene_and_never_falls() -> None
         channel.begin(epoch, 400, lambda: Seen(log_f.expand(80, K)))  # noqa: B023  (called at once)
         close(channel.confusion().sum(2), np.ones((4, K)))
         log_f = channel.posterior.mean(0).log()
-        likelihood = float(torch.logsumexp(log_f + labels.log_likelihood(channel.matrices.clamp_min(1e-300).log()), 1).sum())
+        likelihood = float(
+            torch.logsumexp(log_f + labels.log_likelihood(channel.matrices.clamp_min(1e-300).log()), 1).sum()
+        )
         assert likelihood >= before - 1e-10
         before = likelihood
     q, confusion = dawid_skene(labels, 4, 1000)
@@ -73,7 +83,15 @@ def test_raykar_has_none_of_three_published_faults() -> None:
     channel.begin(0, 3, never)
     close(channel.posterior, torch.nan_to_num(labels.votes(K) / labels.votes(K).sum(1, keepdim=True), 1 / K))
     channel.begin(1, 3, lambda: seen)
-    rows = list(zip(labels.item.tolist(), labels.annotator.tolist(), labels.label.tolist(), labels.weight.tolist(), strict=True))
+    rows = list(
+        zip(
+            labels.item.tolist(),
+            labels.annotator.tolist(),
+            labels.label.tolist(),
+            labels.weight.tolist(),
+            strict=True,
+        )
+    )
 
     def expected(confusion: Tensor) -> np.ndarray:
         q = seen.log_truth.exp().numpy().copy()
@@ -89,8 +107,12 @@ def test_raykar_has_none_of_three_published_faults() -> None:
         counts[j, :, l] += w * q[i]
         of_f[j, :, l] += w * seen.log_truth.exp().numpy()[i]
     close(channel.confusion(), (counts + 1) / (counts + 1).sum(2, keepdims=True))
-    assert np.abs((counts + 1) / counts.sum(2, keepdims=True) - channel.confusion().numpy()).min() > 0.01  # the prior not in the divisor
-    assert np.abs((of_f + 1) / (of_f + 1).sum(2, keepdims=True) - channel.confusion().numpy()).max() > 0.01  # counted from f
+    assert (
+        np.abs((counts + 1) / counts.sum(2, keepdims=True) - channel.confusion().numpy()).min() > 0.01
+    )  # the prior not in the divisor
+    assert (
+        np.abs((of_f + 1) / (of_f + 1).sum(2, keepdims=True) - channel.confusion().numpy()).max() > 0.01
+    )  # counted from f
     again = expected(channel.confusion())
     close(channel.posterior, again / again.sum(1, keepdims=True))
     close(channel.posterior[-1], seen.log_truth[-1].exp())  # no labels, only f
@@ -131,7 +153,9 @@ def test_a_round_of_mbem_by_hand() -> None:
     first = np.array([[0.8, 0.3, 0.2], [0.1, 0.6, 0.2], [0.1, 0.1, 0.6]])  # rows: truth; columns: said
     first /= first.sum(1, keepdims=True)
     close(channel.confusion(), np.array([first, [[1, 0, 0]] * K, np.full((K, K), 1 / K)]))
-    close(channel.targets, np.array([first[:, l] / first[:, l].sum() for l in (0, 1, 2)]))  # annotator 1 tells nothing, nor does f
+    close(
+        channel.targets, np.array([first[:, l] / first[:, l].sum() for l in (0, 1, 2)])
+    )  # annotator 1 tells nothing, nor does f
     for epoch in range(5, 8):
         channel.begin(epoch, 8, never)
 
@@ -142,10 +166,14 @@ def test_cells_without_counts_rule_nothing_out() -> None:
     channel.begin(1, 2, lambda: Seen(torch.tensor([[1, 0, 0], [0, 1, 0]], dtype=torch.float64).log()))
     close(channel.confusion(), np.array([[[1, 0, 0], [0, 1, 0], [1 / 3] * 3]]))
     expected = np.array([1, 1e-10, 1 / 3]) / (4 / 3 + 1e-10)
-    torch.testing.assert_close(channel.targets, torch.tensor(np.array([expected, expected[[1, 0, 2]]])), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        channel.targets, torch.tensor(np.array([expected, expected[[1, 0, 2]]])), rtol=1e-12, atol=0
+    )
 
 
-@pytest.mark.parametrize(("rounds", "epochs", "expected"), [(1, 6, []), (2, 6, [3]), (3, 7, [2, 4]), (5, 2, [1]), (2, 1, [])])
+@pytest.mark.parametrize(
+    ("rounds", "epochs", "expected"), [(1, 6, []), (2, 6, [3]), (3, 7, [2, 4]), (5, 2, [1]), (2, 1, [])]
+)
 def test_rounds_share_the_epochs(rounds: int, epochs: int, expected: list[int]) -> None:
     channel, asked = MBEM(J, K, some_labels(), rounds=rounds), []
     for epoch in range(epochs):

@@ -38,7 +38,9 @@ def test_the_two_families_agree_where_f_is_sure_and_else_are_means_of_two_kinds(
     f = seen.log_truth.exp().numpy()
     rows = layer.confusion().detach().numpy()
     said = list(zip(labels.item.tolist(), labels.annotator.tolist(), strict=True))
-    geometric = np.array([[math.prod(rows[j, k, l] ** f[i, k] for k in range(K)) for l in range(K)] for i, j in said])
+    geometric = np.array(
+        [[math.prod(rows[j, k, l] ** f[i, k] for k in range(K)) for l in range(K)] for i, j in said]
+    )
     close(layer.log_said(seen, labels).exp(), geometric / geometric.sum(1, keepdims=True))
     assert (layer.log_said(seen, labels) - mixture.log_said(seen, labels)).abs().max() > 0.01
 
@@ -59,9 +61,15 @@ def test_one_annotator_who_is_always_right_leaves_plain_cross_entropy() -> None:
 def test_a_crowd_layer_starts_where_it_should() -> None:
     for kind in ("MW", "VW", "VW+B", "SW"):
         confusion = CrowdLayer(J, K, kind, 1.5).double().confusion()
-        close(confusion.diagonal(dim1=1, dim2=2), torch.full((J, K), math.exp(1.5) / (math.exp(1.5) + K - 1), dtype=torch.float64))
+        close(
+            confusion.diagonal(dim1=1, dim2=2),
+            torch.full((J, K), math.exp(1.5) / (math.exp(1.5) + K - 1), dtype=torch.float64),
+        )
     close(CrowdLayer(J, K, "VB", 1.5).double().confusion(), CrowdLayer(J, K).double().confusion())
-    sizes = {kind: sum(part.numel() for part in CrowdLayer(J, K, kind).parameters()) for kind in ("MW", "VW", "VB", "VW+B", "SW")}
+    sizes = {
+        kind: sum(part.numel() for part in CrowdLayer(J, K, kind).parameters())
+        for kind in ("MW", "VW", "VB", "VW+B", "SW")
+    }
     assert sizes == {"MW": J * K * K, "VW": J * K, "VB": J * K, "VW+B": 2 * J * K, "SW": J}
 
 
@@ -88,7 +96,9 @@ def test_what_does_not_exist_is_refused() -> None:
 def test_neither_part_of_conal_can_be_switched_off() -> None:
     labels, channel = some_labels(), CoNAL(J, K, D).double()
     for scale in (1e-6, 1.0, 1e6):
-        share = channel.common_share(Seen(some_seen(9).log_truth, scale * torch.randn(9, D, dtype=torch.float64)), labels)
+        share = channel.common_share(
+            Seen(some_seen(9).log_truth, scale * torch.randn(9, D, dtype=torch.float64)), labels
+        )
         assert 0.2689 <= share.min() and share.max() <= 0.7311
     with torch.no_grad():  # the same direction, and the opposite one
         channel.embedding.weight.zero_()
@@ -105,7 +115,9 @@ def test_conal_without_what_is_common_is_a_crowd_layer(monkeypatch: pytest.Monke
     assert isinstance(channel, CoNAL) and isinstance(layer, CrowdLayer) and layer.weight is not None
     layer.weight.data = channel.individual.data
     assert abs(channel.loss(seen, labels) - layer.loss(seen, labels)) > 1e-3
-    monkeypatch.setattr(channel, "common_share", lambda seen, labels: torch.zeros(len(labels.item), dtype=torch.float64))
+    monkeypatch.setattr(
+        channel, "common_share", lambda seen, labels: torch.zeros(len(labels.item), dtype=torch.float64)
+    )
     close(channel.loss(seen, labels), layer.loss(seen, labels))
 
 
@@ -144,7 +156,10 @@ def test_labels_of_an_item_share_its_weight_in_a_union() -> None:
     seen = some_seen(4)
     few = rows_of((0, 1, 2), (1, 0, 0), (2, 3, 1), (3, 1, 1), items=4)
     sure = Seen(torch.log_softmax(1e4 * seen.log_truth, 1).clamp_min(-1e3))
-    for form, one in (("one label each, any f", few), ("several", rows_of((0, 1, 2), (0, 2, 1), (1, 0, 0), (2, 3, 1), (3, 1, 1), items=4))):
+    for form, one in (
+        ("one label each, any f", few),
+        ("several", rows_of((0, 1, 2), (0, 2, 1), (1, 0, 0), (2, 3, 1), (3, 1, 1), items=4)),
+    ):
         a, b = (shaken(UnionNet(J, K, kind)) for kind in ("A", "B"))
         same = torch.allclose(a.loss(sure, one), b.loss(sure, one), rtol=1e-10)
         assert same is (form != "several")  # A takes raw labels, B shares of them
@@ -165,16 +180,28 @@ def test_two_that_agree_and_are_sure_tell_all(per_class: int) -> None:
     channel = MaxMIG(1, K, labels, eps=1e-30)
     f = torch.log_softmax(100 * torch.eye(K, dtype=torch.float64)[truth], 1)
     close(channel.log_aggregated(labels).exp(), np.eye(K)[truth])
-    close(channel.loss(Seen(f), labels), np.array(-math.log(K) - 1 + K * (per_class - 1) / (K * per_class - 1)))
+    close(
+        channel.loss(Seen(f), labels), np.array(-math.log(K) - 1 + K * (per_class - 1) / (K * per_class - 1))
+    )
 
 
 def test_max_mig_starts_at_the_posterior_of_dawid_and_skene() -> None:
     labels, prior = some_labels(), torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     channel = MaxMIG(J, K, labels, class_prior=prior)
     votes = labels.votes(K).numpy()
-    shares = np.where(votes.sum(1, keepdims=True) > 0, votes / np.maximum(votes.sum(1, keepdims=True), 1e-9), 1 / K)
+    shares = np.where(
+        votes.sum(1, keepdims=True) > 0, votes / np.maximum(votes.sum(1, keepdims=True), 1e-9), 1 / K
+    )
     counts = np.zeros((J, K, K))
-    rows = list(zip(labels.item.tolist(), labels.annotator.tolist(), labels.label.tolist(), labels.weight.tolist(), strict=True))
+    rows = list(
+        zip(
+            labels.item.tolist(),
+            labels.annotator.tolist(),
+            labels.label.tolist(),
+            labels.weight.tolist(),
+            strict=True,
+        )
+    )
     for i, j, l, w in rows:
         counts[j, :, l] += w * shares[i]
     confusion = counts / counts.sum(2, keepdims=True) + 0.01
@@ -192,15 +219,24 @@ def test_one_item_has_no_pairs() -> None:
     channel, f = MaxMIG(1, K, labels), some_seen(1)
     value = channel.loss(f, labels)
     value.backward()
-    close(value, -torch.logsumexp(f.log_truth + channel.log_aggregated(labels) + math.log(K), 1)[0].detach() - 1)
+    close(
+        value, -torch.logsumexp(f.log_truth + channel.log_aggregated(labels) + math.log(K), 1)[0].detach() - 1
+    )
     assert channel.weight.grad is not None and torch.isfinite(channel.weight.grad).all()
 
 
 def test_extreme_probabilities_stay_finite() -> None:
     labels = some_labels()
     sure = Seen(torch.log_softmax(torch.randn(9, K) * 1e4, 1))
-    single = Labels(labels.item, labels.annotator, labels.label, labels.weight.float(), labels.items, labels.per_item)
-    channels: list[Channel] = [MaxMIG(J, K, single), UnionNet(J, K), CrowdLayer(J, K), Raykar(J, K, single, concentration=1.0)]
+    single = Labels(
+        labels.item, labels.annotator, labels.label, labels.weight.float(), labels.items, labels.per_item
+    )
+    channels: list[Channel] = [
+        MaxMIG(J, K, single),
+        UnionNet(J, K),
+        CrowdLayer(J, K),
+        Raykar(J, K, single, concentration=1.0),
+    ]
     for channel in channels:
         channel.begin(1, 2, lambda: sure)
         assert torch.isfinite(channel.loss(sure, single)), type(channel)
@@ -210,7 +246,10 @@ def test_extreme_probabilities_stay_finite() -> None:
 
 
 def test_doctors_who_are_absent_get_no_gradient_and_none_is_asked_twice() -> None:
-    labels, seen = rows_of((0, 0, 0), (0, 2, 0), (1, 2, 1), (2, 0, 1), (2, 2, 2), (2, 3, 1), items=4), some_seen(4)
+    labels, seen = (
+        rows_of((0, 0, 0), (0, 2, 0), (1, 2, 1), (2, 0, 1), (2, 2, 2), (2, 3, 1), items=4),
+        some_seen(4),
+    )
     channel = shaken(DoctorNet(J, K, D, labels))
     assert isinstance(channel, DoctorNet)
     channel.begin(9, 10, lambda: seen)
@@ -222,12 +261,21 @@ def test_doctors_who_are_absent_get_no_gradient_and_none_is_asked_twice() -> Non
     alone = rows_of((1, 2, 1), items=4)
     with torch.no_grad():
         heads = channel.log_said(seen, alone)
-        close(channel.loss(seen, alone), -heads[0, 1] / 4)  # the mean of one head is that head, whatever its weight
+        close(
+            channel.loss(seen, alone), -heads[0, 1] / 4
+        )  # the mean of one head is that head, whatever its weight
 
 
 def test_the_last_epochs_are_for_averaging() -> None:
     labels, seen = some_labels(), some_seen(9)
-    for averaging, epochs, first in ((0.2, 10, 8), (0.2, 2, 1), (0.2, 1, 1), (0.0, 10, 10), (1.0, 4, 1), (0.5, 7, 3)):
+    for averaging, epochs, first in (
+        (0.2, 10, 8),
+        (0.2, 2, 1),
+        (0.2, 1, 1),
+        (0.0, 10, 10),
+        (1.0, 4, 1),
+        (0.5, 7, 3),
+    ):
         channel = DoctorNet(J, K, D, labels, averaging=averaging).double()
         found = []
         for epoch in range(epochs):
@@ -242,7 +290,9 @@ def test_a_doctor_net_answers_with_the_mean_of_all_and_counts_confusions_from_it
     assert isinstance(channel, DoctorNet) and seen.features is not None
     values = {name: value.detach().numpy() for name, value in channel.state_dict().items()}
     w = np.exp(values["log_weight"])
-    mean = np.array([sum(w[j] * loops.head(values, x, j) for j in range(J)) / w.sum() for x in seen.features.numpy()])
+    mean = np.array(
+        [sum(w[j] * loops.head(values, x, j) for j in range(J)) / w.sum() for x in seen.features.numpy()]
+    )
     close(channel.log_truth(seen).exp(), mean)
     start = channel.confusion().clone()
     channel.begin(0, 9, never)
@@ -257,5 +307,8 @@ def test_a_doctor_net_answers_with_the_mean_of_all_and_counts_confusions_from_it
     assert not channel.confusion().requires_grad
     many = some_seen(600)
     assert many.features is not None
-    parts = [channel.log_truth(Seen(many.log_truth[part], many.features[part])) for part in (slice(0, 100), slice(100, 600))]
+    parts = [
+        channel.log_truth(Seen(many.log_truth[part], many.features[part]))
+        for part in (slice(0, 100), slice(100, 600))
+    ]
     close(channel.log_truth(many), torch.cat(parts).detach())

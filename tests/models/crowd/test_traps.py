@@ -24,7 +24,11 @@ def crowd(
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items, 4))
     truth = (x @ rng.normal(size=(4, classes))).argmax(1)
-    labels = np.where(rng.random((items, annotators)) < accuracy, truth[:, None], rng.integers(classes, size=(items, annotators)))
+    labels = np.where(
+        rng.random((items, annotators)) < accuracy,
+        truth[:, None],
+        rng.integers(classes, size=(items, annotators)),
+    )
     return x, np.where(rng.random((items, annotators)) < 0.5, labels, -1), truth
 
 
@@ -44,18 +48,24 @@ def test_classes_that_changed_their_names_are_told_and_no_strength_that_does_it_
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x).roll(1, 1)
 
-    right = CrowdClassifier(linear, epochs=30, method="majority-vote", learning_rate=0.05, selection="last").fit(
-        x, labels, missing_label=-1
-    )
+    right = CrowdClassifier(
+        linear, epochs=30, method="majority-vote", learning_rate=0.05, selection="last"
+    ).fit(x, labels, missing_label=-1)
     turned = Turned(3)
     turned.inner.load_state_dict(right.network_.state_dict())
     with pytest.warns(UserWarning, match="changed their names"):
-        wrong = CrowdClassifier(turned, epochs=1, method="ccem", learning_rate=1e-9, channel_learning_rate=1e-9, selection="last").fit(
-            x, labels, missing_label=-1
-        )
+        wrong = CrowdClassifier(
+            turned, epochs=1, method="ccem", learning_rate=1e-9, channel_learning_rate=1e-9, selection="last"
+        ).fit(x, labels, missing_label=-1)
     assert right.score(x, truth) > 0.9 and wrong.score(x, truth) < 0.1
     table = pd.DataFrame(
-        {"score": [-2.0, -1.9, -1.0], "lost": [0.1, 0.0, -0.9], "standard_error": 0.2, "renamed": [False, False, True]}, [0.1, 0.2, 0.3]
+        {
+            "score": [-2.0, -1.9, -1.0],
+            "lost": [0.1, 0.0, -0.9],
+            "standard_error": 0.2,
+            "renamed": [False, False, True],
+        },
+        [0.1, 0.2, 0.3],
     )
     assert chosen_strength(table, strongest=True) == 0.2 and chosen_strength(table, strongest=False) == 0.2
 
@@ -65,7 +75,11 @@ def test_a_strength_whose_training_fails_is_left_out() -> None:
         return None if strength > 0.05 else (np.full(4, -1.0) - strength * np.arange(4), False)
 
     table = compared_strengths(scores, None)
-    assert table.loc[0.1:, "renamed"].all() and table.loc[0.1:, "score"].isna().all() and not table.loc[:0.03, "renamed"].any()
+    assert (
+        table.loc[0.1:, "renamed"].all()
+        and table.loc[0.1:, "score"].isna().all()
+        and not table.loc[:0.03, "renamed"].any()
+    )
     assert chosen_strength(table, strongest=False) == 0.0 and chosen_strength(table, strongest=True) <= 0.03
     with pytest.raises(FloatingPointError, match="all strengths"):
         compared_strengths(lambda strength: None, None)
@@ -77,7 +91,9 @@ def test_ids_of_true_classes_are_not_taken_for_places() -> None:
     _, some, _, known = train_test_split(x, pd.Series(truth), random_state=0)
     with pytest.raises(ValueError, match="in the order of X"):
         fitted.score(some, known)
-    assert fitted.score(some, known.to_numpy()) == pytest.approx((fitted.predict(some).to_numpy() == known.to_numpy()).mean())
+    assert fitted.score(some, known.to_numpy()) == pytest.approx(
+        (fitted.predict(some).to_numpy() == known.to_numpy()).mean()
+    )
     assert fitted.score(x, pd.Series(truth)) == fitted.score(x, truth)
     frame = pd.DataFrame(x)
     fitted = CrowdClassifier(linear, **QUICK).fit(frame, labels, missing_label=-1)
@@ -86,9 +102,13 @@ def test_ids_of_true_classes_are_not_taken_for_places() -> None:
     with pytest.raises(ValueError, match="no true class of any"):
         fitted.score(frame, pd.Series([0, 1], [1000, 1001]))
     with pytest.raises(ValueError, match="no true class of any"):
-        CrowdClassifier(linear, **QUICK, selection="gold").fit(x, labels, missing_label=-1, validation=(x, np.full(60, np.nan)))
+        CrowdClassifier(linear, **QUICK, selection="gold").fit(
+            x, labels, missing_label=-1, validation=(x, np.full(60, np.nan))
+        )
     with pytest.raises(ValueError, match=r"inputs of shape \(3,\), those of X have \(4,\)"):
-        CrowdClassifier(linear, **QUICK, selection="gold").fit(x, labels, missing_label=-1, validation=(x[:, :3], truth))
+        CrowdClassifier(linear, **QUICK, selection="gold").fit(
+            x, labels, missing_label=-1, validation=(x[:, :3], truth)
+        )
 
 
 def test_numbers_too_large_for_single_precision_are_named() -> None:
@@ -106,9 +126,9 @@ def test_parameters_that_are_no_numbers_any_more_stop_the_fit() -> None:
     x, labels, _ = crowd()
     deep = lambda shape, classes: nn.Sequential(nn.Linear(shape[0], 8), nn.ReLU(), nn.Linear(8, classes))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        CrowdClassifier(deep, **(QUICK | {"epochs": 1, "batch": 1000, "learning_rate": 1e38}), selection="last").fit(
-            x, labels, missing_label=-1
-        )
+        CrowdClassifier(
+            deep, **(QUICK | {"epochs": 1, "batch": 1000, "learning_rate": 1e38}), selection="last"
+        ).fit(x, labels, missing_label=-1)
 
 
 class Backwards(nn.Module):
@@ -126,7 +146,9 @@ class Backwards(nn.Module):
 def test_features_are_what_the_layer_of_the_logits_sees(method: str) -> None:
     x, labels, _ = crowd()
     options = {**QUICK, "method": method}
-    fitted = CrowdClassifier(lambda shape, classes: Backwards(shape[0], classes), **options).fit(x, labels, missing_label=-1)
+    fitted = CrowdClassifier(lambda shape, classes: Backwards(shape[0], classes), **options).fit(
+        x, labels, missing_label=-1
+    )
     assert fitted._made.head == "head"
     widths = {module.in_features for module in fitted._made.modules() if isinstance(module, nn.Linear)}
     assert widths == {8}
@@ -139,14 +161,18 @@ def test_features_are_what_the_layer_of_the_logits_sees(method: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x @ self.weight
 
-    with pytest.raises(ValueError, match="needs a network whose logits are those of a torch.nn.Linear, and NoLinear has none"):
+    with pytest.raises(
+        ValueError, match="needs a network whose logits are those of a torch.nn.Linear, and NoLinear has none"
+    ):
         CrowdClassifier(NoLinear(), **options).fit(x, labels, missing_label=-1)
 
 
 def test_the_averaging_of_doctor_net_is_what_is_selected() -> None:
     x, labels, _ = crowd(100)
     for patience in (None, 2):
-        fitted = CrowdClassifier(linear, "doctor-net", epochs=20, batch=16, patience=patience).fit(x, labels, missing_label=-1)
+        fitted = CrowdClassifier(linear, "doctor-net", epochs=20, batch=16, patience=patience).fit(
+            x, labels, missing_label=-1
+        )
         assert fitted.epoch_ > 16 and bool((fitted._made.log_weight != 0).any())
 
 
@@ -186,7 +212,11 @@ def test_names_of_methods_and_numbers_of_labels() -> None:
     with pytest.warns(UserWarning, match="take at least 12"):
         fitted = CrowdClassifier(linear, "GeoCrowdNet_F", epochs=1, batch=8).fit(x, labels, missing_label=-1)
     kept = len(labels) - int(np.ceil(0.1 * (labels >= 0).any(1).sum()))
-    assert fitted.annotators_["labels"].sum() <= (labels >= 0).sum() and fitted.annotators_["labels"].gt(0).all() and kept
+    assert (
+        fitted.annotators_["labels"].sum() <= (labels >= 0).sum()
+        and fitted.annotators_["labels"].gt(0).all()
+        and kept
+    )
     sums = fitted.predict_proba(x).sum(axis=1)
     np.testing.assert_allclose(sums, 1, atol=1e-12)
     many = CrowdClassifier(linear, strength="selected", **(QUICK | {"method": "geocrowdnet-f", "batch": 60}))
@@ -197,7 +227,10 @@ def test_names_of_methods_and_numbers_of_labels() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"strength": "0.1"}, "strength='0.1': choose a number"), ({"learning_rate": None}, "learning_rate=None: choose a number")],
+    [
+        ({"strength": "0.1"}, "strength='0.1': choose a number"),
+        ({"learning_rate": None}, "learning_rate=None: choose a number"),
+    ],
 )
 def test_what_is_no_number_is_told_where_nothing_checks_types(options: dict[str, Any], words: str) -> None:
     x, labels, _ = crowd()

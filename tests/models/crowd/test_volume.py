@@ -20,7 +20,13 @@ from probcrowd.models.crowd.mixture import Mixture
 from probcrowd.models.crowd.start import diagonal, start_logits
 from probcrowd.models.crowd.volume import RIDGE, add_log_volume, by_class, log_det, log_volume
 
-TERMS = [{}, {"truth_volume": 0.3}, {"confusion_volume": 0.2}, {"trace": 0.7}, {"truth_volume": 0.3, "running": True, "num_items": 7}]
+TERMS = [
+    {},
+    {"truth_volume": 0.3},
+    {"confusion_volume": 0.2},
+    {"trace": 0.7},
+    {"truth_volume": 0.3, "running": True, "num_items": 7},
+]
 
 
 def crowd(seed: int = 0, items: int = 7, annotators: int = 4, classes: int = 3) -> tuple[Labels, Seen, Rows]:
@@ -28,7 +34,9 @@ def crowd(seed: int = 0, items: int = 7, annotators: int = 4, classes: int = 3) 
     rng = np.random.default_rng(seed)
     item = np.sort(rng.integers(items, size=15))
     annotator, label = rng.integers(annotators, size=15), rng.integers(classes, size=15)
-    rows = Rows(item, annotator, label, rng.integers(1, 3, 15).astype(float), np.full(items, -1), annotators, classes)
+    rows = Rows(
+        item, annotator, label, rng.integers(1, 3, 15).astype(float), np.full(items, -1), annotators, classes
+    )
     log_truth = torch.log_softmax(torch.from_numpy(rng.normal(size=(items, classes))), 1)
     return Labels.of(rows, dtype=torch.float64), Seen(log_truth), rows
 
@@ -38,8 +46,12 @@ def channel(seed: int = 1, **terms: object) -> Mixture:
     return Mixture(logits, **terms)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize(("batch", "classes", "expected"), [(400, 10, 36.8888), (64, 10, 18.5630), (100, 8, 20.2058)])
-def test_the_largest_truth_volume_is_of_balanced_certain_items(batch: int, classes: int, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("batch", "classes", "expected"), [(400, 10, 36.8888), (64, 10, 18.5630), (100, 8, 20.2058)]
+)
+def test_the_largest_truth_volume_is_of_balanced_certain_items(
+    batch: int, classes: int, expected: float
+) -> None:
     """The bound is K log(B / K); 64 and 100 items cannot be shared evenly by 10 and 8 classes, so a Gram matrix of the right trace stands in."""
     assert log_det(np.eye(classes) * batch / classes)[0] == pytest.approx(expected, abs=1e-4)
     rng = torch.Generator().manual_seed(0)
@@ -50,15 +62,27 @@ def test_the_largest_truth_volume_is_of_balanced_certain_items(batch: int, class
 
 @pytest.mark.parametrize(
     ("classes", "annotators", "expected"),
-    [(8, 59, 8.3627), (10, 5, -18.4625), (10, 15, -7.4764), (10, 44, 3.2850), (10, 59, 6.2185), (3, 2, -1.9610)],
+    [
+        (8, 59, 8.3627),
+        (10, 5, -18.4625),
+        (10, 15, -7.4764),
+        (10, 44, 3.2850),
+        (10, 59, 6.2185),
+        (3, 2, -1.9610),
+    ],
 )
 def test_the_confusion_volume_of_the_published_start(classes: int, annotators: int, expected: float) -> None:
     value, singular = log_volume(by_class(start_logits(1.0, annotators, classes).double()))
     assert value.item() == pytest.approx(expected, abs=1e-4) and not singular
 
 
-@pytest.mark.parametrize(("classes", "annotators", "expected"), [(10, 5, 16.0944), (10, 15, 27.0805), (10, 59, 40.7754), (8, 59, 32.6203)])
-def test_the_largest_confusion_volume_is_of_permutations(classes: int, annotators: int, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("classes", "annotators", "expected"),
+    [(10, 5, 16.0944), (10, 15, 27.0805), (10, 59, 40.7754), (8, 59, 32.6203)],
+)
+def test_the_largest_confusion_volume_is_of_permutations(
+    classes: int, annotators: int, expected: float
+) -> None:
     rng = np.random.default_rng(0)
     matrices = np.stack([np.eye(classes)[rng.permutation(classes)] for _ in range(annotators)])
     value, _ = log_volume(torch.from_numpy(matrices).transpose(1, 2).reshape(-1, classes).log())
@@ -74,7 +98,9 @@ def test_gram_matrices_are_over_true_classes() -> None:
     stacked = np.concatenate([matrix.T for matrix in confusion])  # the paper's W: columns are true classes
     rows, found = gram(by_class(torch.from_numpy(logits)).numpy())
     np.testing.assert_allclose(found, stacked.T @ stacked, atol=1e-14)
-    np.testing.assert_allclose(rows.reshape(3, 4, 3)[2, 1], confusion[1, :, 2], atol=1e-14)  # label 2 of annotator 1
+    np.testing.assert_allclose(
+        rows.reshape(3, 4, 3)[2, 1], confusion[1, :, 2], atol=1e-14
+    )  # label 2 of annotator 1
     np.testing.assert_allclose(gram(np.log(truth))[1], truth.T @ truth, atol=1e-14)
 
 
@@ -102,14 +128,18 @@ def test_gradients_are_those_of_the_log_determinant(kind: str) -> None:
     found, other = (torch.autograd.grad(result, leaf, retain_graph=True)[0] for result in (value, expected))
     torch.testing.assert_close(found, other, atol=1e-10, rtol=0)
     d_rows = 2 * torch.linalg.solve(rows.T @ rows, rows.T).T  # the gradient that the specification gives
-    torch.testing.assert_close(torch.autograd.grad(value, log_rows, retain_graph=True)[0], d_rows * rows, atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(value, log_rows, retain_graph=True)[0], d_rows * rows, atol=1e-10, rtol=0
+    )
 
 
 def test_along_the_ambiguity_one_volume_rises_by_what_the_other_falls() -> None:
     rng = np.random.default_rng(0)
     truth, confusion, mix = (rng.normal(size=size) for size in ((9, 3), (4, 3, 3), (3, 3)))
     other_truth, other = truth @ mix, np.linalg.solve(mix, confusion)
-    np.testing.assert_allclose(np.einsum("nt,jtl->njl", other_truth, other), np.einsum("nt,jtl->njl", truth, confusion), atol=1e-10)
+    np.testing.assert_allclose(
+        np.einsum("nt,jtl->njl", other_truth, other), np.einsum("nt,jtl->njl", truth, confusion), atol=1e-10
+    )
     sums = []
     for f, c in ((truth, confusion), (other_truth, other)):
         stacked = c.transpose(0, 2, 1).reshape(-1, 3)
@@ -123,12 +153,21 @@ def test_what_is_singular_is_counted_and_still_pushes_apart(kind: str) -> None:
     start = torch.zeros(7, 3, dtype=torch.float64)
     if kind == "few":
         start = start[:2] + torch.tensor([[1.0, 0, 0], [0, 1, 0]], dtype=torch.float64)
-        labels = Labels(*(part[:0] for part in (labels.item, labels.annotator, labels.label, labels.weight)), torch.arange(2), 2.0)
+        labels = Labels(
+            *(part[:0] for part in (labels.item, labels.annotator, labels.label, labels.weight)),
+            torch.arange(2),
+            2.0,
+        )
     leaf = start.requires_grad_()
     made = channel(truth_volume=0.5)
     loss = made.loss(Seen(torch.log_softmax(leaf, 1)), labels)
     loss.backward()
-    assert int(made.degenerate) == 1 and math.isfinite(loss.item()) and leaf.grad is not None and bool(torch.isfinite(leaf.grad).all())
+    assert (
+        int(made.degenerate) == 1
+        and math.isfinite(loss.item())
+        and leaf.grad is not None
+        and bool(torch.isfinite(leaf.grad).all())
+    )
     fine = channel(truth_volume=0.5)
     fine.loss(crowd()[1], crowd()[0])
     assert int(fine.degenerate) == 0
@@ -144,7 +183,9 @@ def test_a_ridge_is_a_thousandth_of_the_mean_eigenvalue_and_only_where_it_is_nee
 
 def test_a_running_volume_has_the_gradient_of_all_items() -> None:
     """Batches that together are all items: with a running mean at all items, their gradients add up to that of the whole."""
-    log_truth = torch.log_softmax(torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 1)
+    log_truth = torch.log_softmax(
+        torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 1
+    )
     whole = gram(log_truth.numpy())[1] / 3  # of as many items as a batch has
     found = torch.zeros_like(log_truth)
     for part, of_part in zip(log_truth.split(4), found.split(4), strict=True):
@@ -166,7 +207,10 @@ def test_a_running_mean_forgets_within_about_an_epoch() -> None:
         made.loss(sure, labels)
     left = (2 / 3) ** 30
     torch.testing.assert_close(
-        made.gram / made.gram_weight, torch.from_numpy(gram(sure.log_truth.numpy())[1]) / 7, atol=2 * left + 1e-12, rtol=0
+        made.gram / made.gram_weight,
+        torch.from_numpy(gram(sure.log_truth.numpy())[1]) / 7,
+        atol=2 * left + 1e-12,
+        rtol=0,
     )
 
 
@@ -203,7 +247,10 @@ def test_the_declared_model_is_the_loss(terms: dict[str, float]) -> None:
     assert density.item() == pytest.approx(-total * loss.item(), abs=1e-9)
     for found, other in zip(torch.autograd.grad(density, both), expected, strict=True):
         torch.testing.assert_close(found, -total * other, atol=1e-9, rtol=0)
-    assert {"label", *[name for name in ("truth_volume", "confusion_volume", "trace") if name in terms]} <= set(trace.nodes)
+    assert {
+        "label",
+        *[name for name in ("truth_volume", "confusion_volume", "trace") if name in terms],
+    } <= set(trace.nodes)
 
 
 def test_single_labels_cannot_tell_what_labels_of_an_item_together_can() -> None:
@@ -213,7 +260,11 @@ def test_single_labels_cannot_tell_what_labels_of_an_item_together_can() -> None
     confusion, truth = made.confusion().detach().numpy(), seen.log_truth.exp().numpy()
     found = made.log_labels(seen, labels)
     for i in range(7):
-        here = [(j, l, w) for n, j, l, w in zip(rows.item, rows.annotator, rows.label, rows.weight, strict=True) if n == i]
+        here = [
+            (j, l, w)
+            for n, j, l, w in zip(rows.item, rows.annotator, rows.label, rows.weight, strict=True)
+            if n == i
+        ]
         expected = sum(truth[i, k] * math.prod(confusion[j, k, l] ** w for j, l, w in here) for k in range(3))
         assert found[i].item() == pytest.approx(math.log(expected), abs=1e-10)
 
@@ -222,7 +273,10 @@ def test_single_labels_cannot_tell_what_labels_of_an_item_together_can() -> None
 def test_a_start_has_the_accuracy_that_was_asked_for(accuracy: float, classes: int) -> None:
     confusion = torch.softmax(start_logits(diagonal(accuracy, classes), 2, classes).double(), -1)
     torch.testing.assert_close(
-        confusion.diagonal(dim1=1, dim2=2), torch.full((2, classes), accuracy, dtype=torch.float64), atol=1e-6, rtol=0
+        confusion.diagonal(dim1=1, dim2=2),
+        torch.full((2, classes), accuracy, dtype=torch.float64),
+        atol=1e-6,
+        rtol=0,
     )
 
 
@@ -231,4 +285,8 @@ def test_extreme_logits_stay_finite() -> None:
     made = Mixture(torch.tensor([1e4, -1e4, 0.0]).repeat(4, 3, 1).double())
     loss = made.loss(Seen(torch.log_softmax(1e4 * seen.log_truth, 1)), labels)
     loss.backward()
-    assert math.isfinite(loss.item()) and made.logits.grad is not None and bool(torch.isfinite(made.logits.grad).all())
+    assert (
+        math.isfinite(loss.item())
+        and made.logits.grad is not None
+        and bool(torch.isfinite(made.logits.grad).all())
+    )

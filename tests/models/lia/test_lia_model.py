@@ -22,7 +22,14 @@ from probcrowd.models.lia.lia import lia, lia_numpyro
 from probcrowd.models.lia.prior import Inputs, LIAPrior, sites
 
 ITEMS, ANNOTATORS, CLASSES, ROWS, QUESTIONS = 6, 4, 3, 14, 2
-SPREADS = {"truth": 0.8, "difficulty": 0.5, "competence": 1.3, "population": 0.4, "class_logit": 0.9, "accuracy": 0.6}
+SPREADS = {
+    "truth": 0.8,
+    "difficulty": 0.5,
+    "competence": 1.3,
+    "population": 0.4,
+    "class_logit": 0.9,
+    "accuracy": 0.6,
+}
 WIDTHS = {"item_embedding": 2, "question_embedding": 3}
 # what is known of items, of annotators, the rank R, hidden layers, those of the difficulty, several questions
 CASES = [
@@ -78,7 +85,10 @@ def problem(
     layers = {"latent": latent, "hidden": hidden, "difficulty_hidden": difficulty}
     prior = LIAPrior(**SPREADS, **WIDTHS, **layers, annotator_embedding=2 if annotators == "embedding" else 0)
     rows = some_rows(seed)
-    point = {name: site.centre + site.spread * rng.normal(size=site.centre.shape) for name, site in sites(rows, inputs, prior).items()}
+    point = {
+        name: site.centre + site.spread * rng.normal(size=site.centre.shape)
+        for name, site in sites(rows, inputs, prior).items()
+    }
     return inputs, rows, prior, point
 
 
@@ -135,9 +145,16 @@ def chances(point: dict[str, np.ndarray], inputs: Inputs, i: int, j: int, k: int
             if "competence_offset" in point:
                 competence += point["competence_offset"][j, k, label, r]
             else:
-                known = point["annotator_embedding"][j] if inputs.annotator_features is None else inputs.annotator_features[j]
+                known = (
+                    point["annotator_embedding"][j]
+                    if inputs.annotator_features is None
+                    else inputs.annotator_features[j]
+                )
                 competence += sum(x * point["competence_weight"][w, k, label, r] for w, x in enumerate(known))
-            competence += sum(u * point["question_competence"][e, k, label, r] for e, u in enumerate(asked_of(point, inputs, i)))
+            competence += sum(
+                u * point["question_competence"][e, k, label, r]
+                for e, u in enumerate(asked_of(point, inputs, i))
+            )
             total += math.exp(difficulty) * math.exp(competence)
         products.append(total)
     return [value / sum(products) for value in products]
@@ -153,7 +170,9 @@ def item_terms(point: dict[str, np.ndarray], inputs: Inputs, rows: Rows) -> list
                 value = truth[k]
                 for n in range(len(rows.item)):
                     if rows.item[n] == i:
-                        value *= chances(point, inputs, i, rows.annotator[n], k)[rows.label[n]] ** rows.weight[n]
+                        value *= (
+                            chances(point, inputs, i, rows.annotator[n], k)[rows.label[n]] ** rows.weight[n]
+                        )
                 total += value
         terms.append(math.log(total))
     return terms
@@ -178,7 +197,12 @@ def log_prior(point: dict[str, np.ndarray]) -> float:
         elif name in ("truth_question", "truth_question_bias"):  # units and widths of the embedding together
             spread = 0.8 / math.sqrt(inputs * value.shape[1]) if value.ndim == 3 else 0.9 / math.sqrt(inputs)
         else:
-            size = {"truth_weight": 0.8, "difficulty_weight": 0.5, "competence_weight": 1.3, "question_competence": 1.3}.get(name, 1.0)
+            size = {
+                "truth_weight": 0.8,
+                "difficulty_weight": 0.5,
+                "competence_weight": 1.3,
+                "question_competence": 1.3,
+            }.get(name, 1.0)
             spread = size / math.sqrt(inputs)
         total += sum(normal(x, c, spread) for x, c in zip(value.ravel(), centre.ravel(), strict=True))
     return total
@@ -189,19 +213,29 @@ def test_pyros_density_is_numpyros_and_the_loops(case: Any) -> None:
     inputs, rows, prior, point = problem(*case)
     expected = log_prior(point) + sum(item_terms(point, inputs, rows))
     at = pyro.poutine.condition(lia.lia, data=on_torch(point))
-    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(config_enumerate(at), lambda *_: None, inputs, rows, prior)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(
+        config_enumerate(at), lambda *_: None, inputs, rows, prior
+    )
     np.testing.assert_allclose(-loss, expected, rtol=0, atol=1e-10)
-    density = jax.jit(lambda known, said, values: numpyro_log_density(lia_numpyro.lia, (known, said, prior), {}, values)[0])
+    density = jax.jit(
+        lambda known, said, values: numpyro_log_density(lia_numpyro.lia, (known, said, prior), {}, values)[0]
+    )
     np.testing.assert_allclose(float(density(inputs, rows, point)), expected, rtol=0, atol=1e-10)
     said, parameters = said_of(rows, inputs), on_torch(point)
     joint = lia.log_joint(lia.log_truth(parameters, said), lia.log_said(parameters, said), said)
-    np.testing.assert_allclose(torch.logsumexp(joint, -1), item_terms(point, inputs, rows), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        torch.logsumexp(joint, -1), item_terms(point, inputs, rows), rtol=0, atol=1e-10
+    )
 
 
 def test_numpyro_takes_arrays_of_numpy_as_well() -> None:
     inputs, rows, prior, point = problem("features", "features", 1, (3,), (), True)
-    density = jax.jit(lambda values: numpyro_log_density(lia_numpyro.lia, (inputs, rows, prior), {}, values)[0])
-    np.testing.assert_allclose(float(density(point)), log_prior(point) + sum(item_terms(point, inputs, rows)), rtol=0, atol=1e-10)
+    density = jax.jit(
+        lambda values: numpyro_log_density(lia_numpyro.lia, (inputs, rows, prior), {}, values)[0]
+    )
+    np.testing.assert_allclose(
+        float(density(point)), log_prior(point) + sum(item_terms(point, inputs, rows)), rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("latent", [1, 2, 3])
@@ -211,7 +245,9 @@ def test_rows_sum_to_one_whatever_the_rank_and_to_the_rank_in_the_wrong_order(la
     torch.testing.assert_close(rows.sum(-1), torch.ones(5, CLASSES), rtol=0, atol=1e-12)
     products = logits.exp().sum(-1)
     torch.testing.assert_close(rows, products / products.sum(-1, keepdim=True), rtol=0, atol=1e-12)
-    wrong = torch.logsumexp(torch.log_softmax(logits, -2), -1).exp()  # softmax over the labels, then the sum over r
+    wrong = torch.logsumexp(
+        torch.log_softmax(logits, -2), -1
+    ).exp()  # softmax over the labels, then the sum over r
     torch.testing.assert_close(wrong.sum(-1), torch.full((5, CLASSES), float(latent)), rtol=0, atol=1e-12)
     assert (float((wrong / latent - rows).abs().max()) > 0.05) is (latent > 1)
 
@@ -219,7 +255,9 @@ def test_rows_sum_to_one_whatever_the_rank_and_to_the_rank_in_the_wrong_order(la
 def test_what_difficulty_gains_and_competence_loses_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     inputs, rows = Inputs(np.eye(ITEMS)), some_rows()  # one column per item: difficulties are free
-    point = {name: rng.normal(size=site.centre.shape) for name, site in sites(rows, inputs, LIAPrior()).items()}
+    point = {
+        name: rng.normal(size=site.centre.shape) for name, site in sites(rows, inputs, LIAPrior()).items()
+    }
     said = said_of(rows, inputs)
     plain = lia.log_said(on_torch(point), said)
 
@@ -227,7 +265,9 @@ def test_what_difficulty_gains_and_competence_loses_changes_nothing() -> None:
         moved = point | {name: point[name] + each for name, each in more.items()}
         return float((lia.log_said(on_torch(moved), said) - plain).abs().max())
 
-    assert change(difficulty_weight=rng.normal(size=(ITEMS, CLASSES, 1, 1))) < 1e-10  # a number for all labels of a row of D_i
+    assert (
+        change(difficulty_weight=rng.normal(size=(ITEMS, CLASSES, 1, 1))) < 1e-10
+    )  # a number for all labels of a row of D_i
     assert change(competence_offset=rng.normal(size=(ANNOTATORS, CLASSES, 1, 1))) < 1e-10  # of a row of C_j
     both = rng.normal(size=(CLASSES, CLASSES, 1))
     assert change(difficulty_weight=both, competence_mean=-both) < 1e-10
@@ -249,21 +289,28 @@ def rebuilt(rows: Rows, inputs: Inputs, items: list[int]) -> lia.Said:
     own = [np.flatnonzero(rows.item == item) for item in items]
     row = np.concatenate([np.zeros(0, np.int64), *own])
     item = np.repeat(np.arange(len(items)), [len(each) for each in own])
-    some = Rows(item, rows.annotator[row], rows.label[row], rows.weight[row], rows.gold[items], ANNOTATORS, CLASSES)
+    some = Rows(
+        item, rows.annotator[row], rows.label[row], rows.weight[row], rows.gold[items], ANNOTATORS, CLASSES
+    )
     features = None if inputs.item_features is None else inputs.item_features[items]
     question = None if inputs.question is None else inputs.question[items]
     return said_of(some, replace(inputs, item_features=features, question=question))
 
 
 @pytest.mark.parametrize("kind", ["features", "embedding"])
-@pytest.mark.parametrize("items", [[0, 1, 2, 3, 4, 5], [4, 0, 3], [5, 2], [2], [1, 4, 1, 2, 1], [5, 3, 0], []], ids=str)
+@pytest.mark.parametrize(
+    "items", [[0, 1, 2, 3, 4, 5], [4, 0, 3], [5, 2], [2], [1, 4, 1, 2, 1], [5, 3, 0], []], ids=str
+)
 def test_a_part_is_its_items_as_a_table_of_their_own(items: list[int], kind: str) -> None:
     inputs, rows, _, point = problem(kind, "features", 3, (3,), None, True)
     said, parameters = said_of(rows, inputs), on_torch(point)
     part = said.part(torch.tensor(items, dtype=torch.long))
     same(part, rebuilt(rows, inputs, items), but=("place",))
     assert part.place.tolist() == items
-    both = [lia.log_joint(lia.log_truth(parameters, each), lia.log_said(parameters, each), each) for each in (said, part)]
+    both = [
+        lia.log_joint(lia.log_truth(parameters, each), lia.log_said(parameters, each), each)
+        for each in (said, part)
+    ]
     torch.testing.assert_close(both[1], both[0][items], rtol=0, atol=1e-12)
 
 
@@ -275,7 +322,9 @@ def test_a_part_of_a_part_is_the_part_of_both() -> None:
     assert part.place.tolist() == [2, 1, 4, 3]
     seen = lia.item_inputs(on_torch(point), part)
     torch.testing.assert_close(seen, lia.item_inputs(on_torch(point), said)[part.place], rtol=0, atol=0)
-    torch.testing.assert_close(seen[:, :2], torch.from_numpy(point["item_embedding"][[2, 1, 4, 3]]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        seen[:, :2], torch.from_numpy(point["item_embedding"][[2, 1, 4, 3]]), rtol=0, atol=0
+    )
 
 
 def test_sites_by_name_order_and_shape() -> None:
@@ -288,8 +337,21 @@ def test_sites_by_name_order_and_shape() -> None:
         "competence_mean": tensor,
         "competence_offset": (ANNOTATORS, *tensor),
     }
-    assert list(plain) == ["truth_weight", "difficulty_weight", "truth_bias", "competence_mean", "competence_offset"]
-    everything = LIAPrior(latent=2, hidden=(7, 6), difficulty_hidden=(4,), item_embedding=5, annotator_embedding=3, question_embedding=2)
+    assert list(plain) == [
+        "truth_weight",
+        "difficulty_weight",
+        "truth_bias",
+        "competence_mean",
+        "competence_offset",
+    ]
+    everything = LIAPrior(
+        latent=2,
+        hidden=(7, 6),
+        difficulty_hidden=(4,),
+        item_embedding=5,
+        annotator_embedding=3,
+        question_embedding=2,
+    )
     made = sites(rows, Inputs(None, None, np.zeros(ITEMS, int), QUESTIONS), everything)
     assert [(name, site.centre.shape) for name, site in made.items()] == [
         ("item_embedding", (ITEMS, 5)),
@@ -312,7 +374,9 @@ def test_sites_by_name_order_and_shape() -> None:
     ]
     known = sites(rows, Inputs(None, np.zeros((ANNOTATORS, 8))), everything)
     assert known["competence_weight"].centre.shape == (8, *tensor)  # features come before embeddings
-    assert not {"annotator_embedding", "competence_offset", "question_embedding", "truth_question"} & set(known)
+    assert not {"annotator_embedding", "competence_offset", "question_embedding", "truth_question"} & set(
+        known
+    )
 
 
 @pytest.mark.parametrize("latent", [1, 3])
@@ -350,8 +414,16 @@ def test_impossible_priors_are_refused_and_named(wrong: dict[str, Any], message:
         LIAPrior(**wrong)
 
 
-CLASS_AXES = {"truth_weight": (1,), "truth_bias": (0,), "truth_question": (2,), "truth_question_bias": (1,), "competence_mean": (0, 1)}
-CLASS_AXES |= dict.fromkeys(("difficulty_weight", "competence_offset", "competence_weight", "question_competence"), (1, 2))
+CLASS_AXES = {
+    "truth_weight": (1,),
+    "truth_bias": (0,),
+    "truth_question": (2,),
+    "truth_question_bias": (1,),
+    "competence_mean": (0, 1),
+}
+CLASS_AXES |= dict.fromkeys(
+    ("difficulty_weight", "competence_offset", "competence_weight", "question_competence"), (1, 2)
+)
 
 
 @pytest.mark.parametrize("case", [CASES[1], CASES[5], CASES[9]], ids=str)
@@ -370,7 +442,9 @@ def test_renaming_classes_in_all_sites_changes_nothing(case: Any) -> None:
         terms.append([float(torch.logsumexp(joint, -1).sum()), log_prior(moved)])
         half = dict(moved) | {"truth_bias": point["truth_bias"]}  # the control: one site keeps its names
         other = lia.log_joint(lia.log_truth(on_torch(half), said), lia.log_said(parameters, said), said)
-        assert (abs(float((torch.logsumexp(joint, -1) - torch.logsumexp(other, -1)).sum())) > 1e-3) is (order != (0, 1, 2))
+        assert (abs(float((torch.logsumexp(joint, -1) - torch.logsumexp(other, -1)).sum())) > 1e-3) is (
+            order != (0, 1, 2)
+        )
     assert np.ptp(np.array(terms), axis=0).max() < 1e-10
 
 
@@ -381,9 +455,14 @@ def test_a_sampler_tells_a_good_annotator_from_one_who_guesses() -> None:
     right = rng.random((items, 3)) < [0.95, 0.75, 0.5]  # the last one guesses
     label = np.where(right, truth[:, None], 1 - truth[:, None])
     said = (np.repeat(np.arange(items), 3), np.tile(np.arange(3), items), label.ravel(), np.ones(3 * items))
-    gold = np.where(np.arange(items) < 8, truth, -1)  # without it chains find the mirror image, with classes exchanged, as well
+    gold = np.where(
+        np.arange(items) < 8, truth, -1
+    )  # without it chains find the mirror image, with classes exchanged, as well
     rows = Rows(*said, gold, 3, 2)
-    start = {name: jax.numpy.asarray(site.centre) for name, site in sites(rows, Inputs(features), LIAPrior()).items()}
+    start = {
+        name: jax.numpy.asarray(site.centre)
+        for name, site in sites(rows, Inputs(features), LIAPrior()).items()
+    }
 
     def potential(values: dict[str, jax.Array]) -> jax.Array:
         return -numpyro_log_density(lia_numpyro.lia, (Inputs(features), rows, LIAPrior()), {}, values)[0]
@@ -397,7 +476,9 @@ def test_a_sampler_tells_a_good_annotator_from_one_who_guesses() -> None:
 
     draws, diverging = jax.tree.map(np.asarray, chain(jax.random.key(0)))
     assert set(draws) == set(sites(rows, Inputs(features), LIAPrior()))
-    assert all(value.shape[0] == 50 and np.isfinite(value).all() and np.ptp(value) > 0 for value in draws.values())
+    assert all(
+        value.shape[0] == 50 and np.isfinite(value).all() and np.ptp(value) > 0 for value in draws.values()
+    )
     assert diverging.mean() < 0.1
     skills = torch.from_numpy(draws["competence_mean"][:, None] + draws["competence_offset"])
     diagonal = lia.log_rows_of(skills).exp().diagonal(dim1=2, dim2=3).mean((0, 2))

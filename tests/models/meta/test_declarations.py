@@ -59,7 +59,9 @@ def some_prior(name: str, seed: int = 0) -> Any:
     return LogitPrior(rng.uniform(0.5, 3, CLASSES), rng.normal(size=(CLASSES, CLASSES)), 0.8, 1.3, 0.7)
 
 
-def problem(name: str, prior: Any = None, seed: int = 0) -> tuple[Target, tuple[Any, ...], Rows, np.ndarray | None, dict[str, np.ndarray]]:
+def problem(
+    name: str, prior: Any = None, seed: int = 0
+) -> tuple[Target, tuple[Any, ...], Rows, np.ndarray | None, dict[str, np.ndarray]]:
     """The density of a model, its data and a random point drawn from its prior."""
     rows = some_rows(seed)
     embeddings = np.random.default_rng(seed).normal(size=(ITEMS, 2)) if find_model(name).features else None
@@ -79,19 +81,27 @@ def test_numpyro_density_is_the_loop(name: str, seed: int) -> None:
     target, data, rows, embeddings, sites = problem(name, seed=seed)
     assert set(sites) == set(MODELS[name].dims)
     density, _ = numpyro_log_density(target.declare, data, {}, latent(target, sites))
-    np.testing.assert_allclose(float(density), loops.log_density(name, sites, target.prior, rows, embeddings), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        float(density), loops.log_density(name, sites, target.prior, rows, embeddings), rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "prototype_crowd"])
 def test_pyro_density_is_numpyros(name: str) -> None:
     target, data, rows, _, sites = problem(name)
-    at = pyro.poutine.condition(MODELS[name].pyro, data={site: torch.tensor(sites[site]) for site in target.latent})
-    trace = pyro.poutine.trace(at).get_trace(rows, target.prior)
-    assert {site for site, node in trace.nodes.items() if node["type"] == "sample" and "fn" in node and site in MODELS[name].dims} >= set(
-        target.latent
+    at = pyro.poutine.condition(
+        MODELS[name].pyro, data={site: torch.tensor(sites[site]) for site in target.latent}
     )
+    trace = pyro.poutine.trace(at).get_trace(rows, target.prior)
+    assert {
+        site
+        for site, node in trace.nodes.items()
+        if node["type"] == "sample" and "fn" in node and site in MODELS[name].dims
+    } >= set(target.latent)
     loss = TraceEnum_ELBO(max_plate_nesting=2).loss(config_enumerate(at), lambda *_: None, rows, target.prior)
-    np.testing.assert_allclose(-loss, float(target.log_density(latent(target, sites), data)), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        -loss, float(target.log_density(latent(target, sites), data)), rtol=0, atol=1e-10
+    )
     for site, axes in MODELS[name].dims.items():
         assert trace.nodes[site]["value"].numpy().shape == sites[site].shape, site
         assert len(axes) == sites[site].ndim
@@ -101,14 +111,25 @@ def test_pyros_prototype_crowd_is_numpyros() -> None:
     target, data, rows, embeddings, sites = problem("prototype_crowd")
     rows = Rows(rows.item, rows.annotator, rows.label, rows.weight, np.full(ITEMS, -1), ANNOTATORS, CLASSES)
     data = make_data("prototype_crowd", rows, embeddings)
-    item, annotator, label, weight = (torch.tensor(array) for array in (rows.item, rows.annotator, rows.label, rows.weight))
+    item, annotator, label, weight = (
+        torch.tensor(array) for array in (rows.item, rows.annotator, rows.label, rows.weight)
+    )
     sizes = {"num_tasks": 1, "num_items": ITEMS, "num_annotators": ANNOTATORS, "num_labels": CLASSES}
     votes = SparseVotes.build(torch.zeros_like(item), item, annotator, label, weight, **sizes)
-    shapes = {"class_prior": (1, 1, 1, CLASSES), "prototype": (1, 1, CLASSES, 2), "confusion": (1, ANNOTATORS, CLASSES, CLASSES)}
-    at = pyro.poutine.condition(prototype_crowd, data={name: torch.tensor(sites[name]).reshape(shape) for name, shape in shapes.items()})
+    shapes = {
+        "class_prior": (1, 1, 1, CLASSES),
+        "prototype": (1, 1, CLASSES, 2),
+        "confusion": (1, ANNOTATORS, CLASSES, CLASSES),
+    }
+    at = pyro.poutine.condition(
+        prototype_crowd,
+        data={name: torch.tensor(sites[name]).reshape(shape) for name, shape in shapes.items()},
+    )
     arguments = (torch.tensor(embeddings)[None], votes, target.prior, CLASSES)
     loss = TraceEnum_ELBO(max_plate_nesting=3).loss(config_enumerate(at), lambda *_: None, *arguments)
-    np.testing.assert_allclose(-loss, float(target.log_density(latent(target, sites), data)), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        -loss, float(target.log_density(latent(target, sites), data)), rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("name", LOGISTIC)
@@ -117,8 +138,12 @@ def test_a_reference_label_drops_a_column(name: str) -> None:
     target, data, rows, _, sites = problem(name, prior)
     assert sites["mean"].shape == (CLASSES, CLASSES - 1)
     expected = loops.log_density(name, sites, prior, rows, None)
-    np.testing.assert_allclose(float(target.log_density(latent(target, sites), data)), expected, rtol=0, atol=1e-10)
-    at = pyro.poutine.condition(MODELS[name].pyro, data={site: torch.tensor(sites[site]) for site in target.latent})
+    np.testing.assert_allclose(
+        float(target.log_density(latent(target, sites), data)), expected, rtol=0, atol=1e-10
+    )
+    at = pyro.poutine.condition(
+        MODELS[name].pyro, data={site: torch.tensor(sites[site]) for site in target.latent}
+    )
     loss = TraceEnum_ELBO(max_plate_nesting=2).loss(config_enumerate(at), lambda *_: None, rows, prior)
     np.testing.assert_allclose(-loss, expected, rtol=0, atol=1e-10)
 
@@ -129,7 +154,9 @@ def test_one_log_likelihood_per_item_with_gold_classes_known(name: str) -> None:
     items, priors = target.items(latent(target, sites), data)
     expected = loops.item_terms(name, sites, target.prior, rows, embeddings)
     np.testing.assert_allclose(items.log_prob(rows.gold), expected, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(float(sum(priors.values())), loops.log_prior(name, sites, target.prior, CLASSES), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        float(sum(priors.values())), loops.log_prior(name, sites, target.prior, CLASSES), rtol=0, atol=1e-10
+    )
     truth = np.exp(np.asarray(items.log_truth()))
     np.testing.assert_allclose(truth.sum(1), 1)
     assert truth[1, 2] == 1 and truth[4, 0] == 1
@@ -149,7 +176,9 @@ def test_order_of_rows_and_duplicates_do_not_matter(name: str) -> None:
     )
     again = make_data(name, half, embeddings)
     expected = float(target.log_density(latent(target, sites), data))
-    np.testing.assert_allclose(float(target.log_density(latent(target, sites), again)), expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        float(target.log_density(latent(target, sites), again)), expected, rtol=0, atol=1e-10
+    )
 
 
 def renamed(sites: dict[str, np.ndarray], name: str, order: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -176,12 +205,19 @@ def renamed(sites: dict[str, np.ndarray], name: str, order: tuple[int, ...]) -> 
         ("prototype_crowd", Prior(accuracy=0.6), False),
     ],
 )
-def test_renaming_classes_changes_nothing_exactly_where_the_prior_is_exchangeable(name: str, prior: Any, equal: bool) -> None:
+def test_renaming_classes_changes_nothing_exactly_where_the_prior_is_exchangeable(
+    name: str, prior: Any, equal: bool
+) -> None:
     target, data, rows, embeddings, sites = problem(name, prior)
-    unknown = Rows(rows.item, rows.annotator, rows.label, rows.weight, np.full(ITEMS, -1), ANNOTATORS, CLASSES)
+    unknown = Rows(
+        rows.item, rows.annotator, rows.label, rows.weight, np.full(ITEMS, -1), ANNOTATORS, CLASSES
+    )
     data = make_data(name, unknown, embeddings)
     assert MODELS[name].exchangeable(prior, CLASSES) is equal
-    densities = [float(target.log_density(latent(target, renamed(sites, name, order)), data)) for order in permutations(range(CLASSES))]
+    densities = [
+        float(target.log_density(latent(target, renamed(sites, name, order)), data))
+        for order in permutations(range(CLASSES))
+    ]
     assert bool(np.ptp(densities) < 1e-10) is equal
 
 
@@ -202,13 +238,23 @@ def test_limits_join_the_models() -> None:
     def terms(name: str, **changed: Any) -> np.ndarray:
         target = make_target(name, prior if name in LOGISTIC else DirichletPrior.named("flat", CLASSES), data)
         sites = point | changed
-        return np.asarray(target.items({site: jax.numpy.asarray(sites[site]) for site in target.latent}, data)[0].log_prob(rows.gold))
+        return np.asarray(
+            target.items({site: jax.numpy.asarray(sites[site]) for site in target.latent}, data)[0].log_prob(
+                rows.gold
+            )
+        )
 
     none = np.full_like(point["spread"], 1e-14)
     pooled = np.exp(point["mean"]) / np.exp(point["mean"]).sum(-1, keepdims=True)
-    np.testing.assert_allclose(terms("logistic_random_effects", item_spread=none), terms("hierarchical_dawid_skene"), atol=1e-12)
-    np.testing.assert_allclose(terms("hierarchical_dawid_skene", spread=none), terms("multinomial", confusion=pooled), atol=1e-12)
-    np.testing.assert_allclose(terms("item_difficulty", item_spread=none), terms("multinomial", confusion=pooled), atol=1e-12)
+    np.testing.assert_allclose(
+        terms("logistic_random_effects", item_spread=none), terms("hierarchical_dawid_skene"), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        terms("hierarchical_dawid_skene", spread=none), terms("multinomial", confusion=pooled), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        terms("item_difficulty", item_spread=none), terms("multinomial", confusion=pooled), atol=1e-12
+    )
     np.testing.assert_allclose(
         terms("dawid_skene", confusion=np.broadcast_to(pooled, (ANNOTATORS, CLASSES, CLASSES))),
         terms("multinomial", confusion=pooled),
@@ -222,24 +268,38 @@ def test_the_worked_example() -> None:
     data = make_data("dawid_skene", rows, None)
     target = make_target("dawid_skene", DirichletPrior.named("flat", 2), data)
     confusion = np.array([[[0.8, 0.2], [0.3, 0.7]], [[0.9, 0.1], [0.4, 0.6]], [[0.5, 0.5], [0.5, 0.5]]])
-    items, _ = target.items({"class_prior": jax.numpy.array([0.6, 0.4]), "confusion": jax.numpy.asarray(confusion)}, data)
+    items, _ = target.items(
+        {"class_prior": jax.numpy.array([0.6, 0.4]), "confusion": jax.numpy.asarray(confusion)}, data
+    )
     np.testing.assert_allclose(items.log_prob(rows.gold), [-2.813411], atol=1e-6)
     np.testing.assert_allclose(np.exp(items.log_truth()), [[0.4, 0.6]], atol=1e-6)
     mace = make_target(
-        "mace", SpamPrior(), make_data("mace", Rows(rows.item, rows.annotator, rows.label, rows.weight, rows.gold, 3, 3), None)
+        "mace",
+        SpamPrior(),
+        make_data("mace", Rows(rows.item, rows.annotator, rows.label, rows.weight, rows.gold, 3, 3), None),
     )
-    sites = {"competence": jax.numpy.full(3, 0.7), "spam": jax.numpy.tile(jax.numpy.array([0.2, 0.3, 0.5]), (3, 1))}
+    sites = {
+        "competence": jax.numpy.full(3, 0.7),
+        "spam": jax.numpy.tile(jax.numpy.array([0.2, 0.3, 0.5]), (3, 1)),
+    }
     table = np.exp(
-        mace.items(sites, make_data("mace", Rows(rows.item, rows.annotator, rows.label, rows.weight, rows.gold, 3, 3), None))[0].log_table[
-            0
-        ]
+        mace.items(
+            sites,
+            make_data(
+                "mace", Rows(rows.item, rows.annotator, rows.label, rows.weight, rows.gold, 3, 3), None
+            ),
+        )[0].log_table[0]
     )
-    np.testing.assert_allclose(table, [[0.76, 0.09, 0.15], [0.06, 0.79, 0.15], [0.06, 0.09, 0.85]], atol=1e-12)
+    np.testing.assert_allclose(
+        table, [[0.76, 0.09, 0.15], [0.06, 0.79, 0.15], [0.06, 0.09, 0.85]], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("name", "mean"), [("accurate", 0.7), ("rater", 0.6)])
 @pytest.mark.parametrize("classes", [2, 4, 10])
-def test_prior_accuracy_does_not_depend_on_the_number_of_classes(name: Any, mean: float, classes: int) -> None:
+def test_prior_accuracy_does_not_depend_on_the_number_of_classes(
+    name: Any, mean: float, classes: int
+) -> None:
     rows = DirichletPrior.named(name, classes).confusion
     np.testing.assert_allclose(rows.diagonal() / rows.sum(-1), mean)
     coin = CoinPrior.named(name, classes)
@@ -253,7 +313,9 @@ def test_stans_prior_is_the_guides(classes: int, mean: float) -> None:
 
 
 def test_gold_is_read_under_the_users_ids() -> None:
-    frame = pd.DataFrame({"item": ["b", "a", "c", "a"], "annotator": ["x", "x", "y", "y"], "label": ["no", "yes", "no", "no"]})
+    frame = pd.DataFrame(
+        {"item": ["b", "a", "c", "a"], "annotator": ["x", "x", "y", "y"], "label": ["no", "yes", "no", "no"]}
+    )
     annotations = Annotations.from_frame(frame)
     rows = Rows.from_annotations(annotations, pd.Series({"a": "yes", "elsewhere": "maybe", "c": None}))
     assert rows.gold.tolist() == [-1, 1, -1]  # items b, a, c

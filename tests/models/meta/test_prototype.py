@@ -29,13 +29,17 @@ PRIORS = [Prior(0.3, 1.0, 0.5), Prior(0.3, 1.0, 0.5, accuracy=0.7)]
 ENUMERATION = TraceEnum_ELBO(max_plate_nesting=3)
 
 
-def random_point(tasks: int, num_annotators: int, num_classes: int, dimension: int, seed: int) -> em.Parameters:
+def random_point(
+    tasks: int, num_annotators: int, num_classes: int, dimension: int, seed: int
+) -> em.Parameters:
     """Parameters that have nothing to do with any data."""
     rng = np.random.default_rng(seed)
     prototypes = rng.normal(size=(tasks, num_classes, dimension))
     class_prior = rng.dirichlet(np.full(num_classes, 2.0), tasks)
     confusion = rng.dirichlet(np.full(num_classes, 1.5), (tasks, num_annotators, num_classes))
-    return em.Parameters(*(torch.from_numpy(array) for array in (prototypes, np.log(class_prior), np.log(confusion))))
+    return em.Parameters(
+        *(torch.from_numpy(array) for array in (prototypes, np.log(class_prior), np.log(confusion)))
+    )
 
 
 def sites(parameters: em.Parameters) -> dict[str, Tensor]:
@@ -59,24 +63,37 @@ def sparse(votes: Votes) -> SparseVotes:
     matrix = votes.dense().matrix
     tasks, items, _ = matrix.shape
     cells = matrix.unflatten(2, (votes.num_annotators, votes.num_labels)).nonzero().T
-    sizes = {"num_tasks": tasks, "num_items": items, "num_annotators": votes.num_annotators, "num_labels": votes.num_labels}
+    sizes = {
+        "num_tasks": tasks,
+        "num_items": items,
+        "num_annotators": votes.num_annotators,
+        "num_labels": votes.num_labels,
+    }
     return SparseVotes.build(*cells, torch.ones(cells.shape[1], dtype=matrix.dtype), **sizes)
 
 
 def padded(support: Support, more: int) -> Support:
     """The same single task with items behind it that are not real: no votes, but embeddings that would matter if they counted."""
     matrix, items = support.votes.dense().matrix, support.embeddings.shape[1]
-    votes = DenseVotes(torch.nn.functional.pad(matrix, (0, 0, 0, more)), support.votes.num_annotators, support.votes.num_labels)
+    votes = DenseVotes(
+        torch.nn.functional.pad(matrix, (0, 0, 0, more)),
+        support.votes.num_annotators,
+        support.votes.num_labels,
+    )
     embeddings = torch.nn.functional.pad(support.embeddings, (0, 0, 0, more), value=3.0)
     return Support(embeddings, votes, (torch.arange(items + more) < items)[None])
 
 
 def loop_log_posterior(parameters: em.Parameters, task: ref.Task, prior: Prior) -> float:
     """The explicit loop over items and classes, with prior densities from SciPy: the loop's own prior has no favoured diagonal."""
-    mu, pi, alpha = (tensor[0].numpy() for tensor in (parameters.prototypes, parameters.class_prior, parameters.confusion))
+    mu, pi, alpha = (
+        tensor[0].numpy() for tensor in (parameters.prototypes, parameters.class_prior, parameters.confusion)
+    )
     classes, annotators = task.num_classes, alpha.shape[0]
     likelihood = ref.log_posterior(mu, pi, alpha, task) - ref.log_prior(mu, pi, alpha, task)
-    value = float(stats.norm(0, task.tau**-0.5).logpdf(mu).sum()) + float(stats.dirichlet(np.full(classes, task.b + 1)).logpdf(pi))
+    value = float(stats.norm(0, task.tau**-0.5).logpdf(mu).sum()) + float(
+        stats.dirichlet(np.full(classes, task.b + 1)).logpdf(pi)
+    )
     for j, k in itertools.product(range(annotators), range(classes)):
         concentration = np.full(classes, task.c + 1)
         if prior.accuracy is not None:
@@ -88,12 +105,17 @@ def loop_log_posterior(parameters: em.Parameters, task: ref.Task, prior: Prior) 
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_enumerated_density_equals_the_closed_form_and_the_loop_at_any_parameters(prior: Prior, seed: int) -> None:
+def test_enumerated_density_equals_the_closed_form_and_the_loop_at_any_parameters(
+    prior: Prior, seed: int
+) -> None:
     task = ref.task_a(seed)
     parameters = random_point(1, 4, 3, 5, seed)
     truth = loop_log_posterior(parameters, task, prior)
     if prior.accuracy is None:
-        mu, pi, alpha = (tensor[0].numpy() for tensor in (parameters.prototypes, parameters.class_prior, parameters.confusion))
+        mu, pi, alpha = (
+            tensor[0].numpy()
+            for tensor in (parameters.prototypes, parameters.class_prior, parameters.confusion)
+        )
         assert abs(ref.log_posterior(mu, pi, alpha, task) - truth) < 1e-10
     plain = task.support
     for support in (plain, replace(plain, votes=sparse(plain.votes)), padded(plain, 3)):
@@ -109,7 +131,10 @@ def test_a_batch_of_padded_tasks_has_the_sum_of_the_closed_forms(prior: Prior) -
     for votes in (support.votes, sparse(support.votes)):
         some = Support(support.embeddings, votes, support.items)
         model = poutine.condition(declared(some, prior, 4), data=sites(parameters))
-        assert abs(-ENUMERATION.loss(model, no_guide) - float(em.log_posterior(parameters, some, prior).sum())) < 1e-10
+        assert (
+            abs(-ENUMERATION.loss(model, no_guide) - float(em.log_posterior(parameters, some, prior).sum()))
+            < 1e-10
+        )
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -123,7 +148,12 @@ def test_sum_over_every_labelling_of_the_items_is_the_density(prior: Prior) -> N
         trace = poutine.trace(poutine.condition(declared(task.support, prior, 3), data=given)).get_trace()
         values.append(trace.log_prob_sum())
     assert len(values) == 81
-    assert abs(float(torch.logsumexp(torch.stack(values), 0) - em.log_posterior(parameters, task.support, prior))) < 1e-10
+    assert (
+        abs(
+            float(torch.logsumexp(torch.stack(values), 0) - em.log_posterior(parameters, task.support, prior))
+        )
+        < 1e-10
+    )
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -131,7 +161,9 @@ def test_responsibilities_are_the_enumerated_marginals(prior: Prior) -> None:
     support, _ = batch_b()
     support = Support(support.embeddings, support.votes, support.items)
     parameters = random_point(3, 5, 4, 6, 4)
-    marginals = ENUMERATION.compute_marginals(poutine.condition(declared(support, prior, 4), data=sites(parameters)), no_guide)
+    marginals = ENUMERATION.compute_marginals(
+        poutine.condition(declared(support, prior, 4), data=sites(parameters)), no_guide
+    )
     assert support.items is not None
     close(marginals["truth"].probs[:, 0] * support.items[..., None], em.e_step(parameters, support), 1e-10)
 
@@ -141,11 +173,16 @@ def test_responsibilities_are_the_enumerated_marginals(prior: Prior) -> None:
 def test_under_the_em_guide_the_elbo_is_the_bound_and_the_log_posterior(prior: Prior, steps: int) -> None:
     support, _ = batch_b()
     everything = support.votes.dense()
-    whole = Support(support.embeddings[:1], replace(everything, matrix=everything.matrix[:1]))  # without padding
+    whole = Support(
+        support.embeddings[:1], replace(everything, matrix=everything.matrix[:1])
+    )  # without padding
     for some in (whole, Support(support.embeddings, everything, support.items)):
         parameters = em.fit(some, prior, steps=steps)
         elbo = -ENUMERATION.loss(declared(some, prior, 4), partial(em_guide, some, prior, steps=steps))
-        assert abs(elbo - float(em.evidence_bound(em.e_step(parameters, some), parameters, some, prior).sum())) < 1e-10
+        assert (
+            abs(elbo - float(em.evidence_bound(em.e_step(parameters, some), parameters, some, prior).sum()))
+            < 1e-10
+        )
         assert abs(elbo - float(em.log_posterior(parameters, some, prior).sum())) < 1e-10
 
 
@@ -163,7 +200,9 @@ def test_any_other_distribution_over_the_truths_gives_a_lower_elbo() -> None:
             pyro.sample("truth", dist.Categorical(logits=logits[:, None]), infer={"enumerate": "parallel"})
 
     for seed, size in itertools.product(range(3), (0.0, 0.3, 1.0)):
-        noise = size * torch.randn(3, 12, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        noise = size * torch.randn(
+            3, 12, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         logits = em.log_joint(parameters, support) + noise
         elbo = -ENUMERATION.loss(model, partial(guide, logits))
         lam = torch.softmax(logits, -1) * support.items[..., None]
@@ -176,10 +215,14 @@ def test_the_elbo_trains_embeddings_and_prior_through_em() -> None:
     found = []
     for use_pyro in (True, False):
         embeddings = support.embeddings.clone().requires_grad_()
-        numbers = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.3, 1.0, 0.5, 0.7)]
+        numbers = [
+            torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.3, 1.0, 0.5, 0.7)
+        ]
         prior, free = Prior(*numbers), Support(embeddings, support.votes, support.items)
         if use_pyro:
-            loss = ENUMERATION.differentiable_loss(declared(free, prior, 4), partial(em_guide, free, prior, steps=3))
+            loss = ENUMERATION.differentiable_loss(
+                declared(free, prior, 4), partial(em_guide, free, prior, steps=3)
+            )
         else:
             loss = -em.log_posterior(em.fit(free, prior, steps=3), free, prior).sum()
         found.append(torch.autograd.grad(loss, [embeddings, *numbers]))
@@ -197,20 +240,35 @@ def test_a_plate_of_annotations_outside_the_plate_of_items_gives_another_density
     embeddings = torch.from_numpy(task.embeddings)
 
     def long_format() -> None:
-        class_prior = pyro.sample("class_prior", dist.Dirichlet(torch.full((3,), task.b + 1, dtype=torch.float64)))
+        class_prior = pyro.sample(
+            "class_prior", dist.Dirichlet(torch.full((3,), task.b + 1, dtype=torch.float64))
+        )
         with pyro.plate("true_class", 3, dim=-1):
-            prototype = pyro.sample("prototype", dist.Normal(torch.zeros(5, dtype=torch.float64), task.tau**-0.5).to_event(1))
+            prototype = pyro.sample(
+                "prototype", dist.Normal(torch.zeros(5, dtype=torch.float64), task.tau**-0.5).to_event(1)
+            )
             with pyro.plate("annotator", 4, dim=-2):
-                confusion = pyro.sample("confusion", dist.Dirichlet(torch.full((3,), task.c + 1, dtype=torch.float64)))
+                confusion = pyro.sample(
+                    "confusion", dist.Dirichlet(torch.full((3,), task.c + 1, dtype=torch.float64))
+                )
         with pyro.plate("item", 12, dim=-1):
-            truth = pyro.sample("truth", dist.Categorical(class_prior), infer={"enumerate": "parallel", "expand": True})
+            truth = pyro.sample(
+                "truth", dist.Categorical(class_prior), infer={"enumerate": "parallel", "expand": True}
+            )
             pyro.sample("embedding", dist.Normal(prototype[truth], 1.0).to_event(1), obs=embeddings)
         with pyro.plate("annotation", len(item), dim=-1):
-            pyro.sample("label", dist.Categorical(confusion[annotator, truth[..., item]]), obs=labels[item, annotator])
+            pyro.sample(
+                "label", dist.Categorical(confusion[annotator, truth[..., item]]), obs=labels[item, annotator]
+            )
 
-    given = {name: value.reshape(value.shape[-dims:]) for (name, value), dims in zip(sites(parameters).items(), (1, 2, 3), strict=True)}
+    given = {
+        name: value.reshape(value.shape[-dims:])
+        for (name, value), dims in zip(sites(parameters).items(), (1, 2, 3), strict=True)
+    }
     wrong = -TraceEnum_ELBO(max_plate_nesting=2).loss(poutine.condition(long_format, data=given), no_guide)
-    ours = -ENUMERATION.loss(poutine.condition(declared(task.support, prior, 3), data=sites(parameters)), no_guide)
+    ours = -ENUMERATION.loss(
+        poutine.condition(declared(task.support, prior, 3), data=sites(parameters)), no_guide
+    )
     truth = loop_log_posterior(parameters, task, prior)
     assert abs(wrong - truth) > 1
     assert abs(ours - truth) < 1e-10
@@ -224,7 +282,9 @@ def test_prior_draws_have_the_declared_shapes_and_moments(num_classes: int, accu
     embeddings = torch.zeros(tasks, items, dimension, dtype=torch.float64)
     votes = DenseVotes.from_labels(labels, num_classes, torch.float64)
     drawn = poutine.trace(prototype_crowd).get_trace(embeddings, votes, prior, num_classes).nodes
-    class_prior, prototype, confusion, truth = (drawn[name]["value"] for name in ("class_prior", "prototype", "confusion", "truth"))
+    class_prior, prototype, confusion, truth = (
+        drawn[name]["value"] for name in ("class_prior", "prototype", "confusion", "truth")
+    )
     assert class_prior.shape == (tasks, 1, 1, num_classes)
     assert prototype.shape == (tasks, 1, num_classes, dimension)
     assert confusion.shape == (tasks, annotators, num_classes, num_classes)
@@ -238,8 +298,13 @@ def test_prior_draws_have_the_declared_shapes_and_moments(num_classes: int, accu
     has_mean(prototype, 0.0)
     has_mean(prototype.square(), 4.0)  # 1 / tau
     share, total = 1 / num_classes, num_classes * 2.5
-    has_mean((class_prior[..., 0] - share).square(), share * (1 - share) / (total + 1))  # variance under Dirichlet(2.5, ...)
-    has_mean(class_prior[:, 0].expand(-1, items, -1).gather(2, truth[:, 0, :, None]), (1 - share) / (total + 1) + share)  # E sum p^2
+    has_mean(
+        (class_prior[..., 0] - share).square(), share * (1 - share) / (total + 1)
+    )  # variance under Dirichlet(2.5, ...)
+    has_mean(
+        class_prior[:, 0].expand(-1, items, -1).gather(2, truth[:, 0, :, None]),
+        (1 - share) / (total + 1) + share,
+    )  # E sum p^2
     diagonal, off = confusion.diagonal(dim1=2, dim2=3), confusion[:, :, 0, 1]
     mean = share if accuracy is None else accuracy
     has_mean(diagonal, mean)

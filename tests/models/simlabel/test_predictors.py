@@ -38,7 +38,9 @@ def make(request: pytest.FixtureRequest) -> Callable[..., Predictor]:
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 3, 2), (4, 7)])
-def test_probabilities_of_vectors_and_feature_maps(make: Callable[..., Predictor], shape: tuple[int, ...]) -> None:
+def test_probabilities_of_vectors_and_feature_maps(
+    make: Callable[..., Predictor], shape: tuple[int, ...]
+) -> None:
     predictor = shaken(make(shape))
     for training in (True, False):
         predictor.train(training)
@@ -54,7 +56,9 @@ def test_some_annotators_are_those_of_all(make: Callable[..., Predictor]) -> Non
     predictor, x = shaken(make()).eval(), torch.randn(B, 4)
     some = torch.tensor([3, 0])
     torch.testing.assert_close(predictor(x, some).log_said, predictor(x, ALL).log_said[:, some])
-    torch.testing.assert_close(predictor.annotator_features(x, some), predictor.annotator_features(x, ALL)[:, some])
+    torch.testing.assert_close(
+        predictor.annotator_features(x, some), predictor.annotator_features(x, ALL)[:, some]
+    )
     assert predictor(x, ALL).log_said.std(1).max() > 1e-3  # they differ
 
 
@@ -72,7 +76,11 @@ def test_every_parameter_learns_something(make: Callable[..., Predictor]) -> Non
     loss = (losses if weight is None else losses * weight).mean()
     penalty = predictor.penalty(30.0)
     (loss + (0.0 if penalty is None else penalty)).backward()
-    silent = [name for name, value in predictor.named_parameters() if value.grad is None or not bool(value.grad.abs().sum() > 0)]
+    silent = [
+        name
+        for name, value in predictor.named_parameters()
+        if value.grad is None or not bool(value.grad.abs().sum() > 0)
+    ]
     assert silent == []
 
 
@@ -92,7 +100,9 @@ def test_a_performance_network_starts_with_its_accuracy_on_the_diagonal() -> Non
     torch.testing.assert_close(confusion, (0.55 * torch.eye(L) + 0.15).expand(B, J, L, L))
     spoken = predictor(torch.randn(B, 4), ALL)
     assert spoken.log_common is not None
-    torch.testing.assert_close(spoken.log_said.exp(), (spoken.log_common.exp() @ confusion[0, 0])[:, None].expand(B, J, L))
+    torch.testing.assert_close(
+        spoken.log_said.exp(), (spoken.log_common.exp() @ confusion[0, 0])[:, None].expand(B, J, L)
+    )
 
 
 def test_what_performers_say_is_the_truth_through_their_confusion_by_loops() -> None:
@@ -123,7 +133,10 @@ def test_copies_share_one_weight() -> None:
     weight = predictor.annotator_weight()
     assert weight is not None
     torch.testing.assert_close(weight, torch.tensor([0.5, 0.5, 1, 1, 1]) * J / 4)
-    assert predictor.eval().annotator_weight() is None and Performance(J, L, (4,), kernel=False).annotator_weight() is None
+    assert (
+        predictor.eval().annotator_weight() is None
+        and Performance(J, L, (4,), kernel=False).annotator_weight() is None
+    )
 
 
 def test_the_scale_of_the_kernel_has_a_gamma_prior() -> None:
@@ -167,7 +180,9 @@ def test_residuals_are_drawn_once_in_training_and_an_annotator_has_a_spread() ->
         predictor.spread.weight.zero_()
         predictor.spread.bias.zero_()
         predictor.own[..., L:] = 0
-    torch.testing.assert_close(predictor(x, ALL).log_said, predictor.eval()(x, ALL).log_said)  # no spread, no chance
+    torch.testing.assert_close(
+        predictor(x, ALL).log_said, predictor.eval()(x, ALL).log_said
+    )  # no spread, no chance
 
 
 def test_doubt_widens_the_common_spread() -> None:
@@ -194,7 +209,12 @@ def test_attention_is_that_of_torch() -> None:
         other.in_proj_weight.copy_(torch.cat([layer.weight for layer in predictor.to_item[:3]]))
         other.in_proj_bias.copy_(torch.cat([layer.bias for layer in predictor.to_item[:3]]))
         other.out_proj.load_state_dict(predictor.to_item[3].state_dict())
-    torch.testing.assert_close(predictor._attended(predictor.to_item, asking, seen), other(asking, seen, seen)[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        predictor._attended(predictor.to_item, asking, seen),
+        other(asking, seen, seen)[0],
+        atol=1e-5,
+        rtol=1e-4,
+    )
     with pytest.raises(ValueError, match="width=10 must be a multiple of heads=4"):
         Queries(J, L, (4,), width=10)
 
@@ -226,7 +246,9 @@ def test_queries_attend_to_each_other() -> None:
 def test_pooled_confusions_are_coupled_cross_entropy_with_a_normal_prior() -> None:
     predictor, x = shaken(PooledConfusions(J, L, (4,), spread=0.7)), torch.randn(B, 4)
     assert isinstance(predictor, PooledConfusions)
-    item, annotator = (part.flatten() for part in torch.meshgrid(torch.arange(B), torch.arange(J), indexing="ij"))
+    item, annotator = (
+        part.flatten() for part in torch.meshgrid(torch.arange(B), torch.arange(J), indexing="ij")
+    )
     label = torch.randint(L, (B * J,))
     labels = Labels(item, annotator, label, torch.ones(B * J), torch.arange(B), float(J))
     mixture = Mixture((predictor.common + predictor.own).detach())
@@ -237,7 +259,9 @@ def test_pooled_confusions_are_coupled_cross_entropy_with_a_normal_prior() -> No
     penalty, normal = predictor.penalty(20.0), torch.distributions.Normal(0.0, 0.7)
     assert penalty is not None
     own = predictor.own
-    torch.testing.assert_close(penalty * 20, (normal.log_prob(torch.zeros_like(own)) - normal.log_prob(own)).sum())
+    torch.testing.assert_close(
+        penalty * 20, (normal.log_prob(torch.zeros_like(own)) - normal.log_prob(own)).sum()
+    )
     assert PooledConfusions(J, L, (4,), spread=math.inf).penalty(20.0) is None
     with pytest.raises(ValueError, match="spread=0"):
         PooledConfusions(J, L, (4,), spread=0.0)

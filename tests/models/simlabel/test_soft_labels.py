@@ -35,7 +35,9 @@ class Table(Predictor):
     def forward(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Spoken:
         return Spoken(torch.log_softmax(self.logits[embedding[:, 0].long()][:, annotators], -1))
 
-    def annotator_features(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Float[Tensor, "b a d"]:
+    def annotator_features(
+        self, embedding: Float[Tensor, "b ..."], annotators: Chosen
+    ) -> Float[Tensor, "b a d"]:
         return self(embedding, annotators).log_said
 
 
@@ -48,9 +50,13 @@ def crowd(share: float = 0.4, items: int = I, annotators: int = J, seed: int = 0
     return np.where(keep, said, -1)
 
 
-def channel(said: np.ndarray, how: SoftLabelling, weights: np.ndarray | None = None, seed: int = 1, **options: Any) -> SoftLabels:
+def channel(
+    said: np.ndarray, how: SoftLabelling, weights: np.ndarray | None = None, seed: int = 1, **options: Any
+) -> SoftLabels:
     item, annotator = np.nonzero(said >= 0)
-    rows = Rows(item, annotator, said[item, annotator], np.ones(len(item)), np.full(len(said), -1), said.shape[1], L)
+    rows = Rows(
+        item, annotator, said[item, annotator], np.ones(len(item)), np.full(len(said), -1), said.shape[1], L
+    )
     logits = torch.randn(*said.shape, L, generator=torch.Generator().manual_seed(seed))
     made = SoftLabels(Table(logits), rows, Labels.of(rows, dtype=torch.float64), how, **options)
     if weights is not None:
@@ -78,7 +84,11 @@ def by_loops(said: np.ndarray, p: np.ndarray, weights: np.ndarray, how: SoftLabe
             if said[i, k] >= 0:
                 labelled -= math.log(p[i, k, said[i, k]])
                 continue
-            peers = range(said.shape[1]) if how.missing == "consensus" else [j for j in range(said.shape[1]) if said[i, j] >= 0]
+            peers = (
+                range(said.shape[1])
+                if how.missing == "consensus"
+                else [j for j in range(said.shape[1]) if said[i, j] >= 0]
+            )
             w = [1.0 if how.missing == "consensus" else weights[k, j] for j in peers]
             if sum(w) == 0:
                 continue
@@ -109,8 +119,13 @@ def test_the_loss_is_that_of_loops(missing: Any, divergence: Any) -> None:
 def test_batches_are_unbiased_parts_of_the_whole() -> None:
     made = channel(crowd(items=12), SoftLabelling())
     parts = list(made.told.labels().batches(3, torch.Generator().manual_seed(0)))
-    losses = [made.loss(Seen(torch.zeros(len(part.items), 0), part.items.double()[:, None]), part) for part in parts]
-    assert float(torch.stack(losses).mean().detach()) == pytest.approx(value(made), abs=1e-12) and len(parts) == 4
+    losses = [
+        made.loss(Seen(torch.zeros(len(part.items), 0), part.items.double()[:, None]), part) for part in parts
+    ]
+    assert (
+        float(torch.stack(losses).mean().detach()) == pytest.approx(value(made), abs=1e-12)
+        and len(parts) == 4
+    )
 
 
 def test_gradients_are_the_closed_forms_and_soft_labels_have_none() -> None:
@@ -124,7 +139,11 @@ def test_gradients_are_the_closed_forms_and_soft_labels_have_none() -> None:
         loss(made).backward()
         grad = made.predictor.logits.grad
         assert grad is not None
-        expected = p[2] * (np.log(p[2] / soft) - (p[2] * np.log(p[2] / soft)).sum()) if divergence == "paper" else (p[2] - soft) / L
+        expected = (
+            p[2] * (np.log(p[2] / soft) - (p[2] * np.log(p[2] / soft)).sum())
+            if divergence == "paper"
+            else (p[2] - soft) / L
+        )
         np.testing.assert_allclose(grad[0, 2].numpy(), 2.0 * expected / 2, atol=1e-12)
         np.testing.assert_allclose(grad[0, :2].numpy(), (p[:2] - np.eye(L)[[0, 1]]) / 2, atol=1e-12)
 
@@ -136,7 +155,9 @@ def test_one_divergence_vanishes_at_certainty_and_the_other_does_not() -> None:
         made = channel(said, SoftLabelling("uniform", divergence=divergence))
         assert isinstance(made.predictor, Table)
         with torch.no_grad():
-            made.predictor.logits[0] = torch.tensor([[20.0, 0, 0], [20.0, 0, 0], [0, 20.0, 0]])  # surely wrong
+            made.predictor.logits[0] = torch.tensor(
+                [[20.0, 0, 0], [20.0, 0, 0], [0, 20.0, 0]]
+            )  # surely wrong
         loss(made).backward()
         assert made.predictor.logits.grad is not None
         size[divergence] = float(made.predictor.logits.grad[0, 2].abs().max())
@@ -162,10 +183,22 @@ def test_known_divergences_and_confidences() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "even", "one"), [(2, 0.9325, 0.9325), (3, 0.9075, 0.8861), (5, 0.8846, 0.8333), (8, 0.8689, 0.7942), (10, 0.8628, 0.7787)]
+    ("labels", "even", "one"),
+    [
+        (2, 0.9325, 0.9325),
+        (3, 0.9075, 0.8861),
+        (5, 0.8846, 0.8333),
+        (8, 0.8689, 0.7942),
+        (10, 0.8628, 0.7787),
+    ],
 )
-def test_what_passes_the_threshold_depends_on_the_number_of_labels(labels: int, even: float, one: float) -> None:
-    for top, rest in ((even, lambda p: [(1 - p) / (labels - 1)] * (labels - 1)), (one, lambda p: [1 - p] + [0.0] * (labels - 2))):
+def test_what_passes_the_threshold_depends_on_the_number_of_labels(
+    labels: int, even: float, one: float
+) -> None:
+    for top, rest in (
+        (even, lambda p: [(1 - p) / (labels - 1)] * (labels - 1)),
+        (one, lambda p: [1 - p] + [0.0] * (labels - 2)),
+    ):
         below, above = (float(confidence(torch.tensor([p, *rest(p)]))) for p in (top - 1e-4, top + 1e-4))
         assert below < 0.6 < above
     assert least_probability(0.6, labels) == pytest.approx(one, abs=1e-4)
@@ -173,7 +206,9 @@ def test_what_passes_the_threshold_depends_on_the_number_of_labels(labels: int, 
 
 @pytest.mark.parametrize("labels", [2, 3, 8])
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.6, 0.9, 1.0])
-def test_no_soft_label_below_the_least_probability_reaches_the_threshold(labels: int, threshold: float) -> None:
+def test_no_soft_label_below_the_least_probability_reaches_the_threshold(
+    labels: int, threshold: float
+) -> None:
     soft = torch.distributions.Dirichlet(torch.full((labels,), 0.3)).sample((20_000,))
     least = least_probability(threshold, labels)
     assert not bool((confidence(soft)[soft.amax(-1) < least] >= threshold).any())
@@ -193,7 +228,9 @@ def test_soft_labels_are_mixtures_of_the_peers_who_labelled() -> None:
     low, high = p.nan_to_num(torch.inf).amin(1, keepdim=True), p.nan_to_num(-torch.inf).amax(1, keepdim=True)
     assert bool(((soft >= low - 1e-12) & (soft <= high + 1e-12))[usable].all())
     silent = log_said.detach().clone()
-    silent[~has] = torch.log_softmax(torch.randn(int((~has).sum()), L), -1)  # what those say who did not label the item
+    silent[~has] = torch.log_softmax(
+        torch.randn(int((~has).sum()), L), -1
+    )  # what those say who did not label the item
     torch.testing.assert_close(made.soft(silent, has, slice(None))[0][usable], soft[usable])
 
 
@@ -214,14 +251,20 @@ def test_without_missing_labels_or_weight_the_loss_is_that_of_skipping() -> None
     whole, some = crowd(1.0), crowd()
     for missing in ("similarity", "uniform", "consensus"):
         assert value(channel(whole, SoftLabelling(missing))) == value(channel(whole, SoftLabelling("skip")))
-        assert value(channel(some, SoftLabelling(missing, kl_weight=0.0))) == value(channel(some, SoftLabelling("skip")))
-        assert value(channel(some, SoftLabelling(missing))) > value(channel(some, SoftLabelling("skip"))) + 1e-3
+        assert value(channel(some, SoftLabelling(missing, kl_weight=0.0))) == value(
+            channel(some, SoftLabelling("skip"))
+        )
+        assert (
+            value(channel(some, SoftLabelling(missing))) > value(channel(some, SoftLabelling("skip"))) + 1e-3
+        )
 
 
 def test_equal_similarities_are_uniform_weights() -> None:
     said = np.repeat(np.random.default_rng(0).integers(L, size=(30, 1)), 3, 1)  # three who always agree
     said[np.arange(30), np.arange(30) % 3] = -1
-    alike, uniform = (channel(said, SoftLabelling(missing, shrink=False)) for missing in ("similarity", "uniform"))
+    alike, uniform = (
+        channel(said, SoftLabelling(missing, shrink=False)) for missing in ("similarity", "uniform")
+    )
     torch.testing.assert_close(alike.weights, uniform.weights)
     assert value(alike) == pytest.approx(value(uniform), abs=1e-14)
 
@@ -230,12 +273,24 @@ def test_the_similarity_is_that_of_the_labels_trained_on() -> None:
     said = crowd(0.9, items=40)
     made = channel(said, SoftLabelling(kind="krippendorff", shrink=False))
     item, annotator = np.nonzero(said >= 0)
-    expected = similarity(item, annotator, said[item, annotator], num_annotators=J, num_labels=L, kind="krippendorff", shrink=False)
+    expected = similarity(
+        item,
+        annotator,
+        said[item, annotator],
+        num_annotators=J,
+        num_labels=L,
+        kind="krippendorff",
+        shrink=False,
+    )
     np.testing.assert_allclose(made.weights.numpy(), expected.weights())
 
 
 def test_renaming_annotators_and_classes_changes_nothing() -> None:
-    said, who, name = crowd(0.6, items=20), np.random.default_rng(0).permutation(J), np.random.default_rng(1).permutation(L)
+    said, who, name = (
+        crowd(0.6, items=20),
+        np.random.default_rng(0).permutation(J),
+        np.random.default_rng(1).permutation(L),
+    )
     made = channel(said, SoftLabelling(threshold=0.1))
     assert isinstance(made.predictor, Table)
     other_said = np.full_like(said, -1)
@@ -243,23 +298,39 @@ def test_renaming_annotators_and_classes_changes_nothing() -> None:
     other = channel(other_said, SoftLabelling(threshold=0.1))
     assert isinstance(other.predictor, Table)
     with torch.no_grad():
-        other.predictor.logits[:, torch.from_numpy(who)[:, None], torch.from_numpy(name)] = made.predictor.logits
+        other.predictor.logits[:, torch.from_numpy(who)[:, None], torch.from_numpy(name)] = (
+            made.predictor.logits
+        )
     assert value(other) == pytest.approx(value(made), abs=1e-12)
     found, again = (one.impute(seen(20), 0.1) for one in (made, other))
-    expected = sorted(zip(found.item.tolist(), who[found.annotator.numpy()], name[found.label.numpy()], strict=True))
-    assert sorted(zip(again.item.tolist(), again.annotator.tolist(), again.label.tolist(), strict=True)) == expected
+    expected = sorted(
+        zip(found.item.tolist(), who[found.annotator.numpy()], name[found.label.numpy()], strict=True)
+    )
+    assert (
+        sorted(zip(again.item.tolist(), again.annotator.tolist(), again.label.tolist(), strict=True))
+        == expected
+    )
 
 
 def test_what_is_imputed_is_missing_sure_and_by_the_soft_label(monkeypatch: pytest.MonkeyPatch) -> None:
     said = crowd(0.5, items=20)
     made = channel(said, SoftLabelling(threshold=0.2))
-    soft, usable = made.soft(made.predictor(seen(20).some_features(), slice(None)).log_said, torch.from_numpy(said >= 0), slice(None))
+    soft, usable = made.soft(
+        made.predictor(seen(20).some_features(), slice(None)).log_said,
+        torch.from_numpy(said >= 0),
+        slice(None),
+    )
     for at_once in (1, 3 * J * L**2, 2**22):
         monkeypatch.setattr(soft_labels, "AT_ONCE", at_once)
         found = made.impute(seen(20), 0.2)
         pairs = set(zip(found.item.tolist(), found.annotator.tolist(), strict=True))
         assert (
-            pairs == {(i, k) for i, k in zip(*np.nonzero(said < 0), strict=True) if usable[i, k] and confidence(soft[i, k]) >= 0.2}
+            pairs
+            == {
+                (i, k)
+                for i, k in zip(*np.nonzero(said < 0), strict=True)
+                if usable[i, k] and confidence(soft[i, k]) >= 0.2
+            }
             and pairs
         )
         assert found.label.equal(soft[found.item, found.annotator].argmax(-1))
@@ -279,17 +350,23 @@ def test_similarities_are_refreshed_by_what_is_imputed_now_and_nothing_else() ->
     said = crowd(0.5, items=40)
     made = channel(said, SoftLabelling(threshold=0.1, shrink=False))
     first = made.weights.clone()
-    assert not len(pass_through(made, 0).item) and made.weights.equal(first)  # at first the network knows nothing
+    assert not len(pass_through(made, 0).item) and made.weights.equal(
+        first
+    )  # at first the network knows nothing
     for epoch in range(1, 4):  # forgotten, not added up
         expected = made.impute(seen(40), 0.1)
         found = pass_through(made, epoch)
-        assert sorted(zip(found.item.tolist(), found.annotator.tolist(), found.label.tolist(), strict=True)) == sorted(
+        assert sorted(
+            zip(found.item.tolist(), found.annotator.tolist(), found.label.tolist(), strict=True)
+        ) == sorted(
             zip(expected.item.tolist(), expected.annotator.tolist(), expected.label.tolist(), strict=True)
         )
         filled = said.copy()
         filled[found.item, found.annotator] = found.label
         item, annotator = np.nonzero(filled >= 0)
-        weights = similarity(item, annotator, filled[item, annotator], num_annotators=J, num_labels=L, shrink=False).weights()
+        weights = similarity(
+            item, annotator, filled[item, annotator], num_annotators=J, num_labels=L, shrink=False
+        ).weights()
         np.testing.assert_allclose(made.weights.numpy(), weights, atol=1e-12)
         assert made.notes()["imputed"] == len(found.item) > 0
     assert (made.weights - first).abs().max() > 0.01
@@ -312,7 +389,9 @@ def test_agreement_made_of_agreement_confirms_and_stays_bounded_when_it_is_repla
     assert isinstance(made.predictor, Table)
     with torch.no_grad():  # predictors that know the labels they saw, and nothing of the others
         made.predictor.logits[:] = (
-            4 * torch.nn.functional.one_hot(torch.from_numpy(np.maximum(said, 0)), L).double() * torch.from_numpy(said >= 0)[..., None]
+            4
+            * torch.nn.functional.one_hot(torch.from_numpy(np.maximum(said, 0)), L).double()
+            * torch.from_numpy(said >= 0)[..., None]
         )
     between = lambda found: float(found.matrix()[:4, 4:].mean())
     observed = between(made.similarity())
@@ -330,11 +409,15 @@ def test_withdrawn_pairs_are_never_imputed() -> None:
 
 
 @pytest.mark.parametrize("most", [256, 1])
-def test_imputed_labels_take_the_place_of_soft_ones_in_the_loss(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imputed_labels_take_the_place_of_soft_ones_in_the_loss(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(soft_labels, "MOST", most)
     said = crowd(0.5, items=20)
     how = SoftLabelling("uniform", threshold=0.1, imputed="loss", kl_weight=0.5)
-    some = (channel(said, how).impute(seen(20), 0.1).item * J + channel(said, how).impute(seen(20), 0.1).annotator).numpy()[::2]
+    some = (
+        channel(said, how).impute(seen(20), 0.1).item * J + channel(said, how).impute(seen(20), 0.1).annotator
+    ).numpy()[::2]
     made, plain = channel(said, how, withdrawn=some), channel(said, replace(how, imputed="similarity"))
     log_said = made.predictor(seen(20).some_features(), slice(None)).log_said.detach()
     soft = made.soft(log_said, torch.from_numpy(said >= 0), slice(None))[0]
@@ -345,7 +428,9 @@ def test_imputed_labels_take_the_place_of_soft_ones_in_the_loss(most: int, monke
         assert set(np.nonzero(said >= 0)[1]) == set(range(J))
     for one in (made, plain):
         one.begin(1, 9, lambda: seen(20))
-    assert value(made) == pytest.approx(value(plain) + 0.5 * change / (said >= 0).sum(), abs=1e-12) and len(found.item)
+    assert value(made) == pytest.approx(value(plain) + 0.5 * change / (said >= 0).sum(), abs=1e-12) and len(
+        found.item
+    )
     assert pass_through(made, 1, 6).item.sort().values.equal(found.item)
 
 
@@ -368,16 +453,28 @@ def test_of_many_annotators_some_are_drawn_who_stand_for_the_others(monkeypatch:
 def test_answers_are_the_same_however_many_items_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = channel(crowd(0.5, items=20), SoftLabelling())
     labels = made.told.labels()
-    whole = made.log_said(seen(20), labels), made.log_truth(seen(20)), made.annotator_features(seen(20)), made.log_labels(seen(20), labels)
+    whole = (
+        made.log_said(seen(20), labels),
+        made.log_truth(seen(20)),
+        made.annotator_features(seen(20)),
+        made.log_labels(seen(20), labels),
+    )
     assert bool((whole[3] < 0).all()) and whole[3].shape == (20,)
     monkeypatch.setattr(soft_labels, "AT_ONCE", 3 * J * L**2)
     for one, other in zip(
         whole,
-        (made.log_said(seen(20), labels), made.log_truth(seen(20)), made.annotator_features(seen(20)), made.log_labels(seen(20), labels)),
+        (
+            made.log_said(seen(20), labels),
+            made.log_truth(seen(20)),
+            made.annotator_features(seen(20)),
+            made.log_labels(seen(20), labels),
+        ),
         strict=True,
     ):
         torch.testing.assert_close(one, other)
-    torch.testing.assert_close(whole[1], torch.from_numpy(probabilities(made)).mean(1).log())  # what they have in common: the mean
+    torch.testing.assert_close(
+        whole[1], torch.from_numpy(probabilities(made)).mean(1).log()
+    )  # what they have in common: the mean
     p = torch.from_numpy(probabilities(made)).log()
     torch.testing.assert_close(whole[0], p[labels.item, labels.annotator])
 

@@ -46,9 +46,22 @@ patience = {patience}
 
 def small(out: Path, steps: int = 60, patience: int = 1000, **more: object) -> MetaTraining:
     sizes = {"shots": (1, 3), "annotators": (3,), "tasks": 4}
-    training = {"steps": steps, "validate_every": 20, "validation_tasks": 4, "checkpoint_every": 7, "patience": patience}
+    training = {
+        "steps": steps,
+        "validate_every": 20,
+        "validation_tasks": 4,
+        "checkpoint_every": 7,
+        "patience": patience,
+    }
     return MetaTraining.model_validate(
-        {"out": out, "seed": 3, "encoder": {"hidden": (16,), "dimension": 8}, "episode": sizes, "training": training, **more}
+        {
+            "out": out,
+            "seed": 3,
+            "encoder": {"hidden": (16,), "dimension": 8},
+            "episode": sizes,
+            "training": training,
+            **more,
+        }
     )
 
 
@@ -90,7 +103,10 @@ def test_a_run_is_deterministic_under_its_seed(trained: Path, tmp_path: Path) ->
     assert_same_bits(weights(trained), weights(tmp_path / "again"))
     assert metrics(trained) == metrics(tmp_path / "again")
     meta_train(small(tmp_path / "other", seed=4), progress=False)
-    assert any(not torch.equal(tensor, weights(trained)[name]) for name, tensor in weights(tmp_path / "other").items())
+    assert any(
+        not torch.equal(tensor, weights(trained)[name])
+        for name, tensor in weights(tmp_path / "other").items()
+    )
 
 
 def test_a_run_leaves_what_one_needs_to_judge_it(trained: Path) -> None:
@@ -99,7 +115,9 @@ def test_a_run_leaves_what_one_needs_to_judge_it(trained: Path) -> None:
     assert all("validation_accuracy" in row for row in rows if row["step"] % 20 == 0)
     assert json.loads((trained / "config.json").read_text())["seed"] == 3
     assert "torch" in json.loads((trained / "provenance.json").read_text())
-    best = max((row for row in rows if "validation_accuracy" in row), key=lambda row: row["validation_accuracy"])
+    best = max(
+        (row for row in rows if "validation_accuracy" in row), key=lambda row: row["validation_accuracy"]
+    )
     assert load_checkpoint(trained / "model.safetensors").state["step"] == best["step"]
 
 
@@ -109,7 +127,9 @@ def test_after_kills_at_any_moment_the_same_weights_are_reached(tmp_path: Path) 
     kills = 0
     for goal in (30, 31, 150, 290):
         process = subprocess.Popen(
-            command("meta-train", tmp_path / "config.toml", "--resume"), env=environment(), stderr=subprocess.DEVNULL
+            command("meta-train", tmp_path / "config.toml", "--resume"),
+            env=environment(),
+            stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
@@ -122,10 +142,17 @@ def test_after_kills_at_any_moment_the_same_weights_are_reached(tmp_path: Path) 
             time.sleep(0.002)
         process.wait()
     assert kills >= 3  # the last may come too late
-    subprocess.run(command("meta-train", tmp_path / "config.toml", "--resume"), env=environment(), check=True, capture_output=True)
+    subprocess.run(
+        command("meta-train", tmp_path / "config.toml", "--resume"),
+        env=environment(),
+        check=True,
+        capture_output=True,
+    )
     whole = settings.replace("killed", "whole")
     (tmp_path / "whole.toml").write_text(whole)
-    subprocess.run(command("meta-train", tmp_path / "whole.toml"), env=environment(), check=True, capture_output=True)
+    subprocess.run(
+        command("meta-train", tmp_path / "whole.toml"), env=environment(), check=True, capture_output=True
+    )
     assert_same_bits(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
@@ -149,17 +176,35 @@ def test_training_stops_when_validation_no_longer_improves(tmp_path: Path) -> No
     scores = [row["validation_accuracy"] for row in rows]
     assert rows[-1]["step"] < 4000
     assert len(scores) - 1 - scores.index(max(scores)) == 2
-    meta_train(small(tmp_path / "run", steps=4000, patience=2), resume=True, progress=False)  # and does not go on
+    meta_train(
+        small(tmp_path / "run", steps=4000, patience=2), resume=True, progress=False
+    )  # and does not go on
     assert len(metrics(tmp_path / "run")) == len({row["step"] for row in metrics(tmp_path / "run")})
 
 
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / f"{name}.toml").write_text(SMALL.format(out=tmp_path / name, steps=40, patience=1000))
-    subprocess.run(command("meta-train", tmp_path / "one.toml"), env=environment(), check=True, capture_output=True)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "probcrowd"]
+    subprocess.run(
+        command("meta-train", tmp_path / "one.toml"), env=environment(), check=True, capture_output=True
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "probcrowd",
+    ]
     ran = subprocess.run(
-        [*launch, "meta-train", str(tmp_path / "two.toml")], env=environment(), capture_output=True, text=True, timeout=200, check=False
+        [*launch, "meta-train", str(tmp_path / "two.toml")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -170,7 +215,9 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
         assert ("validation_accuracy" in left) == ("validation_accuracy" in right)
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_processes_cannot_share_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from probcrowd.runs.meta import processes
 
     monkeypatch.setattr(processes.distributed, "init_process_group", lambda backend: None)
@@ -191,7 +238,9 @@ def test_gradients_averaged_over_parts_are_those_of_the_whole_batch() -> None:
     for part in (episodes, episodes.part(0, 2), episodes.part(1, 2)):
         encoder.zero_grad()
         meta_loss(encoder, sources.training, part, method).backward()
-        grads.append([parameter.grad.clone() for parameter in encoder.parameters() if parameter.grad is not None])
+        grads.append(
+            [parameter.grad.clone() for parameter in encoder.parameters() if parameter.grad is not None]
+        )
     for whole, first, second in zip(*grads, strict=True):
         torch.testing.assert_close(whole, (first + second) / 2, rtol=1e-4, atol=1e-5)
 
@@ -230,7 +279,10 @@ def test_a_network_of_the_users_own(tmp_path: Path) -> None:
 
 
 def test_convolutional_networks_resume_with_their_running_statistics(tmp_path: Path) -> None:
-    arrays = {"inputs": np.random.default_rng(0).integers(0, 256, (120, 1, 16, 16), dtype=np.uint8), "labels": np.arange(120) % 10}
+    arrays = {
+        "inputs": np.random.default_rng(0).integers(0, 256, (120, 1, 16, 16), dtype=np.uint8),
+        "labels": np.arange(120) % 10,
+    }
     np.savez(tmp_path / "images.npz", **arrays)
     sizes = {"shots": (1,), "annotators": (3,), "tasks": 2, "queries": 5}
     training = {"steps": 6, "validate_every": 3, "validation_tasks": 2, "checkpoint_every": 2}
@@ -268,11 +320,18 @@ def test_convolutional_networks_resume_with_their_running_statistics(tmp_path: P
     assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
 
 
-LEARNED = {"inference": "variational", "population": True, "learned": ("precision", "scale", "temperature", "population"), "separate": True}
+LEARNED = {
+    "inference": "variational",
+    "population": True,
+    "learned": ("precision", "scale", "temperature", "population"),
+    "separate": True,
+}
 
 
 @pytest.mark.parametrize(
-    ("adaptation", "loss"), [(LEARNED, "meta_loss"), ({"learner": "maml", "steps": 2}, "maml_loss")], ids=["learned prior", "maml"]
+    ("adaptation", "loss"),
+    [(LEARNED, "meta_loss"), ({"learner": "maml", "steps": 2}, "maml_loss")],
+    ids=["learned prior", "maml"],
 )
 def test_what_is_learned_beside_the_network_resumes_as_well(
     adaptation: dict[str, object], loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -295,7 +354,10 @@ def test_what_is_learned_beside_the_network_resumes_as_well(
     meta_train(small(tmp_path / "stopped", adaptation=adaptation), resume=True, progress=False)
     assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
     run = load_run(tmp_path / "whole")
-    images, said = pd.DataFrame(load_digits().data * 255 / 16), pd.DataFrame({"a": [3, 5, 3], "b": [3, 5, 5]}, index=[3, 5, 13])
+    images, said = (
+        pd.DataFrame(load_digits().data * 255 / 16),
+        pd.DataFrame({"a": [3, 5, 3], "b": [3, 5, 5]}, index=[3, 5, 13]),
+    )
     labels = Annotations.from_wide(said)
     if loss == "maml_loss":
         with pytest.raises(ValueError, match="this run trained MAML"):
@@ -304,7 +366,10 @@ def test_what_is_learned_beside_the_network_resumes_as_well(
     learned = run.settings.adaptation.method.learned(run.encoder)
     assert float(torch.as_tensor(learned.temperature).detach()) != 1.0
     plain = run.settings.adaptation.method
-    answers = [run.adapt(images.loc[labels.items], labels, images.loc[[23, 25]], method=each) for each in (None, learned, plain)]
+    answers = [
+        run.adapt(images.loc[labels.items], labels, images.loc[[23, 25]], method=each)
+        for each in (None, learned, plain)
+    ]
     pd.testing.assert_frame_equal(answers[0].probabilities, answers[1].probabilities)
     assert not np.allclose(answers[0].probabilities, answers[2].probabilities, atol=1e-4)
     for table in (answers[0].probabilities, answers[0].responsibilities, answers[0].confusion):
@@ -321,7 +386,9 @@ def test_what_is_learned_beside_the_network_resumes_as_well(
         ({"inference": "variational", "gradient": "one-step"}, "by the unrolled gradient"),
     ],
 )
-def test_adaptations_without_a_meaning_are_refused(adaptation: dict[str, object], words: str, tmp_path: Path) -> None:
+def test_adaptations_without_a_meaning_are_refused(
+    adaptation: dict[str, object], words: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=words):
         small(tmp_path / "run", adaptation=adaptation)
 
@@ -339,11 +406,19 @@ def test_conv4_sizes_are_the_papers() -> None:
 
 def test_what_cannot_work_is_refused_before_a_folder_is_written(tmp_path: Path) -> None:
     episode = {"shots": (1,), "annotators": (3,), "tasks": 4, "ways": 4}
-    with pytest.raises(ValueError, match="episodes of 4 classes need as many kinds of classes, the source has 3"):
+    with pytest.raises(
+        ValueError, match="episodes of 4 classes need as many kinds of classes, the source has 3"
+    ):
         meta_train(small(tmp_path / "run", episode=episode), progress=False)
-    with pytest.raises(ValueError, match=r"the network turns 13 items into a tensor of shape \(13, 1, 8, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"the network turns 13 items into a tensor of shape \(13, 1, 8, 5\)"
+    ):
         meta_train(small(tmp_path / "run", encoder={"kind": "own"}), encoder=nn.Linear(8, 5), progress=False)
-    with pytest.raises(ValueError, match="finds no GPU") if not torch.cuda.is_available() else pytest.raises(ValueError, match="already"):
+    with (
+        pytest.raises(ValueError, match="finds no GPU")
+        if not torch.cuda.is_available()
+        else pytest.raises(ValueError, match="already")
+    ):
         meta_train(small(tmp_path / "run", device="cuda"), progress=False)
     with pytest.raises(ValueError, match="needs steps = 100 or more, got 2"):
         small(tmp_path / "run", adaptation={"gradient": "implicit"})
