@@ -18,6 +18,7 @@ import pandas as pd
 from jaxtyping import Float64, Int64
 from pandas.api.types import infer_dtype
 
+from probcrowd.data import covariates
 from probcrowd.data.columns import (
     PLURALS,
     declare,
@@ -44,7 +45,8 @@ class Annotations:
     """Annotations in long format; usually made by `from_frame` or `from_wide`.
 
     item, annotator, label: codes (n,), positions in `items`, `annotators` and `classes`. weight: the number of times each row counts (n,),
-    or None where every row counts once. The arrays are read-only copies. A table made directly may have no rows (a model's prior) and may
+    or None where every row counts once. annotator_covariates, item_covariates: frames with a row per annotator or item under its id, or
+    None; they are kept in the order of `annotators` and `items`. The arrays are read-only copies. A table made directly may have no rows (a model's prior) and may
     repeat an (item, annotator) pair.
 
     Raises:
@@ -59,6 +61,8 @@ class Annotations:
     annotators: pd.Index
     classes: pd.Index
     weight: Float64[np.ndarray, " n"] | None = None
+    annotator_covariates: pd.DataFrame | None = None
+    item_covariates: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
         for role, plural in PLURALS.items():
@@ -75,6 +79,11 @@ class Annotations:
             weight = _frozen(self.weight, np.float64, "weight", len(self.item))
             reject(~(np.isfinite(weight) & (weight > 0)), weight, "weights must be finite and > 0")
             object.__setattr__(self, "weight", weight)
+        for role in ("annotator", "item"):
+            frame, plural = getattr(self, f"{role}_covariates"), PLURALS[role]
+            object.__setattr__(
+                self, f"{role}_covariates", covariates.align(frame, getattr(self, plural), plural)
+            )
 
     def __len__(self) -> int:
         return len(self.item)
@@ -107,6 +116,8 @@ class Annotations:
         items: Any = None,
         annotators: Any = None,
         classes: Any = None,
+        annotator_covariates: pd.DataFrame | None = None,
+        item_covariates: pd.DataFrame | None = None,
         duplicates: str = "error",
         missing: str = "error",
     ) -> "Annotations":
@@ -126,8 +137,11 @@ class Annotations:
             missing: what to do with rows whose label is missing (None, NaN, NaT, NA). "error", or "skip": no annotation, but the item and
                 the annotator stay known.
 
+            annotator_covariates, item_covariates: a row per annotator or item under its id, for models that use them. Rows of other ids
+                are dropped.
+
         Raises:
-            TypeError: `frame` is not a DataFrame.
+            TypeError: `frame` or covariates are not a DataFrame.
             ValueError: columns that are absent or ambiguous; no annotation at all; an id that is missing, infinite or outside the declared
                 ones; a column that mixes kinds (1 and "1"); a repeated pair, a missing label or a bad weight. The message names the rows.
         """
@@ -177,7 +191,17 @@ class Annotations:
             weights = (1.0 if weights is None else weights) / count[inverse]
         used = ~repeated if duplicates in ("first", "last") else np.ones(len(pair), dtype=bool)
         weights = None if weights is None else weights[used]
-        return cls(item_code[used], annotator_code[used], label_code[used], items, annotators, ids, weights)
+        return cls(
+            item_code[used],
+            annotator_code[used],
+            label_code[used],
+            items,
+            annotators,
+            ids,
+            weights,
+            annotator_covariates,
+            item_covariates,
+        )
 
     @classmethod
     def from_wide(
@@ -188,6 +212,8 @@ class Annotations:
         classes: Any = None,
         items: Any = None,
         annotators: Any = None,
+        annotator_covariates: pd.DataFrame | None = None,
+        item_covariates: pd.DataFrame | None = None,
     ) -> "Annotations":
         """The annotations in an items x annotators matrix: a row per item, a column per annotator.
 
@@ -199,6 +225,7 @@ class Annotations:
             missing_label: a further value that marks a missing cell, such as -1.
             classes: as in `from_frame`.
             items, annotators: for an array, the ids of its rows and columns; for a DataFrame, as in `from_frame`.
+            annotator_covariates, item_covariates: as in `from_frame`.
 
         Raises:
             ValueError: as `from_frame`, naming a cell by (item, annotator); a matrix that is not 2-D; ids that repeat; -1 among integers
@@ -255,7 +282,14 @@ class Annotations:
             {"item": rows[item], "annotator": columns[annotator], "label": labels.array}, index=labels.index
         )
         items, annotators = rows if items is None else items, columns if annotators is None else annotators
-        return cls.from_frame(frame, items=items, annotators=annotators, classes=classes)
+        return cls.from_frame(
+            frame,
+            items=items,
+            annotators=annotators,
+            classes=classes,
+            annotator_covariates=annotator_covariates,
+            item_covariates=item_covariates,
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """The table with columns item, annotator, label, and weight if there is one, under the user's ids and in the order of the rows.
@@ -298,10 +332,14 @@ class Annotations:
         return wide.set_axis(self.items, axis=0).set_axis(self.annotators, axis=1)
 
     def equals(self, other: "Annotations") -> bool:
-        """Whether both tables have the same rows in the same order, the same ids in the same order and the same weights."""
+        """Whether both tables have the same rows, ids, covariates and weights, in the same order."""
         same = all(np.array_equal(getattr(self, role), getattr(other, role)) for role in PLURALS)
         same = same and all(
             getattr(self, plural).equals(getattr(other, plural)) for plural in PLURALS.values()
+        )
+        same = same and all(
+            covariates.equal(getattr(self, name), getattr(other, name))
+            for name in ("annotator_covariates", "item_covariates")
         )
         if self.weight is None or other.weight is None:
             return same and self.weight is other.weight

@@ -5,7 +5,7 @@ row n: annotator[n] said label[n] of item[n], counted weight[n] times;   gold[i]
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.columns import reject
+from probcrowd.data.covariates import Covariates
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Rows:
     gold: Int[Any, " i"]
     num_annotators: int
     num_classes: int
+    annotator_covariates: Covariates = field(default_factory=Covariates)
+    item_covariates: Covariates = field(default_factory=Covariates)
 
     @property
     def num_items(self) -> int:
@@ -55,6 +58,8 @@ class Rows:
             gold_codes(annotations.items, annotations.classes, gold),
             annotations.num_annotators,
             annotations.num_classes,
+            Covariates.from_frame(annotations.annotator_covariates),
+            Covariates.from_frame(annotations.item_covariates),
         )
 
 

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 from numpyro.distributions import Distribution, constraints
 
+from probcrowd.data.covariates import Covariates
 from probcrowd.data.rows import Rows
 
 LOG_ZERO = -1e3
@@ -29,6 +30,7 @@ jax.tree_util.register_dataclass(
     data_fields=[field.name for field in fields(Rows) if field.name not in _SIZES],
     meta_fields=list(_SIZES),
 )
+jax.tree_util.register_dataclass(Covariates, data_fields=["columns"], meta_fields=["levels"])
 
 
 class AnnotatedItems(Distribution):
