@@ -32,7 +32,7 @@ from scipy.special import logsumexp
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.packed import occurring, pack
 from probcrowd.estimators.aggregation.dawid_skene import DawidSkene
-from probcrowd.inference.aggregation.e_step import sweep
+from probcrowd.inference.aggregation.e_step import e_step
 from probcrowd.inference.aggregation.em import InMemory, fit_table
 from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows
 from probcrowd.inference.aggregation.patterns import collapsed
@@ -114,7 +114,7 @@ def ours(data: Labels) -> Callable[[], np.ndarray]:
             InMemory(packed, cells), channel, max_iter=PASSES - 1, tolerance=-np.inf, accelerate=False
         )
         found = np.zeros((len(data.truth), data.num_classes))
-        sweep(packed, fit.scores, responsibilities=found)  # the last pass
+        e_step(packed, fit.scores, responsibilities=found)  # the last pass
         return found
 
     return run
@@ -211,7 +211,7 @@ def judges() -> None:
             InMemory(patterns, cells), channel, max_iter=PASSES, tolerance=-np.inf, accelerate=False
         )
         found = np.zeros((patterns.num_items, 2))
-        sweep(patterns, fit.scores, responsibilities=found)
+        e_step(patterns, fit.scores, responsibilities=found)
         answer = found[place]
         best = min(best, time.perf_counter() - began_fit)
     full = fit_table(InMemory(packed, cells), channel, max_iter=PASSES, tolerance=-np.inf, accelerate=False)

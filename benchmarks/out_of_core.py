@@ -103,9 +103,9 @@ def fit(source: Path, work: Path, map: Map, passes: int, bucket_rows: int) -> No
     write_probabilities(buckets, result.scores, work / "probabilities")
     written = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    rows, per_pass = buckets.num_rows, watch.seconds["sweep_bucket"] / watch.calls["sweep_bucket"]
-    hits = right_counts(result.statistics.said, buckets.cells) / row_totals(
-        result.statistics.said, buckets.cells
+    rows, per_pass = buckets.num_rows, watch.seconds["e_step_bucket"] / watch.calls["e_step_bucket"]
+    hits = right_counts(result.statistics.counts, buckets.cells) / row_totals(
+        result.statistics.counts, buckets.cells
     ).sum(1)
     error = np.abs(hits - accuracies(len(hits))[buckets.annotators.astype(int)]).mean()
     print(

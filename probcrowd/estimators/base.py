@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.data.packed import Cells, Packed
 from probcrowd.data.table import Abstentions, Table, read_table, recode, warn_of_unknown
-from probcrowd.estimators.item_answers import Answered, DependenceWarning, dependence_of, known_of
+from probcrowd.estimators.item_answers import DependenceWarning, ItemResults, dependence_of, known_of
 from probcrowd.inference.aggregation.annotator_summary import RowPosterior, annotator_table, confusion_table
 from probcrowd.inference.aggregation.e_step import Scores, Statistics, count, held_out
 from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows
@@ -222,14 +222,14 @@ class Aggregator(BaseEstimator, abc.ABC):
         )
         return recode(table, self._annotator_ids, self.classes_, self._num_labels)
 
-    def _describe(self, table: Table, probabilities: Float64[np.ndarray, "i k"]) -> Answered:
+    def _describe(self, table: Table, probabilities: Float64[np.ndarray, "i k"]) -> ItemResults:
         size = np.bincount(table.item, minlength=len(table.items))
         heard = size
         if hasattr(self, "_annotator_ids"):
             heard = np.bincount(
                 table.item[table.annotator < len(self._annotator_ids)], minlength=len(table.items)
             )
-        return Answered(table.items, probabilities, size, heard, table.gold >= 0)
+        return ItemResults(table.items, probabilities, size, heard, table.gold >= 0)
 
     def _answer(
         self,
@@ -248,7 +248,7 @@ class Aggregator(BaseEstimator, abc.ABC):
         self.log_posterior_ = objective
         self.n_iter_, self.converged_ = len(objective), converged
 
-    def _frame(self, answered: Answered) -> pd.DataFrame:
+    def _frame(self, answered: ItemResults) -> pd.DataFrame:
         return answered.frame(self.classes_)
 
     def _finish(self) -> None:
@@ -285,14 +285,14 @@ class Aggregator(BaseEstimator, abc.ABC):
             **{side: self._annotator_ids.take(np.asarray(pairs[side])) for side in ("annotator", "other")}
         )
 
-    def _latest(self) -> Answered:
+    def _latest(self) -> ItemResults:
         return self._answered
 
     def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:
         """What the annotators' tables are made of: rows, class prior, and the annotations for leaving each one's own label out."""
         base = rows_base("accurate", len(self.classes_), self._num_labels)[1]
         shares = self._counts.class_count / max(self._counts.class_count.sum(), 1e-300)
-        return RowPosterior(self._cells, base, self._counts.said), shares, self._packed
+        return RowPosterior(self._cells, base, self._counts.counts), shares, self._packed
 
     def _count(self, packed: Packed, cells: Cells, probabilities: Float64[np.ndarray, "i k"]) -> None:
         """Sets what the annotators' tables are made of, where the method has no tables of its own: counts given the label probabilities."""
@@ -313,9 +313,9 @@ class Aggregator(BaseEstimator, abc.ABC):
             rows = DirichletRows(
                 posterior.cells, posterior.base, ClassPrior(None, True), posterior.history, averaged=True
             )
-            uniform = rows.scores(Statistics(posterior.said, np.ones(len(class_prior))))
+            uniform = rows.scores(Statistics(posterior.counts, np.ones(len(class_prior))))
             scores = Scores(uniform.log_table, np.log(np.maximum(class_prior, 1e-12)))
-            held = held_out(packed, scores).said
+            held = held_out(packed, scores).counts
         return annotator_table(posterior, class_prior, held).set_axis(
             pd.Index(self._annotator_ids, name="annotator"), axis=0
         )

@@ -26,7 +26,7 @@ _UNTOLD = "annotators have too few labels for so many classes to tell a copying 
 
 
 @dataclass(frozen=True)
-class Answered:
+class ItemResults:
     """Responsibilities of items (i, k), how many labels each has, how many of them by known annotators, and whether its class was known."""
 
     items: pd.Index
@@ -95,10 +95,10 @@ def dependence_of(
         item, cells.annotator[cell], cells.label[cell], part.weights, part.known.astype(np.int64), *sizes
     )
     # Tables that lean on a prior expect too little agreement; those that lean on the crowd's own mean do not
-    crowd = sums_by_owner(posterior.said, cells.label, cells.num_labels) + 1e-9
+    crowd = sums_by_owner(posterior.counts, cells.label, cells.num_labels) + 1e-9
     lean = cells.num_labels * (crowd / crowd.sum(0))[cells.label]
-    number = row_totals(posterior.said, cells)  # (j, k)
-    means = (posterior.said + lean) / (number + cells.num_labels)[cells.annotator]
+    number = row_totals(posterior.counts, cells)  # (j, k)
+    means = (posterior.counts + lean) / (number + cells.num_labels)[cells.annotator]
     known = np.asarray(class_prior, np.float64)
     found = dependence(
         rows, cell, cells.annotator, cells.label, means, known, generator=generator, max_pairs=MOST_PAIRS

@@ -71,7 +71,7 @@ def aggregate_files(
     }
     with fit_parquet(path, channel=channel, gold=gold, progress=progress, **options) as found:
         rows = channel(found.buckets.cells)
-        statistics = found.buckets.sweep(found.scores).statistics
+        statistics = found.buckets.e_step(found.scores).statistics
         means = rows.means(statistics)
         fresh = out / f".labels.{secrets.token_hex(4)}"
         write_probabilities(found.buckets, found.scores, fresh, means=means, progress=progress)
@@ -80,9 +80,9 @@ def aggregate_files(
             _held_out, range(found.buckets.num_buckets), found.buckets.folder, means.scores
         )
         table = annotator_table(
-            RowPosterior(rows.cells, rows.base, statistics.said),
+            RowPosterior(rows.cells, rows.base, statistics.counts),
             np.exp(found.scores.log_prior),
-            reduce(add, each).said,
+            reduce(add, each).counts,
         )
         table = table.set_axis(pd.Index(found.annotators, name="annotator"), axis=0)
         write_table(out / "annotators.csv", table)

@@ -17,14 +17,14 @@ from probcrowd.estimators.aggregation.table_aggregator import Confidence, Design
 from probcrowd.inference.aggregation.e_step import Scores
 from probcrowd.inference.aggregation.em import Fit, InMemory, fit_table
 from probcrowd.inference.aggregation.m_step import (
-    Channel,
+    AnnotatorModel,
     ClassPrior,
-    Coins,
+    OneCoinModel,
     coin_table,
     right_counts,
     row_totals,
 )
-from probcrowd.inference.aggregation.mace import Habits, Spammers
+from probcrowd.inference.aggregation.mace import MaceModel, MacePosterior
 from probcrowd.models.priors import CoinPrior, SpamPrior, rows_base
 
 
@@ -41,7 +41,7 @@ class _CoinAggregator(Incremental):
         if self.class_prior not in ("uniform", "learned"):
             raise ValueError(f"class_prior={self.class_prior!r}: choose 'uniform' or 'learned'")
 
-    def _channel(self, design: Design, *, averaged: bool) -> Channel:
+    def _channel(self, design: Design, *, averaged: bool) -> AnnotatorModel:
         prior = self._coin(design.cells.num_classes)
         right, wrong = (np.full(design.cells.num_annotators, value) for value in (prior.right, prior.wrong))
         if design.history is not None:
@@ -51,7 +51,7 @@ class _CoinAggregator(Incremental):
             )
             right, wrong = right + hits, wrong + total - hits
         concentration = prior.class_prior if self.class_prior == "learned" else None
-        return Coins(design.cells, right, wrong, ClassPrior(concentration, averaged), averaged)
+        return OneCoinModel(design.cells, right, wrong, ClassPrior(concentration, averaged), averaged)
 
     def _coin(self, num_classes: int) -> CoinPrior:
         if isinstance(self.prior, CoinPrior):
@@ -84,9 +84,9 @@ class _CoinAggregator(Incremental):
         """P(label is right) by annotator, at the mode."""
         check_is_fitted(self, "classes_")
         cells, channel = self._design.cells, self._channel(self._design, averaged=False)
-        assert isinstance(channel, Coins)
-        said = self._mode.statistics.said
-        hits, total = right_counts(said, cells), row_totals(said, cells).sum(1)
+        assert isinstance(channel, OneCoinModel)
+        counts = self._mode.statistics.counts
+        hits, total = right_counts(counts, cells), row_totals(counts, cells).sum(1)
         above, below = hits + channel.right - 1, total + channel.right + channel.wrong - 2
         accuracy = np.divide(above, below, out=np.full(len(above), 0.5), where=below > 0)
         return pd.Series(accuracy, pd.Index(self._annotator_ids, name="annotator"), name="accuracy")
@@ -161,7 +161,7 @@ class ZenCrowd(_CoinAggregator):
         cells = design.cells
         logs = np.log(np.tile([self.start, 1 - self.start], (cells.num_annotators, 1)))
         uniform = np.full(cells.num_classes, -math.log(cells.num_classes))
-        first = source.sweep(Scores(coin_table(logs, cells), uniform)).statistics
+        first = source.e_step(Scores(coin_table(logs, cells), uniform)).statistics
         return fit_table(
             source, self._channel(design, averaged=False), first, accelerate=False, **self._passes
         )
@@ -209,8 +209,8 @@ class MACE(TableAggregator):
                 f"competence={self.competence!r}, habits={self.habits!r}: choose two numbers > 0, and one"
             )
 
-    def _channel(self, design: Design, *, averaged: bool) -> Spammers:
-        return Spammers(
+    def _channel(self, design: Design, *, averaged: bool) -> MaceModel:
+        return MaceModel(
             design.cells, SpamPrior(float(self.competence[0]), float(self.competence[1]), float(self.habits))
         )
 
@@ -221,14 +221,14 @@ class MACE(TableAggregator):
         for _ in range(self.restarts - 1):
             knows = generator.uniform(1, 1.5, (2, cells.num_annotators)) * 10
             answers = generator.uniform(1, 1.5, len(cells)) * self.habits
-            starts.append(source.sweep(channel.table(Habits(knows[0], knows[1], answers))).statistics)
+            starts.append(source.e_step(channel.table(MacePosterior(knows[0], knows[1], answers))).statistics)
         fits = [fit_table(source, channel, start, accelerate=False, **self._passes) for start in starts]
         return max(fits, key=lambda fit: float(fit.objective[-1]))
 
     def _scores(self, design: Design) -> Scores:
         habits, new = self._last.scores.state, design.cells
         more, cells = new.num_annotators - len(habits.knows), len(new) - len(habits.answers)
-        grown = Habits(
+        grown = MacePosterior(
             np.pad(habits.knows, (0, more), constant_values=float(self.competence[0])),
             np.pad(habits.spams, (0, more), constant_values=float(self.competence[1])),
             np.pad(habits.answers, (0, cells), constant_values=float(self.habits)),

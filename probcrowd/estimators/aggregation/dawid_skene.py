@@ -15,7 +15,7 @@ from probcrowd.estimators.aggregation.table_aggregator import Confidence, Design
 from probcrowd.inference.aggregation.annotator_summary import confusion_table
 from probcrowd.inference.aggregation.em import Fit, InMemory, fit_table
 from probcrowd.inference.aggregation.hierarchical import PooledRows
-from probcrowd.inference.aggregation.m_step import Averaging, Channel, ClassPrior, DirichletRows
+from probcrowd.inference.aggregation.m_step import AnnotatorModel, Averaging, ClassPrior, DirichletRows
 from probcrowd.models.priors import DirichletPrior, rows_base
 
 
@@ -26,7 +26,7 @@ class _DirichletAggregator(TableAggregator):
     _takes_history = True
     _takes_events = True
 
-    def _channel(self, design: Design, *, averaged: bool) -> Channel:
+    def _channel(self, design: Design, *, averaged: bool) -> AnnotatorModel:
         class_prior, base = rows_base(self.prior, design.cells.num_classes, design.cells.num_labels)
         return DirichletRows(design.cells, base, ClassPrior(class_prior, averaged), design.history, averaged)
 
@@ -156,7 +156,7 @@ class HierarchicalDawidSkene(TableAggregator):
         prior = ClassPrior(rows_base(self.prior, *self._sizes)[0], True)
         return DirichletRows(design.cells, self._last.scores.state, prior, None, averaged=True)
 
-    def _channel(self, design: Design, *, averaged: bool) -> Channel:
+    def _channel(self, design: Design, *, averaged: bool) -> AnnotatorModel:
         class_prior, base = rows_base(self.prior, design.cells.num_classes, design.cells.num_labels)
         return PooledRows(design.cells, base, ClassPrior(class_prior, True))
 

@@ -20,9 +20,9 @@ from probcrowd.data.packed import Packed
 from probcrowd.data.rows import gold_codes
 from probcrowd.data.table import Table
 from probcrowd.estimators.aggregation.table_aggregator import TableAggregator
-from probcrowd.estimators.item_answers import Answered
+from probcrowd.estimators.item_answers import ItemResults
 from probcrowd.inference.aggregation.annotator_summary import RowPosterior
-from probcrowd.inference.aggregation.e_step import FLOOR, Statistics, count, sweep
+from probcrowd.inference.aggregation.e_step import FLOOR, Statistics, count, e_step
 from probcrowd.inference.aggregation.m_step import Averaging
 
 _ROUNDS, _ENOUGH = 50, 1e-6
@@ -74,7 +74,8 @@ class Incremental(TableAggregator):
         before, had = self._packed_items(touched, added), self._known_shares(touched, added)
         without = count(before, had, len(design.cells))
         rest = Statistics(
-            np.maximum(grown.said - without.said, 0), np.maximum(grown.class_count - without.class_count, 0)
+            np.maximum(grown.counts - without.counts, 0),
+            np.maximum(grown.class_count - without.class_count, 0),
         )
         keys = design.cells.locate(table.key)
         for code, cell, w in zip(
@@ -96,7 +97,7 @@ class Incremental(TableAggregator):
         scores = channel.means(grown).scores if isinstance(channel, Averaging) else channel.scores(grown)
         for _ in range(_ROUNDS):
             last = now.copy()
-            statistics = rest + sweep(after, scores, responsibilities=now).statistics
+            statistics = rest + e_step(after, scores, responsibilities=now).statistics
             scores = channel.scores(statistics)
             if np.abs(now - last).max(initial=0.0) < _ENOUGH:
                 break
@@ -250,7 +251,7 @@ class Incremental(TableAggregator):
         rest = self._packed.take(np.setdiff1d(np.arange(self._packed.num_items), touched))
         return rows, class_prior, _joined(rest, self._packed_items(touched, self._additions))
 
-    def _latest(self) -> Answered:
+    def _latest(self) -> ItemResults:
         if not hasattr(self, "_additions"):
             return self._answered
         added = self._additions
@@ -265,7 +266,7 @@ class Incremental(TableAggregator):
             made[2][code] += len(added.keys.get(code, []))
             made[3][code] |= code in added.gold
         names = old.items.append(pd.Index(added.names)) if more else old.items
-        return Answered(names, *made)
+        return ItemResults(names, *made)
 
 
 def _joined(first: Packed, then: Packed) -> Packed:

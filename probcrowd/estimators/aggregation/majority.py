@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.data.table import Table
 from probcrowd.estimators.base import Aggregator
-from probcrowd.estimators.item_answers import Answered, known_of
+from probcrowd.estimators.item_answers import ItemResults, known_of
 from probcrowd.inference.aggregation.e_step import votes
 
 
@@ -58,7 +58,7 @@ class MajorityVote(Aggregator):
         cells = table.cells
         return votes(table.packed(cells), cells)
 
-    def _frame(self, answered: Answered) -> pd.DataFrame:
+    def _frame(self, answered: ItemResults) -> pd.DataFrame:
         frame = super()._frame(answered)
         if self.ties == "random" and bool(np.asarray(frame["tied"]).any()):
             best = answered.best

@@ -17,9 +17,9 @@ from probcrowd.data.table import Table
 from probcrowd.estimators.base import Aggregator
 from probcrowd.inference.aggregation.annotator_summary import RowPosterior
 from probcrowd.inference.aggregation.averaging import averaged_probabilities, discounted
-from probcrowd.inference.aggregation.e_step import Scores, sweep
+from probcrowd.inference.aggregation.e_step import Scores, e_step
 from probcrowd.inference.aggregation.em import Fit, InMemory, fit_table
-from probcrowd.inference.aggregation.m_step import Averaging, Channel
+from probcrowd.inference.aggregation.m_step import AnnotatorModel, Averaging
 from probcrowd.inference.aggregation.patterns import collapsed
 from probcrowd.models.priors import DirichletPrior, PriorName
 
@@ -53,7 +53,7 @@ class TableAggregator(Aggregator):
     _takes_discount = True
 
     @abc.abstractmethod
-    def _channel(self, design: Design, *, averaged: bool) -> Channel:
+    def _channel(self, design: Design, *, averaged: bool) -> AnnotatorModel:
         """The model of confusion: for the mode, or averaged over parameters."""
 
     @abc.abstractmethod
@@ -109,7 +109,7 @@ class TableAggregator(Aggregator):
         if self.confidence == "variational":
             fit = fit_table(source, self._channel(design, averaged=True), mode.statistics, **self._passes)
         found = np.zeros((patterns.num_items, cells.num_classes))
-        swept = sweep(patterns, fit.scores, hard=self._hard, responsibilities=found)
+        expectation = e_step(patterns, fit.scores, hard=self._hard, responsibilities=found)
         self._design, self._cells, self._packed, self._patterns, self._place = (
             design,
             cells,
@@ -117,7 +117,7 @@ class TableAggregator(Aggregator):
             patterns,
             place,
         )
-        self._mode, self._last, self._statistics, self._shares = mode, fit, swept.statistics, found
+        self._mode, self._last, self._statistics, self._shares = mode, fit, expectation.statistics, found
         self._answer(
             table, found if place is None else found[place], mode.objective, mode.converged and fit.converged
         )
@@ -137,14 +137,14 @@ class TableAggregator(Aggregator):
         if not self._copying and not self._hard:
             return shares
         found = np.zeros_like(shares)
-        sweep(discounted(packed, self._copying), self._last.scores, responsibilities=found)
+        e_step(discounted(packed, self._copying), self._last.scores, responsibilities=found)
         return found
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
         design = self._design.joined(table.key, len(table.annotators))
         packed = table.packed(design.cells)
         found = np.zeros((len(table.items), design.cells.num_classes))
-        sweep(discounted(packed, self._copying), self._scores(design), responsibilities=found)
+        e_step(discounted(packed, self._copying), self._scores(design), responsibilities=found)
         return found
 
     def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:
@@ -152,7 +152,7 @@ class TableAggregator(Aggregator):
         rows = RowPosterior(
             cells,
             self._base(cells.num_classes, cells.num_labels),
-            self._statistics.said,
+            self._statistics.counts,
             self._design.history,
         )
         return rows, self.class_prior_.to_numpy(), self._patterns
@@ -171,7 +171,7 @@ class TableAggregator(Aggregator):
             cells, self._base(cells.num_classes, cells.num_labels), np.exp(self._mode.scores.log_table)
         )
         made = np.zeros((cells.num_annotators, cells.num_classes, cells.num_labels))
-        for where, (dense,) in rows.chunks(rows.said):
+        for where, (dense,) in rows.chunks(rows.counts):
             made[where] = dense
         # A label that an annotator never used has what the others leave, in the proportions of the prior's mode
         seen = np.zeros((cells.num_annotators, cells.num_labels), bool)
@@ -185,14 +185,14 @@ class TableAggregator(Aggregator):
     @property
     def counts_(self) -> pd.DataFrame:
         """Expected counts by annotator, true_class and label, those above 1e-6: what a later fit takes as `history`."""
-        cells, said = self._design.cells, self._statistics.said
-        said = said if self._design.history is None else said + self._design.history
-        p, k = np.nonzero(said > 1e-6)
+        cells, counts = self._design.cells, self._statistics.counts
+        counts = counts if self._design.history is None else counts + self._design.history
+        p, k = np.nonzero(counts > 1e-6)
         columns = {
             "annotator": self._annotator_ids.take(cells.annotator[p]),
             "true_class": self.classes_.take(k),
             "label": self._label_ids.take(cells.label[p]),
-            "count": said[p, k],
+            "count": counts[p, k],
         }
         return pd.DataFrame(columns)
 

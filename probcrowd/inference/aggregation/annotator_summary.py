@@ -9,7 +9,7 @@ Rows of confusion have the posterior Dirichlet(a + n), n the expected counts, wi
     P(spamming)  = p s / (p s + (1 - p) r),   r = prod_k B(a_k + h_k) / B(a_k),   s = B(b + sum_k h_k) / B(b),   p = 0.1 a priori
 
 B is the multivariate Beta function. A spammer's labels do not depend on the truth: one row for all classes, of concentrations b, the mean of a over
-classes. h are counts from `sweep.held_out`, in which an annotator's own label has no say in what the truth is; else whoever is alone on
+classes. h are counts from `held_out`, in which an annotator's own label has no say in what the truth is; else whoever is alone on
 an item looks perfect. These are posteriors given the responsibilities, so they leave out what is uncertain about those.
 """
 
@@ -36,7 +36,7 @@ class RowPosterior:
 
     cells: Cells
     base: Float64[np.ndarray, "k l"]
-    said: Float64[np.ndarray, "p k"]
+    counts: Float64[np.ndarray, "p k"]
     history: Float64[np.ndarray, "p k"] | None = None
 
     def chunks(
@@ -64,13 +64,13 @@ def annotator_table(
     held_out: Float64[np.ndarray, "p k"] | None = None,
 ) -> pd.DataFrame:
     """By annotator code: num_labels (weights summed), accuracy, information_bits (mean, _lower, _upper: central 90 %), spammer."""
-    history = posterior.said * 0 if posterior.history is None else posterior.history
-    left = posterior.said if held_out is None else held_out
+    history = posterior.counts * 0 if posterior.history is None else posterior.history
+    left = posterior.counts if held_out is None else held_out
     parts = []
-    for _, (said, earlier, held) in posterior.chunks(posterior.said, history, left):
+    for _, (counts, earlier, held) in posterior.chunks(posterior.counts, history, left):
         prior = posterior.base + earlier
-        columns = {"num_labels": said.sum((1, 2))}
-        columns |= _accuracy(prior + said, class_prior) | _information(prior + said, class_prior)
+        columns = {"num_labels": counts.sum((1, 2))}
+        columns |= _accuracy(prior + counts, class_prior) | _information(prior + counts, class_prior)
         parts.append(pd.DataFrame(columns | {"spammer": _spammer(prior, held)}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
@@ -133,9 +133,9 @@ def _interval(name: str, mean: np.ndarray, certain: np.ndarray, quantile: object
 
 def confusion_table(posterior: RowPosterior) -> Float64[np.ndarray, "j k l"]:
     """Posterior means of all confusion matrices."""
-    history = posterior.said * 0 if posterior.history is None else posterior.history
+    history = posterior.counts * 0 if posterior.history is None else posterior.history
     made = np.zeros((posterior.cells.num_annotators, posterior.cells.num_classes, posterior.cells.num_labels))
-    for where, (said, earlier) in posterior.chunks(posterior.said, history):
-        rows = posterior.base + earlier + said
+    for where, (counts, earlier) in posterior.chunks(posterior.counts, history):
+        rows = posterior.base + earlier + counts
         made[where] = rows / rows.sum(2, keepdims=True)
     return made

@@ -1,7 +1,7 @@
 r"""One pass over annotations packed by item, compiled: responsibilities of each item and, while they are in the cache, what they add to the counts.
 
     s_ik = prior[k] prod over the item's cells p of table[p, k]^w      r_ik = s_ik / sum_k s_ik           E step
-    said[p, k] = sum over rows with cell p of w times_i r_ik           class_count[k] = sum times_i r_ik   what an M step needs
+    counts[p, k] = sum over rows with cell p of w times_i r_ik           class_count[k] = sum times_i r_ik   what an M step needs
     log_likelihood = sum times_i log sum_k s_ik
 
 Responsibilities are written only where they are asked for, so a pass reads a number per annotation and keeps a table per range of items. Rows of
@@ -32,17 +32,17 @@ _NONE_INT, _NONE, _NONE_2D = np.zeros(0, np.int32), np.zeros(0), np.zeros((0, 1)
 
 @dataclass(frozen=True)
 class Statistics:
-    """Expected counts: said[p, k] how much weight the pair p has on items of class k, class_count[k] how many items are of class k. They add."""
+    """Expected counts: counts[p, k] how much weight the pair p has on items of class k, class_count[k] how many items are of class k. They add."""
 
-    said: Float64[np.ndarray, "p k"]
+    counts: Float64[np.ndarray, "p k"]
     class_count: Float64[np.ndarray, " k"]
 
     def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(self.said + other.said, self.class_count + other.class_count)
+        return Statistics(self.counts + other.counts, self.class_count + other.class_count)
 
     def extended(self, num_cells: int) -> Statistics:
         """With zeros for cells that are new."""
-        return Statistics(np.pad(self.said, ((0, num_cells - len(self.said)), (0, 0))), self.class_count)
+        return Statistics(np.pad(self.counts, ((0, num_cells - len(self.counts)), (0, 0))), self.class_count)
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,23 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Swept:
+class Expectation:
     """A pass: its counts and log likelihood."""
 
     statistics: Statistics
     log_likelihood: float
 
-    def __add__(self, other: Swept) -> Swept:
-        return Swept(self.statistics + other.statistics, self.log_likelihood + other.log_likelihood)
+    def __add__(self, other: Expectation) -> Expectation:
+        return Expectation(self.statistics + other.statistics, self.log_likelihood + other.log_likelihood)
 
 
-def sweep(
+def e_step(
     packed: Packed,
     scores: Scores,
     *,
     hard: bool = False,
     responsibilities: Float64[np.ndarray, "i k"] | None = None,
-) -> Swept:
+) -> Expectation:
     """The counts and the log likelihood of those scores; fills `responsibilities` if it is given.
 
     hard: the most probable class takes all, the first of equals (Fast Dawid-Skene).
@@ -87,7 +87,7 @@ def sweep(
     optional = _optional(packed)
 
     def part(low: int, high: int) -> tuple[np.ndarray, np.ndarray, float]:
-        said, class_count = np.zeros(table.shape), np.zeros(len(prior))
+        counts, class_count = np.zeros(table.shape), np.zeros(len(prior))
         total = kernel(
             packed.starts,
             packed.cell,
@@ -98,17 +98,17 @@ def sweep(
             low,
             high,
             hard,
-            said,
+            counts,
             class_count,
             out,
         )
-        return said, class_count, total
+        return counts, class_count, total
 
     done = in_threads(part, packed, len(table))
-    said, class_count = (np.asarray(sum(each[part] for each in done)) for part in (0, 1))
+    counts, class_count = (np.asarray(sum(each[part] for each in done)) for part in (0, 1))
     # What was scaled away: each row of a cell has the cell's maximum as a factor, and every row adds its weight to one class
-    scale = float(top[1]) * float(class_count.sum()) + float(top[0] @ said.sum(1))
-    return Swept(Statistics(said, class_count), float(sum(each[2] for each in done)) + scale)
+    scale = float(top[1]) * float(class_count.sum()) + float(top[0] @ counts.sum(1))
+    return Expectation(Statistics(counts, class_count), float(sum(each[2] for each in done)) + scale)
 
 
 def count(packed: Packed, responsibilities: Float64[np.ndarray, "i k"], num_cells: int) -> Statistics:
@@ -117,9 +117,9 @@ def count(packed: Packed, responsibilities: Float64[np.ndarray, "i k"], num_cell
     kernel, optional = kernels(shape[1])[1], _optional(packed)
 
     def part(low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-        said, class_count = np.zeros(shape), np.zeros(shape[1])
-        kernel(packed.starts, packed.cell, *optional, responsibilities, low, high, said, class_count)
-        return said, class_count
+        counts, class_count = np.zeros(shape), np.zeros(shape[1])
+        kernel(packed.starts, packed.cell, *optional, responsibilities, low, high, counts, class_count)
+        return counts, class_count
 
     done = in_threads(part, packed, num_cells)
     return Statistics(np.asarray(sum(each[0] for each in done)), np.asarray(sum(each[1] for each in done)))
@@ -156,9 +156,9 @@ def count_votes(packed: Packed, cells: Cells) -> Statistics:
     )
 
     def part(low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-        said, class_count = np.zeros((len(cells), cells.num_classes)), np.zeros(cells.num_classes)
-        kernel(packed.starts, packed.cell, *optional, cells.label, low, high, said, class_count, unused)
-        return said, class_count
+        counts, class_count = np.zeros((len(cells), cells.num_classes)), np.zeros(cells.num_classes)
+        kernel(packed.starts, packed.cell, *optional, cells.label, low, high, counts, class_count, unused)
+        return counts, class_count
 
     done = in_threads(part, packed, len(cells))
     return Statistics(np.asarray(sum(each[0] for each in done)), np.asarray(sum(each[1] for each in done)))
@@ -171,12 +171,12 @@ def held_out(packed: Packed, scores: Scores) -> Statistics:
     log_table = np.log(table)
 
     def part(low: int, high: int) -> np.ndarray:
-        said = np.zeros(table.shape)
-        kernel(packed.starts, packed.cell, *optional, log_table, np.log(prior), low, high, said)
-        return said
+        counts = np.zeros(table.shape)
+        kernel(packed.starts, packed.cell, *optional, log_table, np.log(prior), low, high, counts)
+        return counts
 
-    said = np.asarray(sum(in_threads(part, packed, len(table))))
-    return Statistics(said, np.zeros(len(prior)))
+    counts = np.asarray(sum(in_threads(part, packed, len(table))))
+    return Statistics(counts, np.zeros(len(prior)))
 
 
 def sums_by_owner(

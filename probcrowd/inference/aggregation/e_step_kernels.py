@@ -25,7 +25,7 @@ def kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
 
     def pass_over(
         starts: Int64[np.ndarray, " s"], cell: Any, weight: Any, gold: Any, times: Any, table: Any, log_table: Any, prior: Any,
-        low: int, high: int, hard: bool, said: Any, class_count: Any, out: Any,
+        low: int, high: int, hard: bool, counts: Any, class_count: Any, out: Any,
     ) -> float:  # fmt: skip
         # Threads that write to the same cache line wait for each other, so what is short lies in the middle of an array of its own
         r, lifts, in_all = (
@@ -126,14 +126,14 @@ def kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                 in_all[k] += r[k]
             if weight.size:
                 for n in range(first, last):
-                    row = said[cell[n]]
+                    row = counts[cell[n]]
                     for k in range(K):
                         row[k] += weight[n] * r[k]
             else:
                 for n in range(first, last):
                     p = cell[n]
                     for k in range(K):
-                        said[p, k] += r[k]
+                        counts[p, k] += r[k]
         for k in range(K):
             class_count[k] += in_all[k]
         return total + math.log(product)
@@ -147,7 +147,7 @@ def kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
         given: Any,
         low: int,
         high: int,
-        said: Any,
+        counts: Any,
         class_count: Any,
     ) -> None:
         for i in range(low, high):
@@ -156,12 +156,12 @@ def kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                 class_count[k] += share * given[i, k]
             for n in range(starts[i], starts[i + 1]):
                 w = share * weight[n] if weight.size else share
-                row = said[cell[n]]
+                row = counts[cell[n]]
                 for k in range(K):
                     row[k] += w * given[i, k]
 
     def vote_over(
-        starts: Any, cell: Any, weight: Any, gold: Any, times: Any, label: Any, low: int, high: int, said: Any, class_count: Any, out: Any
+        starts: Any, cell: Any, weight: Any, gold: Any, times: Any, label: Any, low: int, high: int, counts: Any, class_count: Any, out: Any
     ) -> None:  # fmt: skip
         r, in_all = np.empty(K + 32)[16 : 16 + K], np.zeros(K + 32)[16 : 16 + K]
         for i in range(low, high):
@@ -181,14 +181,14 @@ def kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                 if out.shape[0]:
                     out[i, k] = r[k]
                 in_all[k] += times[i] * r[k] if times.size else r[k]
-            if said.shape[0]:
+            if counts.shape[0]:
                 for n in range(starts[i], starts[i + 1]):
                     w = weight[n] if weight.size else 1.0
                     if times.size:
                         w *= times[i]
                     p = cell[n]
                     for k in range(K):
-                        said[p, k] += w * r[k]
+                        counts[p, k] += w * r[k]
         for k in range(K):
             class_count[k] += in_all[k]
 
@@ -202,7 +202,7 @@ def kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
         log_prior: Any,
         low: int,
         high: int,
-        said: Any,
+        counts: Any,
     ) -> None:
         all_of, r = np.empty(K), np.empty(K)
         for i in range(low, high):
@@ -216,7 +216,7 @@ def kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
             for n in range(starts[i], starts[i + 1]):
                 w = weight[n] if weight.size else 1.0
                 if gold.size and gold[i] >= 0:
-                    said[cell[n], gold[i]] += share * w
+                    counts[cell[n], gold[i]] += share * w
                     continue
                 most = -math.inf
                 for k in range(K):
@@ -227,7 +227,7 @@ def kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
                     r[k] = math.exp(r[k] - most)
                     top += r[k]
                 for k in range(K):
-                    said[cell[n], k] += share * w * r[k] / top
+                    counts[cell[n], k] += share * w * r[k] / top
 
     return fast(pass_over), fast(count_over), fast(vote_over), fast(held_out_over)
 

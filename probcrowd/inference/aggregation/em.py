@@ -1,8 +1,8 @@
 r"""EM for every model whose annotators are tables: expected counts in, scores out, one pass over the annotations, expected counts again.
 
-    counts s  --channel-->  scores  --sweep-->  counts F(s), log likelihood        objective(s) = log likelihood + penalty of the scores
+    counts s  --channel-->  scores  --E step-->  counts F(s), log likelihood        objective(s) = log likelihood + penalty of the scores
 
-Only `Source.sweep` sees the annotations, and its counts add over parts; so the same loop serves memory, files and a cluster. Plain steps never
+Only `Source.e_step` sees the annotations, and its counts add over parts; so the same loop serves memory, files and a cluster. Plain steps never
 lower the objective. With `accelerate`, Anderson's extrapolation is tried from the seventh pass on: with x = log s, g = log F(s) - log s of the last
 three passes, and norms weighted by the counts themselves (their Fisher information),
 
@@ -24,8 +24,8 @@ from jaxtyping import Float64
 from tqdm import tqdm
 
 from probcrowd.data.packed import Cells, Packed
-from probcrowd.inference.aggregation.e_step import Scores, Statistics, Swept, count_votes, sweep
-from probcrowd.inference.aggregation.m_step import Channel
+from probcrowd.inference.aggregation.e_step import Expectation, Scores, Statistics, count_votes, e_step
+from probcrowd.inference.aggregation.m_step import AnnotatorModel
 
 _MEMORY, _FIRST, _WAIT = 2, 7, 4
 
@@ -41,7 +41,7 @@ class Source(Protocol):
         """The counts of the vote shares."""
         ...
 
-    def sweep(self, scores: Scores, *, hard: bool = False) -> Swept:
+    def e_step(self, scores: Scores, *, hard: bool = False) -> Expectation:
         """A pass over all annotations."""
         ...
 
@@ -62,9 +62,9 @@ class InMemory:
         """The counts of the vote shares."""
         return count_votes(self.packed, self.cells)
 
-    def sweep(self, scores: Scores, *, hard: bool = False) -> Swept:
+    def e_step(self, scores: Scores, *, hard: bool = False) -> Expectation:
         """A pass over all annotations."""
-        return sweep(self.packed, scores, hard=hard)
+        return e_step(self.packed, scores, hard=hard)
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,14 @@ class _Trail:
         if not np.isfinite(counts).all():
             return None
         num_classes = len(after.class_count)
-        said, class_count = counts[:-num_classes].reshape(-1, num_classes), counts[-num_classes:]
-        said = said * (self.rows / np.maximum(said.sum(1, keepdims=True), 1e-300))
-        return Statistics(said, class_count * (self.items / class_count.sum()))
+        by_cell, class_count = counts[:-num_classes].reshape(-1, num_classes), counts[-num_classes:]
+        by_cell = by_cell * (self.rows / np.maximum(by_cell.sum(1, keepdims=True), 1e-300))
+        return Statistics(by_cell, class_count * (self.items / class_count.sum()))
 
 
 def fit_table(
     source: Source,
-    channel: Channel,
+    channel: AnnotatorModel,
     start: Statistics | None = None,
     *,
     max_iter: int = 1000,
@@ -138,7 +138,7 @@ def fit_table(
     hard: the most probable class takes all (Fast Dawid-Skene); then the objective may fall, and passes end when counts repeat.
     """
     here = source.start() if start is None else start
-    trail = _Trail(here.said.sum(1, keepdims=True), float(here.class_count.sum()))
+    trail = _Trail(here.counts.sum(1, keepdims=True), float(here.class_count.sum()))
     least = tolerance * max(source.num_rows, 1)
     objective: list[float] = []
     kept: list[int] = []
@@ -148,9 +148,9 @@ def fit_table(
     with tqdm(total=max_iter, disable=not progress, desc="EM", unit="pass", leave=False) as bar:
         while passes < max_iter:
             scores = channel.scores(here, last)
-            swept = source.sweep(scores, hard=hard)
+            expectation = source.e_step(scores, hard=hard)
             passes += 1
-            value = swept.log_likelihood + scores.penalty
+            value = expectation.log_likelihood + scores.penalty
             bar.update()
             if fallback is not None and not value >= objective[-1]:
                 here, fallback = fallback, None
@@ -162,9 +162,9 @@ def fit_table(
             kept.append(passes)
             last = scores
             bar.set_postfix_str(f"gain {gain:.3g}")
-            reached, extrapolated, fallback = swept.statistics, fallback is not None, None
+            reached, extrapolated, fallback = expectation.statistics, fallback is not None, None
             if hard:
-                converged = passes > 1 and bool(np.array_equal(reached.said, here.said))
+                converged = passes > 1 and bool(np.array_equal(reached.counts, here.counts))
             else:
                 converged = gain < least and not extrapolated
             if converged:
@@ -182,7 +182,7 @@ def fit_table(
 
 
 def _flat(statistics: Statistics) -> Float64[np.ndarray, " c"]:
-    return np.concatenate([statistics.said.ravel(), statistics.class_count])
+    return np.concatenate([statistics.counts.ravel(), statistics.class_count])
 
 
 def _logs(statistics: Statistics) -> Float64[np.ndarray, " c"]:

@@ -58,9 +58,9 @@ class PooledRows:
     ) -> Float64[np.ndarray, "k l"]:
         """Concentrations with a higher objective, or the same at the maximum."""
         cells, own, total = self.cells, population.T, population.sum(1)  # own: (l, k)
-        more = digamma(own[cells.label] + statistics.said) - digamma(own[cells.label])
+        more = digamma(own[cells.label] + statistics.counts) - digamma(own[cells.label])
         above = own * sums_by_owner(more, cells.label, cells.num_labels)
-        below = (digamma(total + row_totals(statistics.said, cells)) - digamma(total)).sum(0)
+        below = (digamma(total + row_totals(statistics.counts, cells)) - digamma(total)).sum(0)
         # Each equation falls in c, and Newton's steps on log c stay positive
         slope = below - digamma(total) - self._expected_logs.T
         found = own.copy()

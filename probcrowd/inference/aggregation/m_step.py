@@ -1,6 +1,6 @@
 r"""What the models of confusion make of expected counts: scores for the next E step, in closed form.
 
-n[p, k] = said, the expected count of cell p = (j, l) on items of class k;  N[j, k] its sum over labels;  a[j, k, l] the prior's concentrations, A their sum
+n[p, k] = counts, the expected count of cell p = (j, l) on items of class k;  N[j, k] its sum over labels;  a[j, k, l] the prior's concentrations, A their sum
 
     Dirichlet rows, mode       confusion = (n + a - 1) / (N + A - L)          penalty = log prior density                      a >= 1
     Dirichlet rows, averaged   log confusion ~ psi(n + a) - psi(N + A)        penalty = - KL(Dirichlet(n + a) || Dirichlet(a))
@@ -40,7 +40,7 @@ class Averaging(Protocol):
 
 
 @runtime_checkable
-class Channel(Protocol):
+class AnnotatorModel(Protocol):
     """A model of confusion, as EM sees it."""
 
     def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
@@ -129,18 +129,22 @@ class DirichletRows:
     def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
         """The mode, or the averaged logs, of every cell."""
         log_prior, penalty = self.class_prior.scores(statistics.class_count)
-        said, row, owner = statistics.said, row_totals(statistics.said, self.cells), self.cells.annotator
+        counts, row, owner = (
+            statistics.counts,
+            row_totals(statistics.counts, self.cells),
+            self.cells.annotator,
+        )
         if self.averaged:
-            above, below = said + self.concentration, row + self.total
+            above, below = counts + self.concentration, row + self.total
             logs, logs_below = digamma(above), digamma(below)
-            bound = (gammaln(above) - gammaln(self.concentration) - said * logs).sum()
+            bound = (gammaln(above) - gammaln(self.concentration) - counts * logs).sum()
             bound += (gammaln(self.total) - gammaln(below) + row * logs_below).sum()
             return Scores(logs - logs_below[owner], log_prior, penalty + float(bound))
         below = row + (self.total - self.cells.num_labels)  # counts may be far below the rounding of 1
         empty = below < _NOTHING  # neither labels nor a prior: every label is as likely
         log_below = np.log(np.where(empty, 1.0, below))
         log_below[empty] = math.log(self.cells.num_labels)
-        above = np.where(empty[owner], 1.0, np.maximum(said + self._beyond_flat, 0))
+        above = np.where(empty[owner], 1.0, np.maximum(counts + self._beyond_flat, 0))
         with np.errstate(divide="ignore"):
             log_table = np.log(above) - log_below[owner]
         left, constant = self._unseen
@@ -152,16 +156,16 @@ class DirichletRows:
 
     def means(self, statistics: Statistics) -> Means:
         """Posterior means of every cell."""
-        below = row_totals(statistics.said, self.cells) + self.total
+        below = row_totals(statistics.counts, self.cells) + self.total
         return Means(
-            statistics.said + self.concentration,
+            statistics.counts + self.concentration,
             below[self.cells.annotator],
             self.class_prior.above(statistics.class_count),
         )
 
 
 @dataclass(frozen=True)
-class Coins:
+class OneCoinModel:
     """An accuracy per annotator, the same for all classes; wrong labels are equally likely. right, wrong: Beta concentrations (j).
 
     Raises:
@@ -181,7 +185,10 @@ class Coins:
     def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
         """The mode, or the averaged logs, of every cell."""
         log_prior, penalty = self.class_prior.scores(statistics.class_count)
-        hits, row = right_counts(statistics.said, self.cells), row_totals(statistics.said, self.cells).sum(1)
+        hits, row = (
+            right_counts(statistics.counts, self.cells),
+            row_totals(statistics.counts, self.cells).sum(1),
+        )
         coins = np.stack([hits, np.maximum(row - hits, 0)], 1)
         prior = np.stack([self.right, self.wrong], 1)
         logs, penalties = (_averaged if self.averaged else _mode)(coins, coins.sum(1), prior, prior.sum(1))
@@ -189,7 +196,10 @@ class Coins:
 
     def means(self, statistics: Statistics) -> Means:
         """Posterior means of every cell."""
-        hits, row = right_counts(statistics.said, self.cells), row_totals(statistics.said, self.cells).sum(1)
+        hits, row = (
+            right_counts(statistics.counts, self.cells),
+            row_totals(statistics.counts, self.cells).sum(1),
+        )
         right, below = hits + self.right, row + self.right + self.wrong
         with np.errstate(divide="ignore"):
             logs = np.log(np.stack([right, np.maximum(below - right, 0)], 1))
@@ -206,17 +216,17 @@ def coin_table(logs: Float64[np.ndarray, "j 2"], cells: Cells) -> Float64[np.nda
     return table
 
 
-def row_totals(said: Float64[np.ndarray, "p k"], cells: Cells) -> Float64[np.ndarray, "j k"]:
+def row_totals(counts: Float64[np.ndarray, "p k"], cells: Cells) -> Float64[np.ndarray, "j k"]:
     """Sums over the labels of an annotator."""
-    return sums_by_owner(said, cells.annotator, cells.num_annotators)
+    return sums_by_owner(counts, cells.annotator, cells.num_annotators)
 
 
-def right_counts(said: Float64[np.ndarray, "p k"], cells: Cells) -> Float64[np.ndarray, " j"]:
+def right_counts(counts: Float64[np.ndarray, "p k"], cells: Cells) -> Float64[np.ndarray, " j"]:
     """How much of what an annotator said names the true class."""
     named = np.flatnonzero(cells.label < cells.num_classes)
-    return np.bincount(cells.annotator[named], said[named, cells.label[named]], cells.num_annotators).astype(
-        np.float64
-    )
+    return np.bincount(
+        cells.annotator[named], counts[named, cells.label[named]], cells.num_annotators
+    ).astype(np.float64)
 
 
 def _check_mode(concentration: Float64[np.ndarray, "..."]) -> None:

@@ -1,7 +1,7 @@
 r"""MACE from counts alone (Hovy et al. 2013): an annotator knows, or spams; whether a row was spam is summed out.
 
     table[(j, l), k] = t_j [l = k] + (1 - t_j) e_jl          t, 1 - t and e = exp of the expected logs under the posteriors below
-    knows[j, l] = said[(j, l), l] t_j / (t_j + (1 - t_j) e_jl)      expected rows of cell (j, l) that were no spam, from the pass before
+    knows[j, l] = counts[(j, l), l] t_j / (t_j + (1 - t_j) e_jl)      expected rows of cell (j, l) that were no spam, from the pass before
     competence_j ~ Beta(honest + sum_l knows, spamming + the rest),      spam_j ~ Dirichlet(answers + rows - knows)
 
 With truth and spam in one factor of the variational posterior this is coordinate ascent, so the bound never falls. Classes are equally likely.
@@ -22,7 +22,7 @@ from probcrowd.models.priors import SpamPrior
 
 
 @dataclass(frozen=True)
-class Habits:
+class MacePosterior:
     """Posteriors: competence Beta(knows, spams) of every annotator, and concentrations of what each spammer says, by cell; the rest is the prior's."""
 
     knows: Float64[np.ndarray, " j"]
@@ -31,7 +31,7 @@ class Habits:
 
 
 @dataclass(frozen=True)
-class Spammers:
+class MaceModel:
     """MACE as a channel."""
 
     cells: Cells
@@ -42,15 +42,15 @@ class Spammers:
         cells, prior = self.cells, self.prior
         named = cells.label < cells.num_classes
         right = np.zeros(len(cells))
-        right[named] = statistics.said[np.flatnonzero(named), cells.label[named]]
-        rows = statistics.said.sum(1)
+        right[named] = statistics.counts[np.flatnonzero(named), cells.label[named]]
+        rows = statistics.counts.sum(1)
         knows = right * (0.5 if previous is None else self._no_spam(previous.state))
         spam = np.maximum(rows - knows, 0)
         sums = sums_by_owner(np.stack([knows, spam], 1), cells.annotator, cells.num_annotators)
-        habits = Habits(prior.honest + sums[:, 0], prior.spamming + sums[:, 1], prior.answers + spam)
+        habits = MacePosterior(prior.honest + sums[:, 0], prior.spamming + sums[:, 1], prior.answers + spam)
         return self.table(habits, float(self._bound(habits, sums, spam)))
 
-    def table(self, habits: Habits, penalty: float = 0.0) -> Scores:
+    def table(self, habits: MacePosterior, penalty: float = 0.0) -> Scores:
         """Scores of given posteriors."""
         log_knows, log_spam = self._logs(habits)
         table = np.repeat(log_spam[:, None], self.cells.num_classes, 1)
@@ -61,27 +61,27 @@ class Spammers:
             table, np.full(self.cells.num_classes, -math.log(self.cells.num_classes)), penalty, habits
         )
 
-    def _logs(self, habits: Habits) -> tuple[Float64[np.ndarray, " p"], Float64[np.ndarray, " p"]]:
+    def _logs(self, habits: MacePosterior) -> tuple[Float64[np.ndarray, " p"], Float64[np.ndarray, " p"]]:
         owner, both = self.cells.annotator, digamma(habits.knows + habits.spams)
         return (digamma(habits.knows) - both)[owner], (digamma(habits.spams) - both)[owner] + self._answers(
             habits
         )
 
-    def _answers(self, habits: Habits) -> Float64[np.ndarray, " p"]:
+    def _answers(self, habits: MacePosterior) -> Float64[np.ndarray, " p"]:
         return digamma(habits.answers) - digamma(self._total(habits))[self.cells.annotator]
 
-    def _total(self, habits: Habits) -> Float64[np.ndarray, " j"]:
+    def _total(self, habits: MacePosterior) -> Float64[np.ndarray, " j"]:
         given = np.bincount(
             self.cells.annotator, habits.answers - self.prior.answers, self.cells.num_annotators
         )
         return given + self.prior.answers * self.cells.num_labels
 
-    def _no_spam(self, habits: Habits) -> Float64[np.ndarray, " p"]:
+    def _no_spam(self, habits: MacePosterior) -> Float64[np.ndarray, " p"]:
         log_knows, log_spam = self._logs(habits)
         return np.exp(log_knows - np.logaddexp(log_knows, log_spam))
 
     def _bound(
-        self, habits: Habits, sums: Float64[np.ndarray, "j 2"], spam: Float64[np.ndarray, " p"]
+        self, habits: MacePosterior, sums: Float64[np.ndarray, "j 2"], spam: Float64[np.ndarray, " p"]
     ) -> float:
         """Minus the divergences of the posteriors from the priors."""
         prior, both = self.prior, habits.knows + habits.spams

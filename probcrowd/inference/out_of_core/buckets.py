@@ -3,7 +3,7 @@ r"""Annotations on disk in buckets of whole items, and passes over them that hol
     bucket b = all rows of the items with hash(item id) mod B = b, packed (starts, cell, weight, gold) with the ids of its items
     counts(all) = counts(bucket 0) + counts(bucket 1) + ... + counts(bucket B - 1),    added in this order
 
-A pass maps `sweep` over the buckets, here one after the other or, by another `Map`, on a cluster, and adds the results in the order of the
+A pass maps `e_step` over the buckets, here one after the other or, by another `Map`, on a cluster, and adds the results in the order of the
 buckets: the answer has the same bits however many workers there are, if all have the same processor and number of cores. On disk a bucket
 takes 4 bytes per annotation (12 with weights) and 8 per item (12 with gold) besides the ids. Memory: one bucket, which the system may drop,
 8K bytes per item of it at the first pass, and a few tables of 8K bytes per cell; nothing grows with the number of all items.
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from probcrowd.data.packed import Cells, Packed
 from probcrowd.inference.aggregation.averaging import Means, averaged_probabilities
-from probcrowd.inference.aggregation.e_step import Scores, Statistics, Swept, count_votes, sweep
+from probcrowd.inference.aggregation.e_step import Expectation, Scores, Statistics, count_votes, e_step
 from probcrowd.storage.files import PARTIAL, replacing
 
 _ARRAYS = "starts", "cell", "weight", "gold"
@@ -64,9 +64,9 @@ class Buckets:
         """The counts of the vote shares."""
         return reduce(add, self._mapped(bucket_votes, self.cells))
 
-    def sweep(self, scores: Scores, *, hard: bool = False) -> Swept:
+    def e_step(self, scores: Scores, *, hard: bool = False) -> Expectation:
         """A pass over all annotations."""
-        return reduce(add, self._mapped(sweep_bucket, scores, hard))
+        return reduce(add, self._mapped(e_step_bucket, scores, hard))
 
     def _mapped(self, function: Callable[..., Any], *shared: Any) -> Iterator[Any]:
         return self.map(function, range(self.num_buckets), self.folder, *shared)
@@ -142,9 +142,9 @@ def load_items(number: int, folder: Path) -> pa.Array:
     return read_batches(_file(folder, number, "items.arrow"))["item"].combine_chunks()
 
 
-def sweep_bucket(number: int, folder: Path, scores: Scores, hard: bool) -> Swept:
+def e_step_bucket(number: int, folder: Path, scores: Scores, hard: bool) -> Expectation:
     """A pass over one bucket."""
-    return sweep(load_bucket(number, folder), scores, hard=hard)
+    return e_step(load_bucket(number, folder), scores, hard=hard)
 
 
 def bucket_votes(number: int, folder: Path, cells: Cells) -> Statistics:
@@ -164,7 +164,7 @@ def write_part(
     """The probabilities of the items of one bucket."""
     packed = load_bucket(number, folder)
     probabilities = np.zeros((packed.num_items, len(classes)))
-    sweep(packed, scores, responsibilities=probabilities)
+    e_step(packed, scores, responsibilities=probabilities)
     if means is not None:
         probabilities = averaged_probabilities(packed, cells, probabilities, means)
     labels = pa.array(classes[probabilities.argmax(1)], from_pandas=True)

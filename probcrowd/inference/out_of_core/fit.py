@@ -28,7 +28,7 @@ from pandas.util import hash_pandas_object
 from probcrowd.data.packed import Cells
 from probcrowd.inference.aggregation.e_step import Scores
 from probcrowd.inference.aggregation.em import Fit, fit_table
-from probcrowd.inference.aggregation.m_step import Channel
+from probcrowd.inference.aggregation.m_step import AnnotatorModel
 from probcrowd.inference.out_of_core.buckets import Buckets, Map, in_turn, read_batches, write_batches
 from probcrowd.inference.out_of_core.pack import DUPLICATES, shuffle
 from probcrowd.inference.out_of_core.parquet import Survey, survey
@@ -78,7 +78,7 @@ class ParquetFit:
 def fit_parquet(
     path: Path,
     *,
-    channel: Callable[[Cells], Channel],
+    channel: Callable[[Cells], AnnotatorModel],
     item: str | None = None,
     annotator: str | None = None,
     label: str | None = None,

@@ -204,8 +204,8 @@ def alone_together(held: bool) -> np.ndarray:
     fit = fit_table(
         InMemory(packed, cells), DirichletRows(cells, prior, ClassPrior(None, True), averaged=True)
     )
-    posterior = RowPosterior(cells, prior, fit.statistics.said)
-    counts = held_out(packed, Scores(fit.scores.log_table, fit.scores.log_prior)).said if held else None
+    posterior = RowPosterior(cells, prior, fit.statistics.counts)
+    counts = held_out(packed, Scores(fit.scores.log_table, fit.scores.log_prior)).counts if held else None
     return columns(annotator_table(posterior, np.array([0.5, 0.5]), counts))["spammer"]
 
 
@@ -272,7 +272,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = posterior.cells
     mixed = type(cells)(cells.annotator[order], cells.label[order], 1000, 4, 3)
     assert posterior.history is not None
-    shuffled = RowPosterior(mixed, posterior.base, posterior.said[order], posterior.history[order])
+    shuffled = RowPosterior(mixed, posterior.base, posterior.counts[order], posterior.history[order])
     pd.testing.assert_frame_equal(annotator_table(shuffled, weight, held_by_cell[order]), once, rtol=1e-12)
 
 

@@ -22,9 +22,9 @@ from probcrowd.inference.aggregation.e_step import (
     Statistics,
     count,
     count_votes,
+    e_step,
     held_out,
     sums_by_owner,
-    sweep,
     votes,
 )
 from probcrowd.inference.aggregation.patterns import collapsed
@@ -113,14 +113,14 @@ def check_pass(
     hard: bool = False,
 ) -> None:
     found = np.full((packed.num_items, len(scores.log_prior)), np.nan)
-    swept = sweep(packed, scores, hard=hard, responsibilities=found)
+    expectation = e_step(packed, scores, hard=hard, responsibilities=found)
     np.testing.assert_allclose(found, expected[0], rtol=0, atol=1e-10)
-    np.testing.assert_allclose(swept.statistics.said, expected[1], rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(swept.statistics.class_count, expected[2], rtol=1e-10, atol=1e-10)
-    assert swept.log_likelihood == pytest.approx(expected[3], rel=1e-12, abs=1e-10)
-    again = sweep(packed, scores, hard=hard)  # without writing responsibilities
-    np.testing.assert_array_equal(again.statistics.said, swept.statistics.said)
-    assert again.log_likelihood == swept.log_likelihood
+    np.testing.assert_allclose(expectation.statistics.counts, expected[1], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(expectation.statistics.class_count, expected[2], rtol=1e-10, atol=1e-10)
+    assert expectation.log_likelihood == pytest.approx(expected[3], rel=1e-12, abs=1e-10)
+    again = e_step(packed, scores, hard=hard)  # without writing responsibilities
+    np.testing.assert_array_equal(again.statistics.counts, expectation.statistics.counts)
+    assert again.log_likelihood == expectation.log_likelihood
 
 
 @pytest.mark.parametrize("options", ["plain", "weight", "gold", "weight gold"])
@@ -159,7 +159,7 @@ def test_a_pass_is_the_loop(num_classes: int, options: str, hard: bool) -> None:
 def test_hard_passes_take_the_first_of_equals_and_leave_items_without_labels_to_the_prior() -> None:
     cells = Cells(np.array([0]), np.array([0]), 1, 3, 3)
     packed, found = Packed(np.array([0, 0, 1]), np.zeros(1, np.int32)), np.zeros((2, 3))
-    sweep(
+    e_step(
         packed,
         Scores(np.log([[0.2, 0.4, 0.4]]), np.log(np.full(3, 1 / 3))),
         hard=True,
@@ -180,7 +180,7 @@ def test_counts_of_given_responsibilities_are_sums(num_classes: int, options: st
         class_count += times(packed)[i] * given[i]
         for n in range(packed.starts[i], packed.starts[i + 1]):
             said[packed.cell[n]] += times(packed)[i] * weights(packed)[n] * given[i]
-    np.testing.assert_allclose(made.said, said, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(made.counts, said, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(made.class_count, class_count, rtol=1e-10)
 
 
@@ -219,7 +219,7 @@ def test_held_out_counts_leave_the_own_label_out(num_classes: int, options: str)
         for n in range(packed.starts[i], packed.starts[i + 1]):
             logs = item_logs(packed, scores, i, without=n)
             said[packed.cell[n]] += times(packed)[i] * weights(packed)[n] * np.exp(logs - logsumexp(logs))
-    np.testing.assert_allclose(held_out(packed, scores).said, said, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(held_out(packed, scores).counts, said, rtol=1e-9, atol=1e-10)
 
 
 # Long items and contradictions
@@ -268,18 +268,18 @@ def test_long_items_and_contradictions_are_right_in_logs(
         packed = replace(packed, weight=np.random.default_rng(1).uniform(0, 2, len(packed.cell)))
     expected = loop(packed, floored(scores))
     found = np.zeros((packed.num_items, num_classes))
-    swept = sweep(packed, scores, responsibilities=found)
+    expectation = e_step(packed, scores, responsibilities=found)
     np.testing.assert_allclose(found, expected[0], rtol=0, atol=1e-9)
-    np.testing.assert_allclose(swept.statistics.said, expected[1], rtol=1e-8, atol=1e-8)
-    assert np.isfinite(held_out(packed, scores).said).all()
-    assert swept.log_likelihood == pytest.approx(expected[3], rel=1e-11, abs=1e-9)
+    np.testing.assert_allclose(expectation.statistics.counts, expected[1], rtol=1e-8, atol=1e-8)
+    assert np.isfinite(held_out(packed, scores).counts).all()
+    assert expectation.log_likelihood == pytest.approx(expected[3], rel=1e-11, abs=1e-9)
 
 
 def test_many_unlikely_items_add_up() -> None:
     """Their probabilities are multiplied before a logarithm is taken; the product is below 1e-308 many times over."""
     scores = Scores(np.log([[1.0, 1e-5], [1e-5, 1.0]]), np.log([0.5, 0.5]))
     packed = Packed(np.arange(0, 4 * 5001, 4), np.tile([0, 1], 10_000).astype(np.int32))
-    assert sweep(packed, scores).log_likelihood == pytest.approx(5000 * math.log(1e-10), rel=1e-12)
+    assert e_step(packed, scores).log_likelihood == pytest.approx(5000 * math.log(1e-10), rel=1e-12)
 
 
 @pytest.mark.parametrize("behind", [5, 12, 13, 40, 1000])
@@ -291,17 +291,17 @@ def test_a_class_comes_back_from_far_behind(behind: int) -> None:
         Packed(np.array([0, len(cell), 2 * len(cell)]), np.concatenate([cell, cell[::-1]])),
         np.zeros((2, 2)),
     )
-    swept = sweep(packed, scores, responsibilities=found)
+    expectation = e_step(packed, scores, responsibilities=found)
     np.testing.assert_allclose(found, [[1, 0]] * 2, atol=1e-12)
-    assert swept.log_likelihood == pytest.approx(2 * (behind * FLOOR + math.log(0.5)), rel=1e-13)
+    assert expectation.log_likelihood == pytest.approx(2 * (behind * FLOOR + math.log(0.5)), rel=1e-13)
 
 
 def test_the_floor_is_relative_to_the_row_and_above_it_nothing_changes() -> None:
     logs = np.array([[-500.0, -568.9], [-500.0, -900.0]])
     packed, found = Packed(np.array([0, 1, 2]), np.array([0, 1], np.int32)), np.zeros((2, 2))
-    swept = sweep(packed, Scores(logs, np.log([0.5, 0.5])), responsibilities=found)
+    expectation = e_step(packed, Scores(logs, np.log([0.5, 0.5])), responsibilities=found)
     np.testing.assert_allclose(np.log(found[:, 1] / found[:, 0]), [-68.9, FLOOR], rtol=1e-13)
-    assert swept.log_likelihood == pytest.approx(-1000 + 2 * math.log(0.5), rel=1e-14)
+    assert expectation.log_likelihood == pytest.approx(-1000 + 2 * math.log(0.5), rel=1e-14)
 
 
 # Threads, sums, weights
@@ -316,7 +316,7 @@ def test_threads_give_what_one_thread_gives(
     scores, given = some_scores(cells), np.random.default_rng(5).dirichlet(np.ones(3), 60)
     alone, many = np.zeros((60, 3)), np.zeros((60, 3))
     single = (
-        sweep(packed, scores, responsibilities=alone),
+        e_step(packed, scores, responsibilities=alone),
         count(packed, given, len(cells)),
         held_out(packed, scores),
     )
@@ -332,7 +332,7 @@ def test_threads_give_what_one_thread_gives(
         monkeypatch.setattr(module, "_ROWS_PER_CELL", 0)
         monkeypatch.setattr(module, "_pool", lambda process, pool=pool: pool)
         spread = (
-            sweep(packed, scores, responsibilities=many),
+            e_step(packed, scores, responsibilities=many),
             count(packed, given, len(cells)),
             held_out(packed, scores),
         )
@@ -340,7 +340,7 @@ def test_threads_give_what_one_thread_gives(
         assert spread[0].log_likelihood == pytest.approx(single[0].log_likelihood, rel=1e-12)
         pairs = [(spread[0].statistics, single[0].statistics), *zip(spread[1:], single[1:], strict=True)]
         for some, all_at_once in pairs:
-            np.testing.assert_allclose(some.said, all_at_once.said, rtol=1e-12, atol=1e-13)
+            np.testing.assert_allclose(some.counts, all_at_once.counts, rtol=1e-12, atol=1e-13)
             np.testing.assert_allclose(some.class_count, all_at_once.class_count, rtol=1e-12, atol=1e-13)
     assert len(parts) == 3 * workers and parts[0][0] == 0 and parts[workers - 1][1] == 60
     assert all(before[1] == after[0] for before, after in itertools.pairwise(parts[:workers]))
@@ -350,7 +350,7 @@ def test_threads_give_what_one_thread_gives(
 def test_counts_of_votes_are_those_of_the_vote_shares(options: str) -> None:
     packed, cells = some_items(3, options)
     expected, found = count(packed, votes(packed, cells), len(cells)), count_votes(packed, cells)
-    np.testing.assert_allclose(found.said, expected.said, rtol=1e-12)
+    np.testing.assert_allclose(found.counts, expected.counts, rtol=1e-12)
     np.testing.assert_allclose(found.class_count, expected.class_count, rtol=1e-12)
 
 
@@ -360,11 +360,11 @@ def test_a_fork_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ROWS_PER_RANGE", 10)
     monkeypatch.setattr(module, "_ROWS_PER_CELL", 0)
     packed, cells = some_items(3, "plain", items=60)
-    sweep(packed, some_scores(cells))  # the parent's threads are there
+    e_step(packed, some_scores(cells))  # the parent's threads are there
     child = os.fork()
     if child == 0:
         signal.alarm(20)  # a wait without end ends the child
-        sweep(packed, some_scores(cells))
+        e_step(packed, some_scores(cells))
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 
@@ -373,16 +373,16 @@ def test_a_fork_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_passes_over_parts_add_up(options: str) -> None:
     packed, cells = some_items(3, options)
     scores, here = some_scores(cells), np.random.default_rng(2).random(packed.num_items) < 0.4
-    whole = sweep(packed, scores)
-    parts = sweep(packed.take(np.flatnonzero(here)), scores) + sweep(
+    whole = e_step(packed, scores)
+    parts = e_step(packed.take(np.flatnonzero(here)), scores) + e_step(
         packed.take(np.flatnonzero(~here)), scores
     )
     assert parts.log_likelihood == pytest.approx(whole.log_likelihood, rel=1e-12)
-    np.testing.assert_allclose(parts.statistics.said, whole.statistics.said, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(parts.statistics.counts, whole.statistics.counts, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(parts.statistics.class_count, whole.statistics.class_count, rtol=1e-12)
     longer = whole.statistics.extended(len(cells) + 2)
-    assert longer.said.shape == (len(cells) + 2, 3) and not longer.said[-2:].any()
-    np.testing.assert_array_equal((longer + longer).said[:-2], 2 * whole.statistics.said)
+    assert longer.counts.shape == (len(cells) + 2, 3) and not longer.counts[-2:].any()
+    np.testing.assert_array_equal((longer + longer).counts[:-2], 2 * whole.statistics.counts)
     assert isinstance(longer, Statistics) and longer.class_count is whole.statistics.class_count
 
 
@@ -401,12 +401,12 @@ def test_a_weight_of_two_is_a_row_twice_and_two_times_are_two_items() -> None:
     )
     number = np.random.default_rng(4).integers(0, 4, packed.num_items)
     copies, counted = (
-        sweep(packed.take(np.repeat(np.arange(packed.num_items), number)), scores),
+        e_step(packed.take(np.repeat(np.arange(packed.num_items), number)), scores),
         replace(packed, times=number.astype(float)),
     )
-    assert sweep(counted, scores).log_likelihood == pytest.approx(copies.log_likelihood, rel=1e-12)
+    assert e_step(counted, scores).log_likelihood == pytest.approx(copies.log_likelihood, rel=1e-12)
     np.testing.assert_allclose(
-        sweep(counted, scores).statistics.said, copies.statistics.said, rtol=1e-12, atol=1e-13
+        e_step(counted, scores).statistics.counts, copies.statistics.counts, rtol=1e-12, atol=1e-13
     )
 
 
@@ -462,14 +462,14 @@ def test_collapsed_items_are_the_items(
     scores = some_scores(cells)
     one_by_one, at_once = np.zeros((900, 2)), np.zeros((patterns.num_items, 2))
     whole, fewer = (
-        sweep(packed, scores, responsibilities=one_by_one),
-        sweep(patterns, scores, responsibilities=at_once),
+        e_step(packed, scores, responsibilities=one_by_one),
+        e_step(patterns, scores, responsibilities=at_once),
     )
     np.testing.assert_allclose(at_once[place], one_by_one, rtol=1e-12)
     assert fewer.log_likelihood == pytest.approx(whole.log_likelihood, rel=1e-12)
-    np.testing.assert_allclose(fewer.statistics.said, whole.statistics.said, rtol=1e-11)
+    np.testing.assert_allclose(fewer.statistics.counts, whole.statistics.counts, rtol=1e-11)
     np.testing.assert_allclose(fewer.statistics.class_count, whole.statistics.class_count, rtol=1e-11)
-    np.testing.assert_allclose(held_out(patterns, scores).said, held_out(packed, scores).said, rtol=1e-11)
+    np.testing.assert_allclose(held_out(patterns, scores).counts, held_out(packed, scores).counts, rtol=1e-11)
 
 
 def test_items_are_left_alone_where_patterns_gain_nothing_or_do_not_exist() -> None:
@@ -497,7 +497,7 @@ def test_items_without_any_rows_are_one_pattern() -> None:
     patterns, place = collapsed(packed, cells)
     assert place is not None and patterns.num_items == 1
     scores = Scores(np.zeros((0, 2)), np.log([0.25, 0.5]))
-    assert sweep(patterns, scores).log_likelihood == pytest.approx(7 * math.log(0.75))
+    assert e_step(patterns, scores).log_likelihood == pytest.approx(7 * math.log(0.75))
 
 
 # Packing
@@ -553,8 +553,8 @@ def test_take_follows_the_items() -> None:
     np.testing.assert_array_equal(taken.times, times(packed)[items])
     nothing = packed.take(np.zeros(0, np.int64))
     assert nothing.num_items == 0 and len(nothing.cell) == 0
-    empty = sweep(nothing, some_scores(cells))
-    assert empty.log_likelihood == 0 and not empty.statistics.said.any()
+    empty = e_step(nothing, some_scores(cells))
+    assert empty.log_likelihood == 0 and not empty.statistics.counts.any()
 
 
 def test_joined_cells_keep_their_places_and_locate_finds_them() -> None:

@@ -17,19 +17,19 @@ from scipy.special import digamma, gammaln
 from torch.distributions import Beta, Dirichlet, kl_divergence
 
 from probcrowd.data.packed import Cells, Packed, occurring, pack
-from probcrowd.inference.aggregation.e_step import Scores, Statistics, Swept, count, sweep, votes
+from probcrowd.inference.aggregation.e_step import Expectation, Scores, Statistics, count, e_step, votes
 from probcrowd.inference.aggregation.em import InMemory, fit_table
 from probcrowd.inference.aggregation.hierarchical import PooledRows
 from probcrowd.inference.aggregation.m_step import (
-    Channel,
+    AnnotatorModel,
     ClassPrior,
-    Coins,
     DirichletRows,
+    OneCoinModel,
     coin_table,
     right_counts,
     row_totals,
 )
-from probcrowd.inference.aggregation.mace import Habits, Spammers
+from probcrowd.inference.aggregation.mace import MaceModel, MacePosterior
 from probcrowd.models.priors import SpamPrior
 
 
@@ -107,17 +107,17 @@ def flat_rows(cells: Cells) -> DirichletRows:
     )
 
 
-def some_coins(cells: Cells, averaged: bool = False) -> Coins:
+def some_coins(cells: Cells, averaged: bool = False) -> OneCoinModel:
     many = np.arange(cells.num_annotators)
     prior = ClassPrior(np.arange(cells.num_classes) + 2.0, averaged)
-    return Coins(cells, 2.0 + many, 1.5 + many / 2, prior, averaged)
+    return OneCoinModel(cells, 2.0 + many, 1.5 + many / 2, prior, averaged)
 
 
 def class_prior(cells: Cells, averaged: bool = False) -> ClassPrior:
     return ClassPrior(np.arange(cells.num_classes) + 1.5, averaged)
 
 
-CHANNELS: dict[str, Callable[[Cells], Channel]] = {
+CHANNELS: dict[str, Callable[[Cells], AnnotatorModel]] = {
     "flat": flat_rows,
     "mode": lambda cells: DirichletRows(cells, base(cells.num_classes, cells.num_labels), class_prior(cells)),
     "mode with history": lambda cells: DirichletRows(
@@ -135,7 +135,7 @@ CHANNELS: dict[str, Callable[[Cells], Channel]] = {
     "pooled": lambda cells: PooledRows(
         cells, base(cells.num_classes, cells.num_labels), class_prior(cells, True)
     ),
-    "spammers": lambda cells: Spammers(cells, SpamPrior()),
+    "spammers": lambda cells: MaceModel(cells, SpamPrior()),
 }
 
 
@@ -194,7 +194,7 @@ def test_a_mode_is_stationary_on_the_simplex(classes: int, abstentions: bool) ->
         scores = channel.scores(counts)
         logits = torch.tensor(np.log(dense_mode(scores, channel)), requires_grad=True)
         class_logits = torch.tensor(scores.log_prior, requires_grad=True)
-        said, a = torch.tensor(dense(counts.said, rows.cells)), torch.tensor(concentrations(channel))
+        said, a = torch.tensor(dense(counts.counts, rows.cells)), torch.tensor(concentrations(channel))
         logs, log_prior = logits.log_softmax(2), class_logits.log_softmax(0)
         assert channel.class_prior.concentration is not None
         value = (said * logs).sum() + Dirichlet(a).log_prob(logs.exp()).sum()
@@ -221,7 +221,7 @@ def test_the_penalty_of_a_mode_is_the_density_of_whole_matrices(
     cells = rows.cells
     assert len(cells) < cells.num_annotators * cells.num_labels
     counts = some_counts(cells)
-    counts.said[0] = 0
+    counts.counts[0] = 0
     for history in (None, history_of(cells)):
         prior = np.full(classes, elsewhere)
         prior[-1] += 1
@@ -255,7 +255,7 @@ def test_averaged_scores_are_expected_logs_and_minus_the_divergence(classes: int
         channel = replace(channel, base=channel.base / 5)  # an average needs no concentrations of 1
         counts = some_counts(rows.cells)
         scores = channel.scores(counts)
-        a, said = torch.tensor(concentrations(channel)), torch.tensor(dense(counts.said, rows.cells))
+        a, said = torch.tensor(concentrations(channel)), torch.tensor(dense(counts.counts, rows.cells))
         a = a.expand_as(said)
         assert channel.class_prior.concentration is not None
         prior = torch.tensor(channel.class_prior.concentration)
@@ -279,7 +279,7 @@ def test_history_counts_like_rows_that_came_before() -> None:
     rows = some_rows(items=8, annotators=3)
     cells, counts, earlier = rows.cells, some_counts(rows.cells), history_of(rows.cells)
     with_history = DirichletRows(cells, base(3, 3), ClassPrior(None), earlier)
-    together = Statistics(counts.said + earlier, counts.class_count)
+    together = Statistics(counts.counts + earlier, counts.class_count)
     for averaged in (False, True):
         found = replace(with_history, averaged=averaged).scores(counts)
         plain = DirichletRows(cells, base(3, 3), ClassPrior(None), averaged=averaged)
@@ -287,10 +287,10 @@ def test_history_counts_like_rows_that_came_before() -> None:
         fit = fit_table(rows.source, replace(with_history, averaged=averaged), max_iter=7, accelerate=False)
         here = rows.source.start()
         for _ in range(7):  # in every step
-            here = rows.source.sweep(
-                plain.scores(Statistics(here.said + earlier, here.class_count))
+            here = rows.source.e_step(
+                plain.scores(Statistics(here.counts + earlier, here.class_count))
             ).statistics
-        np.testing.assert_allclose(fit.statistics.said, here.said, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(fit.statistics.counts, here.counts, rtol=1e-9, atol=1e-12)
 
 
 def test_concentrations_below_one_have_averages_but_no_mode() -> None:
@@ -299,8 +299,8 @@ def test_concentrations_below_one_have_averages_but_no_mode() -> None:
     for make in (
         lambda averaged: DirichletRows(cells, np.tile(low, (3, 1)), ClassPrior(None), averaged=averaged),
         lambda averaged: DirichletRows(cells, high, ClassPrior(low, averaged), averaged=averaged),
-        lambda averaged: Coins(cells, low, 2 * low + 1, ClassPrior(None), averaged),
-        lambda averaged: Coins(cells, 2 * low + 1, low, ClassPrior(None), averaged),
+        lambda averaged: OneCoinModel(cells, low, 2 * low + 1, ClassPrior(None), averaged),
+        lambda averaged: OneCoinModel(cells, 2 * low + 1, low, ClassPrior(None), averaged),
     ):
         with pytest.raises(ValueError, match=r"at least 1, the lowest is 0\.25"):
             make(False)
@@ -313,17 +313,17 @@ def test_known_class_priors_stay() -> None:
     assert penalty == 0
 
 
-# One step: Coins
+# One step: OneCoinModel
 
 
 @pytest.mark.parametrize("classes", [1, 2, 4])
 def test_coins_are_beta(classes: int) -> None:
     rows = some_rows(items=4, annotators=3, classes=classes)
     cells, counts = rows.cells, some_counts(rows.cells)
-    said = dense(counts.said, cells)
+    said = dense(counts.counts, cells)
     hits, all_rows = np.einsum("jkk->j", said), said.sum((1, 2))
-    np.testing.assert_allclose(right_counts(counts.said, cells), hits, rtol=1e-12)
-    np.testing.assert_allclose(row_totals(counts.said, cells), said.sum(2), rtol=1e-12)
+    np.testing.assert_allclose(right_counts(counts.counts, cells), hits, rtol=1e-12)
+    np.testing.assert_allclose(row_totals(counts.counts, cells), said.sum(2), rtol=1e-12)
 
     mode = some_coins(cells)
     scores = mode.scores(counts)
@@ -373,7 +373,7 @@ def four() -> Rows:
 
 def answers(rows: Rows, scores: Scores) -> np.ndarray:
     found = np.zeros((len(rows.gold), rows.num_classes))
-    sweep(rows.packed, scores, responsibilities=found)
+    e_step(rows.packed, scores, responsibilities=found)
     return found
 
 
@@ -384,13 +384,13 @@ def test_dawid_skene_by_hand() -> None:
     expected = np.array([[[5, 1], [1, 5]], [[6, 0], [3, 3]], [[3, 3], [0, 6]]]) / 6
     np.testing.assert_allclose(dense(np.exp(scores.log_table), cells), expected, atol=1e-12)
     np.testing.assert_allclose(np.exp(scores.log_prior), 0.5)
-    assert rows.source.sweep(scores).log_likelihood == pytest.approx(-5.909821, abs=5e-7)
+    assert rows.source.e_step(scores).log_likelihood == pytest.approx(-5.909821, abs=5e-7)
     np.testing.assert_allclose(answers(rows, scores)[:, 0], [0.833333, 0, 1, 0.166667], atol=5e-7)
 
 
 def test_one_coin_by_hand() -> None:
     rows, cells = four(), four().cells
-    scores = Coins(cells, np.ones(3), np.ones(3), ClassPrior(None)).scores(rows.source.start())
+    scores = OneCoinModel(cells, np.ones(3), np.ones(3), ClassPrior(None)).scores(rows.source.start())
     np.testing.assert_allclose(
         dense(np.exp(scores.log_table), cells)[:, 1, 1], [0.833333, 0.75, 0.75], atol=5e-7
     )
@@ -450,10 +450,10 @@ def test_em_ends_where_a_pass_changes_nothing(name: str, accelerate: bool) -> No
     source, channel = rows.source, CHANNELS[name](rows.cells)
     fit = fit_table(source, channel, accelerate=accelerate, max_iter=20_000, tolerance=1e-14)
     assert fit.converged
-    swept = source.sweep(fit.scores)
+    expectation = source.e_step(fit.scores)
     atol = 1e-3 if name in ("pooled", "flat") else 1e-5  # of counts: the objective is flat to second order
-    np.testing.assert_allclose(swept.statistics.said, fit.statistics.said, atol=atol)
-    assert swept.log_likelihood + fit.scores.penalty == pytest.approx(fit.objective[-1], abs=1e-9)
+    np.testing.assert_allclose(expectation.statistics.counts, fit.statistics.counts, atol=atol)
+    assert expectation.log_likelihood + fit.scores.penalty == pytest.approx(fit.objective[-1], abs=1e-9)
 
 
 def marginal(
@@ -505,8 +505,8 @@ def test_the_mode_of_coins_is_stationary(accelerate: bool) -> None:
     rows = some_rows(items=25, annotators=4, gold=0.2)
     channel = some_coins(rows.cells)
     fit = fit_table(rows.source, channel, tolerance=1e-15, max_iter=20_000, accelerate=accelerate)
-    accuracy = right_counts(fit.statistics.said, rows.cells) + channel.right - 1
-    accuracy /= row_totals(fit.statistics.said, rows.cells).sum(1) + channel.right + channel.wrong - 2
+    accuracy = right_counts(fit.statistics.counts, rows.cells) + channel.right - 1
+    accuracy /= row_totals(fit.statistics.counts, rows.cells).sum(1) + channel.right + channel.wrong - 2
     logit = torch.tensor(np.log(accuracy / (1 - accuracy)), requires_grad=True)
     class_logits = torch.tensor(fit.scores.log_prior, requires_grad=True)
     right = logit.sigmoid()
@@ -565,11 +565,11 @@ class Recorded:
     def start(self) -> Statistics:
         return self.source.start()
 
-    def sweep(self, scores: Scores, *, hard: bool = False) -> Swept:
+    def e_step(self, scores: Scores, *, hard: bool = False) -> Expectation:
         self.asked += 1
-        swept = self.source.sweep(scores, hard=hard)
+        expectation = self.source.e_step(scores, hard=hard)
         usual = any(np.allclose(scores.log_table, table, rtol=1e-9, atol=1e-12) for table in self.plain)
-        return swept if usual else replace(swept, log_likelihood=-np.inf)
+        return expectation if usual else replace(expectation, log_likelihood=-np.inf)
 
 
 def test_worse_points_are_taken_back() -> None:
@@ -577,21 +577,21 @@ def test_worse_points_are_taken_back() -> None:
     channel, tables, here = CHANNELS["mode"](rows.cells), [], rows.source.start()
     for _ in range(80):
         tables.append(channel.scores(here).log_table)
-        here = rows.source.sweep(channel.scores(here)).statistics
+        here = rows.source.e_step(channel.scores(here)).statistics
     liar = Recorded(rows.source, tables)
     fit = fit_table(liar, channel, max_iter=60, tolerance=0.0)
     plain = fit_table(rows.source, channel, max_iter=len(fit.objective), tolerance=0.0, accelerate=False)
     assert liar.asked == fit.passes == 60
     assert 2 <= fit.passes - len(fit.objective) <= 6  # trials wait twice as long after each failure
     np.testing.assert_allclose(fit.objective, plain.objective, rtol=1e-12)
-    np.testing.assert_allclose(fit.statistics.said, plain.statistics.said, rtol=1e-9)
+    np.testing.assert_allclose(fit.statistics.counts, plain.statistics.counts, rtol=1e-9)
 
 
 @dataclass(frozen=True)
 class Watched:
     """A channel that keeps the counts it was shown."""
 
-    channel: Channel
+    channel: AnnotatorModel
     seen: list[Statistics]
 
     def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
@@ -606,7 +606,7 @@ def test_extrapolated_counts_have_the_sums_that_all_counts_have() -> None:
     slow, quick = (fit_table(rows.source, c, tolerance=1e-11, accelerate=c is fast) for c in (plain, fast))
     assert quick.passes < slow.passes
     for statistics in fast.seen:
-        np.testing.assert_allclose(statistics.said.sum(1), plain.seen[0].said.sum(1), rtol=1e-10)
+        np.testing.assert_allclose(statistics.counts.sum(1), plain.seen[0].counts.sum(1), rtol=1e-10)
         assert statistics.class_count.sum() == pytest.approx(40, rel=1e-10)
 
 
@@ -626,10 +626,10 @@ def test_the_mode_under_flat_priors_is_maximum_likelihood() -> None:
         # The reference's step m is the M step of pass m, and its answers are those of that pass
         here = rows.source.start()
         for _ in range(steps):
-            swept = sweep(rows.packed, flat_rows(rows.cells).scores(here), responsibilities=found)
-            here = swept.statistics
+            expectation = e_step(rows.packed, flat_rows(rows.cells).scores(here), responsibilities=found)
+            here = expectation.statistics
         np.testing.assert_allclose(found, references.dawid_skene(labels, 3, steps), atol=1e-9)
-        np.testing.assert_allclose(fit.statistics.said, here.said, atol=1e-9)
+        np.testing.assert_allclose(fit.statistics.counts, here.counts, atol=1e-9)
         assert fit.passes == steps and not fit.converged
 
 
@@ -704,10 +704,10 @@ def renamed(
     )
 
 
-def alike(name: str) -> Callable[[Cells], Channel]:
+def alike(name: str) -> Callable[[Cells], AnnotatorModel]:
     """The channels, with priors that treat annotators and classes alike."""
 
-    def make(cells: Cells) -> Channel:
+    def make(cells: Cells) -> AnnotatorModel:
         rows = np.full((cells.num_classes, cells.num_labels), 1.2) + 2 * np.eye(
             cells.num_classes, cells.num_labels
         )
@@ -716,10 +716,10 @@ def alike(name: str) -> Callable[[Cells], Channel]:
             "flat": flat_rows(cells),
             "mode": DirichletRows(cells, rows, ClassPrior(prior)),
             "averaged": DirichletRows(cells, rows, ClassPrior(prior, True), averaged=True),
-            "coins": Coins(cells, 2 * many, 1.5 * many, ClassPrior(prior)),
-            "averaged coins": Coins(cells, 2 * many, 0.5 * many, ClassPrior(prior, True), True),
+            "coins": OneCoinModel(cells, 2 * many, 1.5 * many, ClassPrior(prior)),
+            "averaged coins": OneCoinModel(cells, 2 * many, 0.5 * many, ClassPrior(prior, True), True),
             "pooled": PooledRows(cells, rows, ClassPrior(prior, True)),
-            "spammers": Spammers(cells, SpamPrior()),
+            "spammers": MaceModel(cells, SpamPrior()),
         }[name]
 
     return make
@@ -813,7 +813,7 @@ def test_one_coin_of_two_classes_is_dawid_skene_with_equal_diagonals(averaged: b
     )
     a, b = 3.0, 1.5
     many = np.ones(rows.num_annotators)
-    coins = Coins(rows.cells, a * many, b * many, ClassPrior(None), averaged)
+    coins = OneCoinModel(rows.cells, a * many, b * many, ClassPrior(None), averaged)
     matrices = DirichletRows(mirrored.cells, np.array([[a, b], [b, a]]), ClassPrior(None), averaged=averaged)
     one, two = (
         fit_table(r.source, c, max_iter=40, accelerate=False, tolerance=-np.inf)
@@ -830,9 +830,9 @@ def test_hard_passes_end_when_counts_repeat() -> None:
     channel = flat_rows(rows.cells)
     fit = fit_table(rows.source, channel, hard=True)
     assert fit.converged and 3 < fit.passes < 100
-    again = rows.source.sweep(channel.scores(fit.statistics), hard=True)
-    np.testing.assert_array_equal(again.statistics.said, fit.statistics.said)
-    assert set(np.unique(fit.statistics.said % 1)) == {
+    again = rows.source.e_step(channel.scores(fit.statistics), hard=True)
+    np.testing.assert_array_equal(again.statistics.counts, fit.statistics.counts)
+    assert set(np.unique(fit.statistics.counts % 1)) == {
         0.0
     } and fit.statistics.class_count.sum() == pytest.approx(200)
 
@@ -844,11 +844,11 @@ def test_passes_are_counted_and_limited() -> None:
         fit = fit_table(rows.source, channel, max_iter=limit, tolerance=0.0)
         assert fit.passes == limit and len(fit.objective) <= limit and not fit.converged
     start = count(rows.packed, votes(rows.packed, rows.cells), len(rows.cells))
-    np.testing.assert_array_equal(fit_table(rows.source, channel, max_iter=0).statistics.said, start.said)
-    elsewhere = Statistics(start.said[:, [1, 2, 0]], start.class_count[[1, 2, 0]])
-    expected = rows.source.sweep(channel.scores(elsewhere))
+    np.testing.assert_array_equal(fit_table(rows.source, channel, max_iter=0).statistics.counts, start.counts)
+    elsewhere = Statistics(start.counts[:, [1, 2, 0]], start.class_count[[1, 2, 0]])
+    expected = rows.source.e_step(channel.scores(elsewhere))
     np.testing.assert_array_equal(
-        fit_table(rows.source, channel, elsewhere, max_iter=1).statistics.said, expected.statistics.said
+        fit_table(rows.source, channel, elsewhere, max_iter=1).statistics.counts, expected.statistics.counts
     )
     assert rows.source.num_rows == len(rows.item)
 
@@ -971,17 +971,17 @@ def test_pooled_scores_are_averaged_scores_of_improved_concentrations() -> None:
         assert scores.penalty == pytest.approx(rows.penalty + pseudo, rel=1e-10)
 
 
-# Spammers
+# MaceModel
 
 
-def spam_channel(rows: Rows) -> Spammers:
-    return Spammers(rows.cells, SpamPrior(0.7, 0.4, 2.0))
+def spam_channel(rows: Rows) -> MaceModel:
+    return MaceModel(rows.cells, SpamPrior(0.7, 0.4, 2.0))
 
 
 def test_sharp_habits_have_the_closed_form() -> None:
     cells, sharp, spam = occurring(np.arange(3), 1, 3, 3), 1e9, np.array([0.2, 0.3, 0.5])
-    channel = Spammers(cells, SpamPrior())
-    scores = channel.table(Habits(np.array([0.7]) * sharp, np.array([0.3]) * sharp, spam * sharp))
+    channel = MaceModel(cells, SpamPrior())
+    scores = channel.table(MacePosterior(np.array([0.7]) * sharp, np.array([0.3]) * sharp, spam * sharp))
     expected = [[0.76, 0.09, 0.15], [0.06, 0.79, 0.15], [0.06, 0.09, 0.85]]
     np.testing.assert_allclose(dense(np.exp(scores.log_table), cells)[0], expected, atol=1e-7)
     np.testing.assert_allclose(np.exp(scores.log_prior), 1 / 3, rtol=1e-12)
@@ -993,7 +993,7 @@ def test_spam_is_summed_out(abstentions: bool) -> None:
     rows = some_rows(1, items=3, annotators=4, classes=2, abstentions=abstentions, gold=0.3)
     cells, channel = rows.cells, spam_channel(rows)
     scores = channel.scores(some_counts(cells))
-    habits: Habits = scores.state
+    habits: MacePosterior = scores.state
     both = digamma(habits.knows + habits.spams)
     knows, spams = np.exp(digamma(habits.knows) - both), np.exp(digamma(habits.spams) - both)
     total = 2.0 * rows.num_labels + np.bincount(cells.annotator, habits.answers - 2.0, cells.num_annotators)
@@ -1019,9 +1019,9 @@ def test_spam_is_summed_out(abstentions: bool) -> None:
             for s, n, p in zip(spam, here, cell, strict=True):
                 sums[rows.annotator[n], s] += joint / whole
                 spam_rows[p] += s * joint / whole
-    swept = rows.source.sweep(scores)
-    assert swept.log_likelihood == pytest.approx(log_likelihood, rel=1e-10)
-    after: Habits = channel.scores(swept.statistics, scores).state
+    expectation = rows.source.e_step(scores)
+    assert expectation.log_likelihood == pytest.approx(log_likelihood, rel=1e-10)
+    after: MacePosterior = channel.scores(expectation.statistics, scores).state
     np.testing.assert_allclose(after.knows, 0.7 + sums[:, 0], rtol=1e-9)
     np.testing.assert_allclose(after.spams, 0.4 + sums[:, 1], rtol=1e-9)
     np.testing.assert_allclose(after.answers, 2.0 + spam_rows, rtol=1e-9)
@@ -1031,7 +1031,7 @@ def test_the_penalty_of_habits_is_minus_their_divergence() -> None:
     rows = some_rows(1, items=5, annotators=4, classes=3, abstentions=True)
     cells, channel = rows.cells, spam_channel(rows)
     scores = channel.scores(some_counts(cells))
-    habits: Habits = scores.state
+    habits: MacePosterior = scores.state
     coins = kl_divergence(
         Beta(torch.tensor(habits.knows), torch.tensor(habits.spams)),
         Beta(torch.tensor(0.7).double(), torch.tensor(0.4).double()),

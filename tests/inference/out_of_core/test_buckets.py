@@ -21,7 +21,7 @@ import pytest
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.packed import Cells, occurring, pack
 from probcrowd.data.rows import gold_codes
-from probcrowd.inference.aggregation.e_step import sweep
+from probcrowd.inference.aggregation.e_step import e_step
 from probcrowd.inference.aggregation.em import Fit, InMemory, fit_table
 from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows
 from probcrowd.inference.out_of_core import fit as out_of_core
@@ -87,7 +87,7 @@ def in_memory(frame: pd.DataFrame, gold: pd.Series | None = None, **options: Any
     packed = pack(said.item, key, cells, said.num_items, weight=said.weight, gold=known)
     fit = fit_table(InMemory(packed, cells), dawid_skene(cells))
     probabilities = np.zeros((said.num_items, said.num_classes))
-    sweep(packed, fit.scores, responsibilities=probabilities)
+    e_step(packed, fit.scores, responsibilities=probabilities)
     return fit, pd.DataFrame(probabilities, index=said.items, columns=[f"p_{name}" for name in said.classes])
 
 
@@ -99,7 +99,7 @@ def from_disk(result: ParquetFit, folder: Path) -> pd.DataFrame:
 def same_fit(one: ParquetFit, other: ParquetFit) -> bool:
     """Bit by bit."""
     return bool(
-        np.array_equal(one.fit.statistics.said, other.fit.statistics.said)
+        np.array_equal(one.fit.statistics.counts, other.fit.statistics.counts)
         and np.array_equal(one.fit.objective, other.fit.objective)
         and np.array_equal(one.scores.log_table, other.scores.log_table)
         and one.annotators.equals(other.annotators)
@@ -447,7 +447,7 @@ def test_more_buckets_than_items(tmp_path: Path) -> None:
 def test_hard_passes(tmp_path: Path) -> None:
     frame = table()
     with fit_parquet(save(frame, tmp_path / "source"), channel=dawid_skene, bucket_rows=300) as result:
-        swept = result.buckets.sweep(result.scores, hard=True)
-        soft = result.buckets.sweep(result.scores)
-    assert swept.statistics.class_count.tolist() == np.rint(swept.statistics.class_count).tolist()
-    assert swept.log_likelihood == soft.log_likelihood
+        expectation = result.buckets.e_step(result.scores, hard=True)
+        soft = result.buckets.e_step(result.scores)
+    assert expectation.statistics.class_count.tolist() == np.rint(expectation.statistics.class_count).tolist()
+    assert expectation.log_likelihood == soft.log_likelihood

@@ -18,7 +18,7 @@ distributed = pytest.importorskip("distributed")
 
 from probcrowd.data.packed import Cells
 from probcrowd.inference.aggregation.e_step import Scores, Statistics
-from probcrowd.inference.aggregation.m_step import Channel, ClassPrior, DirichletRows
+from probcrowd.inference.aggregation.m_step import AnnotatorModel, ClassPrior, DirichletRows
 from probcrowd.inference.out_of_core.buckets import write_probabilities
 from probcrowd.inference.out_of_core.dask import OnCluster
 from probcrowd.inference.out_of_core.fit import ParquetFit, fit_parquet
@@ -91,7 +91,7 @@ def source(tmp_path: Path) -> Path:
 def same(one: ParquetFit, other: ParquetFit) -> bool:
     """Bit by bit: the same buckets, added in the same order, on the same machine."""
     return bool(
-        np.array_equal(one.fit.statistics.said, other.fit.statistics.said)
+        np.array_equal(one.fit.statistics.counts, other.fit.statistics.counts)
         and np.array_equal(one.fit.objective, other.fit.objective)
         and np.array_equal(one.scores.log_table, other.scores.log_table)
     )
@@ -100,7 +100,7 @@ def same(one: ParquetFit, other: ParquetFit) -> bool:
 def test_killed_workers_do_not_change_a_bit(client: Any, source: Path, tmp_path: Path) -> None:
     channels: list[Killing] = []
 
-    def killing(cells: Cells) -> Channel:
+    def killing(cells: Cells) -> AnnotatorModel:
         channels.append(Killing(dawid_skene(cells), client, (3, 7)))
         return channels[0]
 
