@@ -206,7 +206,7 @@ def compare(
     """
     from probcrowd.data.files import named_columns, read_annotations, read_gold
     from probcrowd.runs.aggregate import compare_aggregators, comparison_text
-    from probcrowd.storage.files import write_atomically
+    from probcrowd.storage.files import write_table
 
     said = read_annotations(labels, duplicates=duplicates, missing=missing, **named_columns(columns))
     names = [] if models is None else models.split(",")
@@ -221,5 +221,5 @@ def compare(
     )
     click.echo(comparison_text(table, reference))
     if out is not None:
-        write_atomically(out, table.to_csv().encode())
+        write_table(out, table)
         click.echo(f"written to {out}", err=True)

@@ -81,13 +81,13 @@ def adapt(
     Writes probabilities, responsibilities, confusion, annotators and class_prior as .csv and .parquet, and confusion.png.
     """
     from probcrowd.data.files import read_annotations, read_features
-    from probcrowd.figures.base import confusion_figure
+    from probcrowd.figures.base import confusion_figure, save_figure
     from probcrowd.runs.meta.trained import load_run
 
     said = read_annotations(annotations, weight=weight, duplicates=duplicates, missing=missing)
     adapted = load_run(run).adapt(read_features(support), said, read_features(query))
     files = adapted.write(out)
-    confusion_figure(adapted.confusion).savefig(out / "confusion.png", dpi=150)
+    save_figure(confusion_figure(adapted.confusion), out / "confusion.png")
     for path in [*files, out / "confusion.png"]:
         click.echo(str(path))
 

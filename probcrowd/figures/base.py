@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import beta
 
+from probcrowd.storage.files import replacing
+
 SHOWN = 10  # annotators in a figure of confusion matrices
 INK, CALM, OTHER, ALARM = "0.15", "#33689e", "#d08c2e", "#c0392b"
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a .png file, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
 
 
 def accuracy_figure(table: pd.DataFrame) -> Figure:

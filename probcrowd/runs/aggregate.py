@@ -19,8 +19,6 @@ map.png           annotators near each other label alike
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -34,15 +32,14 @@ from tqdm import tqdm
 
 import probcrowd
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.files import without_formulas
 from probcrowd.data.table import read_table
 from probcrowd.estimators.base import MOST_CONFUSION, Aggregator
 from probcrowd.estimators.catalogue import AGGREGATORS, NETWORKS, find_aggregator
 from probcrowd.estimators.lia.lia import HELD_OUT, LIA
 from probcrowd.figures.aggregation import annotator_map_figure, annotators_figure, confidence_figure
-from probcrowd.figures.base import SHOWN, confusion_figure
+from probcrowd.figures.base import SHOWN, confusion_figure, save_figure
 from probcrowd.metrics.scores import hits, log_losses, scores
-from probcrowd.storage.files import PARTIAL
+from probcrowd.storage.files import replacing_files, write_json, write_table
 
 FILES = (
     "labels.csv",
@@ -109,17 +106,9 @@ def aggregate_labels(
     summary = _summary(aggregator, annotations, model, told)
     if codes is not None:
         summary["scores_without_gold"] = scores(probabilities, codes)
-    folder = Path(tempfile.mkdtemp(suffix=PARTIAL, dir=out))
-    try:
+    ours = isinstance(aggregator, LIA) or _written_by_lia(out)  # else a file of such a name is the user's
+    with replacing_files(out, (*(LIA_FILES if ours else ()), *FILES)) as folder:
         _write(folder, aggregator, confidence_figure(probabilities, codes), summary)
-        ours = isinstance(aggregator, LIA) or _written_by_lia(out)  # else a file of such a name is the user's
-        for name in (*(LIA_FILES if ours else ()), *FILES):
-            if (folder / name).exists():
-                (folder / name).replace(out / name)
-            else:
-                (out / name).unlink(missing_ok=True)  # an earlier run's would pass for this one's
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return Aggregated(aggregator, summary, told)
 
 
@@ -277,30 +266,24 @@ def _dependence(fitted: Aggregator) -> dict[str, Any] | None:
 
 def _write(folder: Path, fitted: Aggregator, confidence: Any, summary: dict[str, Any]) -> None:
     probabilities = fitted.probabilities_.add_prefix("p_")
-    _table(folder / "labels.csv", fitted.items_.join(probabilities).reset_index())
+    write_table(folder / "labels.csv", fitted.items_.join(probabilities))
     annotators = fitted.annotators_
-    _table(folder / "annotators.csv", annotators.reset_index())
+    write_table(folder / "annotators.csv", annotators)
     size = len(annotators) * len(fitted.classes_) * len(fitted.classes_)
     if isinstance(fitted, LIA):
-        _table(folder / "difficulty.csv", fitted.difficulty_.reset_index())
-        _table(folder / "truth.csv", fitted.truth_probabilities_.add_prefix("p_").reset_index())
-        annotator_map_figure(fitted.annotator_map_).savefig(folder / "map.png", dpi=150)
+        write_table(folder / "difficulty.csv", fitted.difficulty_)
+        write_table(folder / "truth.csv", fitted.truth_probabilities_.add_prefix("p_"))
+        save_figure(annotator_map_figure(fitted.annotator_map_), folder / "map.png")
     if size <= MOST_CONFUSION // 20:
         if isinstance(fitted, LIA):
-            _table(folder / "competence.csv", fitted.competence_.add_prefix("says_").reset_index())
-        _table(folder / "confusion.csv", fitted.confusion_.add_prefix("says_").reset_index())
+            write_table(folder / "competence.csv", fitted.competence_.add_prefix("says_"))
+        write_table(folder / "confusion.csv", fitted.confusion_.add_prefix("says_"))
         most = annotators.sort_values("num_labels", ascending=False, kind="stable").index[:SHOWN]
         confusion = fitted.confusion_.loc[list(most)]
-        confusion_figure(confusion).savefig(folder / "confusion.png", dpi=150)
-    annotators_figure(annotators).savefig(folder / "annotators.png", dpi=150)
-    confidence.savefig(folder / "confidence.png", dpi=150)
-    (folder / "summary.json").write_text(
-        json.dumps(summary, indent=1, allow_nan=True) + "\n", encoding="utf-8"
-    )
-
-
-def _table(path: Path, table: pd.DataFrame) -> None:
-    without_formulas(table).to_csv(path, index=False)
+        save_figure(confusion_figure(confusion), folder / "confusion.png")
+    save_figure(annotators_figure(annotators), folder / "annotators.png")
+    save_figure(confidence, folder / "confidence.png")
+    write_json(folder / "summary.json", summary)
 
 
 def _codes(annotations: Annotations, gold: pd.Series, abstention: Any) -> np.ndarray:

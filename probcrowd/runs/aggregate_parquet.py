@@ -10,9 +10,6 @@ looked at: aggregate a sample of the items for that.
 
 from __future__ import annotations
 
-import json
-import secrets
-import shutil
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -29,7 +26,7 @@ from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows
 from probcrowd.inference.out_of_core.buckets import load_bucket, write_probabilities
 from probcrowd.inference.out_of_core.fit import fit_parquet
 from probcrowd.models.priors import rows_base
-from probcrowd.storage.files import write_atomically, write_table
+from probcrowd.storage.files import replacing, write_json, write_table
 
 
 def aggregate_files(
@@ -73,9 +70,8 @@ def aggregate_files(
         rows = channel(found.buckets.cells)
         statistics = found.buckets.e_step(found.scores).statistics
         means = rows.means(statistics)
-        fresh = out / f".labels.{secrets.token_hex(4)}"
-        write_probabilities(found.buckets, found.scores, fresh, means=means, progress=progress)
-        _swap(fresh, out / "labels")
+        with replacing(out / "labels") as fresh:
+            write_probabilities(found.buckets, found.scores, fresh, means=means, progress=progress)
         each = found.buckets.map(
             _held_out, range(found.buckets.num_buckets), found.buckets.folder, means.scores
         )
@@ -104,18 +100,9 @@ def aggregate_files(
             "annotators_probably_spamming": int((np.asarray(table["spammer"]) > 0.5).sum()),
             "version": probcrowd.__version__,
         }
-    write_atomically(out / "summary.json", json.dumps(summary, indent=1).encode() + b"\n")
+    write_json(out / "summary.json", summary)
     return summary
 
 
 def _held_out(number: int, folder: Path, scores: Scores) -> Statistics:
     return held_out(load_bucket(number, folder), scores)
-
-
-def _swap(fresh: Path, place: Path) -> None:
-    """The folder under its name, in the place of an earlier run's."""
-    old = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
-    if place.exists():
-        place.rename(old)
-    fresh.rename(place)
-    shutil.rmtree(old, ignore_errors=True)

@@ -29,7 +29,7 @@ from probcrowd.inference.posterior.tree import dataset, save_posterior
 from probcrowd.models.catalogue import find_model
 from probcrowd.models.priors import CoinPrior, DirichletPrior, LogitPrior, PriorName
 from probcrowd.runs.report import make_report
-from probcrowd.storage.files import write_atomically, write_table
+from probcrowd.storage.files import write_atomically, write_json, write_table
 
 PRIORS: dict[type, tuple[str, ...]] = {
     DirichletPrior: get_args(PriorName),
@@ -106,7 +106,7 @@ def check_labels(
         | {"start": start, "sampler": tree.attrs["sampler"], "compare": compared},
         "versions": json.loads(tree.attrs["versions"]),
     }
-    write_atomically(out / "verdict.json", json.dumps(verdict, indent=1).encode() + b"\n")
+    write_json(out / "verdict.json", verdict)
     return checked
 
 

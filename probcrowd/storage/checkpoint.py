@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from probcrowd.storage.files import replacing, write_atomically, write_through
+from probcrowd.storage.files import replacing, sync, write_atomically
 
 FORMAT, VERSION = "probcrowd checkpoint", "1"
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
@@ -81,7 +81,9 @@ def save_latest(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
     # What is absent or damaged must not displace a good previous one: load first.
     data = _packed(tensors, state)
     with replacing(folder / CURRENT) as temporary:
-        write_through(temporary, data)
+        with temporary.open("xb") as file:
+            file.write(data)
+        sync(temporary)
         with contextlib.suppress(ValueError):
             load_checkpoint(folder / CURRENT)
             os.replace(folder / CURRENT, folder / PREVIOUS)

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from probcrowd import __version__
-from probcrowd.storage.files import PARTIAL, write_atomically
+from probcrowd.storage.files import PARTIAL, write_atomically, write_json
 from probcrowd.storage.settings import Settings, differences, read_written, write_settings
 
 LOCK = ".lock"
@@ -92,7 +92,7 @@ class RunFolder:
             write_settings(settings, self.config)
         provenance = self.path / "provenance.json"
         if not provenance.exists():  # also after a kill between the two files
-            write_atomically(provenance, json.dumps(_provenance(), indent=2).encode() + b"\n")
+            write_json(provenance, _provenance())
         self._drop_torn_line()
         return continues
 

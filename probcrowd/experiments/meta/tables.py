@@ -18,9 +18,9 @@ from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from probcrowd.experiments.meta.methods import METHODS, OURS
-from probcrowd.figures.base import accuracy_figure, share_figure
+from probcrowd.figures.base import accuracy_figure, save_figure, share_figure
 from probcrowd.runs.meta.evaluate import summary
-from probcrowd.storage.files import write_atomically
+from probcrowd.storage.files import write_table
 
 BEST = "best"
 _KEYS = ["kind", "shots", "annotators"]
@@ -44,14 +44,14 @@ def write_tables(out: Path, scores: pd.DataFrame, networks: pd.DataFrame | None)
             measured[["seconds", "step", "validation_accuracy", "parameters"]].mean().reset_index()
         )
     for name, frame in written.items():
-        write_atomically(out / f"{name}.csv", frame.to_csv(index=False).encode())
+        write_table(out / f"{name}.csv", frame)
     kinds = list(scores["kind"].unique())
     first = "spammers" if "spammers" in kinds else kinds[0]
     main: Any = scores[scores["kind"] == first]
     shown = main[main["method"].isin(SHOWN)]
     main = shown if len(shown) else main
-    accuracy_figure(summary(main, ["method", "shots", "annotators"])).savefig(out / "annotators.png", dpi=150)
-    share_figure(summary(main, ["method", "share"])).savefig(out / "spammers.png", dpi=150)
+    save_figure(accuracy_figure(summary(main, ["method", "shots", "annotators"])), out / "annotators.png")
+    save_figure(share_figure(summary(main, ["method", "share"])), out / "spammers.png")
     return table
 
 

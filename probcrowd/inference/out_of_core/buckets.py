@@ -11,9 +11,6 @@ takes 4 bytes per annotation (12 with weights) and 8 per item (12 with gold) bes
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -30,7 +27,7 @@ from tqdm import tqdm
 from probcrowd.data.packed import Cells, Packed
 from probcrowd.inference.aggregation.averaging import Means, averaged_probabilities
 from probcrowd.inference.aggregation.e_step import Expectation, Scores, Statistics, count_votes, e_step
-from probcrowd.storage.files import PARTIAL, replacing
+from probcrowd.storage.files import replacing
 
 _ARRAYS = "starts", "cell", "weight", "gold"
 
@@ -88,9 +85,8 @@ def write_probabilities(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already; delete it, or give the name of a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL}")
-    unfinished.mkdir()
-    try:
+    with replacing(folder) as unfinished:
+        unfinished.mkdir()
         done = buckets.map(
             write_part,
             range(buckets.num_buckets),
@@ -110,10 +106,6 @@ def write_probabilities(
             leave=False,
         ):
             pass
-        os.replace(unfinished, folder)  # on POSIX an empty folder gives way
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def save_bucket(number: int, folder: Path, packed: Packed, items: pa.Array) -> None:
@@ -123,7 +115,6 @@ def save_bucket(number: int, folder: Path, packed: Packed, items: pa.Array) -> N
         if array is not None:
             with replacing(_file(folder, number, f"{name}.npy")) as path, path.open("wb") as file:
                 np.save(file, array)
-                _to_disk(file)
     with replacing(_file(folder, number, "items.arrow")) as path:
         write_batches(path, [pa.record_batch({"item": items})])
 
@@ -178,12 +169,10 @@ def write_batches(path: Path, batches: Iterator[pa.RecordBatch] | Sequence[pa.Re
     """An Arrow file of at least one batch, which may be empty."""
     batches = iter(batches)
     first = next(batches)
-    with path.open("wb") as file:
-        with pa.ipc.new_file(file, first.schema) as writer:
-            writer.write_batch(first)
-            for batch in batches:
-                writer.write_batch(batch)
-        _to_disk(file)
+    with path.open("wb") as file, pa.ipc.new_file(file, first.schema) as writer:
+        writer.write_batch(first)
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 def read_batches(path: Path, first: int = 0, step: int = 1) -> pa.Table:
@@ -196,8 +185,3 @@ def read_batches(path: Path, first: int = 0, step: int = 1) -> pa.Table:
 
 def _file(folder: Path, number: int, name: str) -> Path:
     return folder / f"{number:05d}-{name}"
-
-
-def _to_disk(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

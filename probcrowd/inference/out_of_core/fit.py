@@ -33,7 +33,7 @@ from probcrowd.inference.out_of_core.buckets import Buckets, Map, in_turn, read_
 from probcrowd.inference.out_of_core.pack import DUPLICATES, shuffle
 from probcrowd.inference.out_of_core.parquet import Survey, survey
 from probcrowd.inference.out_of_core.partition import Job
-from probcrowd.storage.files import PARTIAL, replacing
+from probcrowd.storage.files import PARTIAL, replacing, write_json
 
 _MANIFEST, _LOCK, _BUCKETS, _CELLS = "manifest.json", ".lock", "buckets", "cells.npy"
 _IDS = "annotators", "classes"
@@ -200,8 +200,7 @@ def _save(buckets: Buckets, work: Path, made_from: dict[str, Any]) -> None:
     with replacing(work / _CELLS) as path, path.open("wb") as file:
         np.save(file, buckets.cells.key)
     sizes = {name: getattr(buckets, name) for name in ("num_buckets", "num_rows", "num_items")}
-    with replacing(work / _MANIFEST) as path:
-        path.write_text(json.dumps({"made_from": made_from, "sizes": sizes}, indent=2))
+    write_json(work / _MANIFEST, {"made_from": made_from, "sizes": sizes})
 
 
 def _loaded(work: Path, made_from: dict[str, Any], map: Map) -> Buckets | None:

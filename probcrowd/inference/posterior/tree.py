@@ -10,6 +10,8 @@ import xarray as xr
 from h5py import is_hdf5
 from jaxtyping import Shaped
 
+from probcrowd.storage.files import replacing
+
 
 def dataset(tree: xr.DataTree, group: str) -> xr.Dataset:
     """One group of the tree."""
@@ -37,9 +39,8 @@ def save_posterior(tree: xr.DataTree, path: Path | str) -> None:
     """Writes the tree as NetCDF; what was there stays until the new file is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".part")
-    tree.to_netcdf(fresh, engine="h5netcdf")
-    fresh.replace(path)
+    with replacing(path) as temporary:
+        tree.to_netcdf(temporary, engine="h5netcdf")
 
 
 def load_posterior(path: Path | str) -> xr.DataTree:

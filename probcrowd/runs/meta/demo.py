@@ -21,14 +21,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from probcrowd.figures.base import accuracy_figure, confusion_figure
+from probcrowd.figures.base import accuracy_figure, confusion_figure, save_figure
 from probcrowd.inference.meta.adaptation import FLAT_COUNT, FLAT_PRECISION, Method, predict
 from probcrowd.runs.meta.configuration import Adaptation, MetaTraining
 from probcrowd.runs.meta.evaluate import paired_difference, summary, target_scores
 from probcrowd.runs.meta.train import class_sources, generator_of, meta_train, validate
 from probcrowd.runs.meta.trained import TrainedRun, load_run
 from probcrowd.simulate.episodes import draw_episodes
-from probcrowd.storage.files import write_atomically
+from probcrowd.storage.files import write_table
 from probcrowd.storage.settings import read_settings
 
 OURS, ABLATION, VOTE, DAWID_SKENE = (
@@ -108,10 +108,9 @@ def demonstrate(
     differences = pd.DataFrame(rows).T.rename_axis("comparison")
     result = Demonstration(scores, table, differences, accuracy_figure(table), _confusion(each[0]))
     for name in ("scores", "table", "differences"):
-        frame: pd.DataFrame = getattr(result, name)
-        write_atomically(settings.out / f"{name}.csv", frame.to_csv(index=name == "differences").encode())
-    result.accuracy.savefig(settings.out / "accuracy.png", dpi=150)
-    result.confusion.savefig(settings.out / "confusion.png", dpi=150)
+        write_table(settings.out / f"{name}.csv", getattr(result, name))
+    save_figure(result.accuracy, settings.out / "accuracy.png")
+    save_figure(result.confusion, settings.out / "confusion.png")
     return result
 
 

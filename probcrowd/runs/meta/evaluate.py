@@ -12,14 +12,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from probcrowd.figures.base import accuracy_figure
+from probcrowd.figures.base import accuracy_figure, save_figure
 from probcrowd.inference.meta.adaptation import Method, predict
 from probcrowd.metrics.tensors import accuracy, confusion_error, interval, log_loss
 from probcrowd.runs.meta.configuration import MetaTraining
 from probcrowd.runs.meta.train import class_sources, evaluating, generator_of
 from probcrowd.runs.meta.trained import load_run
 from probcrowd.simulate.episodes import EpisodeSource, draw_episodes
-from probcrowd.storage.files import write_atomically
+from probcrowd.storage.files import write_table
 
 SETTING = ["shots", "annotators", "spammers"]
 
@@ -73,8 +73,8 @@ def evaluate_run(path: Path, *, encoder: nn.Module | None = None) -> pd.DataFram
     folder = path / "evaluation"
     folder.mkdir(exist_ok=True)
     for name, frame in {"scores": scores, "table": table}.items():
-        write_atomically(folder / f"{name}.csv", frame.to_csv(index=False).encode())
-    accuracy_figure(table).savefig(folder / "accuracy.png", dpi=150)
+        write_table(folder / f"{name}.csv", frame)
+    save_figure(accuracy_figure(table), folder / "accuracy.png")
     return table
 
 

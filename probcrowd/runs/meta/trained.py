@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.files import by_item, some, without_formulas
+from probcrowd.data.files import by_item, some
 from probcrowd.data.votes import SparseVotes, Support
 from probcrowd.inference.meta.adaptation import Method, adapt, explained, log_classes
 from probcrowd.runs.meta.configuration import MetaTraining
 from probcrowd.runs.meta.train import evaluating, new_encoder
 from probcrowd.storage.checkpoint import load_checkpoint, load_module
-from probcrowd.storage.files import write_atomically
+from probcrowd.storage.files import write_atomically, write_table
 from probcrowd.storage.folder import RunFolder
 from probcrowd.storage.settings import read_written
 
@@ -57,7 +57,7 @@ class Adapted:
             ]
             frame = (table.set_axis(names, axis=1) if names else table).reset_index()
             path = folder / f"{name}.csv"
-            write_atomically(path, without_formulas(frame).to_csv(index=False).encode())
+            write_table(path, frame)
             write_atomically(path.with_suffix(".parquet"), frame.to_parquet(index=False))
             written += [path, path.with_suffix(".parquet")]
         return written

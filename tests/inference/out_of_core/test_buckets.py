@@ -24,9 +24,10 @@ from probcrowd.data.rows import gold_codes
 from probcrowd.inference.aggregation.e_step import e_step
 from probcrowd.inference.aggregation.em import Fit, InMemory, fit_table
 from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows
+from probcrowd.inference.out_of_core import buckets
 from probcrowd.inference.out_of_core import fit as out_of_core
 from probcrowd.inference.out_of_core.buckets import write_probabilities
-from probcrowd.inference.out_of_core.fit import ParquetFit, buckets, fit_parquet
+from probcrowd.inference.out_of_core.fit import ParquetFit, fit_parquet
 from probcrowd.inference.out_of_core.partition import bucket_of
 from probcrowd.storage.files import replacing
 
@@ -331,7 +332,7 @@ def test_interrupted_runs_give_the_same_bits(
     )
 
 
-@pytest.mark.parametrize("name", ["scatter.batches", "shuffle.save_bucket"])
+@pytest.mark.parametrize("name", ["partition.batches", "pack.save_bucket"])
 def test_killed_runs_give_the_same_bits(name: str, tmp_path: Path) -> None:
     path, options = save(table(), tmp_path / "source"), {"channel": dawid_skene, "bucket_rows": 300}
     whole = fit_parquet(path, work=tmp_path / "whole", **options)
@@ -339,7 +340,7 @@ def test_killed_runs_give_the_same_bits(name: str, tmp_path: Path) -> None:
     code = f"""
         import os, signal
         from pathlib import Path
-        from probcrowd.inference import {module}
+        from probcrowd.inference.out_of_core import {module}
         from probcrowd.inference.out_of_core import fit as out_of_core
         kept, calls = {name}, []
         def killed(*arguments):
