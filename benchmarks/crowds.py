@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from probcrowd.data.table import read_table
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.crowd.inputs import read_items
 from probcrowd.estimators.crowd.methods import METHODS, Task, make_channel
 from probcrowd.estimators.crowd.split import split_of
-from probcrowd.inference.crowd.training import Training, train
+from probcrowd.inference.crowd.training import TrainingOptions, train
 from probcrowd.models.crowd.aggregated_labels import majority
-from probcrowd.models.crowd.base import Channel, Labels, Seen
+from probcrowd.models.crowd.base import Channel, NetworkOutput
 
 ITEMS, FEATURES, ANNOTATORS, LABELS, CLASSES = 1000, 512, 59, 2547, 8
 
@@ -32,7 +33,7 @@ class HardLabels(Channel):
         super().__init__()
         self.classes = classes
 
-    def loss(self, seen: Seen, labels: Labels) -> Tensor:
+    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Tensor:
         return nn.functional.nll_loss(seen.log_truth, self.classes[labels.items])
 
     def confusion(self) -> Tensor:
@@ -82,7 +83,7 @@ def main() -> None:
                 channel,
                 lambda places: items(split.place[places]),
                 split.labels,
-                Training(epochs=1, batch=given.batch),
+                TrainingOptions(epochs=1, batch=given.batch),
                 seed=epoch,
             )
             seconds[name].append(time.perf_counter() - begun)

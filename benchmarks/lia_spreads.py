@@ -17,7 +17,7 @@ from joblib import Parallel, delayed
 from probcrowd.data.features import standardiser
 from probcrowd.data.rows import Rows
 from probcrowd.inference.lia.em import Schedule
-from probcrowd.inference.lia.held_out_prior import choose_spreads
+from probcrowd.inference.lia.held_out_prior import search_prior_scales
 from probcrowd.inference.lia.objectives import OBJECTIVES
 from probcrowd.models.lia.prior import Inputs, LIAPrior
 
@@ -64,7 +64,7 @@ def read(root: Path, name: str, redundancy: int, seed: int) -> tuple[Rows, np.nd
 def choose(root: Path, name: str, redundancy: int, seed: int) -> pd.DataFrame:
     torch.set_num_threads(1)
     rows, features = read(root, name, redundancy, seed)
-    return choose_spreads(rows, Inputs(features), LIAPrior(), OBJECTIVES["joint"], Schedule(), seed=seed)
+    return search_prior_scales(rows, Inputs(features), LIAPrior(), OBJECTIVES["joint"], Schedule(), seed=seed)
 
 
 def main() -> None:

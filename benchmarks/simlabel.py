@@ -16,19 +16,20 @@ import torch
 from torch import nn
 
 from probcrowd.data.rows import Rows
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.simlabel.options import ARCHITECTURES, make_predictor
-from probcrowd.inference.crowd.training import Training, train
-from probcrowd.models.crowd.base import Channel, Labels, Seen
+from probcrowd.inference.crowd.training import TrainingOptions, train
+from probcrowd.models.crowd.base import Channel, NetworkOutput
 from probcrowd.models.encoders import small_encoder
-from probcrowd.models.simlabel.imputed import SoftLabelling
+from probcrowd.models.simlabel.imputed import SoftLabelOptions
 from probcrowd.models.simlabel.soft_labels import SoftLabels
 
 WAYS = {
-    "skip": SoftLabelling("skip"),
-    "SimLabel": SoftLabelling(),
-    "SimLabel + confidence": SoftLabelling(threshold=0.6),
-    "imputed in the loss": SoftLabelling(threshold=0.6, imputed="loss"),
-    "uniform weights": SoftLabelling("uniform"),
+    "skip": SoftLabelOptions("skip"),
+    "SimLabel": SoftLabelOptions(),
+    "SimLabel + confidence": SoftLabelOptions(threshold=0.6),
+    "imputed in the loss": SoftLabelOptions(threshold=0.6, imputed="loss"),
+    "uniform weights": SoftLabelOptions("uniform"),
 }
 SIZES: dict[
     str, tuple[int, tuple[int, ...], int, int, float]
@@ -48,16 +49,16 @@ class Later(Channel):
         super().__init__()
         self.inner = inner
 
-    def loss(self, seen: Seen, labels: Labels) -> torch.Tensor:
+    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> torch.Tensor:
         return self.inner.loss(seen, labels)
 
     def confusion(self) -> torch.Tensor:
         return self.inner.confusion()
 
-    def begin(self, epoch: int, epochs: int, evaluate: Callable[[], Seen]) -> None:
-        self.inner.begin(epoch + 1, epochs, evaluate)
+    def start_epoch(self, epoch: int, epochs: int, evaluate: Callable[[], NetworkOutput]) -> None:
+        self.inner.start_epoch(epoch + 1, epochs, evaluate)
 
-    def end(self) -> None:
+    def end_epoch(self) -> None:
         self.inner.end()
 
 
@@ -68,7 +69,7 @@ def convolutional(shape: tuple[int, ...]) -> nn.Module:
 
 
 def rows(items: int, annotators: int, classes: int, share: float, rng: np.random.Generator) -> Rows:
-    """Labels at random places, one at least of every item."""
+    """AnnotationTensors at random places, one at least of every item."""
     there = rng.random((items, annotators)) < share
     there[np.arange(items), rng.integers(annotators, size=items)] = True
     item, annotator = np.nonzero(there)
@@ -96,7 +97,7 @@ def main() -> None:
         table = rows(items, annotators, classes, share, rng)
         inputs, labels = (
             torch.from_numpy(rng.normal(size=(items, *shape)).astype(np.float32)),
-            Labels.of(table),
+            AnnotationTensors.of(table),
         )
         encoder: Callable[[tuple[int, ...]], nn.Module] = convolutional if len(shape) > 1 else small_encoder
         embedding = tuple(encoder(shape)(inputs[:2]).shape[1:])
@@ -115,7 +116,7 @@ def main() -> None:
                         Later(channel),
                         inputs.__getitem__,
                         labels,
-                        Training(epochs=1, batch=given.batch),
+                        TrainingOptions(epochs=1, batch=given.batch),
                         seed=epoch,
                     )
                     seconds[way].append(time.perf_counter() - begun)

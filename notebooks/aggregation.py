@@ -76,7 +76,7 @@ frame = pd.read_csv(OUT / "labels.csv")
 print(frame.head(3))
 
 # %% [markdown]
-# ## Labels with probabilities
+# ## AnnotationTensors with probabilities
 #
 # `DawidSkene` learns a confusion matrix for every annotator along with the labels. It says so if annotators agree more than the truth explains.
 

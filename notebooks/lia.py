@@ -62,7 +62,7 @@ for picture in pictures[:400]:
 labels = pd.DataFrame(rows, columns=["item", "annotator", "label"])
 
 # %% [markdown]
-# ## Labels from annotators and features
+# ## AnnotationTensors from annotators and features
 #
 # `probabilities_` has heard everybody; `truth_probabilities_` is what the truth network says of a picture from its features alone, and
 # `predict_items` says it of pictures that nobody has labelled. `objective="joint"` is a likelihood with a prior: EM never lowers it.

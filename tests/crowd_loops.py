@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.models.crowd.aggregated_labels import Targets, majority
-from probcrowd.models.crowd.base import Channel, Labels, Seen
+from probcrowd.models.crowd.base import Channel, NetworkOutput, diagonal_logits
 from probcrowd.models.crowd.conal import CoNAL
 from probcrowd.models.crowd.crowd_layer import CrowdLayer
 from probcrowd.models.crowd.doctor_net import DoctorNet
@@ -20,23 +21,22 @@ from probcrowd.models.crowd.max_mig import MaxMIG
 from probcrowd.models.crowd.mbem import MBEM
 from probcrowd.models.crowd.mixture import Mixture
 from probcrowd.models.crowd.raykar import Raykar
-from probcrowd.models.crowd.start import start_logits
 from probcrowd.models.crowd.union_net import UnionNet
 
 K, D = 3, 4  # classes, features
 
 
-def mixture(**terms: Any) -> Callable[[Labels, int], Channel]:
-    return lambda labels, j: Mixture(start_logits(1.0, j, K), num_items=len(labels.items), **terms)
+def mixture(**terms: Any) -> Callable[[AnnotationTensors, int], Channel]:
+    return lambda labels, j: Mixture(diagonal_logits(1.0, j, K), num_items=len(labels.items), **terms)
 
 
-def averaging(labels: Labels, j: int) -> Channel:
+def averaging(labels: AnnotationTensors, j: int) -> Channel:
     channel = DoctorNet(j, K, D, labels)
     channel.averages = True
     return channel
 
 
-MAKE: dict[str, Callable[[Labels, int], Channel]] = {
+MAKE: dict[str, Callable[[AnnotationTensors, int], Channel]] = {
     "ccem": mixture(),
     "truth volume": mixture(truth_volume=0.01),
     "running truth volume": mixture(truth_volume=0.01, running=True),
@@ -58,19 +58,19 @@ MAKE: dict[str, Callable[[Labels, int], Channel]] = {
 }
 
 
-def some_labels(seed: int = 0, *, items: int = 9, annotators: int = 5) -> Labels:
+def some_labels(seed: int = 0, *, items: int = 9, annotators: int = 5) -> AnnotationTensors:
     """In double precision and with weights; the last item has no labels."""
     rng = np.random.default_rng(seed)
     item, annotator = np.nonzero(rng.random((items - 1, annotators)) < 0.6)
     weight = rng.uniform(0.5, 2, len(item))
     parts = (torch.from_numpy(part) for part in (item, annotator, rng.integers(0, K, len(item)), weight))
-    return Labels(*parts, torch.arange(items), float(weight.sum()) / items)
+    return AnnotationTensors(*parts, torch.arange(items), float(weight.sum()) / items)
 
 
-def some_seen(items: int, seed: int = 0) -> Seen:
+def some_seen(items: int, seed: int = 0) -> NetworkOutput:
     rng = np.random.default_rng([seed, items])
     logits = torch.from_numpy(rng.normal(0, 1.5, (items, K)))
-    return Seen(torch.log_softmax(logits, 1), torch.from_numpy(rng.normal(size=(items, D))))
+    return NetworkOutput(torch.log_softmax(logits, 1), torch.from_numpy(rng.normal(size=(items, D))))
 
 
 def shaken(channel: Channel, seed: int = 0) -> Channel:
@@ -150,7 +150,7 @@ def union(channel: UnionNet, logits: np.ndarray, f: np.ndarray) -> np.ndarray:
     return sum((f[k] * softmax(logits[:, k]) for k in range(K)), np.zeros((len(logits), K)))
 
 
-def loss(channel: Any, seen: Seen, labels: Labels) -> float:
+def loss(channel: Any, seen: NetworkOutput, labels: AnnotationTensors) -> float:
     """Of one batch."""
     assert seen.features is not None
     f, x = seen.log_truth.exp().detach().numpy(), seen.features.detach().numpy()
@@ -204,7 +204,7 @@ def loss(channel: Any, seen: Seen, labels: Labels) -> float:
                     total -= math.log(mean[votes[i].argmax()]) / items
             return total
     total = sum(-w * math.log(said(channel, f[i], x[i], j)[l]) for i, j, l, w in rows) / (
-        items * labels.per_item
+        items * labels.weight_per_item
     )
     if isinstance(channel, CoNAL):
         total -= 1e-2 * sum(math.sqrt(((one - values["common"]) ** 2).sum()) for one in values["individual"])
@@ -216,9 +216,9 @@ def loss(channel: Any, seen: Seen, labels: Labels) -> float:
     return total
 
 
-def rows_of(*rows: tuple[int, int, int], items: int) -> Labels:
+def rows_of(*rows: tuple[int, int, int], items: int) -> AnnotationTensors:
     item, annotator, label = torch.tensor(rows).T
-    return Labels(
+    return AnnotationTensors(
         item,
         annotator,
         label,
@@ -228,7 +228,7 @@ def rows_of(*rows: tuple[int, int, int], items: int) -> Labels:
     )
 
 
-def never() -> Seen:
+def never() -> NetworkOutput:
     raise AssertionError("f is not asked for here")
 
 
@@ -236,7 +236,9 @@ def close(found: Tensor, expected: Tensor | np.ndarray, atol: float = 1e-12) -> 
     torch.testing.assert_close(found, torch.as_tensor(expected, dtype=found.dtype), rtol=0, atol=atol)
 
 
-def crowd(seed: int = 0, *, items: int = 300, annotators: int = 10) -> tuple[Tensor, Labels, Tensor]:
+def crowd(
+    seed: int = 0, *, items: int = 300, annotators: int = 10
+) -> tuple[Tensor, AnnotationTensors, Tensor]:
     """Inputs that decide the class, three labels per item of annotators of accuracy .5 to .9, and the truth."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items, D))
@@ -246,7 +248,11 @@ def crowd(seed: int = 0, *, items: int = 300, annotators: int = 10) -> tuple[Ten
     right = rng.random(len(item)) < np.linspace(0.5, 0.9, annotators)[annotator]
     label = np.where(right, truth[item], (truth[item] + rng.integers(1, K, len(item))) % K)
     parts = (torch.from_numpy(part) for part in (item, annotator, label, np.ones(len(item), np.float32)))
-    return torch.from_numpy(x).float(), Labels(*parts, torch.arange(items), 3.0), torch.from_numpy(truth)
+    return (
+        torch.from_numpy(x).float(),
+        AnnotationTensors(*parts, torch.arange(items), 3.0),
+        torch.from_numpy(truth),
+    )
 
 
 def small_network(seed: int = 0) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import nn
 from probcrowd.data.files import some
 from probcrowd.data.rows import Rows
 from probcrowd.data.table import Table, read_table
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.crowd.fit import (
     fitted,
     held_out_from,
@@ -34,8 +35,8 @@ from probcrowd.estimators.crowd.results import CrowdAnswers
 from probcrowd.estimators.crowd.saved import load_result, rows_of, save_result, settings_of
 from probcrowd.estimators.crowd.split import Judge, Split, held_out_scores, known_scores, renamed, split_of
 from probcrowd.estimators.crowd.strength import chosen_strength, compared_strengths, load_strengths
-from probcrowd.inference.crowd.training import Trained, head_of
-from probcrowd.models.crowd.base import Channel, Labels
+from probcrowd.inference.crowd.training import TrainingState, output_layer
+from probcrowd.models.crowd.base import Channel
 from probcrowd.models.encoders import small_network
 from probcrowd.storage.checkpoint import load_module
 
@@ -174,7 +175,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         self,
         network: nn.Module,
         channel: Channel,
-        stands: Trained,
+        stands: TrainingState,
         rows: Rows,
         ids: Mapping[str, pd.Index],
         columns: tuple[str, ...],
@@ -255,7 +256,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         self, network: nn.Module, split: Split, shape: tuple[int, ...], strength: float | None
     ) -> Channel:
         with torch.no_grad():
-            head = head_of(network.eval(), torch.zeros(2, *shape, device=self.device))
+            head = output_layer(network.eval(), torch.zeros(2, *shape, device=self.device))
         layer = None if head is None else network.get_submodule(head)
         width = layer.in_features if isinstance(layer, nn.Linear) else 1
         with torch.random.fork_rng():
@@ -310,10 +311,13 @@ def load_crowd_classifier(folder: Path | str, network: Network | None = None) ->
     rows = rows_of(saved, len(ids["annotators"]), classes)
     empty = torch.zeros(0, dtype=torch.int64)
     channel = again._channel(
-        learned, Split(rows, Labels.of(rows), empty, Labels.of(rows), empty), shape, state["strength"]
+        learned,
+        Split(rows, AnnotationTensors.of(rows), empty, AnnotationTensors.of(rows), empty),
+        shape,
+        state["strength"],
     )
     load_module(channel, saved.tensors, "channel")
-    stands = Trained(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
+    stands = TrainingState(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
     learned.eval()
     channel.eval()
     again._install(learned, channel, stands, rows, ids, tuple(state["columns"]), shape)

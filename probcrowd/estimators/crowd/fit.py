@@ -17,7 +17,7 @@ from probcrowd.data.files import some
 from probcrowd.estimators.crowd.inputs import Items
 from probcrowd.estimators.crowd.saved import load_training, save_training
 from probcrowd.estimators.crowd.split import Judge, Split
-from probcrowd.inference.crowd.training import Inputs, Trained, Training, train
+from probcrowd.inference.crowd.training import Inputs, TrainingOptions, TrainingState, train
 from probcrowd.models.crowd.base import Channel
 from probcrowd.storage.fit import FitSettings
 from probcrowd.storage.folder import RunFolder
@@ -72,10 +72,10 @@ def fitted(
     split: Split,
     judge: Judge | None,
     **options: Any,
-) -> Trained:
+) -> TrainingState:
     """Trains both as the parameters of an estimator say, in place."""
     rate = getattr(asked, "channel_learning_rate", None)
-    training = Training(
+    training = TrainingOptions(
         int(asked.epochs),
         int(asked.batch),
         float(asked.learning_rate),

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.rows import Rows
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.aggregation.dawid_skene import DawidSkene
 from probcrowd.models.crowd.aggregated_labels import Targets, majority
-from probcrowd.models.crowd.base import Channel, Labels, normalised
+from probcrowd.models.crowd.base import Channel, diagonal_logit, diagonal_logits, normalise_rows
 from probcrowd.models.crowd.conal import CoNAL
 from probcrowd.models.crowd.crowd_layer import CrowdLayer
 from probcrowd.models.crowd.doctor_net import DoctorNet
@@ -24,7 +25,6 @@ from probcrowd.models.crowd.max_mig import MaxMIG
 from probcrowd.models.crowd.mbem import MBEM
 from probcrowd.models.crowd.mixture import Mixture
 from probcrowd.models.crowd.raykar import Raykar
-from probcrowd.models.crowd.start import diagonal, start_logits
 from probcrowd.models.crowd.union_net import UnionNet
 
 Start = float | Literal["published"]
@@ -35,7 +35,7 @@ class Task:
     """What a channel is made for: the labels it may train on, as arrays and as tensors, and the width of what the last layer sees."""
 
     rows: Rows
-    labels: Labels
+    labels: AnnotationTensors
     num_features: int
 
     @property
@@ -63,7 +63,7 @@ class Method:
 
 def _mixture(term: str | None, task: Task, size: float, strength: float, running: bool = False) -> Channel:
     terms = {} if term is None else {term: strength}
-    logits = start_logits(size, task.num_annotators, task.num_classes).to(task.labels.weight.device)
+    logits = diagonal_logits(size, task.num_annotators, task.num_classes).to(task.labels.weight.device)
     if term != "truth_volume" and running:
         raise ValueError("options: running=True is for geocrowdnet-f")
     return Mixture(logits, **terms, running=running, num_items=len(task.labels.items))
@@ -71,7 +71,7 @@ def _mixture(term: str | None, task: Task, size: float, strength: float, running
 
 def _votes(task: Task, size: float, strength: float, soft: bool = False) -> Channel:
     votes = task.labels.votes(task.num_classes)
-    return Targets(normalised(votes) if soft else majority(votes), task.labels, task.num_annotators)
+    return Targets(normalise_rows(votes) if soft else majority(votes), task.labels, task.num_annotators)
 
 
 def _dawid_skene(task: Task, size: float, strength: float, soft: bool = True) -> Channel:
@@ -151,7 +151,7 @@ def make_channel(
     method = find_method(name)
     if strength is not None and method.strength is None:
         raise ValueError(f"strength={strength!r}: the method {name!r} has no term that it would weigh")
-    size = (method.published or 0.0) if start == "published" else diagonal(start, task.num_classes)
+    size = (method.published or 0.0) if start == "published" else diagonal_logit(start, task.num_classes)
     weight = method.strength if strength is None else strength
     try:
         return method.make(task, size, 0.0 if weight is None else float(weight), **options)

@@ -14,10 +14,11 @@ from torch import nn
 
 from probcrowd.data.columns import reject
 from probcrowd.data.files import some
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.crowd.inputs import Items, classes_of, read_items
-from probcrowd.inference.crowd.training import look_at_all
+from probcrowd.inference.crowd.training import apply_network_to_all
 from probcrowd.metrics.scores import hits
-from probcrowd.models.crowd.base import Channel, Labels, Seen
+from probcrowd.models.crowd.base import Channel, NetworkOutput
 
 ROWS = 2**22  # numbers of an item, an annotator, a class and a label that are held at once
 
@@ -38,7 +39,7 @@ class Answers:
         """p(class | x) by item and class."""
         return self._probabilities(*self._seen(X))
 
-    def _probabilities(self, items: Items, seen: Seen) -> pd.DataFrame:
+    def _probabilities(self, items: Items, seen: NetworkOutput) -> pd.DataFrame:
         with torch.no_grad():
             found = torch.softmax(self._made.log_truth(seen).double(), 1).cpu().numpy()
         reject(
@@ -84,14 +85,16 @@ class Answers:
             found[low:high] = self._said(seen, low, high, code).reshape(high - low, len(code), -1)
         return items, chosen, found
 
-    def _said(self, seen: Seen, low: int, high: int, code: np.ndarray) -> Float[np.ndarray, "n l"]:
+    def _said(self, seen: NetworkOutput, low: int, high: int, code: np.ndarray) -> Float[np.ndarray, "n l"]:
         device = seen.log_truth.device
-        part = Seen(seen.log_truth[low:high], None if seen.features is None else seen.features[low:high])
+        part = NetworkOutput(
+            seen.log_truth[low:high], None if seen.features is None else seen.features[low:high]
+        )
         item = torch.arange(high - low, device=device)
         annotator = torch.from_numpy(code.astype(np.int64)).to(device).repeat(high - low)
         pairs = len(annotator)
         nothing = torch.zeros(pairs, dtype=torch.int64, device=device)
-        labels = Labels(
+        labels = AnnotationTensors(
             item.repeat_interleave(len(code)),
             annotator,
             nothing,
@@ -100,14 +103,14 @@ class Answers:
             float(len(code)),
         )
         with torch.no_grad():
-            return torch.softmax(self._made.log_said(part, labels).double(), 1).cpu().numpy()
+            return torch.softmax(self._made.log_label(part, labels).double(), 1).cpu().numpy()
 
-    def _seen(self, X: Any) -> tuple[Items, Seen]:
+    def _seen(self, X: Any) -> tuple[Items, NetworkOutput]:
         check_is_fitted(self, "classes_")
         items = read_items(X, self.device, self._columns or None)
         if items.shape != self._shape:
             raise ValueError(f"X: inputs of shape {items.shape}, those of the fit had {self._shape}")
-        return items, look_at_all(
+        return items, apply_network_to_all(
             self.network_, self._made, items, torch.arange(len(items.ids), device=self.device)
         )
 

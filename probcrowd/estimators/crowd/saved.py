@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from probcrowd.data.rows import Rows
 from probcrowd.data.table import Table
 from probcrowd.estimators.crowd.inputs import Items
-from probcrowd.inference.crowd.training import Trained
+from probcrowd.inference.crowd.training import TrainingState
 from probcrowd.models.crowd.base import Channel
 from probcrowd.storage.checkpoint import (
     Checkpoint,
@@ -75,7 +75,7 @@ def save_result(
     folder: RunFolder,
     network: nn.Module,
     channel: Channel,
-    stands: Trained,
+    stands: TrainingState,
     ids: Mapping[str, pd.Index],
     items: Items,
     rows: Rows,

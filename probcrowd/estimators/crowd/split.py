@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from probcrowd.data.rows import Rows
 from probcrowd.data.table import Table
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.crowd.inputs import Items
-from probcrowd.inference.crowd.training import Inputs, look_at_all
-from probcrowd.models.crowd.base import Channel, Labels
+from probcrowd.inference.crowd.training import Inputs, apply_network_to_all
+from probcrowd.models.crowd.base import Channel
 
 CLEARLY = 0.1  # share of all labels that other names of classes must gain
 Judge = Callable[
@@ -29,9 +30,9 @@ class Split:
     """rows, labels: those to train on, whose items are 0, 1, ... ; place: where these are in X. held, held_place: likewise, held out."""
 
     rows: Rows
-    labels: Labels
+    labels: AnnotationTensors
     place: Int[Tensor, " i"]
-    held: Labels
+    held: AnnotationTensors
     held_place: Int[Tensor, " h"]
 
 
@@ -56,17 +57,23 @@ def split_of(table: Table, items: Items, held_share: float, seed: int, device: s
     train_rows, held_rows = (_rows(table, labelled[part]) for part in (~held, held))
     places = [torch.from_numpy(place[part]).to(device) for part in (~held, held)]
     return Split(
-        train_rows, Labels.of(train_rows, device), places[0], Labels.of(held_rows, device), places[1]
+        train_rows,
+        AnnotationTensors.of(train_rows, device),
+        places[0],
+        AnnotationTensors.of(held_rows, device),
+        places[1],
     )
 
 
 def held_out_scores(
-    network: nn.Module, channel: Channel, inputs: Inputs, labels: Labels
+    network: nn.Module, channel: Channel, inputs: Inputs, labels: AnnotationTensors
 ) -> Float64[np.ndarray, " b"]:
     """log P(all labels of the item | x) of every item, in nats."""
-    seen = look_at_all(network, channel, inputs, torch.arange(len(labels.items), device=labels.items.device))
+    seen = apply_network_to_all(
+        network, channel, inputs, torch.arange(len(labels.items), device=labels.items.device)
+    )
     with torch.no_grad():
-        return channel.log_labels(seen, labels).double().cpu().numpy()
+        return channel.item_log_likelihood(seen, labels).double().cpu().numpy()
 
 
 def known_scores(
@@ -75,16 +82,22 @@ def known_scores(
     """Whether an item gets its class, of items whose class is known."""
     known = torch.from_numpy(np.flatnonzero(truth >= 0)).to(inputs.device)
     with torch.no_grad():
-        found = channel.log_truth(look_at_all(network, channel, inputs, known)).argmax(1).cpu().numpy()
+        found = (
+            channel.log_truth(apply_network_to_all(network, channel, inputs, known)).argmax(1).cpu().numpy()
+        )
     return (found == truth[truth >= 0]).astype(np.float64)
 
 
-def renamed(network: nn.Module, channel: Channel, inputs: Inputs, labels: Labels, num_classes: int) -> bool:
+def renamed(
+    network: nn.Module, channel: Channel, inputs: Inputs, labels: AnnotationTensors, num_classes: int
+) -> bool:
     """Whether the classes would be closer to what annotators call them under other names.
 
     Nothing but the start ties class k to label k: a term that is too strong can name classes anew, which no label that is held out would tell.
     """
-    seen = look_at_all(network, channel, inputs, torch.arange(len(labels.items), device=labels.items.device))
+    seen = apply_network_to_all(
+        network, channel, inputs, torch.arange(len(labels.items), device=labels.items.device)
+    )
     with torch.no_grad():
         agreement = (
             (channel.log_truth(seen).exp().double().T @ labels.votes(num_classes).double()).cpu().numpy()

@@ -12,15 +12,15 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from probcrowd.data.rows import Rows
-from probcrowd.inference.lia.em import parts
+from probcrowd.inference.lia.em import batches
 from probcrowd.models.lia.lia import (
+    LIABatch,
     Parameters,
-    Said,
-    bend,
-    competence,
+    competence_logits,
+    difficulty_logits,
+    label_log_likelihood,
+    log_confusion,
     log_joint,
-    log_rows_of,
-    log_said,
     log_truth,
 )
 from probcrowd.models.lia.prior import Inputs
@@ -89,8 +89,8 @@ class Learned:
         )
         with torch.no_grad():
             found = [
-                log_joint(log_truth(parameters, part), log_said(parameters, part), part)
-                for part in parts(said)
+                log_joint(log_truth(parameters, part), label_log_likelihood(parameters, part), part)
+                for part in batches(said)
             ]
             return torch.softmax(torch.cat(found), -1).numpy()
 
@@ -98,7 +98,11 @@ class Learned:
         """Confusion matrices on an item of which nothing is known, when asked that question; None: an average one."""
         parameters, said = self._at(np.array([-1]), None, None if question is None else np.array([question]))
         with torch.no_grad():
-            return log_rows_of(bend(parameters, said) + competence(parameters, said)).exp().numpy()
+            return (
+                log_confusion(difficulty_logits(parameters, said) + competence_logits(parameters, said))
+                .exp()
+                .numpy()
+            )
 
     def logits(self) -> Float64[np.ndarray, "j k l"]:
         """How the scores of annotators' labels differ from those of a typical annotator, on an item of which nothing is known: log Q less its mean."""
@@ -113,8 +117,8 @@ class Learned:
         parameters, said = self._at(place, None)
         with torch.no_grad():
             rows = [
-                log_rows_of(bend(parameters, part) + parameters["competence_mean"]).exp()
-                for part in parts(said)
+                log_confusion(difficulty_logits(parameters, part) + parameters["competence_mean"]).exp()
+                for part in batches(said)
             ]
         return 1 - np.einsum("ik,ikk->i", posterior, torch.cat(rows).numpy())
 
@@ -129,10 +133,12 @@ class Learned:
         found = np.zeros((len(place), len(annotators)))
         parameters, said = self._at(place, features)
         with torch.no_grad():
-            skills = competence(parameters, said)[torch.from_numpy(annotators)]
+            skills = competence_logits(parameters, said)[torch.from_numpy(annotators)]
             for block in _blocks(len(place), max(AT_ONCE // max(skills.numel(), 1), 1)):
-                bent = bend(parameters, said.part(torch.arange(block.start, block.stop)))
-                rows = log_rows_of(bent[:, None] + skills).exp().diagonal(dim1=2, dim2=3).numpy()  # (b, j, k)
+                bent = difficulty_logits(parameters, said.part(torch.arange(block.start, block.stop)))
+                rows = (
+                    log_confusion(bent[:, None] + skills).exp().diagonal(dim1=2, dim2=3).numpy()
+                )  # (b, j, k)
                 found[block] = np.einsum("ik,ijk->ij", posterior[block], rows)
         return found
 
@@ -141,7 +147,7 @@ class Learned:
         place: Int64[np.ndarray, " i"],
         features: Float64[np.ndarray, "i w"] | None,
         question: Int64[np.ndarray, " i"] | None = None,
-    ) -> tuple[Parameters, Said]:
+    ) -> tuple[Parameters, LIABatch]:
         """Parameters and silent items at places of the fit; where the place is -1, with those features, or at the centre. question: of all of them,
         in the place of their own."""
         parameters = dict(self.parameters)
@@ -180,12 +186,12 @@ class Learned:
         features: Float64[np.ndarray, "i w"] | None,
         place: Int64[np.ndarray, " i"] | None = None,
         question: Int64[np.ndarray, " i"] | None = None,
-    ) -> Said:
+    ) -> LIABatch:
         """Items of which nobody has said anything."""
         none = np.zeros(0, np.int64)
         rows = Rows(none, none, none, np.zeros(0), np.full(number, -1), self.num_annotators, self.num_classes)
         inputs = replace(self.inputs, item_features=features, question=question)
-        said = Said.of(rows, inputs, torch.float64)
+        said = LIABatch.of(rows, inputs, torch.float64)
         return (
             said
             if place is None

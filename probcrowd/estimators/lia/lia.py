@@ -28,7 +28,7 @@ from probcrowd.estimators.lia.saved import (
     settings_of,
 )
 from probcrowd.inference.lia.em import Fitted, Schedule, State, fit_lia
-from probcrowd.inference.lia.held_out_prior import choose_spreads, chosen
+from probcrowd.inference.lia.held_out_prior import best_prior, search_prior_scales
 from probcrowd.inference.lia.objectives import OBJECTIVES, ObjectiveName
 from probcrowd.models.lia.prior import Inputs, LIAPrior
 from probcrowd.storage.folder import RunFolder
@@ -169,7 +169,7 @@ class LIA(LIAAnswers):
         if isinstance(self.prior, LIAPrior):
             return self.prior
         if self.prior == HELD_OUT and self._spreads is not None:
-            return chosen(LIAPrior(), self._spreads)
+            return best_prior(LIAPrior(), self._spreads)
         if not self._published:
             return LIAPrior()
         return _PAPER if self.objective == "as_written" else replace(_PAPER, difficulty_hidden=())
@@ -224,7 +224,7 @@ class LIA(LIAAnswers):
             if self.prior == HELD_OUT:
                 self._spreads = None if folder is None else load_spreads(folder.path)
                 if self._spreads is None:
-                    self._spreads = choose_spreads(
+                    self._spreads = search_prior_scales(
                         rows, inputs, LIAPrior(), OBJECTIVES[self.objective], self.schedule, **options
                     )
                 if folder is not None:

@@ -15,7 +15,7 @@ from probcrowd.data.columns import reject
 from probcrowd.estimators.crowd.options import check_folder, check_number, check_training, check_whole
 from probcrowd.metrics.agreement import COEFFICIENTS
 from probcrowd.models.simlabel.base import Predictor
-from probcrowd.models.simlabel.imputed import SoftLabelling
+from probcrowd.models.simlabel.imputed import SoftLabelOptions
 from probcrowd.models.simlabel.performance import Performance
 from probcrowd.models.simlabel.pooled import PooledConfusions
 from probcrowd.models.simlabel.queries import Queries
@@ -68,12 +68,12 @@ def check(asked: Any, folder: Any, resume: bool) -> None:
     check_folder(folder, resume)
 
 
-def asked_how(asked: Any) -> SoftLabelling:
+def asked_how(asked: Any) -> SoftLabelOptions:
     """How missing labels are to be treated."""
     how = VARIANTS[asked.variant] | ({} if asked.similarity is None else {"kind": asked.similarity})
     how |= {} if asked.kl_weight is None else {"kl_weight": float(asked.kl_weight)}
     threshold = None if asked.threshold is None else float(asked.threshold)
-    return SoftLabelling(
+    return SoftLabelOptions(
         asked.missing, **how, threshold=threshold, imputed=asked.imputed, warm_up=int(asked.warm_up)
     )
 

@@ -14,14 +14,14 @@ from sklearn.utils.validation import check_is_fitted
 from probcrowd.data.files import some
 from probcrowd.data.rows import Rows
 from probcrowd.data.table import read_table, recode
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.crowd.inputs import Items, classes_of
 from probcrowd.estimators.crowd.options import read_said
 from probcrowd.estimators.crowd.results import Answers
 from probcrowd.estimators.simlabel.options import pair_codes
 from probcrowd.metrics.annotators import annotator_scores, overall_scores
 from probcrowd.metrics.scores import scores
-from probcrowd.models.crowd.base import Labels
-from probcrowd.models.simlabel.imputed import Imputed
+from probcrowd.models.simlabel.imputed import ImputedLabels
 from probcrowd.models.simlabel.similarity import Similarity
 from probcrowd.models.simlabel.soft_labels import SoftLabels
 
@@ -45,7 +45,7 @@ class SimLabelAnswers(Answers):
     _made: SoftLabels  # pyright: ignore[reportIncompatibleVariableOverride]
     _ids: pd.Index
     _place: np.ndarray
-    _imputed: Imputed
+    _imputed: ImputedLabels
     _withdrawn: np.ndarray
 
     def predict_annotators(self, X: Any, annotators: Sequence[Any] | pd.Index | None = None) -> pd.DataFrame:
@@ -78,11 +78,11 @@ class SimLabelAnswers(Answers):
         item = items.place(table.items)[table.item]
         gold_of_nobody = np.full(len(items.ids), -1, np.int64)
         sizes = len(self._annotators), len(self.classes_)
-        labels = Labels.of(
+        labels = AnnotationTensors.of(
             Rows(item, table.annotator, table.label, table.weights, gold_of_nobody, *sizes), self.device
         )
         with torch.no_grad():
-            p = torch.softmax(self._made.log_said(seen, labels).double(), 1).cpu().numpy()
+            p = torch.softmax(self._made.log_label(seen, labels).double(), 1).cpu().numpy()
             features = self._made.annotator_features(seen).double().cpu().numpy()
         rows = item, table.annotator, table.label, p
         overall = overall_scores(*rows, num_annotators=len(self._annotators), features=features)
@@ -179,7 +179,7 @@ class SimLabelAnswers(Answers):
             raise ValueError(
                 "some of these pairs of item and annotator were not imputed; `imputed_` lists those that were"
             )
-        self._imputed = self._imputed.kept(
+        self._imputed = self._imputed.select(
             torch.from_numpy(~np.isin(here, gone)).to(self._imputed.item.device)
         )
         self._withdrawn = np.union1d(self._withdrawn, gone)

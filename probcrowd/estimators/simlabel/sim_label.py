@@ -18,6 +18,7 @@ from torch import nn
 from probcrowd.data.files import some
 from probcrowd.data.rows import Rows
 from probcrowd.data.table import read_table, recode
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.crowd.fit import (
     fitted,
     held_out_from,
@@ -42,10 +43,9 @@ from probcrowd.estimators.simlabel.options import (
     pair_codes,
 )
 from probcrowd.estimators.simlabel.results import SimLabelAnswers
-from probcrowd.inference.crowd.training import Trained, look_at_all
-from probcrowd.models.crowd.base import Labels
+from probcrowd.inference.crowd.training import TrainingState, apply_network_to_all
 from probcrowd.models.encoders import small_encoder
-from probcrowd.models.simlabel.imputed import Imputed, Missing
+from probcrowd.models.simlabel.imputed import ImputedLabels, Missing
 from probcrowd.models.simlabel.soft_labels import SoftLabels
 from probcrowd.storage.checkpoint import load_module, under
 
@@ -192,10 +192,11 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
                 among(pairs, place, len(annotators)),
             )
             stands = fitted(self, encoder, channel, items, split, judge, **options)
-            found, how = Imputed.none(split.place.device), channel.how
+            found, how = ImputedLabels.empty(split.place.device), channel.options
             if how.threshold is not None and stands.selected > how.warm_up:
                 found = channel.impute(
-                    look_at_all(encoder, channel, trained_on(items, split), split.labels.items), how.threshold
+                    apply_network_to_all(encoder, channel, trained_on(items, split), split.labels.items),
+                    how.threshold,
                 )
             self._install(encoder, channel, stands, ids, items.columns, items.shape, found, place, pairs)
             if kept is not None:
@@ -208,7 +209,7 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
         self,
         embedding: Sequence[int],
         rows: Rows,
-        labels: Labels,
+        labels: AnnotationTensors,
         classes: pd.Index,
         withdrawn: Int[np.ndarray, " v"],
     ) -> SoftLabels:
@@ -226,11 +227,11 @@ class SimLabel(SimLabelAnswers, ClassifierMixin, BaseEstimator):
         self,
         encoder: nn.Module,
         channel: SoftLabels,
-        stands: Trained,
+        stands: TrainingState,
         ids: Mapping[str, pd.Index],
         columns: tuple[str, ...],
         shape: tuple[int, ...],
-        imputed: Imputed,
+        imputed: ImputedLabels,
         place: Int[np.ndarray, " i"],
         withdrawn: Int[np.ndarray, " w"],
     ) -> None:
@@ -276,10 +277,14 @@ def load_sim_label(folder: Path | str, encoder: Encoder | None = None) -> SimLab
     rows = rows_of(saved, len(ids["annotators"]), len(ids["classes"]))
     place, pairs = (saved.tensors[name].numpy() for name in ("place", "withdrawn"))
     channel = again._channel(
-        state["embedding"], rows, Labels.of(rows), ids["classes"], among(pairs, place, len(ids["annotators"]))
+        state["embedding"],
+        rows,
+        AnnotationTensors.of(rows),
+        ids["classes"],
+        among(pairs, place, len(ids["annotators"])),
     )
     load_module(channel, saved.tensors, "channel")
-    stands = Trained(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
+    stands = TrainingState(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
     learned.eval()
     channel.eval()
     again._install(
@@ -289,7 +294,7 @@ def load_sim_label(folder: Path | str, encoder: Encoder | None = None) -> SimLab
         ids,
         tuple(state["columns"]),
         shape,
-        Imputed(**under("imputed", saved.tensors)),
+        ImputedLabels(**under("imputed", saved.tensors)),
         place,
         pairs,
     )

@@ -22,9 +22,9 @@ from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.lia.lia import LIA
 from probcrowd.estimators.lia.truth_network import NetworkAggregator
 from probcrowd.estimators.lia.two_stage import TwoStage
-from probcrowd.inference.lia.em import State, answer, fit_lia
+from probcrowd.inference.lia.em import State, fit_lia, predict
 from probcrowd.inference.lia.objectives import OBJECTIVES
-from probcrowd.models.lia.lia import Said
+from probcrowd.models.lia.lia import LIABatch
 from probcrowd.models.lia.prior import Inputs, LIAPrior
 from probcrowd.models.priors import CoinPrior, DirichletPrior
 
@@ -76,8 +76,8 @@ def _stages(lia: LIA, how: str, labels: pd.DataFrame, features: pd.DataFrame, se
             after_em.append(state)
 
     fitted = fit_lia(table.rows, inputs, lia.networks, objective, lia.schedule, seed=seed, keep=keep)
-    posterior, truth, _ = answer(
-        after_em[0].parameters, Said.of(table.rows, inputs, torch.float32), objective
+    posterior, truth, _ = predict(
+        after_em[0].parameters, LIABatch.of(table.rows, inputs, torch.float32), objective
     )
     found = {
         "labels": fitted.posterior,

@@ -1,6 +1,6 @@
 r"""The one loop that trains a network together with what it believes of annotators, whatever that is (`probcrowd.models.crowd`).
 
-    epoch e    channel.begin(e) -> batches of whole items in an order drawn from (seed, e) -> Adam on network and channel -> channel.end -> score
+    epoch e    channel.start_epoch(e) -> batches of whole items in an order drawn from (seed, e) -> Adam on network and channel -> channel.end -> score
 
 Everything random in an epoch comes from (seed, e), so a training that goes on after any epoch ends at the bits of one that was never
 stopped. The score, where there is one, chooses the epoch whose network and channel are the result; without it the last epoch's are. Weight
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from probcrowd.compute.threads import one_thread
-from probcrowd.models.crowd.base import Channel, Labels, Seen
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.base import Channel, NetworkOutput
 from probcrowd.storage.checkpoint import (
     Checkpoint,
     load_module,
@@ -40,7 +41,7 @@ AT_ONCE = 1024  # items of a pass without gradients
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingOptions:
     """epochs; batch: items; learning_rate, weight_decay: of Adam. channel_learning_rate: of what the channel has, whose logits have further to go;
     None: that of the network. patience: epochs without a better score after which to stop; None: never."""
 
@@ -53,7 +54,7 @@ class Training:
 
 
 @dataclass
-class Trained:
+class TrainingState:
     """Where a training stands: epochs done, the best of them, its score, and a row of `history` per epoch."""
 
     epoch: int = 0
@@ -66,7 +67,7 @@ class Trained:
         """The epoch that is the result: the best, or the last where nothing was scored."""
         return self.best_epoch or self.epoch
 
-    def finished(self, training: Training) -> bool:
+    def finished(self, training: TrainingOptions) -> bool:
         """Whether there is nothing left to do."""
         waited = self.epoch - self.best_epoch
         return self.epoch >= training.epochs or (
@@ -81,15 +82,15 @@ def train(
     network: nn.Module,
     channel: Channel,
     inputs: Inputs,
-    labels: Labels,
-    training: Training,
+    labels: AnnotationTensors,
+    training: TrainingOptions,
     *,
     seed: int = 0,
     score: Score | None = None,
     resume: Checkpoint | None = None,
     keep: Keep | None = None,
     progress: bool = False,
-) -> Trained:
+) -> TrainingState:
     """Trains both modules in place.
 
     Args:
@@ -99,7 +100,7 @@ def train(
         FloatingPointError: the loss is not a number any more.
     """
     optimizer = _adam(network, channel, training)
-    stands, best = Trained(), {}
+    stands, best = TrainingState(), {}
     if resume is not None:
         stands, best = _restored(network, channel, optimizer, resume)
     bar = tqdm(
@@ -121,7 +122,7 @@ def train(
                     f"the loss is {row['loss']} in epoch {stands.epoch + 1}: lower the learning rate or the strength"
                 )
             stands.epoch += 1
-            row |= {"degenerate": float(channel.degenerate), **channel.notes()}
+            row |= {"degenerate": float(channel.degenerate), **channel.metrics()}
             if score is not None:
                 row["score"] = score(network, channel)
                 if math.isnan(row["score"]):
@@ -149,13 +150,13 @@ def train(
     return stands
 
 
-def look(network: nn.Module, channel: Channel, inputs: Tensor) -> Seen:
+def apply_network(network: nn.Module, channel: Channel, inputs: Tensor) -> NetworkOutput:
     """What the network makes of some inputs, as the channel wants it."""
-    if channel.embeds:
+    if channel.needs_embedding:
         embedding = network(inputs)
-        return Seen(embedding.new_zeros(len(embedding), 0), embedding)
+        return NetworkOutput(embedding.new_zeros(len(embedding), 0), embedding)
     if not channel.needs_features:
-        return Seen(torch.log_softmax(network(inputs), -1))
+        return NetworkOutput(torch.log_softmax(network(inputs), -1))
     caught: list[Tensor] = []
     hook = network.get_submodule(channel.head).register_forward_pre_hook(
         lambda _, given: caught.append(given[0])
@@ -164,23 +165,27 @@ def look(network: nn.Module, channel: Channel, inputs: Tensor) -> Seen:
         log_truth = torch.log_softmax(network(inputs), -1)
     finally:
         hook.remove()
-    return Seen(log_truth, caught[-1].flatten(1))
+    return NetworkOutput(log_truth, caught[-1].flatten(1))
 
 
 @torch.no_grad()
-def look_at_all(network: nn.Module, channel: Channel, inputs: Inputs, items: Int[Tensor, " i"]) -> Seen:
+def apply_network_to_all(
+    network: nn.Module, channel: Channel, inputs: Inputs, items: Int[Tensor, " i"]
+) -> NetworkOutput:
     """The same of many items, some at a time, without dropout and without gradients; the modules are left as they were."""
     modes = network.training, channel.training
     network.eval()
     channel.eval()
-    parts = [look(network, channel, inputs(part)) for part in items.split(AT_ONCE)]
+    parts = [apply_network(network, channel, inputs(part)) for part in items.split(AT_ONCE)]
     network.train(modes[0])
     channel.train(modes[1])
     features = [part.features for part in parts if part.features is not None]
-    return Seen(torch.cat([part.log_truth for part in parts]), torch.cat(features) if features else None)
+    return NetworkOutput(
+        torch.cat([part.log_truth for part in parts]), torch.cat(features) if features else None
+    )
 
 
-def head_of(network: nn.Module, inputs: Tensor) -> str | None:
+def output_layer(network: nn.Module, inputs: Tensor) -> str | None:
     """The name of the linear layer that gives the logits of these inputs; None where there is none."""
     called: list[tuple[str, Tensor]] = []
 
@@ -204,14 +209,14 @@ def head_of(network: nn.Module, inputs: Tensor) -> str | None:
     return next((name for name, made in reversed(called) if made is logits), None)
 
 
-def _small(network: nn.Module, inputs: Inputs, labels: Labels, training: Training) -> bool:
+def _small(network: nn.Module, inputs: Inputs, labels: AnnotationTensors, training: TrainingOptions) -> bool:
     """Whether a batch is so little work that several threads would be slower than one: by its weights and, for convolutions, its inputs."""
     weights = sum(parameter.numel() for parameter in network.parameters())
     work = training.batch * (weights + PER_INPUT * inputs(labels.items[:1]).numel())
     return labels.item.device.type == "cpu" and work < SMALL
 
 
-def _adam(network: nn.Module, channel: Channel, training: Training) -> torch.optim.Adam:
+def _adam(network: nn.Module, channel: Channel, training: TrainingOptions) -> torch.optim.Adam:
     rate = (
         training.learning_rate if training.channel_learning_rate is None else training.channel_learning_rate
     )
@@ -219,7 +224,7 @@ def _adam(network: nn.Module, channel: Channel, training: Training) -> torch.opt
         {"params": list(network.parameters()), "weight_decay": training.weight_decay},
         {
             "params": list(channel.parameters()),
-            "weight_decay": training.weight_decay if channel.decays else 0.0,
+            "weight_decay": training.weight_decay if channel.weight_decay else 0.0,
             "lr": rate,
         },
     ]
@@ -231,8 +236,8 @@ def _epoch(
     channel: Channel,
     optimizer: torch.optim.Optimizer,
     inputs: Inputs,
-    labels: Labels,
-    training: Training,
+    labels: AnnotationTensors,
+    training: TrainingOptions,
     seed: int,
     epoch: int,
 ) -> float:
@@ -242,14 +247,16 @@ def _epoch(
     channel.train()
     losses = []
     with _seeded(number, labels.item.device):
-        channel.begin(epoch, training.epochs, lambda: look_at_all(network, channel, inputs, labels.items))
+        channel.start_epoch(
+            epoch, training.epochs, lambda: apply_network_to_all(network, channel, inputs, labels.items)
+        )
         for part in labels.batches(training.batch, torch.Generator().manual_seed(number)):
-            loss = channel.loss(look(network, channel, inputs(part.items)), part)
+            loss = channel.loss(apply_network(network, channel, inputs(part.items)), part)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
-        channel.end()
+        channel.end_epoch()
     return float(torch.stack(losses).mean())
 
 
@@ -272,8 +279,10 @@ def _load(network: nn.Module, channel: Channel, tensors: Mapping[str, Tensor], n
 
 def _restored(
     network: nn.Module, channel: Channel, optimizer: torch.optim.Optimizer, found: Checkpoint
-) -> tuple[Trained, dict[str, Tensor]]:
+) -> tuple[TrainingState, dict[str, Tensor]]:
     _load(network, channel, found.tensors, "now")
     state = dict(found.state)
     load_optimizer(optimizer, found.tensors, state.pop("optimizer"), "optimizer")
-    return Trained(**state), {f"best/{name}": value for name, value in under("best", found.tensors).items()}
+    return TrainingState(**state), {
+        f"best/{name}": value for name, value in under("best", found.tensors).items()
+    }

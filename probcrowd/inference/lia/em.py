@@ -31,11 +31,11 @@ from probcrowd.inference.lia.objectives import (
     e_step,
     last_objective,
     log_prior,
-    m_objective,
-    vote_posterior,
+    m_step_objective,
+    vote_shares,
 )
-from probcrowd.inference.lia.optimizers import State, Target, climb, wander
-from probcrowd.models.lia.lia import Parameters, Said, log_truth
+from probcrowd.inference.lia.optimizers import State, Target, amsgrad_steps, lbfgs_steps
+from probcrowd.models.lia.lia import LIABatch, Parameters, log_truth
 from probcrowd.models.lia.prior import Inputs, LIAPrior, Site, sites
 
 CHUNK = 50  # L-BFGS steps of a unit after EM
@@ -101,10 +101,10 @@ def fit_lia(
     Raises:
         FloatingPointError: the objective is not a number any more.
     """
-    said = Said.of(rows, inputs, torch.float64 if schedule.batch is None else torch.float32)
+    said = LIABatch.of(rows, inputs, torch.float64 if schedule.batch is None else torch.float32)
     declared = sites(rows, inputs, prior)
     state = State(_start(declared, seed, said.weight.dtype)) if state is None else state
-    first = vote_posterior(said) if start is None else torch.from_numpy(np.array(start)).to(said.weight.dtype)
+    first = vote_shares(said) if start is None else torch.from_numpy(np.array(start)).to(said.weight.dtype)
     bar = tqdm(
         total=schedule.units, initial=state.unit, desc="lia", unit="round", disable=not progress, leave=False
     )
@@ -118,7 +118,7 @@ def fit_lia(
             keep(state)
             bar.update()
             bar.set_postfix(log_posterior=f"{state.values[-1]:.1f}", refresh=False)
-    posterior, truth, _ = answer(state.parameters, said, objective)
+    posterior, truth, _ = predict(state.parameters, said, objective)
     return Fitted(
         state.parameters,
         posterior.double().numpy(),
@@ -130,7 +130,7 @@ def fit_lia(
 
 def advance(
     state: State,
-    said: Said,
+    said: LIABatch,
     declared: dict[str, Site],
     first: Float[Tensor, "i k"],
     objective: Objective,
@@ -149,10 +149,12 @@ def advance(
         target = partial(_marginal, objective)
 
     if schedule.batch is None:
-        state = replace(state, parameters=climb(state.parameters, said, declared, target, objective, steps))
+        state = replace(
+            state, parameters=lbfgs_steps(state.parameters, said, declared, target, objective, steps)
+        )
     else:
         numbers = {"batch": schedule.batch, "learning_rate": schedule.learning_rate, "seed": seed}
-        state = wander(state, said, declared, target, objective, steps, **numbers)
+        state = amsgrad_steps(state, said, declared, target, objective, steps, **numbers)
     with torch.no_grad():
         value = float(
             posteriors(state.parameters, said, objective)[1]
@@ -169,25 +171,25 @@ def advance(
 
 
 def posteriors(
-    parameters: Parameters, said: Said, objective: Objective
+    parameters: Parameters, said: LIABatch, objective: Objective
 ) -> tuple[Float[Tensor, "i k"], Float[Tensor, ""]]:
     """The E step over all items, some of them at a time."""
     with torch.no_grad():
-        found = [e_step(parameters, part, objective) for part in parts(said)]
+        found = [e_step(parameters, part, objective) for part in batches(said)]
     return torch.cat([q for q, _ in found]), torch.stack([value.double() for _, value in found]).sum()
 
 
-def answer(
-    parameters: Parameters, said: Said, objective: Objective
+def predict(
+    parameters: Parameters, said: LIABatch, objective: Objective
 ) -> tuple[Float[Tensor, "i k"], Float[Tensor, "i k"], Float[Tensor, ""]]:
     """What is to be told of items: soft posteriors, class probabilities h(x), and the log marginal likelihood."""
     q, value = posteriors(parameters, said, replace(objective, hard=False))
     with torch.no_grad():
-        truth = torch.cat([log_truth(parameters, part) for part in parts(said)]).exp()
+        truth = torch.cat([log_truth(parameters, part) for part in batches(said)]).exp()
     return q, truth, value
 
 
-def parts(said: Said) -> Iterator[Said]:
+def batches(said: LIABatch) -> Iterator[LIABatch]:
     """The items in order, in batches of some `AT_ONCE` labels and items."""
     place = said.starts[1:] + torch.arange(1, len(said.place) + 1)
     cuts = torch.searchsorted(place, torch.arange(0, int(place[-1]) if len(place) else 0, AT_ONCE))
@@ -199,18 +201,18 @@ def parts(said: Said) -> Iterator[Said]:
         yield said.part(torch.arange(low, high))
 
 
-def _small(said: Said) -> bool:
+def _small(said: LIABatch) -> bool:
     width = 1 if said.item_features is None else said.item_features.shape[1]
     return len(said.item) * said.possible.shape[1] ** 2 + len(said.place) * width < SMALL
 
 
 def _expected(
-    q: Float[Tensor, "i k"], objective: Objective, parameters: Parameters, part: Said
+    q: Float[Tensor, "i k"], objective: Objective, parameters: Parameters, part: LIABatch
 ) -> Float[Tensor, ""]:
-    return m_objective(parameters, part, q[part.place], objective)
+    return m_step_objective(parameters, part, q[part.place], objective)
 
 
-def _marginal(objective: Objective, parameters: Parameters, part: Said) -> Float[Tensor, ""]:
+def _marginal(objective: Objective, parameters: Parameters, part: LIABatch) -> Float[Tensor, ""]:
     return last_objective(parameters, part, objective)
 
 
@@ -219,7 +221,7 @@ def _start(declared: dict[str, Site], seed: int, dtype: torch.dtype) -> Paramete
     made: Parameters = {}
     for name, site in declared.items():
         inner = name.rpartition("_")[2].isdigit() and "_weight_" in name
-        draw = torch.randn(site.centre.shape, generator=generator, dtype=torch.float64)
-        spread = site.spread * (1.0 if inner else START)
-        made[name] = (torch.from_numpy(site.centre) + spread * draw).to(dtype)
+        draw = torch.randn(site.loc.shape, generator=generator, dtype=torch.float64)
+        spread = site.scale * (1.0 if inner else START)
+        made[name] = (torch.from_numpy(site.loc) + spread * draw).to(dtype)
     return made

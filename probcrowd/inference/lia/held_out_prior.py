@@ -20,12 +20,12 @@ from tqdm import tqdm
 from probcrowd.data.rows import Rows
 from probcrowd.inference.lia.em import Schedule, fit_lia
 from probcrowd.inference.lia.objectives import Objective
-from probcrowd.models.lia.lia import Said, log_said
+from probcrowd.models.lia.lia import LIABatch, label_log_likelihood
 from probcrowd.models.lia.prior import Inputs, LIAPrior
 
 FOLDS = 5
 ENOUGH = 3000  # labels held out, after which no more folds are needed
-STEPS = {
+FACTORS = {
     "truth": math.sqrt(10),
     "difficulty": math.sqrt(10),
     "competence": 2.0,
@@ -33,7 +33,7 @@ STEPS = {
 MOVES = 2  # of a spread, at most, in one direction
 
 
-def choose_spreads(
+def search_prior_scales(
     rows: Rows,
     inputs: Inputs,
     prior: LIAPrior,
@@ -60,7 +60,7 @@ def choose_spreads(
 
         best, scores = prior, score(prior)
         tried.append(_told(best, scores, math.nan, math.nan, True))
-        for name, factor in STEPS.items():
+        for name, factor in FACTORS.items():
             for direction in (1 / factor, factor):
                 moved = False
                 for _ in range(MOVES):
@@ -76,9 +76,9 @@ def choose_spreads(
     return pd.DataFrame(tried)
 
 
-def chosen(prior: LIAPrior, tried: pd.DataFrame) -> LIAPrior:
+def best_prior(prior: LIAPrior, tried: pd.DataFrame) -> LIAPrior:
     """The prior with the last spreads that became the best."""
-    best = tried.loc[tried["best"].to_numpy(bool), list(STEPS)].iloc[-1]
+    best = tried.loc[tried["best"].to_numpy(bool), list(FACTORS)].iloc[-1]
     return replace(prior, **{str(name): float(value) for name, value in best.items()})
 
 
@@ -107,7 +107,11 @@ def held_out_scores(
         fitted = fit_lia(_rows(rows, ~out), inputs, prior, objective, schedule, seed=seed)
         rest = _rows(rows, out)
         with torch.no_grad():
-            likely = log_said(fitted.parameters, Said.of(rest, inputs, torch.float64)).exp().numpy()
+            likely = (
+                label_log_likelihood(fitted.parameters, LIABatch.of(rest, inputs, torch.float64))
+                .exp()
+                .numpy()
+            )
         scores[out] = np.log((fitted.posterior[rest.item] * likely).sum(1))
     return scores
 
@@ -130,7 +134,7 @@ def _gain(difference: Float64[np.ndarray, " n"]) -> tuple[float, float]:
 def _told(
     prior: LIAPrior, scores: Float64[np.ndarray, " n"], gain: float, error: float, better: bool
 ) -> dict[str, Any]:
-    spreads = {name: getattr(prior, name) for name in STEPS}
+    spreads = {name: getattr(prior, name) for name in FACTORS}
     return spreads | {
         "score": float(np.nanmean(scores)),
         "gain": gain,

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcrowd.models.lia.lia import Parameters, Said, log_joint, log_said, log_truth
+from probcrowd.models.lia.lia import LIABatch, Parameters, label_log_likelihood, log_joint, log_truth
 from probcrowd.models.lia.prior import Site
 from probcrowd.models.meta.prototype import LOG_ZERO
 
@@ -66,10 +66,10 @@ assert tuple(OBJECTIVES) == get_args(ObjectiveName)
 
 
 def e_step(
-    parameters: Parameters, said: Said, objective: Objective
+    parameters: Parameters, said: LIABatch, objective: Objective
 ) -> tuple[Float[Tensor, "i k"], Float[Tensor, ""]]:
     """q, and the log marginal likelihood of what was said, whatever the objective."""
-    log_class, evidence = log_truth(parameters, said), log_said(parameters, said)
+    log_class, evidence = log_truth(parameters, said), label_log_likelihood(parameters, said)
     joint = log_joint(log_class, evidence, said)
     scores = joint if objective.truth_in_e_step else log_joint(torch.zeros_like(log_class), evidence, said)
     q = torch.softmax(scores, -1)
@@ -78,12 +78,12 @@ def e_step(
     return q, torch.logsumexp(joint, -1).sum()
 
 
-def m_objective(
-    parameters: Parameters, said: Said, q: Float[Tensor, "i k"], objective: Objective
+def m_step_objective(
+    parameters: Parameters, said: LIABatch, q: Float[Tensor, "i k"], objective: Objective
 ) -> Float[Tensor, ""]:
     """What the M step raises, without the prior."""
     log_class = log_truth(parameters, said)
-    evidence = _normalised(log_said(parameters, said), objective) * said.weight[:, None]
+    evidence = _normalised(label_log_likelihood(parameters, said), objective) * said.weight[:, None]
     if objective.truth_per_label:
         log_class = (
             log_class * log_class.new_zeros(len(log_class)).index_add(0, said.item, said.weight)[:, None]
@@ -91,10 +91,10 @@ def m_objective(
     return (q * log_class).sum() + (q[said.item] * evidence).sum()
 
 
-def last_objective(parameters: Parameters, said: Said, objective: Objective) -> Float[Tensor, ""]:
+def last_objective(parameters: Parameters, said: LIABatch, objective: Objective) -> Float[Tensor, ""]:
     """What the steps after EM raise, without the prior."""
     log_class = log_truth(parameters, said)
-    evidence = _normalised(log_said(parameters, said), objective)
+    evidence = _normalised(label_log_likelihood(parameters, said), objective)
     if objective.last == "joint":
         return torch.logsumexp(log_joint(log_class, evidence, said), -1).sum()
     log_class = torch.where(said.possible, log_class, LOG_ZERO)
@@ -105,12 +105,12 @@ def log_prior(parameters: Parameters, declared: dict[str, Site]) -> Float[Tensor
     """The normal log density of all parameters, less what it is where every one of them is at its centre."""
     terms = []
     for name, value in parameters.items():
-        off = value - torch.from_numpy(declared[name].centre).to(value.dtype)
-        terms.append((off * off).sum() / (2 * declared[name].spread ** 2))
+        off = value - torch.from_numpy(declared[name].loc).to(value.dtype)
+        terms.append((off * off).sum() / (2 * declared[name].scale ** 2))
     return -torch.stack(terms).sum()
 
 
-def vote_posterior(said: Said) -> Float[Tensor, "i k"]:
+def vote_shares(said: LIABatch) -> Float[Tensor, "i k"]:
     """The start: shares of an item's labels (equation 8), gold where it is known; all classes alike without either."""
     num_classes = said.possible.shape[1]
     flat = said.weight.new_zeros(len(said.place) * num_classes).index_add(

@@ -18,10 +18,10 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from probcrowd.inference.lia.objectives import Objective, log_prior
-from probcrowd.models.lia.lia import Parameters, Said
+from probcrowd.models.lia.lia import LIABatch, Parameters
 from probcrowd.models.lia.prior import Site
 
-Target = Callable[[Parameters, Said], Float[Tensor, ""]]
+Target = Callable[[Parameters, LIABatch], Float[Tensor, ""]]
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class State:
     converged: bool = False
 
 
-def climb(
+def lbfgs_steps(
     parameters: Parameters,
-    said: Said,
+    said: LIABatch,
     declared: dict[str, Site],
     target: Target,
     objective: Objective,
@@ -49,12 +49,9 @@ def climb(
 ) -> Parameters:
     """L-BFGS steps on the whole."""
     names = list(parameters)
-    centre = torch.cat([torch.from_numpy(declared[name].centre).flatten() for name in names])
+    centre = torch.cat([torch.from_numpy(declared[name].loc).flatten() for name in names])
     spread = torch.cat(
-        [
-            torch.full((parameters[name].numel(),), declared[name].spread, dtype=torch.float64)
-            for name in names
-        ]
+        [torch.full((parameters[name].numel(),), declared[name].scale, dtype=torch.float64) for name in names]
     )
     sizes = [parameters[name].numel() for name in names]
 
@@ -82,9 +79,9 @@ def climb(
     return {name: value.clone() for name, value in unpacked(torch.from_numpy(found.x)).items()}
 
 
-def wander(
+def amsgrad_steps(
     state: State,
-    said: Said,
+    said: LIABatch,
     declared: dict[str, Site],
     target: Target,
     objective: Objective,

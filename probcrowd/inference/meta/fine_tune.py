@@ -20,8 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.inference.meta.maml import without_running_statistics
-from probcrowd.models.crowd.base import Channel, Labels, Seen
+from probcrowd.models.crowd.base import Channel, NetworkOutput
 from probcrowd.models.crowd.conal import CoNAL
 from probcrowd.models.crowd.crowd_layer import CrowdLayer
 from probcrowd.simulate.episodes import Episodes, EpisodeSource
@@ -48,7 +49,7 @@ class Classifier(nn.Module):
     ) -> Float[Tensor, "..."]:
         """codes: of labels; negative where an annotator was not asked."""
         features = self.encoder(inputs).flatten(1)
-        seen = Seen(torch.log_softmax(self.head(features), -1), features)
+        seen = NetworkOutput(torch.log_softmax(self.head(features), -1), features)
         return seen.log_truth if codes is None else self.channel.loss(seen, all_pairs(codes, features.dtype))
 
 
@@ -116,13 +117,15 @@ def classifiers(
         ]
 
 
-def all_pairs(codes: Int[Tensor, "i j"], dtype: torch.dtype) -> Labels:
+def all_pairs(codes: Int[Tensor, "i j"], dtype: torch.dtype) -> AnnotationTensors:
     """A row for every item and annotator; the weights of those that are there have a mean of 1 per item."""
     items, annotators = (torch.arange(size, device=codes.device) for size in codes.shape)
     asked = (codes >= 0).flatten().to(dtype)
     weight = asked * (len(items) / asked.sum().clamp(min=1))
     item, annotator = items.repeat_interleave(len(annotators)), annotators.repeat(len(items))
-    return Labels(item, annotator, codes.flatten().clamp(min=0), weight, items, per_item=1.0)
+    return AnnotationTensors(
+        item, annotator, codes.flatten().clamp(min=0), weight, items, weight_per_item=1.0
+    )
 
 
 def _fit(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from probcrowd.models.crowd.base import Channel, Labels, Seen, smoothed_confusion
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.base import Channel, NetworkOutput, smoothed_confusion
 
 
 class Targets(Channel):
@@ -14,7 +15,7 @@ class Targets(Channel):
     targets: Tensor
     matrices: Tensor
 
-    def __init__(self, targets: Float[Tensor, "i k"], labels: Labels, num_annotators: int) -> None:
+    def __init__(self, targets: Float[Tensor, "i k"], labels: AnnotationTensors, num_annotators: int) -> None:
         super().__init__()
         self.register_buffer("targets", targets.clone())
         self.register_buffer("matrices", smoothed_confusion(labels.counts(targets, num_annotators)))
@@ -23,12 +24,12 @@ class Targets(Channel):
         """Counted, each row with one label more, drawn as all annotators together say."""
         return self.matrices
 
-    def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
+    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """Mean over items."""
-        return target_loss(seen.log_truth, self.targets[labels.items])
+        return soft_cross_entropy(seen.log_truth, self.targets[labels.items])
 
 
-def target_loss(log_truth: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
+def soft_cross_entropy(log_truth: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
     """-sum_k target_k log f_k, mean over items."""
     return -(targets * log_truth).sum(1).mean()
 

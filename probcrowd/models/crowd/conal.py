@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probcrowd.models.crowd.base import Channel, Labels, Seen
-from probcrowd.models.crowd.start import start_logits
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.base import Channel, NetworkOutput, diagonal_logits
 
 
 class CoNAL(Channel):
@@ -40,27 +40,27 @@ class CoNAL(Channel):
         self.strength = strength
         self.embedding = nn.Linear(num_features, width)
         self.annotators = nn.Parameter(torch.randn(num_annotators, width))
-        self.common = nn.Parameter(start_logits(size, 1, num_classes)[0])
-        self.individual = nn.Parameter(start_logits(size, num_annotators, num_classes))
+        self.common = nn.Parameter(diagonal_logits(size, 1, num_classes)[0])
+        self.individual = nn.Parameter(diagonal_logits(size, num_annotators, num_classes))
 
     def confusion(self) -> Float[Tensor, "j k l"]:
         """At w = 1/2, of an item whose embedding is at a right angle to the annotator's."""
         return torch.softmax((self.common + self.individual) / 2, -1)
 
-    def common_share(self, seen: Seen, labels: Labels) -> Float[Tensor, " n"]:
+    def common_share(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, " n"]:
         """w of every row."""
-        items = nn.functional.normalize(self.embedding(seen.some_features()), dim=1)
+        items = nn.functional.normalize(self.embedding(seen.require_features()), dim=1)
         annotators = nn.functional.normalize(self.annotators, dim=1)
         return torch.sigmoid((items[labels.item] * annotators[labels.annotator]).sum(1))
 
-    def log_said(self, seen: Seen, labels: Labels) -> Float[Tensor, "n l"]:
+    def log_label(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, "n l"]:
         """log P(l | j, x), with the item's own w."""
         share, truth = self.common_share(seen, labels)[:, None], seen.log_truth.exp()
         common = (truth @ self.common)[labels.item]
         individual = torch.einsum("nk,nkl->nl", truth[labels.item], self.individual[labels.annotator])
         return torch.log_softmax(share * common + (1 - share) * individual, -1)
 
-    def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
+    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """Cross-entropy, mean over labels, minus the term."""
         distance = torch.linalg.vector_norm((self.individual - self.common).flatten(1), dim=1)
-        return labels.cross_entropy(self.log_said(seen, labels)) - self.strength * distance.sum()
+        return labels.cross_entropy(self.log_label(seen, labels)) - self.strength * distance.sum()

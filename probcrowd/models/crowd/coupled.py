@@ -21,12 +21,15 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
-from probcrowd.models.crowd.base import Labels, Seen
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.base import NetworkOutput
 from probcrowd.models.crowd.mixture import Mixture
 from probcrowd.models.crowd.volume import by_class, log_volume
 
 
-def coupled(network: nn.Module, channel: Mixture, inputs: Float[Tensor, "i ..."], labels: Labels) -> None:
+def coupled(
+    network: nn.Module, channel: Mixture, inputs: Float[Tensor, "i ..."], labels: AnnotationTensors
+) -> None:
     """The declaration. network, channel: whose parameters are learned; the channel has the terms' strengths too.
 
     Sites: label, and truth_volume, confusion_volume and trace where their strengths are not 0.
@@ -37,7 +40,9 @@ def coupled(network: nn.Module, channel: Mixture, inputs: Float[Tensor, "i ..."]
     total, log_confusion = labels.weight.sum(), torch.log_softmax(channel.logits, -1)
     with pyro.plate("rows", len(labels.item)), poutine.scale(scale=labels.weight):
         pyro.sample(
-            "label", dist.Categorical(logits=channel.log_said(Seen(log_truth), labels)), obs=labels.label
+            "label",
+            dist.Categorical(logits=channel.log_label(NetworkOutput(log_truth), labels)),
+            obs=labels.label,
         )
     if channel.truth_volume:
         pyro.factor("truth_volume", total * channel.truth_volume * log_volume(log_truth)[0])

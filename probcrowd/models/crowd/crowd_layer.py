@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probcrowd.models.crowd.base import Channel, Labels, Seen
-from probcrowd.models.crowd.start import start_logits
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.base import Channel, NetworkOutput, diagonal_logits
 
 KINDS = ("MW", "VW", "VB", "VW+B", "SW")
 
@@ -38,7 +38,7 @@ class CrowdLayer(Channel):
             raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
         self.kind, self.sizes = kind, (num_annotators, num_classes)
         starts = {
-            "MW": start_logits(size, num_annotators, num_classes),
+            "MW": diagonal_logits(size, num_annotators, num_classes),
             "SW": size * torch.ones(num_annotators, 1),
             "VB": None,
         }
@@ -55,16 +55,16 @@ class CrowdLayer(Channel):
         annotator = torch.arange(num_annotators, device=some.device)
         return torch.softmax(self._linear(torch.eye(num_classes).to(some), annotator[:, None]), -1)
 
-    def log_said(self, seen: Seen, labels: Labels) -> Float[Tensor, "n l"]:
+    def log_label(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, "n l"]:
         """log P(l | j, x), log-linear in f."""
         truth = seen.log_truth.exp()[labels.item]
         if self.kind == "MW" and self.weight is not None:
             return torch.log_softmax(torch.einsum("nk,nkl->nl", truth, self.weight[labels.annotator]), -1)
         return torch.log_softmax(self._linear(truth, labels.annotator), -1)
 
-    def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
+    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """Cross-entropy, mean over labels."""
-        return labels.cross_entropy(self.log_said(seen, labels))
+        return labels.cross_entropy(self.log_label(seen, labels))
 
     def _linear(self, truth: Float[Tensor, "n l"], annotator: Int[Tensor, "*who"]) -> Float[Tensor, "*m l"]:
         """scale f + bias, of the kinds that mix no classes."""

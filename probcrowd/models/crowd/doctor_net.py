@@ -19,8 +19,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from probcrowd.models.crowd.aggregated_labels import majority, target_loss
-from probcrowd.models.crowd.base import Channel, Kept, Labels, Seen, normalised, smoothed_confusion
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.aggregated_labels import majority, soft_cross_entropy
+from probcrowd.models.crowd.base import (
+    Channel,
+    LabelBuffers,
+    NetworkOutput,
+    normalise_rows,
+    smoothed_confusion,
+)
 
 AT_ONCE = 256  # items whose heads are averaged
 
@@ -39,37 +46,37 @@ class DoctorNet(Channel):
         num_annotators: int,
         num_classes: int,
         num_features: int,
-        labels: Labels,
+        labels: AnnotationTensors,
         *,
         averaging: float = 0.2,
     ) -> None:
         super().__init__()
         if not 0 <= averaging <= 1:
             raise ValueError(f"averaging={averaging}: it is a share of the epochs, from 0 to 1")
-        self.num_classes, self.averaging, self.averages, self.told = (
+        self.num_classes, self.averaging, self.averages, self.training_labels = (
             num_classes,
             averaging,
             False,
-            Kept(labels),
+            LabelBuffers(labels),
         )
         self.heads = nn.Linear(num_features, num_annotators * num_classes)
         self.log_weight = nn.Parameter(torch.zeros(num_annotators))
         self.register_buffer(
             "matrices",
-            smoothed_confusion(labels.counts(normalised(labels.votes(num_classes)), num_annotators)),
+            smoothed_confusion(labels.counts(normalise_rows(labels.votes(num_classes)), num_annotators)),
         )
 
     def confusion(self) -> Float[Tensor, "j k l"]:
         """Counted from f at the start of the epoch; from the share of votes before the second one."""
         return self.matrices
 
-    def log_said(self, seen: Seen, labels: Labels) -> Float[Tensor, "n l"]:
+    def log_label(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, "n l"]:
         """The annotator's head."""
-        return self._log_heads(seen.some_features())[labels.item, labels.annotator]
+        return self._log_heads(seen.require_features())[labels.item, labels.annotator]
 
-    def log_truth(self, seen: Seen) -> Float[Tensor, "b k"]:
+    def log_truth(self, seen: NetworkOutput) -> Float[Tensor, "b k"]:
         """The mean of all heads."""
-        parts = seen.some_features().split(AT_ONCE)
+        parts = seen.require_features().split(AT_ONCE)
         return torch.cat(
             [
                 self._averaged(self._log_heads(part), torch.ones_like(self.log_weight, dtype=torch.bool))
@@ -77,27 +84,27 @@ class DoctorNet(Channel):
             ]
         )
 
-    def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
+    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """Of the heads, or of their average."""
         if not self.averages:
-            return labels.cross_entropy(self.log_said(seen, labels))
-        log_heads = self._log_heads(seen.some_features()).detach()
+            return labels.cross_entropy(self.log_label(seen, labels))
+        log_heads = self._log_heads(seen.require_features()).detach()
         asked = torch.zeros(log_heads.shape[:2], dtype=torch.bool, device=log_heads.device)
         asked[labels.item, labels.annotator] = True
         nobody = ~asked.any(1, keepdim=True)
-        return target_loss(
+        return soft_cross_entropy(
             self._averaged(log_heads, asked | nobody), majority(labels.votes(self.num_classes)) * ~nobody
         )
 
     @torch.no_grad()
-    def begin(self, epoch: int, epochs: int, evaluate: Callable[[], Seen]) -> None:
+    def start_epoch(self, epoch: int, epochs: int, evaluate: Callable[[], NetworkOutput]) -> None:
         """Which of the two is learnt now, and what f makes of the annotators."""
         last = min(max(round(self.averaging * epochs), 1), epochs - 1) if self.averaging else 0
         self.averages = epoch >= epochs - last
         self.selectable = self.averages or not last
         if epoch:
             self.matrices = smoothed_confusion(
-                self.told.labels().counts(self.log_truth(evaluate()).exp(), len(self.log_weight))
+                self.training_labels.labels().counts(self.log_truth(evaluate()).exp(), len(self.log_weight))
             )
 
     def _log_heads(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b j l"]:

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probcrowd.models.crowd.base import Channel, Labels, Seen, normalised
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.base import Channel, NetworkOutput, normalise_rows
 
 
 class MaxMIG(Channel):
@@ -32,15 +33,15 @@ class MaxMIG(Channel):
         self,
         num_annotators: int,
         num_classes: int,
-        labels: Labels,
+        labels: AnnotationTensors,
         *,
         eps: float = 0.01,
         class_prior: Float[Tensor, " k"] | None = None,
     ) -> None:
         super().__init__()
-        shares = normalised(labels.votes(num_classes))
+        shares = normalise_rows(labels.votes(num_classes))
         self.weight = nn.Parameter(
-            (normalised(labels.counts(shares, num_annotators)) + eps).log().contiguous()
+            (normalise_rows(labels.counts(shares, num_annotators)) + eps).log().contiguous()
         )
         prior = (
             labels.weight.new_full((num_classes,), 1 / num_classes) if class_prior is None else class_prior
@@ -51,11 +52,11 @@ class MaxMIG(Channel):
         """softmax over labels of the weights."""
         return torch.softmax(self.weight, -1)
 
-    def log_aggregated(self, labels: Labels) -> Float[Tensor, "b k"]:
+    def log_aggregated(self, labels: AnnotationTensors) -> Float[Tensor, "b k"]:
         """log h: what the labels alone say of the items; the prior where there are none."""
         return torch.log_softmax(labels.log_likelihood(self.weight) + self.log_prior, 1)
 
-    def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
+    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """Minus the information, up to a constant."""
         left, log_h = seen.log_truth - self.log_prior, self.log_aggregated(labels)
         same = torch.logsumexp(left + log_h, 1)

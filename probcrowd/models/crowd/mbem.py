@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcrowd.models.crowd.aggregated_labels import target_loss
-from probcrowd.models.crowd.base import Channel, Kept, Labels, Seen, normalised
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.aggregated_labels import soft_cross_entropy
+from probcrowd.models.crowd.base import Channel, LabelBuffers, NetworkOutput, normalise_rows
 
 LEAST = 1e-10
 
@@ -29,30 +30,32 @@ class MBEM(Channel):
     targets: Tensor
     matrices: Tensor
 
-    def __init__(self, num_annotators: int, num_classes: int, labels: Labels, *, rounds: int = 2) -> None:
+    def __init__(
+        self, num_annotators: int, num_classes: int, labels: AnnotationTensors, *, rounds: int = 2
+    ) -> None:
         super().__init__()
         if rounds < 1:
             raise ValueError(f"rounds={rounds}: there must be one at least")
-        self.num_annotators, self.rounds, self.told = num_annotators, rounds, Kept(labels)
-        shares = normalised(labels.votes(num_classes))
+        self.num_annotators, self.rounds, self.training_labels = num_annotators, rounds, LabelBuffers(labels)
+        shares = normalise_rows(labels.votes(num_classes))
         self.register_buffer("targets", shares)
-        self.register_buffer("matrices", normalised(labels.counts(shares, num_annotators)))
+        self.register_buffer("matrices", normalise_rows(labels.counts(shares, num_annotators)))
 
     def confusion(self) -> Float[Tensor, "j k l"]:
         """As counted at the start of this round: from the share of votes in the first one, from f later."""
         return self.matrices
 
-    def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
+    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """Cross-entropy of f against the round's targets, mean over items."""
-        return target_loss(seen.log_truth, self.targets[labels.items])
+        return soft_cross_entropy(seen.log_truth, self.targets[labels.items])
 
-    def begin(self, epoch: int, epochs: int, evaluate: Callable[[], Seen]) -> None:
+    def start_epoch(self, epoch: int, epochs: int, evaluate: Callable[[], NetworkOutput]) -> None:
         """New confusions and targets where a round starts."""
         if epoch == 0 or epoch not in {number * epochs // self.rounds for number in range(1, self.rounds)}:
             return
-        labels = self.told.labels()
-        self.matrices = normalised(labels.counts(evaluate().log_truth.exp(), self.num_annotators))
+        labels = self.training_labels.labels()
+        self.matrices = normalise_rows(labels.counts(evaluate().log_truth.exp(), self.num_annotators))
         self.targets = self._said(labels)
 
-    def _said(self, labels: Labels) -> Float[Tensor, "i k"]:
+    def _said(self, labels: AnnotationTensors) -> Float[Tensor, "i k"]:
         return torch.softmax(labels.log_likelihood(self.matrices.clamp_min(LEAST).log()), 1)

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from probcrowd.models.crowd.base import Channel, Labels, Seen
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.base import Channel, NetworkOutput
 from probcrowd.models.crowd.kernels import coupled, gram
 from probcrowd.models.crowd.volume import add_log_volume, by_class
 
@@ -53,13 +54,13 @@ class Mixture(Channel):
         """softmax over labels."""
         return torch.softmax(self.logits, -1)
 
-    def log_said(self, seen: Seen, labels: Labels) -> Float[Tensor, "n l"]:
+    def log_label(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, "n l"]:
         """In the log domain throughout."""
         return torch.logsumexp(
             seen.log_truth[labels.item][:, :, None] + torch.log_softmax(self.logits, -1)[labels.annotator], 1
         )
 
-    def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
+    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """The coupled cross-entropy and those terms whose strength is not 0."""
         loss = _Coupled.apply(seen.log_truth, self.logits, self, labels)
         if self.trace:
@@ -107,10 +108,12 @@ class _Coupled(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, log_truth: Tensor, logits: Tensor, channel: Mixture, labels: Labels) -> Tensor:
+    def forward(
+        ctx: Any, log_truth: Tensor, logits: Tensor, channel: Mixture, labels: AnnotationTensors
+    ) -> Tensor:
         table, cell = by_class(logits), labels.label * len(logits) + labels.annotator
         of_truth, of_table = torch.zeros_like(log_truth), torch.zeros_like(table)
-        weight = labels.weight * (-1 / (len(labels.items) * labels.per_item))
+        weight = labels.weight * (-1 / (len(labels.items) * labels.weight_per_item))
         if log_truth.device.type == "cpu":
             arrays = (log_truth, table, labels.item, cell, weight, of_truth, of_table)
             loss = coupled(*(array.numpy() for array in arrays))

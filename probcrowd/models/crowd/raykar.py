@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcrowd.models.crowd.aggregated_labels import target_loss
-from probcrowd.models.crowd.base import Channel, Kept, Labels, Seen, logs, normalised
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.aggregated_labels import soft_cross_entropy
+from probcrowd.models.crowd.base import Channel, LabelBuffers, NetworkOutput, normalise_rows, safe_log
 
 
 class Raykar(Channel):
@@ -38,7 +39,7 @@ class Raykar(Channel):
         self,
         num_annotators: int,
         num_classes: int,
-        labels: Labels,
+        labels: AnnotationTensors,
         *,
         concentration: float = 2.0,
         diagonal: float = 0.0,
@@ -48,32 +49,32 @@ class Raykar(Channel):
             raise ValueError(
                 f"concentration={concentration}, diagonal={diagonal}: a mode needs a prior of at least 1 in every cell"
             )
-        self.num_annotators, self.told = num_annotators, Kept(labels)
+        self.num_annotators, self.training_labels = num_annotators, LabelBuffers(labels)
         self.register_buffer(
             "more", (diagonal * torch.eye(num_classes) + (concentration - 1)).to(labels.weight)
         )
-        self.register_buffer("posterior", normalised(labels.votes(num_classes)))
+        self.register_buffer("posterior", normalise_rows(labels.votes(num_classes)))
         self.register_buffer("matrices", self._mode(labels))
 
     def confusion(self) -> Float[Tensor, "j k l"]:
         """As the M step left them."""
         return self.matrices
 
-    def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
+    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """Cross-entropy of f against q, mean over items."""
-        return target_loss(seen.log_truth, self.posterior[labels.items])
+        return soft_cross_entropy(seen.log_truth, self.posterior[labels.items])
 
-    def begin(self, epoch: int, epochs: int, evaluate: Callable[[], Seen]) -> None:
+    def start_epoch(self, epoch: int, epochs: int, evaluate: Callable[[], NetworkOutput]) -> None:
         """E, M, E, from the second epoch on."""
         if epoch == 0:
             return
-        labels, log_truth = self.told.labels(), evaluate().log_truth
+        labels, log_truth = self.training_labels.labels(), evaluate().log_truth
         self.posterior = self._expected(labels, log_truth)
         self.matrices = self._mode(labels)
         self.posterior = self._expected(labels, log_truth)
 
-    def _expected(self, labels: Labels, log_truth: Float[Tensor, "i k"]) -> Float[Tensor, "i k"]:
-        return torch.softmax(log_truth + labels.log_likelihood(logs(self.matrices)), 1)
+    def _expected(self, labels: AnnotationTensors, log_truth: Float[Tensor, "i k"]) -> Float[Tensor, "i k"]:
+        return torch.softmax(log_truth + labels.log_likelihood(safe_log(self.matrices)), 1)
 
-    def _mode(self, labels: Labels) -> Float[Tensor, "j k l"]:
-        return normalised(labels.counts(self.posterior, self.num_annotators) + self.more)
+    def _mode(self, labels: AnnotationTensors) -> Float[Tensor, "j k l"]:
+        return normalise_rows(labels.counts(self.posterior, self.num_annotators) + self.more)

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probcrowd.models.crowd.base import Channel, Labels, Seen
-from probcrowd.models.crowd.start import start_logits
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.base import Channel, NetworkOutput, diagonal_logits
 
 KINDS = ("A", "B")
 
@@ -34,7 +34,7 @@ class UnionNet(Channel):
         if kind not in KINDS:
             raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
         self.kind = kind
-        self.logits = nn.Parameter(start_logits(size, num_annotators, num_classes))
+        self.logits = nn.Parameter(diagonal_logits(size, num_annotators, num_classes))
 
     def confusion(self) -> Float[Tensor, "j k l"]:
         """union[j, k, l] given j."""
@@ -44,7 +44,7 @@ class UnionNet(Channel):
         """P(it is j who answers | truth is k), rows sum to 1."""
         return torch.softmax(torch.logsumexp(self.logits, -1), 0).T
 
-    def log_said(self, seen: Seen, labels: Labels) -> Float[Tensor, "n l"]:
+    def log_label(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, "n l"]:
         """log P(l | j, x)."""
         log_truth = seen.log_truth[labels.item]
         if self.kind == "A":
@@ -55,7 +55,7 @@ class UnionNet(Channel):
             torch.logsumexp(log_truth[:, :, None] + self._log_union()[labels.annotator], 1), -1
         )
 
-    def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
+    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """Cross-entropy of p(j, l | x), mean over items; one without labels adds 0."""
         if self.kind == "A":
             scores = torch.einsum("bk,jkl->bjl", seen.log_truth.exp(), self.logits)

@@ -33,7 +33,7 @@ Parameters = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Said:
+class LIABatch:
     """Rows and inputs as tensors; items are all of them or a batch.
 
     starts: where the rows of each item begin, and the number of rows. place: where each item stands in the table of item embeddings.
@@ -52,14 +52,14 @@ class Said:
     question: Int[Tensor, " i"] | None
 
     @staticmethod
-    def of(rows: Rows, inputs: Inputs, dtype: torch.dtype) -> Said:
+    def of(rows: Rows, inputs: Inputs, dtype: torch.dtype) -> LIABatch:
         """All items of a table, whose rows are sorted by item."""
         gold = codes(rows.gold)[:, None]
         features = [
             None if array is None else _numbers(array, dtype)
             for array in (inputs.item_features, inputs.annotator_features)
         ]
-        return Said(
+        return LIABatch(
             codes(rows.item),
             codes(rows.annotator),
             codes(rows.label),
@@ -72,7 +72,7 @@ class Said:
             None if inputs.question is None else codes(inputs.question),
         )
 
-    def part(self, items: Int[Tensor, " b"]) -> Said:
+    def part(self, items: Int[Tensor, " b"]) -> LIABatch:
         """Those items with all their rows."""
         first = self.starts[items]
         starts = torch.nn.functional.pad((self.starts[items + 1] - first).cumsum(0), (1, 0))
@@ -96,17 +96,17 @@ def lia(inputs: Inputs, rows: Rows, prior: LIAPrior) -> None:
     """Declare the weights of the networks, the truth of every item, and condition on what was said of it."""
     dtype = torch.get_default_dtype()
     parameters = {
-        name: pyro.sample(
-            name, dist.Normal(_numbers(site.centre, dtype), site.spread).to_event(site.centre.ndim)
-        )
+        name: pyro.sample(name, dist.Normal(_numbers(site.loc, dtype), site.scale).to_event(site.loc.ndim))
         for name, site in sites(rows, inputs, prior).items()
     }
-    said = Said.of(rows, inputs, dtype)
-    log_rows = log_rows_of(bend(parameters, said)[said.item] + competence(parameters, said)[said.annotator])
+    said = LIABatch.of(rows, inputs, dtype)
+    log_rows = log_confusion(
+        difficulty_logits(parameters, said)[said.item] + competence_logits(parameters, said)[said.annotator]
+    )
     observe(rows, log_truth(parameters, said), log_rows, torch.arange(len(said.item)))
 
 
-def log_truth(parameters: Parameters, said: Said) -> Float[Tensor, "i k"]:
+def log_truth(parameters: Parameters, said: LIABatch) -> Float[Tensor, "i k"]:
     """log h_k(x_i), the class probabilities of items before anybody has said anything."""
     inner = _hidden(parameters, "truth", item_inputs(parameters, said))
     weight, bias = parameters["truth_weight"], parameters["truth_bias"]
@@ -120,7 +120,7 @@ def log_truth(parameters: Parameters, said: Said) -> Float[Tensor, "i k"]:
     return torch.log_softmax(logits[torch.arange(len(inner)), said.question], -1)
 
 
-def bend(parameters: Parameters, said: Said) -> Float[Tensor, "i k l r"]:
+def difficulty_logits(parameters: Parameters, said: LIABatch) -> Float[Tensor, "i k l r"]:
     """What an item adds to the logits of its labels: its difficulty, and what its question does to everybody's competence."""
     weight = parameters["difficulty_weight"]
     inner = _hidden(parameters, "difficulty", item_inputs(parameters, said))
@@ -132,7 +132,7 @@ def bend(parameters: Parameters, said: Said) -> Float[Tensor, "i k l r"]:
     return bent + asked[said.question]
 
 
-def competence(parameters: Parameters, said: Said) -> Float[Tensor, "j k l r"]:
+def competence_logits(parameters: Parameters, said: LIABatch) -> Float[Tensor, "j k l r"]:
     """What an annotator adds to the logits of their labels."""
     return parameters["competence_mean"] + competence_offset(parameters, said.annotator_features)
 
@@ -148,27 +148,29 @@ def competence_offset(
     return (seen @ weight.flatten(1)).unflatten(1, weight.shape[1:])
 
 
-def log_rows_of(logits: Float[Tensor, "*n k l r"]) -> Float[Tensor, "*n k l"]:
+def log_confusion(logits: Float[Tensor, "*n k l r"]) -> Float[Tensor, "*n k l"]:
     """log Q: rows (over l) sum to 1 for any R."""
     summed = logits[..., 0] if logits.shape[-1] == 1 else torch.logsumexp(logits, -1)
     return torch.log_softmax(summed, -1)
 
 
-def log_said(parameters: Parameters, said: Said) -> Float[Tensor, "n k"]:
+def label_log_likelihood(parameters: Parameters, said: LIABatch) -> Float[Tensor, "n k"]:
     """log Q[i_n, j_n, k, l_n], not weighted."""
-    log_rows = log_rows_of(bend(parameters, said)[said.item] + competence(parameters, said)[said.annotator])
+    log_rows = log_confusion(
+        difficulty_logits(parameters, said)[said.item] + competence_logits(parameters, said)[said.annotator]
+    )
     return log_rows.gather(2, said.label[:, None, None].expand(-1, log_rows.shape[1], 1))[..., 0]
 
 
 def log_joint(
-    log_class: Float[Tensor, "i k"], evidence: Float[Tensor, "n k"], said: Said
+    log_class: Float[Tensor, "i k"], evidence: Float[Tensor, "n k"], said: LIABatch
 ) -> Float[Tensor, "i k"]:
     """a_ik = log h_k(x_i) + sum over rows n of i of weight[n] log Q[i, j_n, k, l_n]; classes that gold rules out are impossible."""
     total = log_class.index_add(0, said.item, evidence * said.weight[:, None])
     return torch.where(said.possible, total, LOG_ZERO)
 
 
-def item_inputs(parameters: Parameters, said: Said) -> Float[Tensor, "i w"]:
+def item_inputs(parameters: Parameters, said: LIABatch) -> Float[Tensor, "i w"]:
     """What the networks see of an item: its features or its embedding."""
     return parameters["item_embedding"][said.place] if said.item_features is None else said.item_features
 

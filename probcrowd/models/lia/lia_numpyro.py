@@ -25,7 +25,7 @@ jax.tree_util.register_dataclass(
 def lia(inputs: Inputs, rows: Rows, prior: LIAPrior) -> None:
     """Declare the weights of the networks, the truth of every item, and condition on what was said of it."""
     parameters = {
-        name: sample(name, dist.Normal(jnp.asarray(site.centre), site.spread).to_event(site.centre.ndim))
+        name: sample(name, dist.Normal(jnp.asarray(site.loc), site.scale).to_event(site.loc.ndim))
         for name, site in sites(rows, inputs, prior).items()
     }
     seen = parameters["item_embedding"] if inputs.item_features is None else jnp.asarray(inputs.item_features)

@@ -99,10 +99,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Site:
-    """A normal prior: where its numbers are centred, and their spread."""
+    """A normal prior over an array of parameters: mean and standard deviation."""
 
-    centre: Float64[np.ndarray, "..."]
-    spread: float
+    loc: Float64[np.ndarray, "..."]
+    scale: float
 
 
 def sites(rows: Rows, inputs: Inputs, prior: LIAPrior) -> dict[str, Site]:
@@ -148,7 +148,7 @@ def sites(rows: Rows, inputs: Inputs, prior: LIAPrior) -> dict[str, Site]:
     else:
         add("competence_offset", (rows.num_annotators, *tensor), prior.competence)
     if inputs.question is not None:
-        width = made["truth_weight"].centre.shape[0]
+        width = made["truth_weight"].loc.shape[0]
         add(
             "truth_question",
             (prior.question_embedding, width, classes),

@@ -10,19 +10,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Chosen = Int[Tensor, " a"] | slice  # places of annotators; slice(None): all, of which no copy is made
+AnnotatorSelection = (
+    Int[Tensor, " a"] | slice
+)  # places of annotators; slice(None): all, of which no copy is made
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """log_said: log P(annotator a says l of item b), of the annotators asked about. log_common: of what they have in common, where a predictor has that."""
+class Prediction:
+    """log_label: log P(annotator a says l of item b), of the annotators asked about. log_common: of what they have in common, where a predictor has that."""
 
-    log_said: Float[Tensor, "b a l"]
+    log_label: Float[Tensor, "b a l"]
     log_common: Float[Tensor, "b l"] | None = None
 
 
 class Predictor(nn.Module, abc.ABC):
-    """Predictions for every annotator. trains_common: the labels train `log_common` as well as `log_said`."""
+    """Predictions for every annotator. trains_common: the labels train `log_common` as well as `log_label`."""
 
     trains_common = False
 
@@ -31,12 +33,12 @@ class Predictor(nn.Module, abc.ABC):
         self.num_annotators, self.num_classes = num_annotators, num_classes
 
     @abc.abstractmethod
-    def forward(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Spoken:
+    def forward(self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection) -> Prediction:
         """What those annotators say of items with those embeddings: (b, d), or (b, channels, ...) of a feature map."""
 
     @abc.abstractmethod
     def annotator_features(
-        self, embedding: Float[Tensor, "b ..."], annotators: Chosen
+        self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection
     ) -> Float[Tensor, "b a d"]:
         """What stands for an annotator who looks at an item, for comparing annotators with each other."""
 

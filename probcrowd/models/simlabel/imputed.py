@@ -16,7 +16,7 @@ Divergence = Literal["paper", "released"]
 
 
 @dataclass(frozen=True)
-class Imputed:
+class ImputedLabels:
     """Labels that were made for pairs of item and annotator."""
 
     item: Int[Tensor, " n"]
@@ -24,25 +24,25 @@ class Imputed:
     label: Int[Tensor, " n"]
     confidence: Float[Tensor, " n"]
 
-    def kept(self, rows: Bool[Tensor, " n"]) -> Imputed:
+    def select(self, rows: Bool[Tensor, " n"]) -> ImputedLabels:
         """Those alone."""
-        return Imputed(self.item[rows], self.annotator[rows], self.label[rows], self.confidence[rows])
+        return ImputedLabels(self.item[rows], self.annotator[rows], self.label[rows], self.confidence[rows])
 
     @staticmethod
-    def joined(parts: Sequence[Imputed]) -> Imputed:
+    def concatenate(parts: Sequence[ImputedLabels]) -> ImputedLabels:
         """All of some."""
         names = ("item", "annotator", "label", "confidence")
-        return Imputed(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        return ImputedLabels(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     @staticmethod
-    def none(device: torch.device) -> Imputed:
+    def empty(device: torch.device) -> ImputedLabels:
         """No labels."""
         whole = torch.zeros(0, dtype=torch.int64, device=device)
-        return Imputed(whole, whole, whole, torch.zeros(0, device=device))
+        return ImputedLabels(whole, whole, whole, torch.zeros(0, device=device))
 
 
 @dataclass(frozen=True)
-class SoftLabelling:
+class SoftLabelOptions:
     """How missing labels are treated, see `probcrowd.models.simlabel.soft_labels`. kind, shrink: of the similarity. threshold: None: nothing is imputed.
 
     warm_up: epochs in which missing labels are skipped.
@@ -64,7 +64,7 @@ def confidence(soft: Float[Tensor, "*b l"]) -> Float[Tensor, "*b"]:
     return soft.amax(-1) * (1 - entropy)
 
 
-def least_probability(threshold: float, num_classes: int) -> float:
+def min_probability(threshold: float, num_classes: int) -> float:
     """The highest probability of a soft label must be at least this for its confidence to reach the threshold: what it is with the rest on one class."""
     bound = lambda p: p * (1 + (p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(num_classes))
     low, high = 0.5, 1 - 1e-9

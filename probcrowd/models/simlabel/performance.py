@@ -17,9 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probcrowd.models.crowd.base import logs
-from probcrowd.models.crowd.start import diagonal, start_logits
-from probcrowd.models.simlabel.base import Chosen, Pooled, Predictor, Spoken
+from probcrowd.models.crowd.base import diagonal_logit, diagonal_logits, safe_log
+from probcrowd.models.simlabel.base import AnnotatorSelection, Pooled, Prediction, Predictor
 
 ALPHA, BETA = 1.25, 0.25  # of gamma, whose mode is 1
 
@@ -50,23 +49,25 @@ class Performance(Predictor):
         nn.init.zeros_(self.last.weight)
         with torch.no_grad():
             self.last.bias.copy_(
-                start_logits(diagonal(initial_accuracy, num_classes), 1, num_classes).flatten()
+                diagonal_logits(diagonal_logit(initial_accuracy, num_classes), 1, num_classes).flatten()
             )
 
-    def forward(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Spoken:
+    def forward(self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection) -> Prediction:
         """What the annotators say, and the truth that they have in common."""
         log_truth = torch.log_softmax(self.truth(self.pooled(embedding)), -1)
         confusion = self.confusion(embedding, annotators)
-        return Spoken(logs(torch.einsum("bk,bakl->bal", log_truth.exp(), confusion)), log_truth)
+        return Prediction(safe_log(torch.einsum("bk,bakl->bal", log_truth.exp(), confusion)), log_truth)
 
-    def confusion(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Float[Tensor, "b a k l"]:
+    def confusion(
+        self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection
+    ) -> Float[Tensor, "b a k l"]:
         """P(the annotator says l | the item is of class k), of every item."""
         found = self.last(self.annotator_features(embedding, annotators))
         # A softmax over the last of several short axes is four times slower than one over the last but one
         return torch.softmax(found.unflatten(-1, (self.num_classes, self.num_classes)), -2).mT
 
     def annotator_features(
-        self, embedding: Float[Tensor, "b ..."], annotators: Chosen
+        self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection
     ) -> Float[Tensor, "b a d"]:
         """What the last layer of the performance network sees."""
         item = self.item(self.pooled(embedding).detach())[:, None]

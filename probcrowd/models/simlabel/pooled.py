@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probcrowd.models.crowd.base import logs
-from probcrowd.models.crowd.start import diagonal, start_logits
-from probcrowd.models.simlabel.base import Chosen, Pooled, Predictor, Spoken
+from probcrowd.models.crowd.base import diagonal_logit, diagonal_logits, safe_log
+from probcrowd.models.simlabel.base import AnnotatorSelection, Pooled, Prediction, Predictor
 
 
 class PooledConfusions(Predictor):
@@ -37,17 +36,19 @@ class PooledConfusions(Predictor):
             raise ValueError(f"spread={spread}: choose a number above 0, or math.inf")
         self.spread, self.pooled = spread, Pooled()
         self.truth = nn.Linear(shape[0], num_classes)
-        self.common = nn.Parameter(start_logits(diagonal(initial_accuracy, num_classes), 1, num_classes)[0])
+        self.common = nn.Parameter(
+            diagonal_logits(diagonal_logit(initial_accuracy, num_classes), 1, num_classes)[0]
+        )
         self.own = nn.Parameter(torch.zeros(num_annotators, num_classes, num_classes))
 
-    def forward(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Spoken:
+    def forward(self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection) -> Prediction:
         """What the annotators say, and the truth that they have in common."""
         log_truth = torch.log_softmax(self.truth(self.pooled(embedding)), -1)
         confusion = torch.softmax(self.common + self.own[annotators], -1)
-        return Spoken(logs(torch.einsum("bk,akl->bal", log_truth.exp(), confusion)), log_truth)
+        return Prediction(safe_log(torch.einsum("bk,akl->bal", log_truth.exp(), confusion)), log_truth)
 
     def annotator_features(
-        self, embedding: Float[Tensor, "b ..."], annotators: Chosen
+        self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection
     ) -> Float[Tensor, "b a d"]:
         """The annotator's confusion matrix, the same for every item."""
         confusion = torch.softmax(self.common + self.own[annotators], -1).flatten(1)

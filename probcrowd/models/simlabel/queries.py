@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from probcrowd.models.simlabel.base import Chosen, Predictor, Spoken, Tokens
+from probcrowd.models.simlabel.base import AnnotatorSelection, Prediction, Predictor, Tokens
 
 
 class Queries(Predictor):
@@ -50,14 +50,14 @@ class Queries(Predictor):
         self.own = nn.Parameter(torch.zeros(num_annotators, width, num_classes))
         self.own_bias = nn.Parameter(torch.zeros(num_annotators, num_classes))
 
-    def forward(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Spoken:
+    def forward(self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection) -> Prediction:
         """What the annotators say; they have no answer in common but the mean of these."""
         found = self.annotator_features(embedding, annotators)
         own = torch.einsum("bad,adl->bal", found, self.own[annotators])
-        return Spoken(torch.log_softmax(self.common(found) + own + self.own_bias[annotators], -1))
+        return Prediction(torch.log_softmax(self.common(found) + own + self.own_bias[annotators], -1))
 
     def annotator_features(
-        self, embedding: Float[Tensor, "b ..."], annotators: Chosen
+        self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection
     ) -> Float[Tensor, "b a d"]:
         """h."""
         seen = self.norms[2](self.tokens(embedding))  # (b, t, d)

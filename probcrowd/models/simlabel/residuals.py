@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probcrowd.models.simlabel.base import Chosen, Pooled, Predictor, Spoken
+from probcrowd.models.simlabel.base import AnnotatorSelection, Pooled, Prediction, Predictor
 
 DRAWS = 16
 
@@ -43,17 +43,17 @@ class Residuals(Predictor):
         )
         self.register_buffer("draws", torch.special.ndtri(points), persistent=False)  # (s, l)
 
-    def forward(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Spoken:
+    def forward(self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection) -> Prediction:
         """What the annotators say, and what they have in common."""
         (mean, spread), features = self._common(embedding)
         own_mean, own_spread = self._own(features, annotators)
-        return Spoken(
+        return Prediction(
             self._averaged(mean[:, None] + own_mean, (spread[:, None] + own_spread).abs()),
             self._averaged(mean[:, None], spread[:, None])[:, 0],
         )
 
     def annotator_features(
-        self, embedding: Float[Tensor, "b ..."], annotators: Chosen
+        self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection
     ) -> Float[Tensor, "b a d"]:
         """The annotator's mean logits, of which those of all classes sum to 0."""
         (mean, _), features = self._common(embedding)
@@ -72,7 +72,7 @@ class Residuals(Predictor):
         return (mean, spread), torch.cat([mean, self.low(vector), mean.new_ones(len(mean), 1)], -1)
 
     def _own(
-        self, features: Float[Tensor, "b d"], annotators: Chosen
+        self, features: Float[Tensor, "b d"], annotators: AnnotatorSelection
     ) -> tuple[Float[Tensor, "b a l"], Float[Tensor, "b a l"]]:
         mean, spread = torch.einsum("bd,adl->bal", features, self.own[annotators]).chunk(2, -1)
         return mean, spread

@@ -39,10 +39,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probcrowd.data.rows import Rows
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.metrics.agreement import pair_shares
-from probcrowd.models.crowd.base import Channel, Kept, Labels, Seen, logs
-from probcrowd.models.simlabel.base import Chosen, Predictor, Spoken
-from probcrowd.models.simlabel.imputed import Imputed, SoftLabelling, confidence, least_probability
+from probcrowd.models.crowd.base import Channel, LabelBuffers, NetworkOutput, safe_log
+from probcrowd.models.simlabel.base import AnnotatorSelection, Prediction, Predictor
+from probcrowd.models.simlabel.imputed import ImputedLabels, SoftLabelOptions, confidence, min_probability
 from probcrowd.models.simlabel.similarity import Similarity, similarity
 
 MOST = 256  # annotators who are asked about a batch, besides those who labelled some of it
@@ -53,8 +54,8 @@ class SoftLabels(Channel):
     """A predictor and its soft labels. rows: those trained on. values: of the classes, for a correlation. withdrawn: pairs (item, annotator) that
     are never imputed, as item * annotators + annotator."""
 
-    embeds = True
-    decays = True
+    needs_embedding = True
+    weight_decay = True
     shared_truth = False
     weights: Tensor
 
@@ -62,18 +63,18 @@ class SoftLabels(Channel):
         self,
         predictor: Predictor,
         rows: Rows,
-        labels: Labels,
-        how: SoftLabelling,
+        labels: AnnotationTensors,
+        how: SoftLabelOptions,
         values: Float[np.ndarray, " l"] | None = None,
         withdrawn: Int[np.ndarray, " w"] | None = None,
     ) -> None:
         super().__init__()
-        self.predictor, self.how, self.rows, self.values = predictor, how, rows, values
-        self.told = Kept(labels)
+        self.predictor, self.options, self.rows, self.values = predictor, how, rows, values
+        self.training_labels = LabelBuffers(labels)
         self.withdrawn = np.zeros(0, np.int64) if withdrawn is None else withdrawn
         self.total = float(rows.weight.sum())
         self.share = pair_shares(rows.item, rows.annotator, rows.weight, rows.num_annotators)
-        self.imputed: list[Imputed] = []  # by batch of the epoch
+        self.imputed: list[ImputedLabels] = []  # by batch of the epoch
         self.active = how.missing != "skip" and how.kl_weight > 0
         self.imputes = False
         count = rows.num_annotators
@@ -87,9 +88,9 @@ class SoftLabels(Channel):
             )
         self.register_buffer("weights", weights)
 
-    def similarity(self, imputed: Imputed | None = None) -> Similarity:
+    def similarity(self, imputed: ImputedLabels | None = None) -> Similarity:
         """Of the annotators, by the labels trained on and those imputed."""
-        rows, how = self.rows, self.how
+        rows, how = self.rows, self.options
         parts = [rows.item, rows.annotator, rows.label, self.share]
         if imputed is not None:
             more = [part.cpu().numpy() for part in (imputed.item, imputed.annotator, imputed.label)]
@@ -101,9 +102,9 @@ class SoftLabels(Channel):
         """There is none: annotators have no truth in common here."""
         raise NotImplementedError("predictors of single annotators know no truth that they would confuse")
 
-    def notes(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """How many labels were imputed in the epoch, and the mean weight of two annotators for each other, where these move."""
-        if self.how.threshold is None:
+        if self.options.threshold is None:
             return {}
         pairs = max(self.rows.num_annotators * (self.rows.num_annotators - 1), 1)
         return {
@@ -111,13 +112,13 @@ class SoftLabels(Channel):
             "mean_weight": float(self.weights.sum()) / pairs,
         }
 
-    def loss(self, seen: Seen, labels: Labels) -> Float[Tensor, ""]:
+    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """See above."""
         asked, place, share = self._asked(labels)
-        spoken = self.predictor(seen.some_features(), asked)
-        log_said = spoken.log_said
+        spoken = self.predictor(seen.require_features(), asked)
+        log_label = spoken.log_label
         weight = self.predictor.annotator_weight()
-        picked = -log_said[labels.item, place].gather(1, labels.label[:, None])[:, 0]
+        picked = -log_label[labels.item, place].gather(1, labels.label[:, None])[:, 0]
         loss = labels.mean(picked if weight is None else weight[labels.annotator] * picked)
         if self.predictor.trains_common and spoken.log_common is not None:
             loss = loss + labels.cross_entropy(spoken.log_common[labels.item])
@@ -126,27 +127,31 @@ class SoftLabels(Channel):
             loss = loss + penalty
         if not self.active:
             return loss
-        has = _cells(labels.item, place, log_said.shape[:2])
-        soft, usable = self.soft(log_said, has, asked)
-        terms = torch.where(usable, self._divergence(log_said, soft), 0.0)
-        if self.imputes and self.how.threshold is not None:
-            row, seat, label, sure = self._sure(soft, usable, self.how.threshold)
-            found = Imputed(labels.items[row], seat if isinstance(asked, slice) else asked[seat], label, sure)
+        has = _cells(labels.item, place, log_label.shape[:2])
+        soft, usable = self.soft(log_label, has, asked)
+        terms = torch.where(usable, self._divergence(log_label, soft), 0.0)
+        if self.imputes and self.options.threshold is not None:
+            row, seat, label, sure = self._sure(soft, usable, self.options.threshold)
+            found = ImputedLabels(
+                labels.items[row], seat if isinstance(asked, slice) else asked[seat], label, sure
+            )
             if len(self.withdrawn):
                 allowed = self._allowed(found)
-                found, row, seat = found.kept(allowed), row[allowed], seat[allowed]
+                found, row, seat = found.select(allowed), row[allowed], seat[allowed]
             self.imputed.append(found)
-            if self.how.imputed == "loss":
-                hard = -log_said.gather(-1, soft.argmax(-1, keepdim=True))[..., 0]
+            if self.options.imputed == "loss":
+                hard = -log_label.gather(-1, soft.argmax(-1, keepdim=True))[..., 0]
                 terms = torch.where(_cells(row, seat, terms.shape), hard, terms)
-        return loss + self.how.kl_weight * (terms * share).sum() / (len(labels.items) * labels.per_item)
+        return loss + self.options.kl_weight * (terms * share).sum() / (
+            len(labels.items) * labels.weight_per_item
+        )
 
     def soft(
-        self, log_said: Float[Tensor, "b a l"], has: Bool[Tensor, "b a"], asked: Chosen
+        self, log_label: Float[Tensor, "b a l"], has: Bool[Tensor, "b a"], asked: AnnotatorSelection
     ) -> tuple[Float[Tensor, "b a l"], Bool[Tensor, "b a"]]:
         """Soft labels, and for which pairs: missing ones with a peer that has a weight. Elsewhere they mean nothing."""
-        p = log_said.detach().exp()
-        if self.how.missing == "consensus":
+        p = log_label.detach().exp()
+        if self.options.missing == "consensus":
             return p.mean(1, keepdim=True).expand_as(p), ~has
         weights = self.weights[asked] if isinstance(asked, slice) else self.weights[asked][:, asked]
         known = has.to(p.dtype)
@@ -154,31 +159,31 @@ class SoftLabels(Channel):
         mixed = torch.einsum("kj,bjl->bkl", weights, p * known[..., None])
         return mixed / total.clamp_min(torch.finfo(p.dtype).tiny)[..., None], ~has & (total > 0)
 
-    def log_said(self, seen: Seen, labels: Labels) -> Float[Tensor, "n l"]:
+    def log_label(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, "n l"]:
         """log P(label | item, annotator) for every row."""
         asked, place = labels.annotator.unique(return_inverse=True)
         found = seen.log_truth.new_empty(len(labels.item), self.rows.num_classes)
         low = 0
         for part in self._answers(seen, asked):
-            high = low + len(part.log_said)
+            high = low + len(part.log_label)
             here = (labels.item >= low) & (labels.item < high)
-            found[here] = part.log_said[labels.item[here] - low, place[here]]
+            found[here] = part.log_label[labels.item[here] - low, place[here]]
             low = high
         return found
 
-    def log_truth(self, seen: Seen) -> Float[Tensor, "b k"]:
+    def log_truth(self, seen: NetworkOutput) -> Float[Tensor, "b k"]:
         """What the annotators have in common, or else the mean of what they say, all of them alike."""
         parts = [
-            torch.logsumexp(part.log_said, 1) - math.log(self.rows.num_annotators)
+            torch.logsumexp(part.log_label, 1) - math.log(self.rows.num_annotators)
             if part.log_common is None
             else part.log_common
             for part in self._answers(seen, slice(None))
         ]
         return torch.cat(parts)
 
-    def annotator_features(self, seen: Seen) -> Float[Tensor, "j d"]:
+    def annotator_features(self, seen: NetworkOutput) -> Float[Tensor, "j d"]:
         """Mean over items of what stands for each annotator."""
-        features = seen.some_features()
+        features = seen.require_features()
         with _answering(self.predictor):
             parts = [
                 self.predictor.annotator_features(part, slice(None)).sum(0)
@@ -186,48 +191,52 @@ class SoftLabels(Channel):
             ]
         return torch.stack(parts).sum(0) / len(features)
 
-    def begin(self, epoch: int, epochs: int, evaluate: Callable[[], Seen]) -> None:
+    def start_epoch(self, epoch: int, epochs: int, evaluate: Callable[[], NetworkOutput]) -> None:
         """Whether missing labels count yet, and are imputed."""
-        how = self.how
+        how = self.options
         self.active = how.missing != "skip" and how.kl_weight > 0 and epoch >= how.warm_up
         self.imputes, self.imputed = self.active and how.threshold is not None and epoch > 0, []
 
-    def end(self) -> None:
+    def end_epoch(self) -> None:
         """The similarity by what was observed and what was imputed in this epoch."""
-        if self.imputes and self.how.missing == "similarity":
-            self.weights.copy_(torch.from_numpy(self.similarity(Imputed.joined(self.imputed)).weights()))
+        if self.imputes and self.options.missing == "similarity":
+            self.weights.copy_(
+                torch.from_numpy(self.similarity(ImputedLabels.concatenate(self.imputed)).weights())
+            )
 
     @torch.no_grad()
-    def impute(self, seen: Seen, threshold: float) -> Imputed:
+    def impute(self, seen: NetworkOutput, threshold: float) -> ImputedLabels:
         """The labels of missing pairs of the items trained on, all of which were seen, whose confidence reaches the threshold, by item."""
-        labels, low, parts = self.told.labels(), 0, [Imputed.none(seen.log_truth.device)]
+        labels, low, parts = self.training_labels.labels(), 0, [ImputedLabels.empty(seen.log_truth.device)]
         for spoken in self._answers(seen, slice(None)):
-            high = low + len(spoken.log_said)
+            high = low + len(spoken.log_label)
             first, stop = torch.searchsorted(
                 labels.item, torch.tensor([low, high], device=labels.item.device)
             ).tolist()
             has = _cells(
-                labels.item[first:stop] - low, labels.annotator[first:stop], spoken.log_said.shape[:2]
+                labels.item[first:stop] - low, labels.annotator[first:stop], spoken.log_label.shape[:2]
             )
-            row, annotator, label, sure = self._sure(*self.soft(spoken.log_said, has, slice(None)), threshold)
-            parts.append(Imputed(row + low, annotator, label, sure))
+            row, annotator, label, sure = self._sure(
+                *self.soft(spoken.log_label, has, slice(None)), threshold
+            )
+            parts.append(ImputedLabels(row + low, annotator, label, sure))
             low = high
-        found = Imputed.joined(parts)
-        return found.kept(self._allowed(found))
+        found = ImputedLabels.concatenate(parts)
+        return found.select(self._allowed(found))
 
     def _sure(
         self, soft: Float[Tensor, "b a l"], usable: Bool[Tensor, "b a"], threshold: float
     ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
         """Rows, columns, labels and confidences of the soft labels that are sure enough."""
         row, column = torch.nonzero(
-            usable & (soft.amax(-1) >= least_probability(threshold, soft.shape[-1])), as_tuple=True
+            usable & (soft.amax(-1) >= min_probability(threshold, soft.shape[-1])), as_tuple=True
         )
         some = soft[row, column]
         sure = confidence(some)
         kept = sure >= threshold
         return row[kept], column[kept], some[kept].argmax(-1), sure[kept]
 
-    def _allowed(self, found: Imputed) -> Bool[Tensor, " n"]:
+    def _allowed(self, found: ImputedLabels) -> Bool[Tensor, " n"]:
         """Which of them were not withdrawn."""
         pair = found.item * self.rows.num_annotators + found.annotator
         return ~torch.isin(pair, torch.from_numpy(self.withdrawn).to(pair.device))
@@ -237,14 +246,16 @@ class SoftLabels(Channel):
         """Items of a pass without gradients."""
         return max(AT_ONCE // (self.rows.num_annotators * self.rows.num_classes**2), 1)
 
-    def _answers(self, seen: Seen, asked: Chosen) -> Iterator[Spoken]:
+    def _answers(self, seen: NetworkOutput, asked: AnnotatorSelection) -> Iterator[Prediction]:
         """What the annotators say of some items at a time, without dropout; items in their order."""
-        for part in seen.some_features().split(self._step):
+        for part in seen.require_features().split(self._step):
             with _answering(self.predictor):
                 spoken = self.predictor(part, asked)
             yield spoken
 
-    def _asked(self, labels: Labels) -> tuple[Chosen, Int[Tensor, " n"], Float[Tensor, " a"] | float]:
+    def _asked(
+        self, labels: AnnotationTensors
+    ) -> tuple[AnnotatorSelection, Int[Tensor, " n"], Float[Tensor, " a"] | float]:
         """Whom to ask about a batch, where the annotator of each row is among them, and of how many annotators each is the representative."""
         total = self.rows.num_annotators
         if total <= MOST:
@@ -261,12 +272,12 @@ class SoftLabels(Channel):
         return asked, torch.searchsorted(asked, labels.annotator), share
 
     def _divergence(
-        self, log_said: Float[Tensor, "b a l"], soft: Float[Tensor, "b a l"]
+        self, log_label: Float[Tensor, "b a l"], soft: Float[Tensor, "b a l"]
     ) -> Float[Tensor, "b a"]:
-        log_soft = logs(soft)
-        if self.how.divergence == "released":
-            return (soft * (log_soft - log_said)).sum(-1) / soft.shape[-1]
-        return (log_said.exp() * (log_said - log_soft)).sum(-1)
+        log_soft = safe_log(soft)
+        if self.options.divergence == "released":
+            return (soft * (log_soft - log_label)).sum(-1) / soft.shape[-1]
+        return (log_label.exp() * (log_label - log_soft)).sum(-1)
 
 
 @contextmanager

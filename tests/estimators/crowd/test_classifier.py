@@ -21,26 +21,26 @@ from torch.utils.data import Dataset
 
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.rows import Rows
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.crowd import classifier as crowd_classifier
 from probcrowd.estimators.crowd import saved as crowd_folder
 from probcrowd.estimators.crowd.classifier import CrowdClassifier, load_crowd_classifier
 from probcrowd.estimators.crowd.methods import METHODS
 from probcrowd.estimators.crowd.strength import STRENGTHS, chosen_strength
 from probcrowd.inference.crowd import training as crowd_training
-from probcrowd.models.crowd.base import Labels
 
 QUICK: dict[str, Any] = {"epochs": 4, "batch": 16, "learning_rate": 0.01}
 
 
 def simulate(
-    items: int = 60, seed: int = 0, per_item: int = 3
+    items: int = 60, seed: int = 0, weight_per_item: int = 3
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
     """Three classes that features decide, six annotators right for 60 to 95 in 100; the last twenty items have no labels."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items + 20, 4))
     truth = (x @ rng.normal(size=(4, 3))).argmax(1)
-    item = np.repeat(np.arange(items), per_item)
-    annotator = np.concatenate([rng.choice(6, per_item, replace=False) for _ in range(items)])
+    item = np.repeat(np.arange(items), weight_per_item)
+    annotator = np.concatenate([rng.choice(6, weight_per_item, replace=False) for _ in range(items)])
     right = rng.random(len(item)) < np.linspace(0.6, 0.95, 6)[annotator]
     label = np.where(right, truth[item], rng.integers(0, 3, len(item)))
     names, ids = np.array(["ant", "bee", "cat"]), np.array([f"pic{n}" for n in range(items + 20)])
@@ -272,10 +272,10 @@ def test_batches_hold_every_label_once_with_its_item() -> None:
     rows = Rows(
         item, rng.integers(5, size=40), rng.integers(3, size=40), rng.random(40), np.full(12, -1), 5, 3
     )
-    labels = Labels.of(rows)
+    labels = AnnotationTensors.of(rows)
     found, sizes = [], []
     for part in labels.batches(5, torch.Generator().manual_seed(0)):
-        assert part.per_item == labels.per_item
+        assert part.weight_per_item == labels.weight_per_item
         sizes.append(len(part.items))
         found += zip(
             part.items[part.item].tolist(),
@@ -306,7 +306,7 @@ def test_batch_means_average_to_the_mean_over_labels() -> None:
         1,
         2,
     )
-    labels, value = Labels.of(rows), torch.tensor([1.0, 2, 3, 4])  # by item
+    labels, value = AnnotationTensors.of(rows), torch.tensor([1.0, 2, 3, 4])  # by item
     assert labels.mean(value[labels.item]).item() == pytest.approx((4 * 1 + 2 + 4) / 6)
     parts = [
         part.mean(value[part.items[part.item]])
@@ -499,7 +499,7 @@ def test_a_loss_that_is_no_number_stops_and_says_when(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         crowd_training,
         "look",
-        lambda network, channel, inputs: crowd_training.Seen(network(inputs) * torch.nan),
+        lambda network, channel, inputs: crowd_training.NetworkOutput(network(inputs) * torch.nan),
     )
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1"):
         CrowdClassifier(**QUICK).fit(seen, said)

@@ -21,7 +21,7 @@ from probcrowd.data.features import matched, standardised, standardiser, warn_of
 from probcrowd.estimators.lia import fitted as lia_asked
 from probcrowd.estimators.lia import results as lia_answers
 from probcrowd.estimators.lia.lia import LIA
-from probcrowd.inference.lia import em as gem_fit
+from probcrowd.inference.lia import em
 from probcrowd.inference.lia.em import Schedule
 from probcrowd.inference.lia.objectives import OBJECTIVES, ObjectiveName
 from probcrowd.models.lia.prior import LIAPrior
@@ -347,7 +347,7 @@ def deep(request: pytest.FixtureRequest) -> tuple[LIA, pd.DataFrame, list[list[f
     table, features, _ = small()
     options: dict[str, Any] = {"dependence": "ignore", "rounds": 1, "steps": 1, "last_steps": 0}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gem_fit, "START", 1.5)
+        patch.setattr(em, "START", 1.5)
         if request.param == "features":
             fitted = LIA(prior=DEEP, **options).fit(table, features=features)
             rows = features.loc[fitted.items_.index].to_numpy()
@@ -536,8 +536,8 @@ def test_items_with_other_labels_are_judged_by_bayes_rule(
             said.append((skill_loop(fitted, seat), int(label), float(weight)))
         return bayes_loop(fitted, where[item], said)
 
-    for at_once in (gem_fit.AT_ONCE, 2):  # the latter: an item or two at a time
-        monkeypatch.setattr(gem_fit, "AT_ONCE", at_once)
+    for at_once in (em.AT_ONCE, 2):  # the latter: an item or two at a time
+        monkeypatch.setattr(em, "AT_ONCE", at_once)
         with pytest.warns(
             UserWarning,
             match="1 annotators are not known from the fit and are taken as typical annotators: 'zoe'",

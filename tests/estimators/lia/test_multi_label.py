@@ -16,7 +16,7 @@ from sklearn.exceptions import NotFittedError
 from probcrowd.data.annotations import Annotations
 from probcrowd.estimators.lia.lia import LIA
 from probcrowd.estimators.lia.multi_label import MultiLabelLIA, load_multi_label_lia
-from probcrowd.inference.lia import em as gem_fit
+from probcrowd.inference.lia import em
 from probcrowd.models.lia.prior import LIAPrior
 
 QUESTIONS = ["cause", "symptom", "treat"]
@@ -123,7 +123,7 @@ def test_answers_are_under_item_and_question() -> None:
 
 def test_every_answer_equals_a_loop_over_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     table, features, _ = small()
-    monkeypatch.setattr(gem_fit, "START", 1.5)  # one step from a wild start
+    monkeypatch.setattr(em, "START", 1.5)  # one step from a wild start
     fitted = MultiLabelLIA(prior=LIAPrior(question_embedding=3), rounds=1, steps=1, last_steps=0).fit(
         table, features=features
     )

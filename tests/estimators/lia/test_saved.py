@@ -19,7 +19,7 @@ from probcrowd.data.annotations import Annotations
 from probcrowd.estimators.lia import saved as lia_folder
 from probcrowd.estimators.lia.lia import LIA, load_lia
 from probcrowd.estimators.lia.multi_label import MultiLabelLIA
-from probcrowd.inference.lia import em as gem_fit
+from probcrowd.inference.lia import em
 from probcrowd.inference.lia.em import State
 from probcrowd.models.lia.prior import LIAPrior
 from probcrowd.storage.checkpoint import load_checkpoint
@@ -203,10 +203,8 @@ def kill(monkeypatch: pytest.MonkeyPatch, where: str, after: int) -> None:
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[State]:
     """The states from which rounds will begin."""
     states: list[State] = []
-    advance = gem_fit.advance
-    monkeypatch.setattr(
-        gem_fit, "advance", lambda state, *rest: states.append(state) or advance(state, *rest)
-    )
+    advance = em.advance
+    monkeypatch.setattr(em, "advance", lambda state, *rest: states.append(state) or advance(state, *rest))
     return states
 
 
@@ -268,7 +266,7 @@ def test_a_killed_process_leaves_a_fit_that_goes_on(tmp_path: Path) -> None:
 def test_a_finished_fit_is_resumed_without_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = fit(tmp_path, BATCHES)
     metrics = (tmp_path / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(gem_fit, "advance", None)
+    monkeypatch.setattr(em, "advance", None)
     require_same(
         fit(tmp_path, BATCHES | {"dependence": "warn", "progress": True}, resume=True), fitted
     )  # neither changes the result
@@ -348,7 +346,7 @@ def test_other_data_or_parameters_are_refused(tmp_path: Path) -> None:
 def test_ids_and_parameters_that_no_file_gives_back_are_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gem_fit, "advance", None)
+    monkeypatch.setattr(em, "advance", None)
     for change in (lambda i: ("a", i), lambda i: (i, i)):
         table = said().assign(item=said()["item"].map(change))
         with pytest.raises(

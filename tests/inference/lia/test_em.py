@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_info
 from probcrowd import DawidSkene
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.rows import Rows
-from probcrowd.inference.lia import em as gem_fit
+from probcrowd.inference.lia import em
 from probcrowd.inference.lia.em import Fitted, Schedule, State, fit_lia
 from probcrowd.inference.lia.objectives import (
     OBJECTIVES,
@@ -25,10 +25,10 @@ from probcrowd.inference.lia.objectives import (
     e_step,
     last_objective,
     log_prior,
-    m_objective,
-    vote_posterior,
+    m_step_objective,
+    vote_shares,
 )
-from probcrowd.models.lia.lia import Parameters, Said, log_truth
+from probcrowd.models.lia.lia import LIABatch, Parameters, log_truth
 from probcrowd.models.lia.prior import Inputs, LIAPrior, sites
 
 BIRDS = pytest.mark.skipif(
@@ -94,14 +94,14 @@ def test_a_fit_that_has_converged_is_at_a_mode_and_says_what_it_found() -> None:
     rows, inputs = small()
     prior = LIAPrior()
     fitted = fit_lia(rows, inputs, prior, OBJECTIVES["joint"], Schedule(last_steps=2000, tolerance=1e-9))
-    said, declared = Said.of(rows, inputs, torch.float64), sites(rows, inputs, prior)
+    said, declared = LIABatch.of(rows, inputs, torch.float64), sites(rows, inputs, prior)
     leaves = {name: value.clone().requires_grad_() for name, value in fitted.parameters.items()}
     value = last_objective(leaves, said, OBJECTIVES["joint"]) + log_prior(leaves, declared)
     slopes = torch.autograd.grad(value, list(leaves.values()))
     assert fitted.converged
     assert (
         max(
-            float(slope.abs().max()) * declared[name].spread
+            float(slope.abs().max()) * declared[name].scale
             for name, slope in zip(leaves, slopes, strict=True)
         )
         < 1e-3
@@ -124,12 +124,12 @@ def test_a_fit_that_has_converged_is_at_a_mode_and_says_what_it_found() -> None:
 def test_other_objectives_take_all_their_steps_and_answer_softly(
     name: ObjectiveName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gem_fit, "CHUNK", 5)
+    monkeypatch.setattr(em, "CHUNK", 5)
     rows, inputs = small()
     schedule = Schedule(rounds=2, steps=3, last_steps=12, tolerance=math.inf)
     fitted = fit_lia(rows, inputs, LIAPrior(), OBJECTIVES[name], schedule)
     assert len(fitted.values) == schedule.units == 2 + 3 and not fitted.converged
-    said = Said.of(rows, inputs, torch.float64)
+    said = LIABatch.of(rows, inputs, torch.float64)
     q, value = e_step(fitted.parameters, said, replace(OBJECTIVES[name], hard=False))
     np.testing.assert_allclose(fitted.posterior, q, rtol=0, atol=1e-12)
     assert ((fitted.posterior > 0) & (fitted.posterior < 1)).any()
@@ -251,7 +251,7 @@ def test_on_bluebirds_the_published_figures() -> None:
     assert abs(float(last_objective(parameters, birds, OBJECTIVES["composite"])) - -2340.66) < 0.005
 
 
-def blind(rows: Rows, class_prior: np.ndarray, confusion: np.ndarray) -> tuple[Parameters, Said]:
+def blind(rows: Rows, class_prior: np.ndarray, confusion: np.ndarray) -> tuple[Parameters, LIABatch]:
     """Parameters whose h and Q are these, for items of which nothing is known."""
     classes = rows.num_classes
     parameters = {
@@ -261,7 +261,7 @@ def blind(rows: Rows, class_prior: np.ndarray, confusion: np.ndarray) -> tuple[P
         "competence_mean": torch.zeros(classes, classes, 1, dtype=torch.float64),
         "competence_offset": torch.tensor(confusion).log()[..., None],
     }
-    return parameters, Said.of(rows, Inputs(np.zeros((rows.num_items, 1))), torch.float64)
+    return parameters, LIABatch.of(rows, Inputs(np.zeros((rows.num_items, 1))), torch.float64)
 
 
 def same(left: Fitted, right: Fitted) -> bool:
@@ -277,7 +277,7 @@ def same(left: Fitted, right: Fitted) -> bool:
 def test_a_resumed_fit_has_the_bits_of_one_that_was_never_interrupted(
     name: ObjectiveName, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gem_fit, "CHUNK", 5)
+    monkeypatch.setattr(em, "CHUNK", 5)
     rows, inputs = small()
     prior, objective = LIAPrior(hidden=(3,), annotator_embedding=2), OBJECTIVES[name]
     states: list[State] = []
@@ -328,8 +328,8 @@ def test_moments_go_on_from_unit_to_unit() -> None:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The batches that fits from now on will draw."""
     seen: list[torch.Tensor] = []
-    part = Said.part
-    monkeypatch.setattr(Said, "part", lambda self, items: seen.append(items) or part(self, items))
+    part = LIABatch.part
+    monkeypatch.setattr(LIABatch, "part", lambda self, items: seen.append(items) or part(self, items))
     return seen
 
 
@@ -348,17 +348,17 @@ def test_batches_stand_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.cat(batches[:4]).tolist() != torch.cat(batches[4:]).tolist()
     monkeypatch.undo()
 
-    said, declared = Said.of(rows, inputs, torch.float64), sites(rows, inputs, prior)
+    said, declared = LIABatch.of(rows, inputs, torch.float64), sites(rows, inputs, prior)
     leaves = {name: value.double().requires_grad_() for name, value in states[0].parameters.items()}
-    q = vote_posterior(said)
+    q = vote_shares(said)
     parts = [said.part(items) for items in batches[:4]]
     counts = torch.bincount(said.item, minlength=12)
     assert [len(part.item) for part in parts] == [
         int(counts[items].sum()) for items in batches[:4]
     ]  # all rows of an item
-    scaled = [12 / 3 * m_objective(leaves, part, q[part.place], objective) for part in parts]
+    scaled = [12 / 3 * m_step_objective(leaves, part, q[part.place], objective) for part in parts]
     torch.testing.assert_close(
-        torch.stack(scaled).mean(), m_objective(leaves, said, q, objective), rtol=0, atol=1e-10
+        torch.stack(scaled).mean(), m_step_objective(leaves, said, q, objective), rtol=0, atol=1e-10
     )
     lasts = [12 / 3 * last_objective(leaves, part, objective) for part in parts]
     torch.testing.assert_close(
@@ -399,25 +399,25 @@ def test_parts_put_together_are_the_whole(at_once: int, monkeypatch: pytest.Monk
     )  # three more items without rows, at the end
     assert inputs.item_features is not None
     known = Inputs(np.concatenate([inputs.item_features, np.ones((3, 2))]))
-    prior, said = LIAPrior(hidden=(3,)), Said.of(more, known, torch.float64)
+    prior, said = LIAPrior(hidden=(3,)), LIABatch.of(more, known, torch.float64)
     rng = np.random.default_rng(0)
     parameters = {
-        name: torch.from_numpy(rng.normal(size=site.centre.shape))
+        name: torch.from_numpy(rng.normal(size=site.loc.shape))
         for name, site in sites(more, known, prior).items()
     }
     expected = [
-        gem_fit.posteriors(parameters, said, OBJECTIVES["joint"]),
-        gem_fit.answer(parameters, said, OBJECTIVES["as_coded"]),
+        em.posteriors(parameters, said, OBJECTIVES["joint"]),
+        em.predict(parameters, said, OBJECTIVES["as_coded"]),
     ]
-    monkeypatch.setattr(gem_fit, "AT_ONCE", at_once)
-    split = list(gem_fit.parts(said))
+    monkeypatch.setattr(em, "AT_ONCE", at_once)
+    split = list(em.batches(said))
     assert torch.equal(torch.cat([part.place for part in split]), torch.arange(15))
     assert (len(split) == 1) == (at_once == 1000) and all(len(part.place) for part in split)
     largest = int(torch.bincount(said.item).max()) + 1
     assert all(len(part.item) + len(part.place) < at_once + 2 * largest for part in split)
     found = [
-        gem_fit.posteriors(parameters, said, OBJECTIVES["joint"]),
-        gem_fit.answer(parameters, said, OBJECTIVES["as_coded"]),
+        em.posteriors(parameters, said, OBJECTIVES["joint"]),
+        em.predict(parameters, said, OBJECTIVES["as_coded"]),
     ]
     for left, wanted in zip(found, expected, strict=True):
         for one, other in zip(left, wanted, strict=True):
@@ -475,7 +475,7 @@ def test_small_fits_take_one_thread_and_give_the_others_back(monkeypatch: pytest
     with pytest.raises(FloatingPointError):
         fit_lia(rows, inputs, LIAPrior(), OBJECTIVES["joint"], replace(BATCHES, learning_rate=1e30))
     look()
-    monkeypatch.setattr(gem_fit, "SMALL", 0)
+    monkeypatch.setattr(em, "SMALL", 0)
     fit_lia(rows, inputs, LIAPrior(), OBJECTIVES["joint"], Schedule(1, 1, 0), keep=look)
     assert seen[1] == (1, 1) and seen[0] == seen[2] == seen[3] == seen[4]
 
@@ -486,7 +486,7 @@ def test_small_fits_take_one_thread_and_give_the_others_back(monkeypatch: pytest
 def test_the_start_takes_the_place_of_the_vote_shares(schedule: Schedule) -> None:
     rows, features, truth = simulated(0, 60, 5, (0.6, 0.9))
     inputs, prior, objective = Inputs(features), LIAPrior(), OBJECTIVES["joint"]
-    votes = vote_posterior(Said.of(rows, inputs, torch.float64)).numpy()
+    votes = vote_shares(LIABatch.of(rows, inputs, torch.float64)).numpy()
     plain = fit_lia(rows, inputs, prior, objective, schedule)
     assert right(plain.truth, truth) > 0.7
     assert same(fit_lia(rows, inputs, prior, objective, schedule, start=votes), plain)
@@ -503,10 +503,10 @@ def test_features_help_where_they_decide_and_shuffled_ones_do_not() -> None:
         3,
     )
     seen, none = features[:400], np.zeros(0, np.int64)
-    new = Said.of(
+    new = LIABatch.of(
         Rows(none, none, none, np.zeros(0), every.gold[400:], 12, 3), Inputs(features[400:]), torch.float64
     )
-    votes = vote_posterior(Said.of(rows, Inputs(seen), torch.float64)).numpy()
+    votes = vote_shares(LIABatch.of(rows, Inputs(seen), torch.float64)).numpy()
     ties = votes >= votes.max(1, keepdims=True)
     majority = float((ties / ties.sum(1, keepdims=True))[np.arange(400), truth[:400]].mean())
     fitted, heard = {}, {}

@@ -18,7 +18,13 @@ from probcrowd.estimators.lia.lia import LIA, load_lia
 from probcrowd.estimators.lia.multi_label import MultiLabelLIA
 from probcrowd.inference.lia import held_out_prior as spreads
 from probcrowd.inference.lia.em import Schedule, fit_lia
-from probcrowd.inference.lia.held_out_prior import STEPS, choose_spreads, chosen, folds, held_out_scores
+from probcrowd.inference.lia.held_out_prior import (
+    FACTORS,
+    best_prior,
+    folds,
+    held_out_scores,
+    search_prior_scales,
+)
 from probcrowd.inference.lia.objectives import OBJECTIVES
 from probcrowd.models.lia.prior import Inputs, LIAPrior
 
@@ -105,15 +111,15 @@ def test_features_are_believed_where_they_know_something_and_not_where_they_do_n
     truth = {}
     for informative in (True, False):
         rows, seen = crowd(informative)
-        tried = choose_spreads(rows, Inputs(seen), LIAPrior(), JOINT, schedule)
-        truth[informative] = chosen(LIAPrior(), tried).truth
+        tried = search_prior_scales(rows, Inputs(seen), LIAPrior(), JOINT, schedule)
+        truth[informative] = best_prior(LIAPrior(), tried).truth
     assert truth[True] >= 1.0 and truth[False] < 0.5
 
 
 def test_the_table_tells_every_setting_and_why_it_was_taken() -> None:
     rows, seen = crowd(False, items=40)
-    tried = choose_spreads(rows, Inputs(seen), LIAPrior(difficulty=0.5), JOINT, SHORT)
-    assert list(tried.columns) == [*STEPS, "score", "gain", "standard_error", "best"]
+    tried = search_prior_scales(rows, Inputs(seen), LIAPrior(difficulty=0.5), JOINT, SHORT)
+    assert list(tried.columns) == [*FACTORS, "score", "gain", "standard_error", "best"]
     assert tried.loc[0, ["truth", "difficulty", "competence"]].tolist() == [1.0, 0.5, 1.0] and bool(
         tried.loc[0, "best"]
     )
@@ -124,12 +130,12 @@ def test_the_table_tells_every_setting_and_why_it_was_taken() -> None:
     best = 0
     for place in range(1, len(tried)):
         assert tried["gain"][place] == pytest.approx(tried["score"][place] - tried["score"][best], abs=1e-12)
-        moved = [name for name in STEPS if tried[name][place] != tried[name][best]]
+        moved = [name for name in FACTORS if tried[name][place] != tried[name][best]]
         assert len(moved) == 1 and abs(
             math.log(tried[moved[0]][place] / tried[moved[0]][best])
-        ) == pytest.approx(math.log(STEPS[moved[0]]))
+        ) == pytest.approx(math.log(FACTORS[moved[0]]))
         best = place if tried["best"][place] else best
-    settled = chosen(LIAPrior(difficulty=0.5, latent=2), tried)
+    settled = best_prior(LIAPrior(difficulty=0.5, latent=2), tried)
     assert settled.latent == 2 and settled.truth == tried["truth"][best]
 
 
@@ -138,7 +144,7 @@ def test_an_estimator_uses_and_tells_what_was_chosen() -> None:
     fitted = LIA(**TINY, random_state=2).fit(said, features=seen)
     again = LIA(**TINY, random_state=2).fit(said, features=seen)
     pd.testing.assert_frame_equal(fitted.spreads_, again.spreads_, check_exact=True)
-    assert fitted.networks == chosen(LIAPrior(), fitted.spreads_)
+    assert fitted.networks == best_prior(LIAPrior(), fitted.spreads_)
     given = LIA(**(TINY | {"prior": fitted.networks}), random_state=2).fit(said, features=seen)
     pd.testing.assert_frame_equal(given.probabilities_, fitted.probabilities_, check_exact=True)
     with pytest.raises(AttributeError, match="held-out"):
@@ -159,7 +165,7 @@ def test_a_folder_keeps_the_choice_and_does_not_make_it_again(
         with pytest.raises(KeyboardInterrupt):
             LIA(**TINY).fit(said, features=seen, folder=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(lia_module, "choose_spreads", stop)
+        patch.setattr(lia_module, "search_prior_scales", stop)
         resumed = LIA(**TINY).fit(said, features=seen, folder=tmp_path, resume=True)
     read = load_lia(tmp_path)
     for other in (resumed, read):

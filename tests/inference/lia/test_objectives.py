@@ -12,7 +12,7 @@ from torch import Tensor
 
 from probcrowd.data.rows import Rows
 from probcrowd.inference.lia import objectives as gem
-from probcrowd.models.lia.lia import Parameters, Said, log_joint, log_said, log_truth
+from probcrowd.models.lia.lia import LIABatch, Parameters, label_log_likelihood, log_joint, log_truth
 from probcrowd.models.lia.prior import Inputs, LIAPrior, sites
 
 MATRICES = np.array([[[0.8, 0.2], [0.3, 0.7]], [[0.9, 0.1], [0.4, 0.6]], [[0.5, 0.5], [0.5, 0.5]]])
@@ -41,10 +41,10 @@ def table_of(
     return Rows(*codes[:3], counts, codes[3], max(annotator, default=-1) + 1, classes)
 
 
-def blind(rows: Rows, class_prior: np.ndarray, confusion: np.ndarray) -> tuple[Parameters, Said]:
+def blind(rows: Rows, class_prior: np.ndarray, confusion: np.ndarray) -> tuple[Parameters, LIABatch]:
     """Parameters whose h and Q are these, for items of which nothing is known."""
     inputs, prior, classes = Inputs(np.zeros((rows.num_items, 1))), LIAPrior(), rows.num_classes
-    mean = torch.from_numpy(sites(rows, inputs, prior)["competence_mean"].centre)
+    mean = torch.from_numpy(sites(rows, inputs, prior)["competence_mean"].loc)
     parameters = {
         "truth_weight": torch.zeros(1, classes, dtype=torch.float64),
         "difficulty_weight": torch.zeros(1, classes, classes, 1, dtype=torch.float64),
@@ -52,17 +52,17 @@ def blind(rows: Rows, class_prior: np.ndarray, confusion: np.ndarray) -> tuple[P
         "competence_mean": mean,
         "competence_offset": torch.from_numpy(confusion).log()[..., None] - mean,
     }
-    return parameters, Said.of(rows, inputs, torch.float64)
+    return parameters, LIABatch.of(rows, inputs, torch.float64)
 
 
-def worked_example() -> tuple[Parameters, Said]:
+def worked_example() -> tuple[Parameters, LIABatch]:
     """Specification, section 15: one item, labels 0, 1, 1."""
     return blind(table_of([0, 0, 0], [0, 1, 2], [0, 1, 1], [-1], 2), np.array([0.6, 0.4]), MATRICES)
 
 
 def some_problem(
     seed: int = 0, *, gold: bool = True, weights: bool = True, classes: int = 3, latent: int = 2
-) -> tuple[Parameters, Said, Rows, Inputs, LIAPrior]:
+) -> tuple[Parameters, LIABatch, Rows, Inputs, LIAPrior]:
     """Weighted rows of items with features, of which one has no rows; and a random point."""
     rng = np.random.default_rng(seed)
     item = np.sort(rng.choice([0, 1, 2, 4, 5], 16))
@@ -79,18 +79,18 @@ def some_problem(
     )
     inputs, prior = Inputs(rng.normal(size=(6, 2))), LIAPrior(latent=latent, hidden=(3,))
     parameters = {
-        name: torch.from_numpy(site.centre + site.spread * rng.normal(size=site.centre.shape))
+        name: torch.from_numpy(site.loc + site.scale * rng.normal(size=site.loc.shape))
         for name, site in sites(rows, inputs, prior).items()
     }
-    return parameters, Said.of(rows, inputs, torch.float64), rows, inputs, prior
+    return parameters, LIABatch.of(rows, inputs, torch.float64), rows, inputs, prior
 
 
-def h_and_rows(parameters: Parameters, said: Said) -> tuple[np.ndarray, np.ndarray]:
+def h_and_rows(parameters: Parameters, said: LIABatch) -> tuple[np.ndarray, np.ndarray]:
     """h (i, k) and Q[i_n, j_n, k, l_n] (n, k)."""
-    return log_truth(parameters, said).exp().numpy(), log_said(parameters, said).exp().numpy()
+    return log_truth(parameters, said).exp().numpy(), label_log_likelihood(parameters, said).exp().numpy()
 
 
-def random_q(said: Said, seed: int = 0) -> Tensor:
+def random_q(said: LIABatch, seed: int = 0) -> Tensor:
     free = (
         torch.rand(said.possible.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         * said.possible
@@ -100,7 +100,7 @@ def random_q(said: Said, seed: int = 0) -> Tensor:
 
 def test_the_worked_example_of_the_e_step() -> None:
     parameters, said = worked_example()
-    joint = log_joint(log_truth(parameters, said), log_said(parameters, said), said)
+    joint = log_joint(log_truth(parameters, said), label_log_likelihood(parameters, said), said)
     close(joint.exp(), [[0.024, 0.036]], 1e-10)
     for name, objective in OBJECTIVES.items():
         q, value = gem.e_step(parameters, said, replace(objective, hard=False))
@@ -128,7 +128,7 @@ def test_the_worked_example_of_the_m_step() -> None:
         "as_coded": -3.486422 + more,
     }
     for name, objective in OBJECTIVES.items():
-        close(gem.m_objective(parameters, said, Q, objective), expected[name], 1e-6)
+        close(gem.m_step_objective(parameters, said, Q, objective), expected[name], 1e-6)
 
 
 def test_the_switches_are_those_of_the_table() -> None:
@@ -192,7 +192,7 @@ def test_the_start_is_the_share_of_votes() -> None:
     _, said, rows, inputs, _ = some_problem()
     against = replace(rows, gold=np.where(np.arange(6) == 5, 0, rows.gold))  # nobody said class 0 of item 5
     against = replace(against, label=np.where(rows.item == 5, 1, rows.label))
-    for table, record in ((rows, said), (against, Said.of(against, inputs, torch.float64))):
+    for table, record in ((rows, said), (against, LIABatch.of(against, inputs, torch.float64))):
         shares = np.zeros((6, 3))
         for i in range(6):
             for n in np.flatnonzero(table.item == i):
@@ -202,10 +202,10 @@ def test_the_start_is_the_share_of_votes() -> None:
             elif not shares[i].any():
                 shares[i] = 1
             shares[i] /= shares[i].sum()
-        close(gem.vote_posterior(record), shares)
+        close(gem.vote_shares(record), shares)
     none = table_of([], [], [], [-1, 1], 2)
     close(
-        gem.vote_posterior(Said.of(none, Inputs(np.zeros((2, 1))), torch.float64)),
+        gem.vote_shares(LIABatch.of(none, Inputs(np.zeros((2, 1))), torch.float64)),
         [[0.5, 0.5], [0.0, 1.0]],
         0,
     )
@@ -215,11 +215,11 @@ def test_the_start_is_the_share_of_votes() -> None:
 def test_gold_is_respected_by_every_objective(objective: gem.Objective) -> None:
     parameters, said, rows, inputs, _ = some_problem()
     q, value = gem.e_step(parameters, said, objective)
-    start = gem.vote_posterior(said)
+    start = gem.vote_shares(said)
     for i in np.flatnonzero(rows.gold >= 0):
         close(q[i], np.eye(3)[rows.gold[i]], 0)
         close(start[i], np.eye(3)[rows.gold[i]], 0)
-    nobody = Said.of(replace(rows, gold=np.full(6, -1)), inputs, torch.float64)
+    nobody = LIABatch.of(replace(rows, gold=np.full(6, -1)), inputs, torch.float64)
     free, freely = gem.e_step(parameters, nobody, objective)
     unknown = torch.from_numpy(rows.gold < 0)
     close(q[unknown], free[unknown], 0)
@@ -250,9 +250,9 @@ def test_the_m_step_counts_log_h_once_per_item_or_once_per_label(objective: gem.
             total += float(q[i, k]) * times * math.log(h[i, k])
             total += float(q[i, k]) * sum(rows.weight[n] * math.log(chance[n, k]) for n in own)
             gap += float(q[i, k]) * (sum(rows.weight[own]) - 1) * math.log(h[i, k])
-    close(gem.m_objective(parameters, said, q, objective), total)
+    close(gem.m_step_objective(parameters, said, q, objective), total)
     per_label, per_item = (
-        gem.m_objective(parameters, said, q, replace(objective, truth_per_label=each))
+        gem.m_step_objective(parameters, said, q, replace(objective, truth_per_label=each))
         for each in (True, False)
     )
     close(per_label - per_item, gap)
@@ -271,7 +271,7 @@ def test_the_likelihoods_gradient_is_that_of_the_m_step_at_q(name: gem.Objective
     leaves = {key: value.clone().requires_grad_() for key, value in parameters.items()}
     q = gem.e_step(leaves, said, OBJECTIVES[name])[0].detach()
     last = slopes(gem.last_objective(leaves, said, OBJECTIVES[name]), leaves)
-    held = slopes(gem.m_objective(leaves, said, q, OBJECTIVES[name]), leaves)
+    held = slopes(gem.m_step_objective(leaves, said, q, OBJECTIVES[name]), leaves)
     gap = float((last - held).abs().max())
     assert gap < 1e-10 if equal else gap > 0.1
 
@@ -307,7 +307,7 @@ def test_free_class_probabilities_lead_to_the_best_class_of_each_item() -> None:
         "truth_weight": torch.eye(3, dtype=torch.float64),
         "difficulty_weight": torch.zeros(3, 3, 3, 1, dtype=torch.float64),
     }
-    said = Said.of(rows, inputs, torch.float64)
+    said = LIABatch.of(rows, inputs, torch.float64)
     assert set(parameters) | {"item_embedding"} == set(sites(rows, inputs, prior))
     best, bound = [], 0.0
     for i in range(rows.num_items):
@@ -345,13 +345,12 @@ def test_the_prior_is_normal_less_its_value_at_the_centre() -> None:
     declared = sites(rows, inputs, prior)
     rng, total = np.random.default_rng(0), torch.zeros((), dtype=torch.float64)
     parameters = {
-        name: torch.from_numpy(site.centre + rng.normal(size=site.centre.shape))
-        for name, site in declared.items()
+        name: torch.from_numpy(site.loc + rng.normal(size=site.loc.shape)) for name, site in declared.items()
     }
     for name, site in declared.items():
-        centre = torch.from_numpy(site.centre)
-        normal = torch.distributions.Normal(centre, site.spread)
+        centre = torch.from_numpy(site.loc)
+        normal = torch.distributions.Normal(centre, site.scale)
         total = total + (normal.log_prob(parameters[name]) - normal.log_prob(centre)).sum()
     close(gem.log_prior(parameters, declared), total)
-    centres = {name: torch.from_numpy(site.centre) for name, site in declared.items()}
+    centres = {name: torch.from_numpy(site.loc) for name, site in declared.items()}
     close(gem.log_prior(centres, declared), 0.0, 0)

@@ -11,9 +11,10 @@ import torch
 from meta_episodes import SHAPE, blobs, episodes_of, images
 from torch import Tensor, nn
 
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.inference.meta.fine_tune import Classifier, FineTuning, classifiers, fine_tuned
 from probcrowd.metrics.tensors import accuracy
-from probcrowd.models.crowd.base import Labels, Seen
+from probcrowd.models.crowd.base import NetworkOutput
 from probcrowd.models.crowd.conal import CoNAL
 from probcrowd.models.crowd.crowd_layer import CrowdLayer
 from probcrowd.models.encoders import MLP, Conv4
@@ -50,14 +51,16 @@ def one_by_one(
         codes = episodes.labels[task]
         item, annotator = (codes >= 0).nonzero(as_tuple=True)
         weight = torch.ones(len(item), dtype=torch.float64)
-        labels = Labels(
+        labels = AnnotationTensors(
             item, annotator, codes[item, annotator], weight, torch.arange(len(codes)), len(item) / len(codes)
         )
         for step in range(max(method.steps) + 1):
             if step in method.steps:
                 found[step].append(torch.log_softmax(one.head(one.encoder(queries).flatten(1)), -1).detach())
             features = one.encoder(support).flatten(1)
-            loss = one.channel.loss(Seen(torch.log_softmax(one.head(features), -1), features), labels)
+            loss = one.channel.loss(
+                NetworkOutput(torch.log_softmax(one.head(features), -1), features), labels
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

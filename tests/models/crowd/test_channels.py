@@ -10,8 +10,9 @@ import pytest
 import torch
 from crowd_loops import MAKE, crowd, shaken, small_network, some_labels, some_seen
 
-from probcrowd.inference.crowd.training import Training, look_at_all, train
-from probcrowd.models.crowd.base import Channel, Labels, Seen
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.inference.crowd.training import TrainingOptions, apply_network_to_all, train
+from probcrowd.models.crowd.base import Channel, NetworkOutput
 from probcrowd.models.crowd.doctor_net import DoctorNet
 from probcrowd.storage.checkpoint import Checkpoint
 
@@ -26,12 +27,12 @@ GROW = {
 }  # an annotator without labels changes their terms
 
 
-def made(name: str, labels: Labels, annotators: int = J) -> Channel:
+def made(name: str, labels: AnnotationTensors, annotators: int = J) -> Channel:
     torch.manual_seed(1)
     return shaken(MAKE[name](labels, annotators))
 
 
-def some_batch(labels: Labels) -> Labels:
+def some_batch(labels: AnnotationTensors) -> AnnotationTensors:
     """Some of the items, in another order."""
     return next(iter(labels.batches(5, torch.Generator().manual_seed(3))))
 
@@ -42,7 +43,7 @@ def test_what_is_said_is_the_formula(name: str) -> None:
     channel, part = made(name, labels), some_batch(labels)
     seen = some_seen(len(part.items))
     assert seen.features is not None and len(part.item) > 5
-    found = channel.log_said(seen, part)
+    found = channel.log_label(seen, part)
     torch.testing.assert_close(
         found.exp().sum(1), torch.ones(len(part.item), dtype=torch.float64), rtol=1e-12, atol=0
     )
@@ -60,10 +61,10 @@ def test_all_labels_of_an_item_share_a_class_where_there_is_one(name: str) -> No
     labels = some_labels()
     channel, part = made(name, labels), some_batch(labels)
     seen = some_seen(len(part.items))
-    found = channel.log_labels(seen, part).detach().numpy()
+    found = channel.item_log_likelihood(seen, part).detach().numpy()
     confusion = channel.confusion().detach().numpy()
     truth = channel.log_truth(seen).detach().exp().numpy()
-    alone = channel.log_said(seen, part).detach().numpy()
+    alone = channel.log_label(seen, part).detach().numpy()
     rows = list(
         zip(
             part.item.tolist(),
@@ -111,7 +112,7 @@ def test_gradients_are_those_of_differences(name: str) -> None:
     logits, features = start.log_truth.clone().requires_grad_(), start.features.clone().requires_grad_()
 
     def value() -> torch.Tensor:
-        return channel.loss(Seen(torch.log_softmax(logits, 1), features), part)
+        return channel.loss(NetworkOutput(torch.log_softmax(logits, 1), features), part)
 
     value().backward()
     tensors = [logits, features, *channel.parameters()]
@@ -155,17 +156,22 @@ def carried(channel: Channel, other: Channel, places: torch.Tensor) -> None:
 def test_annotators_have_no_order(name: str) -> None:
     labels, seen = some_labels(), some_seen(9)
     places = torch.tensor([3, 0, 4, 1, 2])
-    renamed = Labels(
-        labels.item, places[labels.annotator], labels.label, labels.weight, labels.items, labels.per_item
+    renamed = AnnotationTensors(
+        labels.item,
+        places[labels.annotator],
+        labels.label,
+        labels.weight,
+        labels.items,
+        labels.weight_per_item,
     )
     channel, other = made(name, labels), made(name, renamed)
     carried(channel, other, places)
     torch.testing.assert_close(
-        other.log_said(seen, renamed), channel.log_said(seen, labels), rtol=1e-10, atol=1e-10
+        other.log_label(seen, renamed), channel.log_label(seen, labels), rtol=1e-10, atol=1e-10
     )
     torch.testing.assert_close(other.confusion()[places], channel.confusion(), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(other.loss(seen, renamed), channel.loss(seen, labels), rtol=1e-10, atol=1e-10)
-    assert not torch.allclose(other.log_said(seen, labels), channel.log_said(seen, labels))
+    assert not torch.allclose(other.log_label(seen, labels), channel.log_label(seen, labels))
 
 
 @every
@@ -174,7 +180,7 @@ def test_one_who_has_said_nothing_changes_no_cross_entropy(name: str) -> None:
     channel, other = made(name, labels), made(name, labels, J + 1)
     carried(channel, other, torch.arange(J))
     same = torch.allclose(
-        other.log_said(seen, labels), channel.log_said(seen, labels), rtol=1e-12, atol=1e-12
+        other.log_label(seen, labels), channel.log_label(seen, labels), rtol=1e-12, atol=1e-12
     )
     assert same is (name != "union B")  # there x tells who answers, and who answers tells of x
     torch.testing.assert_close(other.confusion()[:J], channel.confusion(), rtol=1e-12, atol=1e-12)
@@ -188,11 +194,11 @@ def test_a_state_is_all_there_is(name: str) -> None:
     labels, seen = some_labels(), some_seen(9)
     channel = made(name, labels)
     for epoch in range(3):
-        channel.begin(epoch, 4, lambda: seen)
+        channel.start_epoch(epoch, 4, lambda: seen)
     fresh = MAKE[name](labels, J).double()
     assert not any("told" in key for key in channel.state_dict())
     fresh.load_state_dict(channel.state_dict())
-    torch.testing.assert_close(fresh.log_said(seen, labels), channel.log_said(seen, labels), rtol=0, atol=0)
+    torch.testing.assert_close(fresh.log_label(seen, labels), channel.log_label(seen, labels), rtol=0, atol=0)
     torch.testing.assert_close(fresh.log_truth(seen), channel.log_truth(seen), rtol=0, atol=0)
     torch.testing.assert_close(fresh.confusion(), channel.confusion(), rtol=0, atol=0)
 
@@ -209,10 +215,10 @@ def test_a_small_crowd_teaches_the_classes(name: str) -> None:
         channel,
         lambda items: inputs[items],
         labels,
-        Training(epochs=15, batch=32, learning_rate=2e-2),
+        TrainingOptions(epochs=15, batch=32, learning_rate=2e-2),
         seed=5,
     )
-    seen = look_at_all(network, channel, lambda items: inputs[items], labels.items)
+    seen = apply_network_to_all(network, channel, lambda items: inputs[items], labels.items)
     right = (channel.log_truth(seen).argmax(1) == truth).double().mean()
     assert right > 0.85, (name, float(right))
     assert len(stands.history) == 15
@@ -235,7 +241,7 @@ def test_training_that_was_stopped_ends_at_the_same_bits(name: str) -> None:
             channel,
             lambda items: inputs[items],
             labels,
-            Training(epochs=5, batch=10),
+            TrainingOptions(epochs=5, batch=10),
             resume=resume,
             keep=lambda *now: kept.append(now),
         )

@@ -11,7 +11,8 @@ import torch
 from crowd_loops import K, close, never, rows_of, some_labels, some_seen
 from torch import Tensor
 
-from probcrowd.models.crowd.base import Labels, Seen
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.base import NetworkOutput
 from probcrowd.models.crowd.mbem import MBEM
 from probcrowd.models.crowd.raykar import Raykar
 
@@ -21,7 +22,7 @@ J = 5
 # Raykar
 
 
-def dawid_skene(labels: Labels, annotators: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def dawid_skene(labels: AnnotationTensors, annotators: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Maximum likelihood by EM from vote shares, loop by loop: posteriors and confusions."""
     rows = list(
         zip(
@@ -48,14 +49,14 @@ def dawid_skene(labels: Labels, annotators: int, steps: int) -> tuple[np.ndarray
     return q, confusion
 
 
-def easy_labels(items: int = 80, annotators: int = 4) -> Labels:
+def easy_labels(items: int = 80, annotators: int = 4) -> AnnotationTensors:
     rng = np.random.default_rng(4)
     truth = rng.choice(K, items, p=[0.5, 0.3, 0.2])
     item, annotator = np.nonzero(rng.random((items, annotators)) < 0.85)
     label = np.where(rng.random(len(item)) < 0.8, truth[item], rng.integers(0, K, len(item)))
     assert len(np.unique(item)) == items
     parts = (torch.from_numpy(part) for part in (item, annotator, label, np.ones(len(item))))
-    return Labels(*parts, torch.arange(items), len(item) / items)
+    return AnnotationTensors(*parts, torch.arange(items), len(item) / items)
 
 
 def test_with_an_intercept_alone_raykar_is_dawid_skene_and_never_falls() -> None:
@@ -63,7 +64,7 @@ def test_with_an_intercept_alone_raykar_is_dawid_skene_and_never_falls() -> None
     channel = Raykar(4, K, labels, concentration=1.0)
     before, log_f = -math.inf, channel.posterior.mean(0).log()
     for epoch in range(400):
-        channel.begin(epoch, 400, lambda: Seen(log_f.expand(80, K)))  # noqa: B023  (called at once)
+        channel.start_epoch(epoch, 400, lambda: NetworkOutput(log_f.expand(80, K)))  # noqa: B023  (called at once)
         close(channel.confusion().sum(2), np.ones((4, K)))
         log_f = channel.posterior.mean(0).log()
         likelihood = float(
@@ -80,9 +81,9 @@ def test_raykar_has_none_of_three_published_faults() -> None:
     labels, seen = some_labels(), some_seen(9)
     channel = Raykar(J, K, labels)
     start = channel.confusion().clone()
-    channel.begin(0, 3, never)
+    channel.start_epoch(0, 3, never)
     close(channel.posterior, torch.nan_to_num(labels.votes(K) / labels.votes(K).sum(1, keepdim=True), 1 / K))
-    channel.begin(1, 3, lambda: seen)
+    channel.start_epoch(1, 3, lambda: seen)
     rows = list(
         zip(
             labels.item.tolist(),
@@ -122,7 +123,7 @@ def test_who_did_not_label_an_item_is_not_taken_to_have_said_the_last_class() ->
     """The table [[0, -1], [1, 1]], row by item: with -1 as a negative index, annotator 1 would say class 2 of item 0."""
     labels, f = rows_of((0, 0, 0), (1, 0, 1), (1, 1, 1), items=2), some_seen(2)
     channel = Raykar(2, K, labels)
-    channel.begin(1, 2, lambda: f)
+    channel.start_epoch(1, 2, lambda: f)
     confusion = channel.confusion()
     close(confusion[1, :, K - 1], confusion[1, :, 0])  # one label each of the prior, no other
     right = f.log_truth[0].exp() * confusion[0, :, 0]
@@ -148,8 +149,8 @@ def test_a_round_of_mbem_by_hand() -> None:
     close(channel.targets, [[1, 0, 0], [0.5, 0.5, 0], [0, 0, 1]])
     f = torch.tensor([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.2, 0.2, 0.6]], dtype=torch.float64)
     for epoch in range(4):
-        channel.begin(epoch, 8, never)
-    channel.begin(4, 8, lambda: Seen(f.log()))
+        channel.start_epoch(epoch, 8, never)
+    channel.start_epoch(4, 8, lambda: NetworkOutput(f.log()))
     first = np.array([[0.8, 0.3, 0.2], [0.1, 0.6, 0.2], [0.1, 0.1, 0.6]])  # rows: truth; columns: said
     first /= first.sum(1, keepdims=True)
     close(channel.confusion(), np.array([first, [[1, 0, 0]] * K, np.full((K, K), 1 / K)]))
@@ -157,13 +158,15 @@ def test_a_round_of_mbem_by_hand() -> None:
         channel.targets, np.array([first[:, l] / first[:, l].sum() for l in (0, 1, 2)])
     )  # annotator 1 tells nothing, nor does f
     for epoch in range(5, 8):
-        channel.begin(epoch, 8, never)
+        channel.start_epoch(epoch, 8, never)
 
 
 def test_cells_without_counts_rule_nothing_out() -> None:
     labels = rows_of((0, 0, 0), (1, 0, 1), items=2)
     channel = MBEM(1, K, labels)
-    channel.begin(1, 2, lambda: Seen(torch.tensor([[1, 0, 0], [0, 1, 0]], dtype=torch.float64).log()))
+    channel.start_epoch(
+        1, 2, lambda: NetworkOutput(torch.tensor([[1, 0, 0], [0, 1, 0]], dtype=torch.float64).log())
+    )
     close(channel.confusion(), np.array([[[1, 0, 0], [0, 1, 0], [1 / 3] * 3]]))
     expected = np.array([1, 1e-10, 1 / 3]) / (4 / 3 + 1e-10)
     torch.testing.assert_close(
@@ -177,5 +180,5 @@ def test_cells_without_counts_rule_nothing_out() -> None:
 def test_rounds_share_the_epochs(rounds: int, epochs: int, expected: list[int]) -> None:
     channel, asked = MBEM(J, K, some_labels(), rounds=rounds), []
     for epoch in range(epochs):
-        channel.begin(epoch, epochs, lambda: asked.append(epoch) or some_seen(9))  # noqa: B023  (called at once)
+        channel.start_epoch(epoch, epochs, lambda: asked.append(epoch) or some_seen(9))  # noqa: B023  (called at once)
     assert asked == expected

@@ -10,7 +10,8 @@ import pytest
 import torch
 from crowd_loops import D, K, close, never, rows_of, shaken, some_labels, some_seen
 
-from probcrowd.models.crowd.base import Channel, Labels, Seen
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.base import Channel, NetworkOutput, diagonal_logits
 from probcrowd.models.crowd.conal import CoNAL
 from probcrowd.models.crowd.crowd_layer import CrowdLayer
 from probcrowd.models.crowd.doctor_net import DoctorNet
@@ -18,7 +19,6 @@ from probcrowd.models.crowd.max_mig import MaxMIG
 from probcrowd.models.crowd.mbem import MBEM
 from probcrowd.models.crowd.mixture import Mixture
 from probcrowd.models.crowd.raykar import Raykar
-from probcrowd.models.crowd.start import start_logits
 from probcrowd.models.crowd.union_net import UnionNet
 
 J = 5
@@ -33,29 +33,29 @@ def test_the_two_families_agree_where_f_is_sure_and_else_are_means_of_two_kinds(
     assert isinstance(layer, CrowdLayer) and layer.weight is not None
     mixture = Mixture(layer.weight.detach()).double()
     close(layer.confusion(), mixture.confusion())
-    sure = Seen(torch.log_softmax(1e4 * seen.log_truth, 1).clamp_min(-1e3))
-    close(layer.log_said(sure, labels), mixture.log_said(sure, labels))
+    sure = NetworkOutput(torch.log_softmax(1e4 * seen.log_truth, 1).clamp_min(-1e3))
+    close(layer.log_label(sure, labels), mixture.log_label(sure, labels))
     f = seen.log_truth.exp().numpy()
     rows = layer.confusion().detach().numpy()
     said = list(zip(labels.item.tolist(), labels.annotator.tolist(), strict=True))
     geometric = np.array(
         [[math.prod(rows[j, k, l] ** f[i, k] for k in range(K)) for l in range(K)] for i, j in said]
     )
-    close(layer.log_said(seen, labels).exp(), geometric / geometric.sum(1, keepdims=True))
-    assert (layer.log_said(seen, labels) - mixture.log_said(seen, labels)).abs().max() > 0.01
+    close(layer.log_label(seen, labels).exp(), geometric / geometric.sum(1, keepdims=True))
+    assert (layer.log_label(seen, labels) - mixture.log_label(seen, labels)).abs().max() > 0.01
 
 
 def test_one_annotator_who_is_always_right_leaves_plain_cross_entropy() -> None:
     seen, truth = some_seen(6), torch.tensor([0, 2, 1, 1, 0, 2])
     labels = rows_of(*((i, 0, int(l)) for i, l in enumerate(truth)), items=6)
     expected = -seen.log_truth[torch.arange(6), truth].mean()
-    right = start_logits(60.0, 1, K).double()
+    right = diagonal_logits(60.0, 1, K).double()
     close(Mixture(right).double().loss(seen, labels), expected)
     close(Mixture(right, trace=0.25).double().loss(seen, labels), expected + 0.25 * K)
     for channel in (Raykar(1, K, labels, concentration=1.0), MBEM(1, K, labels)):
         close(channel.confusion(), torch.eye(K)[None])
         close(channel.loss(seen, labels), expected)
-        close(labels.cross_entropy(channel.log_said(seen, labels)), expected)
+        close(labels.cross_entropy(channel.log_label(seen, labels)), expected)
 
 
 def test_a_crowd_layer_starts_where_it_should() -> None:
@@ -87,7 +87,7 @@ def test_what_does_not_exist_is_refused() -> None:
         DoctorNet(J, K, D, labels, averaging=1.5)
     for channel in (CoNAL(J, K, D).double(), DoctorNet(J, K, D, labels).double()):
         with pytest.raises(ValueError, match="features"):
-            channel.log_said(Seen(some_seen(9).log_truth), labels)
+            channel.log_label(NetworkOutput(some_seen(9).log_truth), labels)
 
 
 # CoNAL
@@ -97,7 +97,7 @@ def test_neither_part_of_conal_can_be_switched_off() -> None:
     labels, channel = some_labels(), CoNAL(J, K, D).double()
     for scale in (1e-6, 1.0, 1e6):
         share = channel.common_share(
-            Seen(some_seen(9).log_truth, scale * torch.randn(9, D, dtype=torch.float64)), labels
+            NetworkOutput(some_seen(9).log_truth, scale * torch.randn(9, D, dtype=torch.float64)), labels
         )
         assert 0.2689 <= share.min() and share.max() <= 0.7311
     with torch.no_grad():  # the same direction, and the opposite one
@@ -155,7 +155,7 @@ def test_a_union_is_one_distribution_and_starts_like_the_others() -> None:
 def test_labels_of_an_item_share_its_weight_in_a_union() -> None:
     seen = some_seen(4)
     few = rows_of((0, 1, 2), (1, 0, 0), (2, 3, 1), (3, 1, 1), items=4)
-    sure = Seen(torch.log_softmax(1e4 * seen.log_truth, 1).clamp_min(-1e3))
+    sure = NetworkOutput(torch.log_softmax(1e4 * seen.log_truth, 1).clamp_min(-1e3))
     for form, one in (
         ("one label each, any f", few),
         ("several", rows_of((0, 1, 2), (0, 2, 1), (1, 0, 0), (2, 3, 1), (3, 1, 1), items=4)),
@@ -163,7 +163,9 @@ def test_labels_of_an_item_share_its_weight_in_a_union() -> None:
         a, b = (shaken(UnionNet(J, K, kind)) for kind in ("A", "B"))
         same = torch.allclose(a.loss(sure, one), b.loss(sure, one), rtol=1e-10)
         assert same is (form != "several")  # A takes raw labels, B shares of them
-    thrice = Labels(few.item, few.annotator, few.label, 3 * few.weight, few.items, 3 * few.per_item)
+    thrice = AnnotationTensors(
+        few.item, few.annotator, few.label, 3 * few.weight, few.items, 3 * few.weight_per_item
+    )
     close(b.loss(seen, thrice), b.loss(seen, few).detach())
     close(a.loss(seen, thrice), 3 * a.loss(seen, few).detach())
 
@@ -181,7 +183,8 @@ def test_two_that_agree_and_are_sure_tell_all(per_class: int) -> None:
     f = torch.log_softmax(100 * torch.eye(K, dtype=torch.float64)[truth], 1)
     close(channel.log_aggregated(labels).exp(), np.eye(K)[truth])
     close(
-        channel.loss(Seen(f), labels), np.array(-math.log(K) - 1 + K * (per_class - 1) / (K * per_class - 1))
+        channel.loss(NetworkOutput(f), labels),
+        np.array(-math.log(K) - 1 + K * (per_class - 1) / (K * per_class - 1)),
     )
 
 
@@ -227,9 +230,14 @@ def test_one_item_has_no_pairs() -> None:
 
 def test_extreme_probabilities_stay_finite() -> None:
     labels = some_labels()
-    sure = Seen(torch.log_softmax(torch.randn(9, K) * 1e4, 1))
-    single = Labels(
-        labels.item, labels.annotator, labels.label, labels.weight.float(), labels.items, labels.per_item
+    sure = NetworkOutput(torch.log_softmax(torch.randn(9, K) * 1e4, 1))
+    single = AnnotationTensors(
+        labels.item,
+        labels.annotator,
+        labels.label,
+        labels.weight.float(),
+        labels.items,
+        labels.weight_per_item,
     )
     channels: list[Channel] = [
         MaxMIG(J, K, single),
@@ -238,7 +246,7 @@ def test_extreme_probabilities_stay_finite() -> None:
         Raykar(J, K, single, concentration=1.0),
     ]
     for channel in channels:
-        channel.begin(1, 2, lambda: sure)
+        channel.start_epoch(1, 2, lambda: sure)
         assert torch.isfinite(channel.loss(sure, single)), type(channel)
 
 
@@ -252,7 +260,7 @@ def test_doctors_who_are_absent_get_no_gradient_and_none_is_asked_twice() -> Non
     )
     channel = shaken(DoctorNet(J, K, D, labels))
     assert isinstance(channel, DoctorNet)
-    channel.begin(9, 10, lambda: seen)
+    channel.start_epoch(9, 10, lambda: seen)
     assert channel.averages
     channel.loss(seen, labels).backward()
     assert channel.log_weight.grad is not None
@@ -260,7 +268,7 @@ def test_doctors_who_are_absent_get_no_gradient_and_none_is_asked_twice() -> Non
     assert channel.heads.weight.grad is None and channel.heads.bias.grad is None
     alone = rows_of((1, 2, 1), items=4)
     with torch.no_grad():
-        heads = channel.log_said(seen, alone)
+        heads = channel.log_label(seen, alone)
         close(
             channel.loss(seen, alone), -heads[0, 1] / 4
         )  # the mean of one head is that head, whatever its weight
@@ -279,7 +287,7 @@ def test_the_last_epochs_are_for_averaging() -> None:
         channel = DoctorNet(J, K, D, labels, averaging=averaging).double()
         found = []
         for epoch in range(epochs):
-            channel.begin(epoch, epochs, lambda: seen)
+            channel.start_epoch(epoch, epochs, lambda: seen)
             found.append(channel.averages)
         assert found == [epoch >= first for epoch in range(epochs)], (averaging, epochs)
 
@@ -295,9 +303,9 @@ def test_a_doctor_net_answers_with_the_mean_of_all_and_counts_confusions_from_it
     )
     close(channel.log_truth(seen).exp(), mean)
     start = channel.confusion().clone()
-    channel.begin(0, 9, never)
+    channel.start_epoch(0, 9, never)
     close(channel.confusion(), start)
-    channel.begin(1, 9, lambda: seen)
+    channel.start_epoch(1, 9, lambda: seen)
     counts = np.zeros((J, K, K))
     for i, j, l, weight in zip(labels.item, labels.annotator, labels.label, labels.weight, strict=True):
         counts[j, :, l] += float(weight) * mean[i]
@@ -308,7 +316,7 @@ def test_a_doctor_net_answers_with_the_mean_of_all_and_counts_confusions_from_it
     many = some_seen(600)
     assert many.features is not None
     parts = [
-        channel.log_truth(Seen(many.log_truth[part], many.features[part]))
+        channel.log_truth(NetworkOutput(many.log_truth[part], many.features[part]))
         for part in (slice(0, 100), slice(100, 600))
     ]
     close(channel.log_truth(many), torch.cat(parts).detach())

@@ -13,11 +13,11 @@ from pyro import poutine
 from torch import nn
 
 from probcrowd.data.rows import Rows
-from probcrowd.models.crowd.base import Labels, Seen
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.base import NetworkOutput, diagonal_logit, diagonal_logits
 from probcrowd.models.crowd.coupled import coupled
 from probcrowd.models.crowd.kernels import gram
 from probcrowd.models.crowd.mixture import Mixture
-from probcrowd.models.crowd.start import diagonal, start_logits
 from probcrowd.models.crowd.volume import RIDGE, add_log_volume, by_class, log_det, log_volume
 
 TERMS = [
@@ -29,7 +29,9 @@ TERMS = [
 ]
 
 
-def crowd(seed: int = 0, items: int = 7, annotators: int = 4, classes: int = 3) -> tuple[Labels, Seen, Rows]:
+def crowd(
+    seed: int = 0, items: int = 7, annotators: int = 4, classes: int = 3
+) -> tuple[AnnotationTensors, NetworkOutput, Rows]:
     """A few labels in double precision, with weights, and what a network says."""
     rng = np.random.default_rng(seed)
     item = np.sort(rng.integers(items, size=15))
@@ -38,7 +40,7 @@ def crowd(seed: int = 0, items: int = 7, annotators: int = 4, classes: int = 3) 
         item, annotator, label, rng.integers(1, 3, 15).astype(float), np.full(items, -1), annotators, classes
     )
     log_truth = torch.log_softmax(torch.from_numpy(rng.normal(size=(items, classes))), 1)
-    return Labels.of(rows, dtype=torch.float64), Seen(log_truth), rows
+    return AnnotationTensors.of(rows, dtype=torch.float64), NetworkOutput(log_truth), rows
 
 
 def channel(seed: int = 1, **terms: object) -> Mixture:
@@ -72,7 +74,7 @@ def test_the_largest_truth_volume_is_of_balanced_certain_items(
     ],
 )
 def test_the_confusion_volume_of_the_published_start(classes: int, annotators: int, expected: float) -> None:
-    value, singular = log_volume(by_class(start_logits(1.0, annotators, classes).double()))
+    value, singular = log_volume(by_class(diagonal_logits(1.0, annotators, classes).double()))
     assert value.item() == pytest.approx(expected, abs=1e-4) and not singular
 
 
@@ -153,14 +155,14 @@ def test_what_is_singular_is_counted_and_still_pushes_apart(kind: str) -> None:
     start = torch.zeros(7, 3, dtype=torch.float64)
     if kind == "few":
         start = start[:2] + torch.tensor([[1.0, 0, 0], [0, 1, 0]], dtype=torch.float64)
-        labels = Labels(
+        labels = AnnotationTensors(
             *(part[:0] for part in (labels.item, labels.annotator, labels.label, labels.weight)),
             torch.arange(2),
             2.0,
         )
     leaf = start.requires_grad_()
     made = channel(truth_volume=0.5)
-    loss = made.loss(Seen(torch.log_softmax(leaf, 1)), labels)
+    loss = made.loss(NetworkOutput(torch.log_softmax(leaf, 1)), labels)
     loss.backward()
     assert (
         int(made.degenerate) == 1
@@ -202,7 +204,7 @@ def test_a_running_mean_forgets_within_about_an_epoch() -> None:
     first = torch.from_numpy(gram(seen.log_truth.numpy())[1]) / 7
     made.loss(seen, labels)
     torch.testing.assert_close(made.gram / made.gram_weight, first)
-    sure = Seen(torch.log_softmax(50 * torch.eye(3, dtype=torch.float64)[torch.arange(7) % 3], 1))
+    sure = NetworkOutput(torch.log_softmax(50 * torch.eye(3, dtype=torch.float64)[torch.arange(7) % 3], 1))
     for _ in range(30):
         made.loss(sure, labels)
     left = (2 / 3) ** 30
@@ -238,7 +240,7 @@ def test_the_declared_model_is_the_loss(terms: dict[str, float]) -> None:
     network, inputs = nn.Linear(5, 3).double(), torch.randn(7, 5, dtype=torch.float64)
     made = channel(**terms)
     both = [*network.parameters(), made.logits]
-    loss = made.loss(Seen(torch.log_softmax(network(inputs), -1)), labels)
+    loss = made.loss(NetworkOutput(torch.log_softmax(network(inputs), -1)), labels)
     expected = torch.autograd.grad(loss, both)
     pyro.clear_param_store()
     trace = poutine.trace(coupled).get_trace(network, made, inputs, labels)
@@ -254,11 +256,11 @@ def test_the_declared_model_is_the_loss(terms: dict[str, float]) -> None:
 
 
 def test_single_labels_cannot_tell_what_labels_of_an_item_together_can() -> None:
-    """Enumeration: log_labels is the probability of all labels of an item, under one class that they share."""
+    """Enumeration: item_log_likelihood is the probability of all labels of an item, under one class that they share."""
     labels, seen, rows = crowd()
     made = channel()
     confusion, truth = made.confusion().detach().numpy(), seen.log_truth.exp().numpy()
-    found = made.log_labels(seen, labels)
+    found = made.item_log_likelihood(seen, labels)
     for i in range(7):
         here = [
             (j, l, w)
@@ -271,7 +273,7 @@ def test_single_labels_cannot_tell_what_labels_of_an_item_together_can() -> None
 
 @pytest.mark.parametrize(("accuracy", "classes"), list(product([0.5, 0.8, 0.99], [2, 10, 100])))
 def test_a_start_has_the_accuracy_that_was_asked_for(accuracy: float, classes: int) -> None:
-    confusion = torch.softmax(start_logits(diagonal(accuracy, classes), 2, classes).double(), -1)
+    confusion = torch.softmax(diagonal_logits(diagonal_logit(accuracy, classes), 2, classes).double(), -1)
     torch.testing.assert_close(
         confusion.diagonal(dim1=1, dim2=2),
         torch.full((2, classes), accuracy, dtype=torch.float64),
@@ -283,7 +285,7 @@ def test_a_start_has_the_accuracy_that_was_asked_for(accuracy: float, classes: i
 def test_extreme_logits_stay_finite() -> None:
     labels, seen, _ = crowd()
     made = Mixture(torch.tensor([1e4, -1e4, 0.0]).repeat(4, 3, 1).double())
-    loss = made.loss(Seen(torch.log_softmax(1e4 * seen.log_truth, 1)), labels)
+    loss = made.loss(NetworkOutput(torch.log_softmax(1e4 * seen.log_truth, 1)), labels)
     loss.backward()
     assert (
         math.isfinite(loss.item())

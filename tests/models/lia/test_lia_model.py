@@ -18,7 +18,7 @@ from numpyro.infer.util import log_density as numpyro_log_density
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 from probcrowd.data.rows import Rows
-from probcrowd.models.lia.lia import lia, lia_numpyro
+from probcrowd.models.lia import lia, lia_numpyro
 from probcrowd.models.lia.prior import Inputs, LIAPrior, sites
 
 ITEMS, ANNOTATORS, CLASSES, ROWS, QUESTIONS = 6, 4, 3, 14, 2
@@ -86,7 +86,7 @@ def problem(
     prior = LIAPrior(**SPREADS, **WIDTHS, **layers, annotator_embedding=2 if annotators == "embedding" else 0)
     rows = some_rows(seed)
     point = {
-        name: site.centre + site.spread * rng.normal(size=site.centre.shape)
+        name: site.loc + site.scale * rng.normal(size=site.loc.shape)
         for name, site in sites(rows, inputs, prior).items()
     }
     return inputs, rows, prior, point
@@ -96,8 +96,8 @@ def on_torch(point: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(value) for name, value in point.items()}
 
 
-def said_of(rows: Rows, inputs: Inputs) -> lia.Said:
-    return lia.Said.of(rows, inputs, torch.float64)
+def said_of(rows: Rows, inputs: Inputs) -> lia.LIABatch:
+    return lia.LIABatch.of(rows, inputs, torch.float64)
 
 
 def hidden_units(point: dict[str, np.ndarray], network: str, seen: list[float]) -> list[float]:
@@ -222,7 +222,7 @@ def test_pyros_density_is_numpyros_and_the_loops(case: Any) -> None:
     )
     np.testing.assert_allclose(float(density(inputs, rows, point)), expected, rtol=0, atol=1e-10)
     said, parameters = said_of(rows, inputs), on_torch(point)
-    joint = lia.log_joint(lia.log_truth(parameters, said), lia.log_said(parameters, said), said)
+    joint = lia.log_joint(lia.log_truth(parameters, said), lia.label_log_likelihood(parameters, said), said)
     np.testing.assert_allclose(
         torch.logsumexp(joint, -1), item_terms(point, inputs, rows), rtol=0, atol=1e-10
     )
@@ -241,7 +241,7 @@ def test_numpyro_takes_arrays_of_numpy_as_well() -> None:
 @pytest.mark.parametrize("latent", [1, 2, 3])
 def test_rows_sum_to_one_whatever_the_rank_and_to_the_rank_in_the_wrong_order(latent: int) -> None:
     logits = 3 * torch.randn(5, CLASSES, CLASSES, latent)
-    rows = lia.log_rows_of(logits).exp()
+    rows = lia.log_confusion(logits).exp()
     torch.testing.assert_close(rows.sum(-1), torch.ones(5, CLASSES), rtol=0, atol=1e-12)
     products = logits.exp().sum(-1)
     torch.testing.assert_close(rows, products / products.sum(-1, keepdim=True), rtol=0, atol=1e-12)
@@ -255,15 +255,13 @@ def test_rows_sum_to_one_whatever_the_rank_and_to_the_rank_in_the_wrong_order(la
 def test_what_difficulty_gains_and_competence_loses_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     inputs, rows = Inputs(np.eye(ITEMS)), some_rows()  # one column per item: difficulties are free
-    point = {
-        name: rng.normal(size=site.centre.shape) for name, site in sites(rows, inputs, LIAPrior()).items()
-    }
+    point = {name: rng.normal(size=site.loc.shape) for name, site in sites(rows, inputs, LIAPrior()).items()}
     said = said_of(rows, inputs)
-    plain = lia.log_said(on_torch(point), said)
+    plain = lia.label_log_likelihood(on_torch(point), said)
 
     def change(**more: np.ndarray) -> float:
         moved = point | {name: point[name] + each for name, each in more.items()}
-        return float((lia.log_said(on_torch(moved), said) - plain).abs().max())
+        return float((lia.label_log_likelihood(on_torch(moved), said) - plain).abs().max())
 
     assert (
         change(difficulty_weight=rng.normal(size=(ITEMS, CLASSES, 1, 1))) < 1e-10
@@ -276,15 +274,15 @@ def test_what_difficulty_gains_and_competence_loses_changes_nothing() -> None:
     assert change(competence_offset=rng.normal(size=(ANNOTATORS, 1, CLASSES, 1))) > 0.1
 
 
-def same(left: lia.Said, right: lia.Said, but: tuple[str, ...] = ()) -> None:
-    for field in fields(lia.Said):
+def same(left: lia.LIABatch, right: lia.LIABatch, but: tuple[str, ...] = ()) -> None:
+    for field in fields(lia.LIABatch):
         one, other = getattr(left, field.name), getattr(right, field.name)
         if field.name not in but:
             both = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
             assert torch.equal(one, other) if both else one is other, field.name
 
 
-def rebuilt(rows: Rows, inputs: Inputs, items: list[int]) -> lia.Said:
+def rebuilt(rows: Rows, inputs: Inputs, items: list[int]) -> lia.LIABatch:
     """Those items as a table of their own."""
     own = [np.flatnonzero(rows.item == item) for item in items]
     row = np.concatenate([np.zeros(0, np.int64), *own])
@@ -308,7 +306,7 @@ def test_a_part_is_its_items_as_a_table_of_their_own(items: list[int], kind: str
     same(part, rebuilt(rows, inputs, items), but=("place",))
     assert part.place.tolist() == items
     both = [
-        lia.log_joint(lia.log_truth(parameters, each), lia.log_said(parameters, each), each)
+        lia.log_joint(lia.log_truth(parameters, each), lia.label_log_likelihood(parameters, each), each)
         for each in (said, part)
     ]
     torch.testing.assert_close(both[1], both[0][items], rtol=0, atol=1e-12)
@@ -330,7 +328,7 @@ def test_a_part_of_a_part_is_the_part_of_both() -> None:
 def test_sites_by_name_order_and_shape() -> None:
     rows, tensor = some_rows(), (CLASSES, CLASSES, 2)
     plain = sites(rows, Inputs(np.zeros((ITEMS, 5))), LIAPrior(latent=2))
-    assert {name: site.centre.shape for name, site in plain.items()} == {
+    assert {name: site.loc.shape for name, site in plain.items()} == {
         "truth_weight": (5, CLASSES),
         "difficulty_weight": (5, *tensor),
         "truth_bias": (CLASSES,),
@@ -353,7 +351,7 @@ def test_sites_by_name_order_and_shape() -> None:
         question_embedding=2,
     )
     made = sites(rows, Inputs(None, None, np.zeros(ITEMS, int), QUESTIONS), everything)
-    assert [(name, site.centre.shape) for name, site in made.items()] == [
+    assert [(name, site.loc.shape) for name, site in made.items()] == [
         ("item_embedding", (ITEMS, 5)),
         ("question_embedding", (QUESTIONS, 2)),
         ("truth_weight_0", (5, 7)),
@@ -373,7 +371,7 @@ def test_sites_by_name_order_and_shape() -> None:
         ("question_competence", (2, *tensor)),
     ]
     known = sites(rows, Inputs(None, np.zeros((ANNOTATORS, 8))), everything)
-    assert known["competence_weight"].centre.shape == (8, *tensor)  # features come before embeddings
+    assert known["competence_weight"].loc.shape == (8, *tensor)  # features come before embeddings
     assert not {"annotator_embedding", "competence_offset", "question_embedding", "truth_question"} & set(
         known
     )
@@ -383,8 +381,8 @@ def test_sites_by_name_order_and_shape() -> None:
 @pytest.mark.parametrize("classes", [2, 5])
 def test_a_typical_annotator_is_right_as_often_as_the_prior_says(classes: int, latent: int) -> None:
     rows = Rows(*np.zeros((3, 1), int), np.ones(1), np.array([-1]), 1, classes)
-    centre = sites(rows, Inputs(), LIAPrior(accuracy=0.8, latent=latent))["competence_mean"].centre
-    matrix = lia.log_rows_of(torch.from_numpy(centre)).exp()
+    centre = sites(rows, Inputs(), LIAPrior(accuracy=0.8, latent=latent))["competence_mean"].loc
+    matrix = lia.log_confusion(torch.from_numpy(centre)).exp()
     torch.testing.assert_close(matrix.diagonal(), torch.full((classes,), 0.8), rtol=0, atol=1e-12)
     others = matrix[~torch.eye(classes, dtype=torch.bool)]
     torch.testing.assert_close(others, torch.full_like(others, 0.2 / (classes - 1)), rtol=0, atol=1e-12)
@@ -438,10 +436,14 @@ def test_renaming_classes_in_all_sites_changes_nothing(case: Any) -> None:
         code = np.argsort(order)
         named = replace(rows, label=code[rows.label], gold=np.where(rows.gold < 0, -1, code[rows.gold]))
         said, parameters = said_of(named, inputs), on_torch(moved)
-        joint = lia.log_joint(lia.log_truth(parameters, said), lia.log_said(parameters, said), said)
+        joint = lia.log_joint(
+            lia.log_truth(parameters, said), lia.label_log_likelihood(parameters, said), said
+        )
         terms.append([float(torch.logsumexp(joint, -1).sum()), log_prior(moved)])
         half = dict(moved) | {"truth_bias": point["truth_bias"]}  # the control: one site keeps its names
-        other = lia.log_joint(lia.log_truth(on_torch(half), said), lia.log_said(parameters, said), said)
+        other = lia.log_joint(
+            lia.log_truth(on_torch(half), said), lia.label_log_likelihood(parameters, said), said
+        )
         assert (abs(float((torch.logsumexp(joint, -1) - torch.logsumexp(other, -1)).sum())) > 1e-3) is (
             order != (0, 1, 2)
         )
@@ -460,8 +462,7 @@ def test_a_sampler_tells_a_good_annotator_from_one_who_guesses() -> None:
     )  # without it chains find the mirror image, with classes exchanged, as well
     rows = Rows(*said, gold, 3, 2)
     start = {
-        name: jax.numpy.asarray(site.centre)
-        for name, site in sites(rows, Inputs(features), LIAPrior()).items()
+        name: jax.numpy.asarray(site.loc) for name, site in sites(rows, Inputs(features), LIAPrior()).items()
     }
 
     def potential(values: dict[str, jax.Array]) -> jax.Array:
@@ -481,6 +482,6 @@ def test_a_sampler_tells_a_good_annotator_from_one_who_guesses() -> None:
     )
     assert diverging.mean() < 0.1
     skills = torch.from_numpy(draws["competence_mean"][:, None] + draws["competence_offset"])
-    diagonal = lia.log_rows_of(skills).exp().diagonal(dim1=2, dim2=3).mean((0, 2))
+    diagonal = lia.log_confusion(skills).exp().diagonal(dim1=2, dim2=3).mean((0, 2))
     assert float(diagonal[0]) > float(diagonal[2]) + 0.25
     assert abs(float(diagonal[2]) - 0.5) < 0.2

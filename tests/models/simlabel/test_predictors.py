@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.simlabel.options import ARCHITECTURES, make_predictor
-from probcrowd.models.crowd.base import Labels, Seen
+from probcrowd.models.crowd.base import NetworkOutput
 from probcrowd.models.crowd.mixture import Mixture
 from probcrowd.models.simlabel.base import Predictor
 from probcrowd.models.simlabel.performance import Performance
@@ -45,8 +46,8 @@ def test_probabilities_of_vectors_and_feature_maps(
     for training in (True, False):
         predictor.train(training)
         spoken = predictor(torch.randn(B, *shape), ALL)
-        assert spoken.log_said.shape == (B, J, L)
-        torch.testing.assert_close(spoken.log_said.exp().sum(-1), torch.ones(B, J))
+        assert spoken.log_label.shape == (B, J, L)
+        torch.testing.assert_close(spoken.log_label.exp().sum(-1), torch.ones(B, J))
         if spoken.log_common is not None:
             torch.testing.assert_close(spoken.log_common.exp().sum(-1), torch.ones(B))
     assert predictor.annotator_features(torch.randn(B, *shape), ALL).shape[:2] == (B, J)
@@ -55,16 +56,16 @@ def test_probabilities_of_vectors_and_feature_maps(
 def test_some_annotators_are_those_of_all(make: Callable[..., Predictor]) -> None:
     predictor, x = shaken(make()).eval(), torch.randn(B, 4)
     some = torch.tensor([3, 0])
-    torch.testing.assert_close(predictor(x, some).log_said, predictor(x, ALL).log_said[:, some])
+    torch.testing.assert_close(predictor(x, some).log_label, predictor(x, ALL).log_label[:, some])
     torch.testing.assert_close(
         predictor.annotator_features(x, some), predictor.annotator_features(x, ALL)[:, some]
     )
-    assert predictor(x, ALL).log_said.std(1).max() > 1e-3  # they differ
+    assert predictor(x, ALL).log_label.std(1).max() > 1e-3  # they differ
 
 
 def test_an_item_is_judged_by_itself(make: Callable[..., Predictor]) -> None:
     predictor, x = shaken(make()).eval(), torch.randn(B, 4)
-    torch.testing.assert_close(predictor(x[2:3], ALL).log_said, predictor(x, ALL).log_said[2:3])
+    torch.testing.assert_close(predictor(x[2:3], ALL).log_label, predictor(x, ALL).log_label[2:3])
 
 
 def test_every_parameter_learns_something(make: Callable[..., Predictor]) -> None:
@@ -72,7 +73,7 @@ def test_every_parameter_learns_something(make: Callable[..., Predictor]) -> Non
     x, labels = torch.randn(B, 4), torch.randint(L, (B, J, 1))
     spoken = predictor(x, ALL)
     weight = predictor.annotator_weight()
-    losses = -spoken.log_said.gather(-1, labels)[..., 0]
+    losses = -spoken.log_label.gather(-1, labels)[..., 0]
     loss = (losses if weight is None else losses * weight).mean()
     penalty = predictor.penalty(30.0)
     (loss + (0.0 if penalty is None else penalty)).backward()
@@ -101,7 +102,7 @@ def test_a_performance_network_starts_with_its_accuracy_on_the_diagonal() -> Non
     spoken = predictor(torch.randn(B, 4), ALL)
     assert spoken.log_common is not None
     torch.testing.assert_close(
-        spoken.log_said.exp(), (spoken.log_common.exp() @ confusion[0, 0])[:, None].expand(B, J, L)
+        spoken.log_label.exp(), (spoken.log_common.exp() @ confusion[0, 0])[:, None].expand(B, J, L)
     )
 
 
@@ -112,7 +113,7 @@ def test_what_performers_say_is_the_truth_through_their_confusion_by_loops() -> 
     assert spoken.log_common is not None
     for i, j, l in np.ndindex(B, J, L):
         expected = sum(spoken.log_common[i, k].exp() * confusion[i, j, k, l] for k in range(L))
-        assert float(spoken.log_said[i, j, l].exp()) == pytest.approx(float(expected), rel=1e-5)
+        assert float(spoken.log_label[i, j, l].exp()) == pytest.approx(float(expected), rel=1e-5)
     assert confusion.std(0).max() > 1e-3  # an annotator is not alike on all items
 
 
@@ -121,7 +122,7 @@ def test_performance_does_not_shape_the_embedding() -> None:
     assert isinstance(predictor, Performance)
     (grad,) = torch.autograd.grad(predictor.confusion(x, ALL).square().sum(), x, allow_unused=True)
     assert grad is None
-    (grad,) = torch.autograd.grad(predictor(x, ALL).log_said.square().sum(), x)
+    (grad,) = torch.autograd.grad(predictor(x, ALL).log_label.square().sum(), x)
     assert grad.abs().sum() > 0
 
 
@@ -158,8 +159,8 @@ def test_residuals_start_at_what_is_common_and_answers_average_over_draws() -> N
     predictor, x = Residuals(J, L, (4,)).eval(), torch.randn(B, 4)
     spoken = predictor(x, ALL)
     assert spoken.log_common is not None
-    torch.testing.assert_close(spoken.log_said, spoken.log_common[:, None].expand(B, J, L))
-    assert predictor(x, ALL).log_said.equal(spoken.log_said)
+    torch.testing.assert_close(spoken.log_label, spoken.log_common[:, None].expand(B, J, L))
+    assert predictor(x, ALL).log_label.equal(spoken.log_label)
     predictor = shaken(predictor)
     mean, spread = predictor._common(x)[0]
     torch.manual_seed(0)
@@ -172,16 +173,16 @@ def test_residuals_start_at_what_is_common_and_answers_average_over_draws() -> N
 def test_residuals_are_drawn_once_in_training_and_an_annotator_has_a_spread() -> None:
     predictor, x = shaken(Residuals(J, L, (4,))).train(), torch.randn(B, 4)
     torch.manual_seed(0)
-    one, other = predictor(x, ALL).log_said, predictor(x, ALL).log_said
+    one, other = predictor(x, ALL).log_label, predictor(x, ALL).log_label
     assert bool((one != other).any())
     torch.manual_seed(0)
-    assert predictor(x, ALL).log_said.equal(one)
+    assert predictor(x, ALL).log_label.equal(one)
     with torch.no_grad():
         predictor.spread.weight.zero_()
         predictor.spread.bias.zero_()
         predictor.own[..., L:] = 0
     torch.testing.assert_close(
-        predictor(x, ALL).log_said, predictor.eval()(x, ALL).log_said
+        predictor(x, ALL).log_label, predictor.eval()(x, ALL).log_label
     )  # no spread, no chance
 
 
@@ -223,21 +224,21 @@ def test_annotators_with_one_query_say_the_same_until_they_have_something_of_the
     predictor, x = Queries(J, L, (4,)).eval(), torch.randn(B, 4)
     with torch.no_grad():
         predictor.query[1] = predictor.query[0]
-    said = predictor(x, ALL).log_said
+    said = predictor(x, ALL).log_label
     torch.testing.assert_close(said[:, 0], said[:, 1])
     assert (said[:, 0] - said[:, 2]).abs().max() > 1e-4
     with torch.no_grad():
         predictor.own_bias[1, 0] += 1
-    assert (predictor(x, ALL).log_said[:, 1] - said[:, 1]).abs().min() > 1e-3
+    assert (predictor(x, ALL).log_label[:, 1] - said[:, 1]).abs().min() > 1e-3
 
 
 def test_queries_attend_to_each_other() -> None:
     predictor, x = shaken(Queries(J, L, (4,))).eval(), torch.randn(B, 4)
     assert isinstance(predictor, Queries)
-    before = predictor(x, ALL).log_said
+    before = predictor(x, ALL).log_label
     with torch.no_grad():
         predictor.query[4] += torch.randn(64)
-    assert (predictor(x, ALL).log_said - before)[:, 0].abs().max() > 1e-5
+    assert (predictor(x, ALL).log_label - before)[:, 0].abs().max() > 1e-5
 
 
 # Pooled
@@ -250,12 +251,12 @@ def test_pooled_confusions_are_coupled_cross_entropy_with_a_normal_prior() -> No
         part.flatten() for part in torch.meshgrid(torch.arange(B), torch.arange(J), indexing="ij")
     )
     label = torch.randint(L, (B * J,))
-    labels = Labels(item, annotator, label, torch.ones(B * J), torch.arange(B), float(J))
+    labels = AnnotationTensors(item, annotator, label, torch.ones(B * J), torch.arange(B), float(J))
     mixture = Mixture((predictor.common + predictor.own).detach())
     spoken = predictor(x, ALL)
     assert spoken.log_common is not None
-    said = mixture.log_said(Seen(spoken.log_common), labels).view(B, J, L)
-    torch.testing.assert_close(spoken.log_said, said, atol=1e-5, rtol=1e-4)
+    said = mixture.log_label(NetworkOutput(spoken.log_common), labels).view(B, J, L)
+    torch.testing.assert_close(spoken.log_label, said, atol=1e-5, rtol=1e-4)
     penalty, normal = predictor.penalty(20.0), torch.distributions.Normal(0.0, 0.7)
     assert penalty is not None
     own = predictor.own

@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probcrowd.data.rows import Rows
-from probcrowd.models.crowd.base import Labels, Seen
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.models.crowd.base import NetworkOutput
 from probcrowd.models.simlabel import soft_labels
-from probcrowd.models.simlabel.base import Chosen, Predictor, Spoken
-from probcrowd.models.simlabel.imputed import Imputed, SoftLabelling, confidence, least_probability
+from probcrowd.models.simlabel.base import AnnotatorSelection, Prediction, Predictor
+from probcrowd.models.simlabel.imputed import ImputedLabels, SoftLabelOptions, confidence, min_probability
 from probcrowd.models.simlabel.similarity import similarity
 from probcrowd.models.simlabel.soft_labels import SoftLabels
 
@@ -32,13 +33,13 @@ class Table(Predictor):
         super().__init__(logits.shape[1], logits.shape[2])
         self.logits = torch.nn.Parameter(logits)
 
-    def forward(self, embedding: Float[Tensor, "b ..."], annotators: Chosen) -> Spoken:
-        return Spoken(torch.log_softmax(self.logits[embedding[:, 0].long()][:, annotators], -1))
+    def forward(self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection) -> Prediction:
+        return Prediction(torch.log_softmax(self.logits[embedding[:, 0].long()][:, annotators], -1))
 
     def annotator_features(
-        self, embedding: Float[Tensor, "b ..."], annotators: Chosen
+        self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection
     ) -> Float[Tensor, "b a d"]:
-        return self(embedding, annotators).log_said
+        return self(embedding, annotators).log_label
 
 
 def crowd(share: float = 0.4, items: int = I, annotators: int = J, seed: int = 0) -> np.ndarray:
@@ -51,32 +52,32 @@ def crowd(share: float = 0.4, items: int = I, annotators: int = J, seed: int = 0
 
 
 def channel(
-    said: np.ndarray, how: SoftLabelling, weights: np.ndarray | None = None, seed: int = 1, **options: Any
+    said: np.ndarray, how: SoftLabelOptions, weights: np.ndarray | None = None, seed: int = 1, **options: Any
 ) -> SoftLabels:
     item, annotator = np.nonzero(said >= 0)
     rows = Rows(
         item, annotator, said[item, annotator], np.ones(len(item)), np.full(len(said), -1), said.shape[1], L
     )
     logits = torch.randn(*said.shape, L, generator=torch.Generator().manual_seed(seed))
-    made = SoftLabels(Table(logits), rows, Labels.of(rows, dtype=torch.float64), how, **options)
+    made = SoftLabels(Table(logits), rows, AnnotationTensors.of(rows, dtype=torch.float64), how, **options)
     if weights is not None:
         made.weights.copy_(torch.from_numpy(weights))
     return made
 
 
-def seen(items: int = I) -> Seen:
-    return Seen(torch.zeros(items, 0), torch.arange(items, dtype=torch.float64)[:, None])
+def seen(items: int = I) -> NetworkOutput:
+    return NetworkOutput(torch.zeros(items, 0), torch.arange(items, dtype=torch.float64)[:, None])
 
 
 def loss(made: SoftLabels) -> Tensor:
-    return made.loss(seen(len(made.told.items)), made.told.labels())
+    return made.loss(seen(len(made.training_labels.items)), made.training_labels.labels())
 
 
 def value(made: SoftLabels) -> float:
     return float(loss(made).detach())
 
 
-def by_loops(said: np.ndarray, p: np.ndarray, weights: np.ndarray, how: SoftLabelling) -> float:
+def by_loops(said: np.ndarray, p: np.ndarray, weights: np.ndarray, how: SoftLabelOptions) -> float:
     """Sum over labelled and missing pairs, divided by the number of labels."""
     labelled = missing = 0.0
     for i in range(len(said)):
@@ -108,7 +109,7 @@ def probabilities(made: SoftLabels) -> np.ndarray:
 @pytest.mark.parametrize("missing", ["similarity", "uniform", "consensus"])
 @pytest.mark.parametrize("divergence", ["paper", "released"])
 def test_the_loss_is_that_of_loops(missing: Any, divergence: Any) -> None:
-    said, how = crowd(), SoftLabelling(missing, divergence=divergence, kl_weight=0.7)
+    said, how = crowd(), SoftLabelOptions(missing, divergence=divergence, kl_weight=0.7)
     weights = np.random.default_rng(5).random((J, J)) * UNIFORM
     weights[2] = [1, 0, 0, 0, 0]  # annotator 2 listens to 0 alone: many items give no term
     made = channel(said, how, weights if missing == "similarity" else None)
@@ -117,10 +118,11 @@ def test_the_loss_is_that_of_loops(missing: Any, divergence: Any) -> None:
 
 
 def test_batches_are_unbiased_parts_of_the_whole() -> None:
-    made = channel(crowd(items=12), SoftLabelling())
-    parts = list(made.told.labels().batches(3, torch.Generator().manual_seed(0)))
+    made = channel(crowd(items=12), SoftLabelOptions())
+    parts = list(made.training_labels.labels().batches(3, torch.Generator().manual_seed(0)))
     losses = [
-        made.loss(Seen(torch.zeros(len(part.items), 0), part.items.double()[:, None]), part) for part in parts
+        made.loss(NetworkOutput(torch.zeros(len(part.items), 0), part.items.double()[:, None]), part)
+        for part in parts
     ]
     assert (
         float(torch.stack(losses).mean().detach()) == pytest.approx(value(made), abs=1e-12)
@@ -132,7 +134,7 @@ def test_gradients_are_the_closed_forms_and_soft_labels_have_none() -> None:
     """Of D(p | soft): p (log(p / soft) - D); of D(soft | p): p - soft. Those of peers come from their labels alone."""
     said = np.array([[0, 1, -1]])
     for divergence in ("paper", "released"):
-        made = channel(said, SoftLabelling("uniform", divergence=divergence, kl_weight=2.0))
+        made = channel(said, SoftLabelOptions("uniform", divergence=divergence, kl_weight=2.0))
         assert isinstance(made.predictor, Table)
         p = probabilities(made)[0]
         soft = p[:2].mean(0)
@@ -152,7 +154,7 @@ def test_one_divergence_vanishes_at_certainty_and_the_other_does_not() -> None:
     said = np.array([[0, 0, -1]])
     size = {}
     for divergence in ("paper", "released"):
-        made = channel(said, SoftLabelling("uniform", divergence=divergence))
+        made = channel(said, SoftLabelOptions("uniform", divergence=divergence))
         assert isinstance(made.predictor, Table)
         with torch.no_grad():
             made.predictor.logits[0] = torch.tensor(
@@ -167,7 +169,7 @@ def test_one_divergence_vanishes_at_certainty_and_the_other_does_not() -> None:
 def test_known_divergences_and_confidences() -> None:
     p, q = torch.tensor([[[0.7, 0.3]]]), torch.tensor([[[0.5, 0.5]]])
     for divergence, known, scale in (("paper", 0.08228, 1), ("released", 0.08718, 2)):
-        made = channel(crowd(), SoftLabelling(divergence=divergence))
+        made = channel(crowd(), SoftLabelOptions(divergence=divergence))
         assert float(made._divergence(p.log(), q)) * scale == pytest.approx(known, abs=1e-5)
         assert float(made._divergence(p.log(), p)) == pytest.approx(0.0, abs=1e-15)
     rest = [0.9, *[0.1 / 7] * 7]
@@ -201,7 +203,7 @@ def test_what_passes_the_threshold_depends_on_the_number_of_labels(
     ):
         below, above = (float(confidence(torch.tensor([p, *rest(p)]))) for p in (top - 1e-4, top + 1e-4))
         assert below < 0.6 < above
-    assert least_probability(0.6, labels) == pytest.approx(one, abs=1e-4)
+    assert min_probability(0.6, labels) == pytest.approx(one, abs=1e-4)
 
 
 @pytest.mark.parametrize("labels", [2, 3, 8])
@@ -210,7 +212,7 @@ def test_no_soft_label_below_the_least_probability_reaches_the_threshold(
     labels: int, threshold: float
 ) -> None:
     soft = torch.distributions.Dirichlet(torch.full((labels,), 0.3)).sample((20_000,))
-    least = least_probability(threshold, labels)
+    least = min_probability(threshold, labels)
     assert not bool((confidence(soft)[soft.amax(-1) < least] >= threshold).any())
     if threshold == 0.6:
         assert 0 < int((confidence(soft) >= threshold).sum()) < int((soft.amax(-1) >= threshold).sum())
@@ -218,16 +220,16 @@ def test_no_soft_label_below_the_least_probability_reaches_the_threshold(
 
 def test_soft_labels_are_mixtures_of_the_peers_who_labelled() -> None:
     said = crowd(0.5)
-    made = channel(said, SoftLabelling(), np.random.default_rng(0).random((J, J)) * UNIFORM)
-    log_said = made.predictor(seen().some_features(), slice(None)).log_said
+    made = channel(said, SoftLabelOptions(), np.random.default_rng(0).random((J, J)) * UNIFORM)
+    log_label = made.predictor(seen().require_features(), slice(None)).log_label
     has = torch.from_numpy(said >= 0)
-    soft, usable = made.soft(log_said, has, slice(None))
+    soft, usable = made.soft(log_label, has, slice(None))
     assert usable.equal(~has) and not soft.requires_grad
     torch.testing.assert_close(soft[usable].sum(-1), torch.ones(int(usable.sum())))
-    p = torch.where(has[..., None], log_said.exp(), torch.nan)
+    p = torch.where(has[..., None], log_label.exp(), torch.nan)
     low, high = p.nan_to_num(torch.inf).amin(1, keepdim=True), p.nan_to_num(-torch.inf).amax(1, keepdim=True)
     assert bool(((soft >= low - 1e-12) & (soft <= high + 1e-12))[usable].all())
-    silent = log_said.detach().clone()
+    silent = log_label.detach().clone()
     silent[~has] = torch.log_softmax(
         torch.randn(int((~has).sum()), L), -1
     )  # what those say who did not label the item
@@ -237,10 +239,10 @@ def test_soft_labels_are_mixtures_of_the_peers_who_labelled() -> None:
 def test_a_twin_is_the_soft_label_and_nobody_gives_none() -> None:
     said = np.array([[0, 1, -1, -1], [-1, -1, -1, -1]])
     weights = np.array([[0, 0.0, 0, 1], [0, 0, 0, 1], [1, 0, 0, 0], [0, 0, 1, 0]])
-    made = channel(np.maximum(said, [[-1] * 4, [0, -1, -1, -1]]), SoftLabelling(), weights)
-    log_said = made.predictor(seen(2).some_features(), slice(None)).log_said
-    soft, usable = made.soft(log_said, torch.from_numpy(said >= 0), slice(None))
-    torch.testing.assert_close(soft[0, 2], log_said[0, 0].exp().detach())  # 2 listens to 0 alone
+    made = channel(np.maximum(said, [[-1] * 4, [0, -1, -1, -1]]), SoftLabelOptions(), weights)
+    log_label = made.predictor(seen(2).require_features(), slice(None)).log_label
+    soft, usable = made.soft(log_label, torch.from_numpy(said >= 0), slice(None))
+    torch.testing.assert_close(soft[0, 2], log_label[0, 0].exp().detach())  # 2 listens to 0 alone
     assert usable.tolist() == [
         [False, False, True, False],
         [False] * 4,
@@ -250,12 +252,15 @@ def test_a_twin_is_the_soft_label_and_nobody_gives_none() -> None:
 def test_without_missing_labels_or_weight_the_loss_is_that_of_skipping() -> None:
     whole, some = crowd(1.0), crowd()
     for missing in ("similarity", "uniform", "consensus"):
-        assert value(channel(whole, SoftLabelling(missing))) == value(channel(whole, SoftLabelling("skip")))
-        assert value(channel(some, SoftLabelling(missing, kl_weight=0.0))) == value(
-            channel(some, SoftLabelling("skip"))
+        assert value(channel(whole, SoftLabelOptions(missing))) == value(
+            channel(whole, SoftLabelOptions("skip"))
+        )
+        assert value(channel(some, SoftLabelOptions(missing, kl_weight=0.0))) == value(
+            channel(some, SoftLabelOptions("skip"))
         )
         assert (
-            value(channel(some, SoftLabelling(missing))) > value(channel(some, SoftLabelling("skip"))) + 1e-3
+            value(channel(some, SoftLabelOptions(missing)))
+            > value(channel(some, SoftLabelOptions("skip"))) + 1e-3
         )
 
 
@@ -263,7 +268,7 @@ def test_equal_similarities_are_uniform_weights() -> None:
     said = np.repeat(np.random.default_rng(0).integers(L, size=(30, 1)), 3, 1)  # three who always agree
     said[np.arange(30), np.arange(30) % 3] = -1
     alike, uniform = (
-        channel(said, SoftLabelling(missing, shrink=False)) for missing in ("similarity", "uniform")
+        channel(said, SoftLabelOptions(missing, shrink=False)) for missing in ("similarity", "uniform")
     )
     torch.testing.assert_close(alike.weights, uniform.weights)
     assert value(alike) == pytest.approx(value(uniform), abs=1e-14)
@@ -271,7 +276,7 @@ def test_equal_similarities_are_uniform_weights() -> None:
 
 def test_the_similarity_is_that_of_the_labels_trained_on() -> None:
     said = crowd(0.9, items=40)
-    made = channel(said, SoftLabelling(kind="krippendorff", shrink=False))
+    made = channel(said, SoftLabelOptions(kind="krippendorff", shrink=False))
     item, annotator = np.nonzero(said >= 0)
     expected = similarity(
         item,
@@ -291,11 +296,11 @@ def test_renaming_annotators_and_classes_changes_nothing() -> None:
         np.random.default_rng(0).permutation(J),
         np.random.default_rng(1).permutation(L),
     )
-    made = channel(said, SoftLabelling(threshold=0.1))
+    made = channel(said, SoftLabelOptions(threshold=0.1))
     assert isinstance(made.predictor, Table)
     other_said = np.full_like(said, -1)
     other_said[:, who] = np.where(said >= 0, name[said], -1)
-    other = channel(other_said, SoftLabelling(threshold=0.1))
+    other = channel(other_said, SoftLabelOptions(threshold=0.1))
     assert isinstance(other.predictor, Table)
     with torch.no_grad():
         other.predictor.logits[:, torch.from_numpy(who)[:, None], torch.from_numpy(name)] = (
@@ -314,9 +319,9 @@ def test_renaming_annotators_and_classes_changes_nothing() -> None:
 
 def test_what_is_imputed_is_missing_sure_and_by_the_soft_label(monkeypatch: pytest.MonkeyPatch) -> None:
     said = crowd(0.5, items=20)
-    made = channel(said, SoftLabelling(threshold=0.2))
+    made = channel(said, SoftLabelOptions(threshold=0.2))
     soft, usable = made.soft(
-        made.predictor(seen(20).some_features(), slice(None)).log_said,
+        made.predictor(seen(20).require_features(), slice(None)).log_label,
         torch.from_numpy(said >= 0),
         slice(None),
     )
@@ -337,18 +342,18 @@ def test_what_is_imputed_is_missing_sure_and_by_the_soft_label(monkeypatch: pyte
         torch.testing.assert_close(found.confidence, confidence(soft[found.item, found.annotator]))
 
 
-def pass_through(made: SoftLabels, epoch: int, batch: int = 9) -> Imputed:
+def pass_through(made: SoftLabels, epoch: int, batch: int = 9) -> ImputedLabels:
     """An epoch without steps of the optimizer: what was imputed in it."""
-    made.begin(epoch, 9, lambda: seen(len(made.told.items)))
-    for part in made.told.labels().batches(batch, torch.Generator().manual_seed(epoch)):
-        made.loss(Seen(torch.zeros(len(part.items), 0), part.items.double()[:, None]), part)
-    made.end()
-    return Imputed.joined([*made.imputed, Imputed.none(torch.device("cpu"))])
+    made.start_epoch(epoch, 9, lambda: seen(len(made.training_labels.items)))
+    for part in made.training_labels.labels().batches(batch, torch.Generator().manual_seed(epoch)):
+        made.loss(NetworkOutput(torch.zeros(len(part.items), 0), part.items.double()[:, None]), part)
+    made.end_epoch()
+    return ImputedLabels.concatenate([*made.imputed, ImputedLabels.empty(torch.device("cpu"))])
 
 
 def test_similarities_are_refreshed_by_what_is_imputed_now_and_nothing_else() -> None:
     said = crowd(0.5, items=40)
-    made = channel(said, SoftLabelling(threshold=0.1, shrink=False))
+    made = channel(said, SoftLabelOptions(threshold=0.1, shrink=False))
     first = made.weights.clone()
     assert not len(pass_through(made, 0).item) and made.weights.equal(
         first
@@ -368,14 +373,16 @@ def test_similarities_are_refreshed_by_what_is_imputed_now_and_nothing_else() ->
             item, annotator, filled[item, annotator], num_annotators=J, num_labels=L, shrink=False
         ).weights()
         np.testing.assert_allclose(made.weights.numpy(), weights, atol=1e-12)
-        assert made.notes()["imputed"] == len(found.item) > 0
+        assert made.metrics()["imputed"] == len(found.item) > 0
     assert (made.weights - first).abs().max() > 0.01
 
 
 def test_warming_up_skips_missing_labels() -> None:
-    made, skipped = (channel(crowd(), SoftLabelling(missing, warm_up=2)) for missing in ("uniform", "skip"))
+    made, skipped = (
+        channel(crowd(), SoftLabelOptions(missing, warm_up=2)) for missing in ("uniform", "skip")
+    )
     for epoch in (0, 1, 2):
-        made.begin(epoch, 9, lambda: seen())
+        made.start_epoch(epoch, 9, lambda: seen())
         assert (value(made) == value(skipped)) == (epoch < 2)
 
 
@@ -385,7 +392,7 @@ def test_agreement_made_of_agreement_confirms_and_stays_bounded_when_it_is_repla
     truth = rng.integers(L, size=(400, 2))
     said = np.where(rng.random((400, 8)) < 0.9, truth[:, np.arange(8) // 4], rng.integers(L, size=(400, 8)))
     said = np.where(rng.random(said.shape) < 0.5, said, -1)
-    made = channel(said, SoftLabelling("similarity", threshold=0.3, shrink=False))
+    made = channel(said, SoftLabelOptions("similarity", threshold=0.3, shrink=False))
     assert isinstance(made.predictor, Table)
     with torch.no_grad():  # predictors that know the labels they saw, and nothing of the others
         made.predictor.logits[:] = (
@@ -402,9 +409,9 @@ def test_agreement_made_of_agreement_confirms_and_stays_bounded_when_it_is_repla
 
 def test_withdrawn_pairs_are_never_imputed() -> None:
     said = crowd(0.5, items=20)
-    found = channel(said, SoftLabelling(threshold=0.1)).impute(seen(20), 0.1)
+    found = channel(said, SoftLabelOptions(threshold=0.1)).impute(seen(20), 0.1)
     pairs = (found.item * J + found.annotator).numpy()
-    left = channel(said, SoftLabelling(threshold=0.1), withdrawn=pairs[::2]).impute(seen(20), 0.1)
+    left = channel(said, SoftLabelOptions(threshold=0.1), withdrawn=pairs[::2]).impute(seen(20), 0.1)
     assert set((left.item * J + left.annotator).tolist()) == set(pairs[1::2].tolist())
 
 
@@ -414,20 +421,20 @@ def test_imputed_labels_take_the_place_of_soft_ones_in_the_loss(
 ) -> None:
     monkeypatch.setattr(soft_labels, "MOST", most)
     said = crowd(0.5, items=20)
-    how = SoftLabelling("uniform", threshold=0.1, imputed="loss", kl_weight=0.5)
+    how = SoftLabelOptions("uniform", threshold=0.1, imputed="loss", kl_weight=0.5)
     some = (
         channel(said, how).impute(seen(20), 0.1).item * J + channel(said, how).impute(seen(20), 0.1).annotator
     ).numpy()[::2]
     made, plain = channel(said, how, withdrawn=some), channel(said, replace(how, imputed="similarity"))
-    log_said = made.predictor(seen(20).some_features(), slice(None)).log_said.detach()
-    soft = made.soft(log_said, torch.from_numpy(said >= 0), slice(None))[0]
+    log_label = made.predictor(seen(20).require_features(), slice(None)).log_label.detach()
+    soft = made.soft(log_label, torch.from_numpy(said >= 0), slice(None))[0]
     found, change = made.impute(seen(20), 0.1), 0.0
     for i, k, l in zip(found.item.tolist(), found.annotator.tolist(), found.label.tolist(), strict=True):
-        change += float(-log_said[i, k, l] - made._divergence(log_said, soft)[i, k])
+        change += float(-log_label[i, k, l] - made._divergence(log_label, soft)[i, k])
     if most == 1:  # every annotator labelled something: all are asked, and each stands for itself alone
         assert set(np.nonzero(said >= 0)[1]) == set(range(J))
     for one in (made, plain):
-        one.begin(1, 9, lambda: seen(20))
+        one.start_epoch(1, 9, lambda: seen(20))
     assert value(made) == pytest.approx(value(plain) + 0.5 * change / (said >= 0).sum(), abs=1e-12) and len(
         found.item
     )
@@ -437,37 +444,37 @@ def test_imputed_labels_take_the_place_of_soft_ones_in_the_loss(
 def test_of_many_annotators_some_are_drawn_who_stand_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     said = crowd(0.3, items=6, annotators=12)
     said[:, 6:] = -1  # six have labelled nothing of the batch
-    made = channel(said, SoftLabelling("uniform"))
+    made = channel(said, SoftLabelOptions("uniform"))
     expected = value(made)
     monkeypatch.setattr(soft_labels, "MOST", 2)
     torch.manual_seed(0)
     drawn = [value(made) for _ in range(400)]
     assert np.std(drawn) > 0
     assert np.mean(drawn) == pytest.approx(expected, abs=4 * np.std(drawn) / 20)
-    skipped = channel(said, SoftLabelling("skip"))
+    skipped = channel(said, SoftLabelOptions("skip"))
     few = value(skipped)
     monkeypatch.setattr(soft_labels, "MOST", 256)
     assert few == pytest.approx(value(skipped), abs=1e-14)
 
 
 def test_answers_are_the_same_however_many_items_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = channel(crowd(0.5, items=20), SoftLabelling())
-    labels = made.told.labels()
+    made = channel(crowd(0.5, items=20), SoftLabelOptions())
+    labels = made.training_labels.labels()
     whole = (
-        made.log_said(seen(20), labels),
+        made.log_label(seen(20), labels),
         made.log_truth(seen(20)),
         made.annotator_features(seen(20)),
-        made.log_labels(seen(20), labels),
+        made.item_log_likelihood(seen(20), labels),
     )
     assert bool((whole[3] < 0).all()) and whole[3].shape == (20,)
     monkeypatch.setattr(soft_labels, "AT_ONCE", 3 * J * L**2)
     for one, other in zip(
         whole,
         (
-            made.log_said(seen(20), labels),
+            made.log_label(seen(20), labels),
             made.log_truth(seen(20)),
             made.annotator_features(seen(20)),
-            made.log_labels(seen(20), labels),
+            made.item_log_likelihood(seen(20), labels),
         ),
         strict=True,
     ):
@@ -480,7 +487,7 @@ def test_answers_are_the_same_however_many_items_at_once(monkeypatch: pytest.Mon
 
 
 def test_nothing_imputed_is_a_table_without_rows() -> None:
-    none = Imputed.none(torch.device("cpu"))
-    assert len(none.item) == 0 and len(none.kept(torch.zeros(0, dtype=torch.bool)).label) == 0
+    none = ImputedLabels.empty(torch.device("cpu"))
+    assert len(none.item) == 0 and len(none.select(torch.zeros(0, dtype=torch.bool)).label) == 0
     with pytest.raises(NotImplementedError, match="no truth"):
-        channel(crowd(), SoftLabelling()).confusion()
+        channel(crowd(), SoftLabelOptions()).confusion()
