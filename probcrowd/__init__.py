@@ -43,6 +43,7 @@ __all__ = [
     "meta_train",
     "sample_posterior",
     "save_posterior",
+    "simulate_annotations",
 ]
 
 _HOMES = {
@@ -75,6 +76,7 @@ _HOMES = {
     "meta_train": "probcrowd.runs.meta.train",
     "sample_posterior": "probcrowd.inference.posterior.sample",
     "save_posterior": "probcrowd.inference.posterior.tree",
+    "simulate_annotations": "probcrowd.simulate.tables",
 }
 
 if TYPE_CHECKING:
@@ -100,6 +102,7 @@ if TYPE_CHECKING:
     from probcrowd.runs.meta.configuration import MetaTraining
     from probcrowd.runs.meta.train import meta_train
     from probcrowd.runs.meta.trained import load_run
+    from probcrowd.simulate.tables import simulate_annotations
 
 
 def __getattr__(name: str) -> object:
