@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64
-from threadpoolctl import threadpool_limits
 
+from probcrowd.compute.threads import one_thread
 from probcrowd.data.columns import reject
 from probcrowd.data.files import by_item, some
 
@@ -72,9 +72,7 @@ def standardised(
     if not frame.shape[1]:
         raise ValueError(f"{name}: a table without columns")
     warn_of_units(frame, name)
-    with threadpool_limits(
-        1, "blas"
-    ):  # several threads sum in another order, and a fit that goes on elsewhere must see the same numbers
+    with one_thread():  # a fit that is resumed on another machine must see the same numbers
         made = replace(standardiser(frame.to_numpy()), columns=_names(frame))
         return made.apply(frame.to_numpy()), made
 

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
+from probcrowd.compute.threads import one_thread
 from probcrowd.estimators.crowd.classifier import CrowdClassifier
 from probcrowd.experiments.crowd.datasets import SETS, CrowdTask, read_task
 from probcrowd.experiments.grid import Cell, read_cells, run_cells
@@ -261,17 +261,13 @@ def _scored(
     task = read_task(root, name)
     labels = _true_labels(task) if method == CEILING else task.labels
     valid, test = task.split(seed) if selection == "gold" else (task.valid, task.test)
-    before, begun = torch.get_num_threads(), time.perf_counter()
-    torch.set_num_threads(1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            known = (task.features.loc[valid], task.truth) if selection == "gold" else None
-            fitted = _classifier(task, settings, selection, rates, METHODS[method], seed).fit(
-                task.features, labels, validation=known
-            )
-    finally:
-        torch.set_num_threads(before)
+    begun = time.perf_counter()
+    with one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        known = (task.features.loc[valid], task.truth) if selection == "gold" else None
+        fitted = _classifier(task, settings, selection, rates, METHODS[method], seed).fit(
+            task.features, labels, validation=known
+        )
     found = fitted.predict_proba(task.features.loc[test])
     judged = scores(
         found.to_numpy(), fitted.classes_.get_indexer(pd.Index(task.truth.loc[test])).astype(np.int64)

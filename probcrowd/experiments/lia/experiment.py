@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
+from probcrowd.compute.threads import one_thread
 from probcrowd.estimators.aggregation.snorkel import MISSING
 from probcrowd.estimators.lia.multi_label import MultiLabelLIA
 from probcrowd.experiments.grid import Cell, read_cells, run_cells
@@ -295,14 +295,9 @@ def _together(root: Path, redundancy: int, seed: int) -> list[dict[str, Any]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """One core, so that results have the same bits on any number of them and jobs do not wait for each other; no warnings of the data."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _judged(found: pd.DataFrame, gold: pd.Series) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def input_classifiers(
         source.inputs(index).flatten(2).cpu().numpy() for index in (episodes.support, episodes.query)
     )
     found: dict[str, list[np.ndarray]] = {}
-    with one_thread(True):  # of small fits; the libraries' threads would wait for one another
+    with one_thread():
         for task in range(len(known)):
             item, label = np.nonzero(known[task] > LEAST)
             weight = known[task][item, label]

@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from probcrowd.compute.threads import one_thread
 from probcrowd.experiments.grid import Whole, read_cells, run_whole_cells
 from probcrowd.experiments.meta.labelme import LABELME
 from probcrowd.experiments.meta.methods import METHODS, Answer, Answers, context
@@ -113,9 +114,9 @@ def _cell(name: str, kind: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9+]+', '_', name)}.{kind}"
 
 
+@one_thread()
 def _trained(settings: MetaTraining, name: str) -> list[dict[str, Any]]:
     """Trains a network where it is not trained yet."""
-    torch.set_num_threads(1)
     training, begun = network_settings(settings, name), time.perf_counter()
     fresh = not training.out.exists()
     meta_train(training, resume=True, progress=False)
@@ -133,9 +134,9 @@ def _trained(settings: MetaTraining, name: str) -> list[dict[str, Any]]:
     return [row]
 
 
+@one_thread()
 def _scored(settings: MetaTraining, name: str, kind: str) -> list[dict[str, Any]]:
     """One row per target task of this kind: scores of the setting that is best on validation tasks of the same size."""
-    torch.set_num_threads(1)
     device = torch.device(settings.device)
     sources = class_sources(settings, device)
     entry = METHODS[name]

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
+from probcrowd.compute.threads import one_thread
 from probcrowd.estimators.simlabel.sim_label import SimLabel
 from probcrowd.experiments.grid import Cell, read_cells, run_cells
 from probcrowd.experiments.simlabel.datasets import SETS, Panel, hidden, read_panel
@@ -192,9 +192,7 @@ def _scored(
         np.random.default_rng([seed, 4]),
     )
     seen, rows = np.where(kept, panel.labels[learned], -1), []
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for setting in tried:
             begun = time.perf_counter()
             chosen: dict[str, Any] = {"missing": "skip"} if architecture == RIVAL else {}
@@ -230,8 +228,6 @@ def _scored(
                 measure: found.overall.get(measure, math.nan) for measure in MEASURES if measure not in row
             }
             rows.append({**row, **known, **_imputed(fit, panel, learned)})
-    finally:
-        torch.set_num_threads(before)
     return rows
 
 

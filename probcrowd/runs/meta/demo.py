@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from probcrowd.compute.threads import one_thread
 from probcrowd.figures.base import accuracy_figure, confusion_figure, save_figure
 from probcrowd.inference.meta.adaptation import FLAT_COUNT, FLAT_PRECISION, Method, predict
 from probcrowd.runs.meta.configuration import Adaptation, MetaTraining
@@ -119,14 +119,14 @@ def demo_settings(out: Path, config: Path | None = None) -> MetaTraining:
     return read_settings(MetaTraining, config or DEMO_SETTINGS, [f'out="{out.as_posix()}"'])
 
 
+@one_thread()
 def _train(settings: MetaTraining) -> None:
-    torch.set_num_threads(1)
     meta_train(settings, resume=True, progress=False)
 
 
+@one_thread()
 def _scores(settings: MetaTraining) -> pd.DataFrame:
     """All methods of one split on its target tasks."""
-    torch.set_num_threads(1)
     runs = {name: load_run(training.out) for name, training in trainings(settings).items()}
     sources = class_sources(settings)
     methods = {OURS.format(steps): _own(runs[f"em-{steps}"]) for steps in (1, 2, 3)}
