@@ -25,6 +25,7 @@ from probcrowd.estimators.aggregation.dawid_skene import DawidSkene, FastDawidSk
 from probcrowd.estimators.aggregation.item_models import GLAD, KOS, MinimaxEntropy
 from probcrowd.estimators.aggregation.majority import MajorityVote
 from probcrowd.estimators.base import Aggregator
+from probcrowd.metrics.intervals import CENTRAL, interval
 from probcrowd.metrics.scores import log_losses, scores
 from probcrowd.models.priors import DirichletPrior
 
@@ -136,15 +137,15 @@ def confidences(root: Path) -> pd.DataFrame:
             gap = log_losses(p, truth) - log_losses(plain, truth)
             row |= {
                 f"{kind} log_loss gap": gap.mean(),
-                f"{kind} log_loss half": 1.96 * gap.std(ddof=1) / np.sqrt(len(gap)),
+                f"{kind} log_loss half": interval(gap).half_width,
             }
             gaps = [
                 scores(p[d], truth[d])["calibration_error"] - scores(plain[d], truth[d])["calibration_error"]
                 for d in draws
             ]
             row |= {
-                f"{kind} calibration gap low": np.quantile(gaps, 0.025),
-                f"{kind} calibration gap high": np.quantile(gaps, 0.975),
+                f"{kind} calibration gap low": np.quantile(gaps, CENTRAL[0]),
+                f"{kind} calibration gap high": np.quantile(gaps, CENTRAL[1]),
             }
             if kind == "discounted" and fitted.dependence_ is not None:
                 row |= {

@@ -35,7 +35,6 @@ import numpy as np
 import pandas as pd
 import torch
 from meta_step import interleaved
-from scipy import stats
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -44,6 +43,7 @@ from probcrowd.data.votes import DenseVotes, Support
 from probcrowd.inference.meta import jacobian as curvature
 from probcrowd.inference.meta.adaptation import Method, em, meta_loss, noisy_support
 from probcrowd.inference.meta.guide import query_elbo
+from probcrowd.metrics.intervals import interval
 from probcrowd.models.encoders import embed
 from probcrowd.models.meta.prototype import Prior
 from probcrowd.runs.meta.configuration import MetaTraining
@@ -387,11 +387,7 @@ def accuracy_table(scores: pd.DataFrame) -> pd.DataFrame:
                 paired_difference(common, name, BASE, "log_loss"),
             )
             splits = (by_split[name] - by_split[BASE]).dropna().to_numpy()
-            half = (
-                stats.t.ppf(0.975, len(splits) - 1) * splits.std(ddof=1) / len(splits) ** 0.5
-                if len(splits) > 1
-                else np.nan
-            )
+            half = interval(splits, t=True).half_width
             row["accuracy minus J = 2's"] = f"{accuracy['difference']:+.4f}"
             row |= {
                 "over tasks": f"±{accuracy['half_width']:.4f}",

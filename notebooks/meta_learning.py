@@ -37,7 +37,8 @@ from torch.nn.functional import one_hot
 
 from probcrowd.figures.base import confusion_figure
 from probcrowd.inference.meta.adaptation import PROTOTYPICAL, Method, em, noisy_support, predict
-from probcrowd.metrics.tensors import accuracy, confusion_error, interval
+from probcrowd.metrics.intervals import CENTRAL, interval
+from probcrowd.metrics.tensors import accuracy, confusion_error
 from probcrowd.runs.meta.configuration import MetaTraining
 from probcrowd.runs.meta.demo import Pixels, demo_settings
 from probcrowd.runs.meta.evaluate import paired_difference, target_scores
@@ -301,8 +302,8 @@ for split in splits:
         )
     }
     rows.append(
-        {name: str(interval(value)) for name, value in away.items()}
-        | {"J = 2 minus soft vote": str(interval(away["J = 2"] - away["soft vote"]))}
+        {name: str(interval(value.numpy())) for name, value in away.items()}
+        | {"J = 2 minus soft vote": str(interval((away["J = 2"] - away["soft vote"]).numpy()))}
     )
 print(pd.DataFrame(rows).rename_axis("split").to_string())
 
@@ -367,7 +368,7 @@ def correlation_text(estimated: Tensor, true: Tensor) -> str:
     """The correlation with its 95 % interval from 200 resamples of tasks."""
     generator = torch.Generator().manual_seed(TASK_SEED)
     again = torch.randint(len(true), (200, len(true)), generator=generator)
-    low, high = np.quantile([correlation(estimated[tasks], true[tasks]) for tasks in again], (0.025, 0.975))
+    low, high = np.quantile([correlation(estimated[tasks], true[tasks]) for tasks in again], CENTRAL)
     return f"{correlation(estimated, true):.2f} ({low:.2f}, {high:.2f})"
 
 
@@ -399,7 +400,7 @@ for crowd, mixture in CROWDS.items():
         true = torch.cat([episodes.confusion for episodes in tasks])
         for name in found[0]:
             estimated = torch.cat([each[name] for each in found])
-            error = interval(confusion_error(estimated, true).mean(1))
+            error = interval(confusion_error(estimated, true).mean(1).numpy())
             row = {"crowd": crowd, "labels each": 3 * shots, "estimate": name, "error": str(error)}
             bias = float((skill(estimated) - skill(true)).mean())
             constant = name in ("prior only", "average annotator")

@@ -11,8 +11,8 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import beta
 
+from probcrowd.metrics.intervals import share_interval
 from probcrowd.storage.files import replacing
 
 SHOWN = 10  # annotators in a figure of confusion matrices
@@ -128,7 +128,7 @@ def draw_reliability(
 ) -> None:
     """Mean confidence against accuracy of bins, as `scoring.reliability` makes them, with 95 % intervals of the accuracy."""
     right = bins["accuracy"] * bins["items"]
-    lower, upper = (beta.ppf(p, right + 0.5, bins["items"] - right + 0.5) for p in (0.025, 0.975))
+    lower, upper = share_interval(right, bins["items"])
     axis.vlines(bins["confidence"], lower, upper, color=colour, lw=1, alpha=0.6)
     axis.plot(bins["confidence"], bins["accuracy"], marker, color=colour, ms=5, label=label)
 

@@ -15,6 +15,7 @@ from probcrowd.figures.base import ALARM, CALM, INK, short
 from probcrowd.inference.checks.check import Checked
 from probcrowd.inference.checks.predictive import PredictiveCheck
 from probcrowd.inference.posterior.tree import dataset
+from probcrowd.metrics.scores import TIE
 
 _ENTRIES = 8  # shown at most
 _WITH_INTERVALS = 150  # more entries than that would cover one another
@@ -127,7 +128,7 @@ def _entropy_panel(axis: Axes, check: PredictiveCheck) -> None:
 
 def _entries_panel(axis: Axes, check: PredictiveCheck) -> None:
     table = check.table
-    outside = (table["observed"] < table["lower"] - 1e-9) | (table["observed"] > table["upper"] + 1e-9)
+    outside = (table["observed"] < table["lower"] - TIE) | (table["observed"] > table["upper"] + TIE)
     for part, colour in ((table[~outside], CALM), (table[outside], ALARM)):
         if len(table) <= _WITH_INTERVALS:
             axis.vlines(part["observed"], part["lower"], part["upper"], color=colour, lw=0.8, alpha=0.5)

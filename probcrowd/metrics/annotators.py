@@ -17,10 +17,10 @@ import math
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy.stats import beta
 
 from probcrowd.metrics.agreement import PairTables, as_matrix, coefficients, pair_shares, pair_tables
-from probcrowd.metrics.scores import hits, log_losses, most_probable, scores
+from probcrowd.metrics.intervals import share_interval
+from probcrowd.metrics.scores import hits, log_losses, predicted, scores
 
 LEAST = 20  # items in common without which a kappa says little
 
@@ -35,7 +35,7 @@ def annotator_scores(
     hit, count = hits(probabilities, label), np.bincount(annotator, minlength=len(annotators))
     right = np.bincount(annotator, hit, minlength=len(annotators))
     known = np.where(count, count, np.nan)
-    lower, upper = (beta.ppf(p, right + 0.5, known - right + 0.5) for p in (0.025, 0.975))
+    lower, upper = share_interval(right, known)
     lost = np.bincount(annotator, log_losses(probabilities, label), minlength=len(annotators))
     columns = {
         "labels": count,
@@ -120,9 +120,10 @@ def overall_scores(
     pooled["labels"] = pooled.pop("items")
     mean, error = mean_accuracy(item, annotator, label, probabilities)
     sizes = {"num_annotators": num_annotators, "num_labels": probabilities.shape[1]}
-    predicted = most_probable(probabilities).argmax(1).astype(np.int64)
     share = pair_shares(item, annotator, np.ones(len(item)), num_annotators)
-    tables, made = (pair_tables(item, annotator, said, share, **sizes) for said in (label, predicted))
+    tables, made = (
+        pair_tables(item, annotator, said, share, **sizes) for said in (label, predicted(probabilities))
+    )
     found = {
         "mean_accuracy": mean,
         "standard_error": error,

@@ -1,4 +1,4 @@
-"""Label probabilities against gold labels that the fit did not see."""
+"""Scores of label probabilities against gold labels that the fit did not see; classes within `TIE` of the best tie."""
 
 from __future__ import annotations
 
@@ -7,38 +7,33 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 BINS = 10
-_TIE = 1e-9  # relative: sums of the same numbers in another order are equal
+TIE = 1e-9  # sums of the same numbers in another order are equal; relative for probabilities, absolute for their logs
 
 
 def scores(probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"]) -> dict[str, float]:
-    """Accuracy (ties share), log loss in nats, Brier score (sum over classes) and calibration error, over the items with gold (code >= 0).
+    """Accuracy (1/m in a tie of m), log loss in nats, Brier score (sum over classes), calibration error and number of items.
 
-    Calibration error: |mean confidence - accuracy| over ten equally filled bins of the highest probability, weighted by their items.
+    Items without gold (code < 0) do not count. Calibration error: |mean confidence - accuracy| over ten equally filled bins
+    of the highest probability, weighted by their items.
     """
     known = gold >= 0
     p, truth = probabilities[known], gold[known]
     if not len(truth):
-        return {
-            "items": 0.0,
-            "accuracy": np.nan,
-            "log_loss": np.nan,
-            "brier": np.nan,
-            "calibration_error": np.nan,
-        }
+        names = "accuracy", "log_loss", "brier", "calibration_error"
+        return {"items": 0.0, **dict.fromkeys(names, np.nan)}
     bins = reliability(p, truth)
+    gaps = np.abs(bins["confidence"] - bins["accuracy"])
     return {
         "items": float(len(truth)),
         "accuracy": float(hits(p, truth).mean()),
         "log_loss": float(log_losses(p, truth).mean()),
         "brier": float(((p - np.eye(p.shape[1])[truth]) ** 2).sum(1).mean()),
-        "calibration_error": float(
-            np.average(np.abs(bins["confidence"] - bins["accuracy"]), weights=bins["items"])
-        ),
+        "calibration_error": float(np.average(gaps, weights=bins["items"])),
     }
 
 
 def reliability(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]) -> pd.DataFrame:
-    """By bin of the highest probability, equally filled: number of items, mean confidence and accuracy."""
+    """Number of items, mean confidence and accuracy in equally filled bins of the highest probability."""
     top, hit = probabilities.max(1), hits(probabilities, truth)
     order = np.argsort(top, kind="stable")
     parts = [part for part in np.array_split(order, min(BINS, len(order))) if len(part)]
@@ -60,6 +55,11 @@ def hits(probabilities: Float[np.ndarray, "i k"], truth: Int[np.ndarray, " i"]) 
     return best[np.arange(len(truth)), truth] / best.sum(1)
 
 
-def most_probable(probabilities: Float[np.ndarray, "i k"]) -> Bool[np.ndarray, "i k"]:
-    """The classes of highest probability, several where they tie."""
-    return probabilities >= probabilities.max(1, keepdims=True) * (1 - _TIE)
+def most_probable(probabilities: Float[np.ndarray, "*b k"]) -> Bool[np.ndarray, "*b k"]:
+    """Which classes have the highest probability, several where they tie."""
+    return probabilities >= probabilities.max(-1, keepdims=True) * (1 - TIE)
+
+
+def predicted(probabilities: Float[np.ndarray, "*b k"]) -> Int[np.ndarray, "*b"]:
+    """Code of the most probable class, the first in a tie."""
+    return most_probable(probabilities).argmax(-1)

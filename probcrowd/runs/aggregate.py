@@ -38,6 +38,7 @@ from probcrowd.estimators.catalogue import AGGREGATORS, NETWORKS, find_aggregato
 from probcrowd.estimators.lia.lia import HELD_OUT, LIA
 from probcrowd.figures.aggregation import annotator_map_figure, annotators_figure, confidence_figure
 from probcrowd.figures.base import SHOWN, confusion_figure, save_figure
+from probcrowd.metrics.intervals import interval
 from probcrowd.metrics.scores import hits, log_losses, scores
 from probcrowd.storage.files import replacing_files, write_json, write_table
 
@@ -154,8 +155,8 @@ def compare_aggregators(
         row = scores(p, codes)
         for score, values in each.items():
             difference = values - base[score]
-            half = 1.96 * difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.nan
-            row |= {f"{score}_difference": difference.mean(), f"{score}_half_width": half}
+            found = interval(difference)
+            row |= {f"{score}_difference": found.mean, f"{score}_half_width": found.half_width}
         rows[name] = row | {"iterations": fitted.n_iter_, "converged": fitted.converged_}
     return pd.DataFrame(rows).T.infer_objects().rename_axis("model")
 

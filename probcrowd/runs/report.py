@@ -24,6 +24,7 @@ from probcrowd.figures.posterior import posterior_figures
 from probcrowd.inference.checks.check import Checked
 from probcrowd.inference.posterior.tables import class_names
 from probcrowd.inference.posterior.tree import array, dataset
+from probcrowd.metrics.scores import predicted
 
 PARAMETERS, ANNOTATORS, ITEMS, CLASSES = 15, 40, 20, 12  # shown at most
 ADVICE = {
@@ -204,7 +205,7 @@ def _tables(
 
 
 def _item_tables(tree: xr.DataTree, compared: pd.DataFrame, items: pd.DataFrame) -> list[Table]:
-    plugged = np.array(class_names(tree))[array(tree, "plug_in", "responsibility").argmax(1)]
+    plugged = np.array(class_names(tree))[predicted(array(tree, "plug_in", "responsibility"))]
     table = items.loc[:, ["most_probable_class", "confidence"]].assign(
         em_class=plugged, em_confidence=items["plug_in_confidence"]
     )

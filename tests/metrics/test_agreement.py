@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from probcrowd import models
 from probcrowd.metrics import agreement
 from probcrowd.metrics.agreement import COEFFICIENTS, as_matrix, coefficients, pair_shares, pair_tables
 from probcrowd.models.simlabel import similarity as home
@@ -260,7 +259,6 @@ def test_long_sparse_tables_are_never_made_dense(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(home, "MOST_ANNOTATORS", 10)
     with pytest.raises(ValueError, match=r"4,000 annotators: their similarities would take 0\.1 GB"):
         similarity(item, annotator, np.zeros(60_000, int), **sizes)
-    assert models.similarity is home
 
 
 def test_an_unknown_coefficient_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Scores against hand computation, and the coverage of the interval."""
+"""Scores of log probabilities against hand computation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from probcrowd.metrics.tensors import (
-    Interval,
-    accuracy,
-    aligned_confusion_error,
-    confusion_error,
-    interval,
-    log_loss,
-)
+from probcrowd.metrics.scores import TIE
+from probcrowd.metrics.tensors import accuracy, aligned_confusion_error, confusion_error, log_loss
 
 
 def test_accuracy_is_one_zero_or_the_share_of_a_tie() -> None:
@@ -41,6 +35,12 @@ def test_accuracy_in_ties_is_that_of_a_random_pick() -> None:
     hits = (picks == truth).float().mean(1)
     error = float(hits.std()) / math.sqrt(len(hits))
     assert abs(float(hits.mean()) - float(accuracy(scores, truth).mean())) < 4 * error
+
+
+@pytest.mark.parametrize(("gap", "share"), [(0.5, 1 / 2), (2.0, 1.0)])
+def test_scores_within_the_tolerance_tie(gap: float, share: float) -> None:
+    scores = torch.tensor([[0.0, -gap * TIE, -1.0]], dtype=torch.float64)
+    assert accuracy(scores, torch.tensor([0])).tolist() == [share]
 
 
 def test_accuracy_does_not_depend_on_the_order_of_classes() -> None:
@@ -69,29 +69,6 @@ def test_confusion_error_is_the_mean_total_variation_of_rows() -> None:
     assert batch.tolist() == pytest.approx([1.3 / 3, 0.0], abs=1e-15)
     disjoint = one_hot(torch.arange(3)).double()
     assert float(confusion_error(disjoint, disjoint.roll(1, 0))) == 1.0
-
-
-def test_interval_equals_the_hand_computation() -> None:
-    # 1, 2, 3, 6: mean 3, sum of squares 14, standard deviation sqrt(14 / 3)
-    found = interval(torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64))
-    assert found.mean == 3.0 and found.count == 4
-    assert found.half_width == pytest.approx(1.96 * math.sqrt(14 / 3) / 2, abs=1e-14)
-    assert str(Interval(0.12345, 0.0106, 9)) == "0.123 ± 0.011"
-
-
-def test_interval_of_one_value_is_unknown() -> None:
-    found = interval(torch.tensor([0.25]))
-    assert found.mean == 0.25 and found.count == 1 and math.isnan(found.half_width)
-
-
-def test_interval_covers_the_mean_in_95_of_100_cases() -> None:
-    values = torch.rand(2000, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = [interval(row) for row in values]
-    covered = sum(abs(one.mean - 0.5) <= one.half_width for one in found) / len(found)
-    # With 100 values the spread is estimated: Student's t with 99 freedoms covers .947; four binomial errors of 2,000 cases
-    assert abs(covered - 0.947) < 4 * math.sqrt(0.947 * 0.053 / 2000)
-    narrower = sum(abs(one.mean - 0.5) <= one.half_width * 1.645 / 1.96 for one in found) / len(found)
-    assert abs(narrower - 0.947) > 4 * math.sqrt(0.947 * 0.053 / 2000)  # the bound tells 95 % from 90 %
 
 
 def test_errors_of_confusion_matrices_up_to_the_names_of_classes() -> None:

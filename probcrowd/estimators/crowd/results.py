@@ -17,7 +17,7 @@ from probcrowd.data.files import some
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.crowd.inputs import Items, classes_of, read_items
 from probcrowd.inference.crowd.training import apply_network_to_all
-from probcrowd.metrics.scores import hits
+from probcrowd.metrics.scores import hits, predicted
 from probcrowd.models.crowd.base import Channel, NetworkOutput
 
 ROWS = 2**22  # numbers of an item, an annotator, a class and a label that are held at once
@@ -52,7 +52,7 @@ class Answers:
     def predict(self, X: Any) -> pd.Series:
         """The most probable class by item."""
         found = self.predict_proba(X)
-        return pd.Series(self.classes_[found.to_numpy().argmax(1)], found.index, name="label")
+        return pd.Series(self.classes_[predicted(found.to_numpy())], found.index, name="label")
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of items whose class is predicted; y: true classes by item id, or in the order of X. In a tie of m classes, 1/m."""

@@ -17,6 +17,7 @@ from probcrowd.data.table import Table
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.crowd.inputs import Items
 from probcrowd.inference.crowd.training import Inputs, apply_network_to_all
+from probcrowd.metrics.tensors import accuracy
 from probcrowd.models.crowd.base import Channel
 
 CLEARLY = 0.1  # share of all labels that other names of classes must gain
@@ -82,10 +83,8 @@ def known_scores(
     """Whether an item gets its class, of items whose class is known."""
     known = torch.from_numpy(np.flatnonzero(truth >= 0)).to(inputs.device)
     with torch.no_grad():
-        found = (
-            channel.log_truth(apply_network_to_all(network, channel, inputs, known)).argmax(1).cpu().numpy()
-        )
-    return (found == truth[truth >= 0]).astype(np.float64)
+        log_truth = channel.log_truth(apply_network_to_all(network, channel, inputs, known))
+        return accuracy(log_truth.double().cpu(), torch.from_numpy(truth[truth >= 0])).numpy()
 
 
 def renamed(

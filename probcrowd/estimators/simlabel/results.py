@@ -20,7 +20,7 @@ from probcrowd.estimators.crowd.options import read_said
 from probcrowd.estimators.crowd.results import Answers
 from probcrowd.estimators.simlabel.options import pair_codes
 from probcrowd.metrics.annotators import annotator_scores, overall_scores
-from probcrowd.metrics.scores import scores
+from probcrowd.metrics.scores import predicted, scores
 from probcrowd.models.simlabel.imputed import ImputedLabels
 from probcrowd.models.simlabel.similarity import Similarity
 from probcrowd.models.simlabel.soft_labels import SoftLabels
@@ -51,7 +51,7 @@ class SimLabelAnswers(Answers):
     def predict_annotators(self, X: Any, annotators: Sequence[Any] | pd.Index | None = None) -> pd.DataFrame:
         """The label that each annotator would most probably give, by item and annotator."""
         items, chosen, found = self._of_annotators(X, annotators)
-        best = self.classes_[found.argmax(2).ravel()].to_numpy().reshape(found.shape[:2])
+        best = self.classes_[predicted(found).ravel()].to_numpy().reshape(found.shape[:2])
         return pd.DataFrame(best, items.ids.rename("item"), chosen.rename("annotator"))
 
     def evaluate(

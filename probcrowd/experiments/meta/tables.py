@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from probcrowd.experiments.meta.methods import METHODS, OURS
 from probcrowd.figures.base import accuracy_figure, save_figure, share_figure
+from probcrowd.metrics.intervals import interval
+from probcrowd.metrics.scores import TIE
 from probcrowd.runs.meta.evaluate import summary
 from probcrowd.storage.files import write_table
 
@@ -94,12 +95,7 @@ def _tested(values: pd.Series) -> dict[str, Any]:
     splits: Any = values.groupby(level="split")
     means = np.asarray(splits.mean(), float)
     p_tasks, p_splits = (_p_value(each) for each in (np.asarray(values, float), means))
-    half = (
-        student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-        if len(values) > 1
-        else np.nan
-    )
-    mean = float(values.mean())
+    mean, half = (found := interval(values.to_numpy(float), t=True)).mean, found.half_width
     verdict = "tied" if not p_tasks < 0.05 else "ahead" if mean > 0 else "behind"
     found = {
         "difference": mean,
@@ -115,8 +111,8 @@ def _tested(values: pd.Series) -> dict[str, Any]:
 def _p_value(values: np.ndarray) -> float:
     if len(values) < 2:
         return float("nan")
-    if np.ptp(values) < 1e-9:  # the same but for rounding
-        return 1.0 if abs(values[0]) < 1e-9 else 0.0
+    if np.ptp(values) < TIE:  # the same but for rounding
+        return 1.0 if abs(values[0]) < TIE else 0.0
     found: Any = ttest_1samp(values, 0.0)
     return float(found.pvalue)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+
+from probcrowd.metrics.intervals import interval
 
 SKIP, OURS, RIVAL = "skip", "SimLabel", "pooled"  # two methods, and the architecture of the rivals
 ALIKE, DECAY = (
@@ -82,14 +82,8 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
                     scale
                     * (wide[name][(architecture[0], method)] - wide[name][(architecture[1], other)]).dropna()
                 )
-                width = math.nan
-                if len(difference) > 1:
-                    width = float(
-                        student.ppf(0.975, len(difference) - 1)
-                        * difference.std(ddof=1)
-                        / math.sqrt(len(difference))
-                    )
-                row |= {name: difference.mean(), f"{name}_half_width": width, "seeds": len(difference)}
+                found = interval(difference.to_numpy(), t=True)
+                row |= {name: found.mean, f"{name}_half_width": found.half_width, "seeds": found.count}
             made.append(row)
     columns = ["panel", "removal", "rate", "architecture", "method", "less", "seeds"]
     columns += ["mean_accuracy", "mean_accuracy_half_width", "log_loss", "log_loss_half_width"]

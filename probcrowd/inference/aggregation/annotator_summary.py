@@ -25,8 +25,9 @@ from scipy.special import digamma, expit, gammaln
 from scipy.stats import beta, gamma
 
 from probcrowd.data.packed import Cells
+from probcrowd.metrics.intervals import ANNOTATOR_LEVEL, central
 
-SPAM_PRIOR, INTERVAL = 0.1, 0.9
+SPAM_PRIOR = 0.1
 _CHUNK = 2**20
 
 
@@ -126,8 +127,7 @@ def _log_beta(a: Float64[np.ndarray, "... l"]) -> Float64[np.ndarray, "..."]:
 
 
 def _interval(name: str, mean: np.ndarray, certain: np.ndarray, quantile: object) -> dict[str, np.ndarray]:
-    low, high = ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2)
-    bounds = [np.where(certain, mean, quantile(q)) for q in (low, high)]  # pyright: ignore[reportCallIssue]
+    bounds = [np.where(certain, mean, quantile(q)) for q in central(ANNOTATOR_LEVEL)]  # pyright: ignore[reportCallIssue]
     return {name: mean, f"{name}_lower": bounds[0], f"{name}_upper": bounds[1]}
 
 

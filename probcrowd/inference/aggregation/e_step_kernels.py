@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from probcrowd.compute.compiled import fast
+from probcrowd.metrics.scores import TIE
 
 _LIFT = 1e-60  # eight rows at the floor leave a product of 1e-300
 
@@ -112,7 +113,7 @@ def kernels(num_classes: int) -> tuple[Any, Any, Any, Any]:
             if hard and last > first:  # an item without labels is of no class more than of another
                 best = 0
                 for k in range(1, K):
-                    if r[k] > r[best] * (1 + 1e-9):
+                    if r[k] > r[best] * (1 + TIE):
                         best = k
                 for k in range(K):
                     r[k] = 1.0 if k == best else 0.0

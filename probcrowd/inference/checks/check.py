@@ -27,6 +27,7 @@ from probcrowd.inference.checks.plug_in import compare_on_gold, compare_with_mod
 from probcrowd.inference.checks.predictive import PredictiveCheck, predictive_checks
 from probcrowd.inference.checks.prior_sensitivity import prior_sensitivity
 from probcrowd.inference.posterior.tree import array, dataset
+from probcrowd.metrics.intervals import LEVEL
 
 MIN_PREDICTIVE, MAX_SHARE_OF_HIGH_K, REPLICATES, LEAST_DRAWS = 0.01, 0.05, 500, 30
 
@@ -148,7 +149,7 @@ def _of_gold(table: pd.DataFrame, coverage: pd.DataFrame) -> list[Finding]:
     ]
     if len(coverage) and coverage["annotators"].iloc[-1]:
         covered, number = float(coverage["covered"].iloc[-1]), int(coverage["annotators"].iloc[-1])
-        honest = bool(binom.cdf(round(covered * number), number, 0.95) >= MIN_PREDICTIVE)
+        honest = bool(binom.cdf(round(covered * number), number, LEVEL) >= MIN_PREDICTIVE)
         words = (
             "hold it about as often as they say"
             if honest

@@ -8,6 +8,8 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from probcrowd.inference.posterior.tree import array
+from probcrowd.metrics.intervals import LEVELS, central
+from probcrowd.metrics.scores import TIE
 
 
 def accuracy_coverage(
@@ -32,9 +34,9 @@ def accuracy_coverage(
     truths = generator.permutation(truths.reshape(-1, len(gold)))[:1000]
     drawn = np.stack([shares(truth) for truth in truths])  # (s, j)
     right, rows = shares(gold), []
-    for nominal in (0.5, 0.8, 0.9, 0.95):
-        lower, upper = np.quantile(drawn, [(1 - nominal) / 2, (1 + nominal) / 2], axis=0)
-        inside = (right >= lower - 1e-9) & (right <= upper + 1e-9)
+    for nominal in LEVELS:
+        lower, upper = np.quantile(drawn, central(nominal), axis=0)
+        inside = (right >= lower - TIE) & (right <= upper + TIE)
         rows.append(
             {
                 "nominal": nominal,

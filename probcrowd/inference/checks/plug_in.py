@@ -15,7 +15,8 @@ from scipy.special import entr
 
 from probcrowd.inference.checks.findings import Finding
 from probcrowd.inference.posterior.tree import array, dataset
-from probcrowd.metrics.scores import scores
+from probcrowd.metrics.intervals import CENTRAL
+from probcrowd.metrics.scores import predicted, scores
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def compare_with_mode(tree: xr.DataTree) -> PlugIn:
             rows[site] = {
                 "mean_absolute_position": np.abs(position[kept]).mean(),
                 "outermost_position": np.abs(position[kept]).max(),
-                "outside_central_95": ((below[kept] < 0.025) | (below[kept] > 0.975)).mean(),
+                "outside_central_95": ((below[kept] < CENTRAL[0]) | (below[kept] > CENTRAL[1])).mean(),
             }
     averaged, plugged = array(tree, "responsibilities", "mean"), array(tree, "plug_in", "responsibility")
     unknown = array(tree, "constant_data", "gold") < 0
@@ -52,7 +53,7 @@ def compare_with_mode(tree: xr.DataTree) -> PlugIn:
             "entropy": entr(averaged).sum(1),
             "plug_in_entropy": entr(plugged).sum(1),
             "largest_difference": np.abs(averaged - plugged).max(1),
-            "class_differs": averaged.argmax(1) != plugged.argmax(1),
+            "class_differs": predicted(averaged) != predicted(plugged),
         },
         index=pd.Index(array(tree, "constant_data", "item"), name="item"),
     )
@@ -64,7 +65,7 @@ def compare_with_mode(tree: xr.DataTree) -> PlugIn:
         if plugged_total > 1e-6 * total
         else "entropy where it has none"
     )
-    changed = int((averaged.argmax(1) != plugged.argmax(1))[unknown].sum())
+    changed = int((predicted(averaged) != predicted(plugged))[unknown].sum())
     outside = float(np.mean([row["outside_central_95"] for row in rows.values()]))
     meaning = (
         f"Label probabilities at the mode are {'surer' if gap >= 0 else 'less sure'} by {abs(gap):.4f} on average than those averaged over the posterior, "

@@ -23,9 +23,10 @@ from jaxtyping import Float, Int
 from scipy.special import entr
 
 from probcrowd.data.rows import Rows
+from probcrowd.metrics.intervals import CENTRAL
+from probcrowd.metrics.scores import TIE
 
 _BINS, _MOST_PAIRS = 10, 10_000
-_ROUNDING = 1e-9  # sums of the same numbers in another order are equal
 
 
 @dataclass(frozen=True)
@@ -118,20 +119,18 @@ def check(observed: Statistic, replicated: Statistic) -> PredictiveCheck:
     if table.empty:
         return PredictiveCheck(table, overall, math.nan, math.nan, observed.note)
     together = np.concatenate([observed.values[:1], replicated.values])
-    together = together[:, np.ptp(together, 0) > _ROUNDING]
+    together = together[:, np.ptp(together, 0) > TIE]
     deviations = (together - together.mean(0)) ** 2
     discrepancy = (deviations / deviations.mean(0)).sum(1)
-    reached = discrepancy >= discrepancy[0] * (1 - _ROUNDING)  # the observed one included
+    reached = discrepancy >= discrepancy[0] * (1 - TIE)  # the observed one included
     value, lower, upper = (table[column].to_numpy() for column in ("observed", "lower", "upper"))
-    outside = (value < lower - _ROUNDING) | (value > upper + _ROUNDING)
+    outside = (value < lower - TIE) | (value > upper + TIE)
     return PredictiveCheck(table, overall, float(reached.mean()), float(outside.mean()), observed.note)
 
 
 def _compare(observed: Float[np.ndarray, " e"], replicated: Float[np.ndarray, "s e"]) -> pd.DataFrame:
-    lower, upper = np.quantile(replicated, [0.025, 0.975], axis=0)
-    tail = np.minimum(
-        (replicated >= observed - _ROUNDING).sum(0), (replicated <= observed + _ROUNDING).sum(0)
-    )
+    lower, upper = np.quantile(replicated, CENTRAL, axis=0)
+    tail = np.minimum((replicated >= observed - TIE).sum(0), (replicated <= observed + TIE).sum(0))
     p = np.where(np.isnan(observed), np.nan, np.minimum(1, 2 * (1 + tail) / (len(replicated) + 1)))
     return pd.DataFrame(
         {"observed": observed, "mean": replicated.mean(0), "lower": lower, "upper": upper, "p": p}
@@ -161,7 +160,7 @@ def vote_entropy(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
             rows.item * rows.num_classes + given, minlength=len(size) * rows.num_classes
         ).reshape(len(size), -1)
         entropy = entr(votes[several] / size[several, None]).sum(1)
-        place = np.minimum((entropy / most * _BINS + _ROUNDING).astype(int), _BINS - 1)
+        place = np.minimum((entropy / most * _BINS + TIE).astype(int), _BINS - 1)
         values[replicate], overall[replicate] = (
             np.bincount(place, minlength=_BINS) / len(entropy),
             entropy.mean(),

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from probcrowd.data.votes import DenseVotes, Support
 from probcrowd.inference.meta import em, variational
 from probcrowd.inference.meta.guide import query_elbo
+from probcrowd.metrics.tensors import highest
 from probcrowd.models.encoders import embed
 from probcrowd.models.meta.learned_prior import LearnedPrior
 from probcrowd.models.meta.population import Population
@@ -127,7 +128,7 @@ def dawid_skene(support: Support, prior: Prior, *, steps: int) -> Float[Tensor, 
 
 def majority(totals: Float[Tensor, "b i k"]) -> Float[Tensor, "b i k"]:
     """All weight on the most frequent label; labels in a tie share it; 0 for items without labels."""
-    best = (totals == totals.amax(-1, keepdim=True)) & (totals > 0)
+    best = highest(totals) & (totals > 0)
     return best.to(totals.dtype) / best.sum(-1, keepdim=True).clamp(min=1)
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from probcrowd.data.packed import Cells, Packed
 from probcrowd.inference.aggregation.averaging import Means, averaged_probabilities
 from probcrowd.inference.aggregation.e_step import Expectation, Scores, Statistics, count_votes, e_step
+from probcrowd.metrics.scores import predicted
 from probcrowd.storage.files import replacing
 
 _ARRAYS = "starts", "cell", "weight", "gold"
@@ -158,7 +159,7 @@ def write_part(
     e_step(packed, scores, responsibilities=probabilities)
     if means is not None:
         probabilities = averaged_probabilities(packed, cells, probabilities, means)
-    labels = pa.array(classes[probabilities.argmax(1)], from_pandas=True)
+    labels = pa.array(classes[predicted(probabilities)], from_pandas=True)
     columns = {"item": load_items(number, folder), "label": labels, "probability": probabilities.max(1)}
     columns |= {f"p_{name}": probabilities[:, k] for k, name in enumerate(classes)}
     with replacing(target / f"part-{number:05d}.parquet") as path:

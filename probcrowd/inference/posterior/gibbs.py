@@ -41,6 +41,7 @@ from probcrowd.inference.posterior.gibbs_state import (
     make_state,
     make_table,
 )
+from probcrowd.metrics.scores import most_probable
 from probcrowd.models.catalogue import find_model
 
 SECONDS_PER_CHUNK = 0.5
@@ -146,7 +147,7 @@ def _starts(
     """The first labelling of each chain, gold where there is any."""
     num_items, num_classes = table.share.shape
     if start is None:
-        winners = table.share == table.share.max(1, keepdims=True)
+        winners = most_probable(table.share)
         codes = [
             np.where(winners, generator.random(winners.shape), -1.0).argmax(1) for generator in generators
         ]

@@ -28,8 +28,8 @@ from probcrowd.data.rows import Rows
 from probcrowd.inference.posterior.density import Sites, Target, make_data, make_target
 from probcrowd.inference.posterior.gibbs import gibbs
 from probcrowd.inference.posterior.initial import voted_sites
+from probcrowd.metrics.intervals import LEVELS
 
-LEVELS = (0.5, 0.8, 0.9, 0.95)
 Sampler = Callable[[Rows, np.random.Generator], Sites]
 
 

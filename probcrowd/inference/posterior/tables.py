@@ -10,6 +10,8 @@ import xarray as xr
 
 from probcrowd.inference.checks.prior_sensitivity import accuracy
 from probcrowd.inference.posterior.tree import array, dataset
+from probcrowd.metrics.intervals import CENTRAL, CENTRAL_HALF
+from probcrowd.metrics.scores import predicted
 
 ANNOTATOR_COLUMNS = [
     "accuracy_mean",
@@ -32,7 +34,7 @@ def item_table(tree: xr.DataTree) -> pd.DataFrame:
     table = pd.DataFrame(averaged, pd.Index(array(tree, "constant_data", "item"), name="item"), columns)
     return table.assign(
         **dict(
-            zip(own, (np.array(classes)[averaged.argmax(1)], averaged.max(1), plugged.max(1)), strict=True)
+            zip(own, (np.array(classes)[predicted(averaged)], averaged.max(1), plugged.max(1)), strict=True)
         )
     )
 
@@ -56,7 +58,9 @@ def annotator_table(tree: xr.DataTree, annotators: pd.Index | None = None) -> pd
         return table.assign(**dict.fromkeys(ANNOTATOR_COLUMNS, np.nan))
     right = accuracy(posterior).transpose("chain", "draw", ...).to_numpy()
     right = right.reshape(-1, *right.shape[2:])  # (s, j), or (s,) where all share one matrix
-    lower_95, lower_50, upper_50, upper_95 = np.quantile(right, [0.025, 0.25, 0.75, 0.975], axis=0)
+    lower_95, lower_50, upper_50, upper_95 = np.quantile(
+        right, [CENTRAL[0], *CENTRAL_HALF, CENTRAL[1]], axis=0
+    )
     plugged = accuracy(dataset(tree, "plug_in")).to_numpy()
     values = (right.mean(0), right.std(0), lower_95, lower_50, upper_50, upper_95, plugged)
     return table.assign(**dict(zip(ANNOTATOR_COLUMNS, values, strict=True)))

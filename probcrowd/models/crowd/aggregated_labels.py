@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.metrics.tensors import highest
 from probcrowd.models.crowd.base import Channel, NetworkOutput, smoothed_confusion
 
 
@@ -36,5 +37,5 @@ def soft_cross_entropy(log_truth: Float[Tensor, "b k"], targets: Float[Tensor, "
 
 def majority(votes: Float[Tensor, "i k"]) -> Float[Tensor, "i k"]:
     """1 for the class with most votes, shared among classes in a tie; all classes alike without votes."""
-    most = (votes == votes.max(1, keepdim=True).values).to(votes.dtype)
+    most = highest(votes).to(votes.dtype)
     return most / most.sum(1, keepdim=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from probcrowd.figures.base import accuracy_figure, save_figure
 from probcrowd.inference.meta.adaptation import Method, predict
-from probcrowd.metrics.tensors import accuracy, confusion_error, interval, log_loss
+from probcrowd.metrics.intervals import interval
+from probcrowd.metrics.tensors import accuracy, confusion_error, log_loss
 from probcrowd.runs.meta.configuration import MetaTraining
 from probcrowd.runs.meta.train import class_sources, evaluating, generator_of
 from probcrowd.runs.meta.trained import load_run
@@ -82,7 +82,7 @@ def summary(scores: pd.DataFrame, by: list[str], value: str = "accuracy") -> pd.
     """Mean and half width of its 95 % interval over tasks, for each combination of the columns in `by`."""
     rows = []
     for key, group in scores.groupby(by, sort=False):
-        found = interval(torch.from_numpy(group[value].to_numpy(dtype=float, copy=True)))
+        found = interval(group[value].to_numpy(float))
         rows.append([*(key if isinstance(key, tuple) else (key,)), found.mean, found.half_width, found.count])
     return pd.DataFrame(rows, columns=pd.Index([*by, value, "half_width", "tasks"]))
 
@@ -96,7 +96,7 @@ def paired_difference(scores: pd.DataFrame, first: str, second: str, value: str 
     keys = [column for column in scores.columns if column in ("split", *SETTING, "task")]
     wide = scores.pivot(index=keys, columns="method", values=value)
     differences = pd.Series(wide[first] - wide[second])
-    found = interval(torch.from_numpy(differences.to_numpy(dtype=float, copy=True)))
+    found = interval(differences.to_numpy(float))
     row = pd.Series(
         {"difference": found.mean, "half_width": found.half_width, "tasks": str(found.count)}, dtype=object
     )

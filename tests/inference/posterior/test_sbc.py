@@ -15,7 +15,8 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.infer import NUTS
 
 from probcrowd.data.rows import Rows
-from probcrowd.inference.posterior.sbc import LEVELS, Calibration, calibrate
+from probcrowd.inference.posterior.sbc import Calibration, calibrate
+from probcrowd.metrics.intervals import LEVELS
 from probcrowd.models.aggregation.observed_numpyro import AnnotatedItems
 from probcrowd.models.catalogue import MODELS
 from probcrowd.models.priors import DirichletPrior
