@@ -9,11 +9,13 @@
 # ---
 
 # %% [markdown]
-# # A classifier learned from people who err
+# # A classifier learned from noisy labels
 #
-# Scikit-learn's 1,797 handwritten digits, each labelled by two of fifteen simulated annotators: some good, some who mix up particular digits, some
-# who guess. Nobody tells the truth, and still a network learns to read, and learns who can be trusted with what. The test digits have no labels
-# at all. We look at true classes at the end only, but for one cell, which says so.
+# Scikit-learn's 1,797 handwritten digits. Two of fifteen simulated annotators label each of the first 1,200:
+# some are good, some confuse particular digits, some guess. No true class is given, and still a network
+# learns to read the digits, and learns which annotators to trust with which digit. The test digits have no
+# labels at all. The true classes are used only at the end, and where annotators are compared with those that
+# were simulated.
 #
 # Open this file as a notebook with jupytext, or run it as a script.
 
@@ -27,33 +29,39 @@ import pandas as pd
 from sklearn.datasets import load_digits
 from torch import nn
 
-from probcrowd import CrowdClassifier, load_crowd_classifier
+from probcrowd import CrowdClassifier, load_crowd_classifier, simulate_annotations
 from probcrowd.figures.base import confusion_figure
+from probcrowd.simulate import uniform_errors
 
 OUT = Path(os.environ.get("PROBCROWD_OUT", "outputs/crowds"))
 EPOCHS = int(os.environ.get("PROBCROWD_DRAWS", "360")) // 6
 OUT.mkdir(parents=True, exist_ok=True)
 
+# %% [markdown]
+# Each annotator has an accuracy with errors spread evenly over the other digits. Two of them are then given
+# errors of their own.
+
 # %%
-rng = np.random.default_rng(0)
 digits = load_digits()
 pictures = np.asarray(digits.images, np.float32)[:, None] / 16  # (1797, 1, 8, 8)
 truth = np.asarray(digits.target)
 train, test = np.arange(1200), np.arange(1200, 1797)
-matrices = np.stack([skill * np.eye(10) + (1 - skill) / 10 for skill in np.linspace(0.95, 0.1, 15)])
-matrices[3, 1] = matrices[3, 7]  # to annotator 3 every one is a seven
-matrices[5, [3, 8]] = matrices[5, [8, 3]]  # annotator 5 has threes and eights the wrong way round
-item = np.repeat(train, 2)
-annotator = np.concatenate([rng.choice(15, 2, replace=False) for _ in train])
-label = np.array([rng.choice(10, p=matrices[j, truth[i]]) for i, j in zip(item, annotator, strict=True)])
-said = pd.DataFrame({"item": item, "annotator": annotator, "label": label})
-print(f"{len(said)} labels, {(said['label'] == truth[said['item']]).mean():.0%} of them right")
+matrices = uniform_errors(np.linspace(0.955, 0.19, 15), 10)
+matrices[3, 1] = matrices[3, 7]  # annotator 3 reads every one as a seven
+matrices[5, [3, 8]] = matrices[5, [8, 3]]  # annotator 5 swaps threes and eights
+simulated = simulate_annotations(
+    pd.Series(truth[train]), dict(enumerate(matrices)), classes=range(10), labels_per_item=2, seed=1
+)
+labels = simulated.frame
+right = labels["label"].to_numpy() == truth[labels["item"]]
+print(f"{len(labels)} labels, {right.mean():.0%} of them right")
 
 # %% [markdown]
 # ## Any network, any method
 #
-# `X` is an array, a tensor, a table or a torch `Dataset`; labels are a long table, or a matrix with missing marks. The network is yours. A tenth of the
-# labelled pictures is held out, and the epoch is the one that foretells all that was said of these best: no true class is needed.
+# `X` is an array, a tensor, a table or a torch `Dataset`; labels are a long table, or a matrix with a mark
+# for missing labels. The network is yours. A tenth of the labelled pictures is held out, and the epoch that
+# predicts all labels of these pictures best is selected: no true class is needed.
 
 # %%
 
@@ -71,43 +79,46 @@ def network(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 options = {"epochs": EPOCHS, "learning_rate": 5e-3}
-fitted = CrowdClassifier(network, "geocrowdnet-f", **options).fit(pictures, said)
+fitted = CrowdClassifier(network, "geocrowdnet-f", **options).fit(pictures, labels)
 print(fitted.predict_proba(pictures[test[:3]]).round(2))
 print(
-    f"epoch {fitted.epoch_} of {len(fitted.history_)} selected, {fitted.degenerate_} steps with a volume next to singular"
+    f"epoch {fitted.epoch_} of {len(fitted.history_)} selected,"
+    f" {fitted.degenerate_} steps with a nearly singular volume"
 )
 
 # %% [markdown]
-# ## Who says what
+# ## Who confuses what
 #
-# `confusion_` has a row for every annotator and true class; `annotator_proba` is what an annotator would say of a picture. Three and five are as they
-# were made.
+# `confusion_` has a row for every annotator and true class; `annotator_proba` predicts the label that an
+# annotator would give to a picture. An annotator labelled about fifteen pictures of each digit, so what was
+# simulated for annotators 3 and 5 shows, but weaker than it is.
 
 # %%
 print(fitted.annotators_.T.round(2))
 print(fitted.confusion_.loc[(3, 1)].round(2).to_frame("annotator 3 of ones").T)
 print(fitted.confusion_.loc[[(5, 3), (5, 8)]].round(2))
 print(fitted.annotator_proba(pictures[test[:1]], [0, 5, 14]).round(2))
-made = pd.DataFrame(matrices.reshape(-1, 10), fitted.confusion_.sort_index().index, fitted.confusion_.columns)
 shown = [0, 3, 5, 14]
-confusion_figure(fitted.confusion_.loc[shown], made.loc[shown]).savefig(OUT / "confusion.png")
+confusion_figure(fitted.confusion_.loc[shown], simulated.confusion.loc[shown]).savefig(OUT / "confusion.png")
 
 # %% [markdown]
-# ## How strong the volume should be
+# ## How strong the volume term should be
 #
-# GeoCrowdNet(F) spreads the class probabilities of the pictures apart, GeoCrowdNet(W) the confusion matrices. How strongly, single labels cannot say: what
-# the terms decide between gives every label the same probability. All labels of a picture together can.
+# GeoCrowdNet(F) pushes the class probabilities of the pictures apart, GeoCrowdNet(W) the confusion matrices.
+# Single labels cannot tell how strongly: the solutions that the terms choose between give every label the
+# same probability. All labels of a picture together can tell.
 
 # %%
-chosen = CrowdClassifier(
+selected = CrowdClassifier(
     network, "geocrowdnet-f", strength="selected", **{**options, "epochs": max(EPOCHS // 4, 2)}
-).fit(pictures, said)
-print(chosen.strengths_.round(4).assign(chosen=chosen.strengths_.index == chosen.strength_))
+).fit(pictures, labels)
+print(selected.strengths_.round(4).assign(selected=selected.strengths_.index == selected.strength_))
 
 # %% [markdown]
 # ## Does it help?
 #
-# Now the truth, of pictures that nobody has labelled. One seed, one crowd: a demonstration, not a ranking (`probcrowd reproduce crowds` is one).
+# Now the truth, on pictures without labels. One seed and one crowd: a demonstration, not a ranking
+# (`probcrowd reproduce crowds` gives one).
 
 # %%
 for method in (
@@ -122,18 +133,18 @@ for method in (
     "ccem",
     "geocrowdnet-w",
 ):
-    print(
-        f"{method:15s} {CrowdClassifier(network, method, **options).fit(pictures, said).score(pictures[test], truth[test]):.3f}"
-    )
+    other = CrowdClassifier(network, method, **options).fit(pictures, labels)
+    print(f"{method:15s} {other.score(pictures[test], truth[test]):.3f}")
 print(f"geocrowdnet-f   {fitted.score(pictures[test], truth[test]):.3f}")
 
 # %% [markdown]
 # ## Long trainings
 #
-# In a folder a fit keeps a checkpoint after every epoch; a killed one goes on with `resume=True` and ends at the same bits.
+# With a folder, a fit saves a checkpoint after every epoch; a killed fit continues with `resume=True` and
+# ends with bit-identical results.
 
 # %%
-CrowdClassifier(network, "geocrowdnet-f", **options).fit(pictures, said, folder=OUT / "fit", resume=True)
+CrowdClassifier(network, "geocrowdnet-f", **options).fit(pictures, labels, folder=OUT / "fit", resume=True)
 again = load_crowd_classifier(OUT / "fit", network)
 print(bool((again.predict_proba(pictures[test]) == fitted.predict_proba(pictures[test])).all(axis=None)))
 figure, axis = plt.subplots(figsize=(5, 3))

@@ -16,6 +16,7 @@ class Draw:
     """Labels while they are drawn: rows as codes, and what has been planted so far."""
 
     rng: np.random.Generator
+    items: pd.Index
     annotators: pd.Index
     classes: pd.Index
     truth: Int64[np.ndarray, " i"]
@@ -52,9 +53,18 @@ class Draw:
         """Codes of classes."""
         return find_codes(self.classes, ids, "classes").tolist()
 
-    def choose_items(self, share: float) -> Int64[np.ndarray, " chosen"]:
-        """A share of the items, chosen at random."""
-        return self.rng.permutation(len(self.truth))[: round(share * len(self.truth))]
+    def choose_items(self, items: float | Sequence[Hashable]) -> Int64[np.ndarray, " chosen"]:
+        """Codes of items: of a share of them, chosen at random, or of those given."""
+        if not isinstance(items, float | int):
+            return find_codes(self.items, items, "items")
+        if not 0 <= items <= 1:
+            raise ValueError(f"the share of hard or misleading items must be between 0 and 1, not {items}")
+        return self.rng.permutation(len(self.truth))[: round(items * len(self.truth))]
+
+    def mean_by_class(self, values: Float64[np.ndarray, " i"]) -> Float64[np.ndarray, "k 1"]:
+        """Mean of the items' values for each true class; 0 for a class without items."""
+        count = np.bincount(self.truth, minlength=len(self.classes))
+        return (np.bincount(self.truth, values, len(self.classes)) / np.maximum(count, 1))[:, None]
 
 
 def find_codes(known: pd.Index, ids: Sequence[Hashable], what: str) -> Int64[np.ndarray, " codes"]:

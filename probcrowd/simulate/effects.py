@@ -39,27 +39,28 @@ class Effect(Protocol):
 
 @dataclass(frozen=True)
 class HardItems:
-    """On a share of items (chosen at random) annotators guess, each with probability `guessing`.
+    """On some items annotators guess, each with probability `guessing`.
 
+    items: the share of hard items, chosen at random, or their ids.
     guessing: one probability, or a range (low, high) from which that of each hard item is drawn uniformly.
     annotators: who guesses; None: all.
     """
 
     stage: ClassVar[int] = 0
-    share: float
+    items: float | Sequence[Hashable]
     guessing: float | tuple[float, float] = 1.0
     annotators: Ids = None
 
     def apply(self, draw: Draw) -> None:
         low, high = np.broadcast_to(np.asarray(self.guessing, float), (2,))
-        _check_probabilities(self, share=self.share, guessing=(low, high))
-        hard = draw.choose_items(self.share)
+        _check_probabilities(self, guessing=(low, high))
+        hard = draw.choose_items(self.items)
         difficulty = np.zeros(len(draw.truth))
         difficulty[hard] = draw.rng.uniform(low, high, len(hard))
         members, num_classes = draw.members(self.annotators), len(draw.classes)
         rows = draw.rows_of(members)
         draw.replace(rows, difficulty[draw.item[rows]], draw.rng.integers(num_classes, size=len(rows)))
-        draw.mix(members, difficulty.mean(), 1 / num_classes)
+        draw.mix(members, draw.mean_by_class(difficulty), 1 / num_classes)
         draw.difficulty = (
             difficulty if draw.difficulty is None else 1 - (1 - draw.difficulty) * (1 - difficulty)
         )
@@ -67,22 +68,22 @@ class HardItems:
 
 @dataclass(frozen=True)
 class MisleadingItems:
-    """On a share of items annotators give one wrong class, the same for all, each with probability `rate`.
+    """On some items annotators give one wrong class, the same for all, each with probability `rate`.
 
-    annotators: who is misled; None: all.
+    items: the share of misleading items, chosen at random, or their ids. annotators: those misled; None: all.
     """
 
     stage: ClassVar[int] = 1
-    share: float
+    items: float | Sequence[Hashable]
     rate: float = 0.8
     annotators: Ids = None
 
     def apply(self, draw: Draw) -> None:
-        _check_probabilities(self, share=self.share, rate=self.rate)
+        _check_probabilities(self, rate=self.rate)
         num_classes = len(draw.classes)
         if num_classes < 2:
             raise ValueError("MisleadingItems needs at least two classes")
-        chosen = draw.choose_items(self.share)
+        chosen = draw.choose_items(self.items)
         wrong = np.full(len(draw.truth), -1)
         wrong[chosen] = (draw.truth[chosen] + draw.rng.integers(1, num_classes, len(chosen))) % num_classes
         members = draw.members(self.annotators)
@@ -90,7 +91,7 @@ class MisleadingItems:
         given = wrong[draw.item[rows]]
         draw.replace(rows, np.where(given >= 0, self.rate, 0.0), given)
         elsewhere = (1 - np.eye(num_classes)) / (num_classes - 1)
-        draw.mix(members, self.rate * len(chosen) / max(len(wrong), 1), elsewhere)
+        draw.mix(members, draw.mean_by_class(np.where(wrong >= 0, self.rate, 0.0)), elsewhere)
         draw.misleading = wrong if draw.misleading is None else np.where(wrong >= 0, wrong, draw.misleading)
 
 

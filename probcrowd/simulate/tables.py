@@ -129,7 +129,7 @@ def simulate_annotations(
         label = draw_labels(rng, confusion, annotator, truth[item])
     else:
         label = scale.draw_labels(rng, annotator, score[item])
-    draw = Draw(rng, annotator_ids, class_ids, truth, item, annotator, label, confusion)
+    draw = Draw(rng, item_ids, annotator_ids, class_ids, truth, item, annotator, label, confusion)
     for effect in sorted(effects, key=lambda effect: effect.stage):
         effect.apply(draw)
     label_ids = class_ids if draw.abstention is None else class_ids.append(pd.Index([draw.abstention]))

@@ -316,6 +316,19 @@ def test_hard_items_are_hard_and_the_others_are_not() -> None:
         assert abs(found.mean() - expected) < 5 * math.sqrt(expected * (1 - expected) / found.size)
 
 
+def test_hard_and_misleading_items_can_be_named() -> None:
+    """Where they belong to one class, its confusion row alone changes."""
+    truth = pd.Series([0] * 2000 + [1] * 2000)
+    effects = [HardItems(range(1000)), MisleadingItems([3000, 3001], 1.0)]
+    simulated = simulate_annotations(truth, [0.9] * 3, effects=effects, seed=0)
+    assert simulated.difficulty is not None and simulated.misleading is not None
+    assert list(simulated.difficulty[simulated.difficulty > 0].index) == list(range(1000))
+    assert simulated.misleading.to_dict() == {3000: 0, 3001: 0}
+    assert simulated.confusion.loc[("a0", 0), 0] == pytest.approx(0.7)
+    assert simulated.confusion.loc[("a0", 1), 1] == pytest.approx(0.9 * (1 - 2 / 2000))
+    check_frequencies(simulated)
+
+
 def test_misleading_items_mislead_all_in_the_same_way() -> None:
     simulated = simulate_annotations(1000, [0.9] * 5, classes=4, effects=[MisleadingItems(0.2, 1.0)], seed=0)
     wrong = simulated.misleading
@@ -455,7 +468,9 @@ def test_simulators_load_neither_torch_nor_jax() -> None:
         ({"gold": 2.0}, "gold is the share of items"),
         ({"weights": (0.0, 1.0)}, "range of numbers > 0"),
         ({"weights": (1.0, 2.0), "counts": (1, 2)}, "weights and counts exclude each other"),
-        ({"effects": [HardItems(1.5)]}, "HardItems: share must be between 0 and 1, not 1.5"),
+        ({"effects": [HardItems(1.5)]}, "share of hard or misleading items must be between 0 and 1, not 1.5"),
+        ({"effects": [HardItems(0.5, 2.0)]}, "HardItems: guessing must be between 0 and 1"),
+        ({"effects": [HardItems(["i99"])]}, r"items \['i99'\]: each must be one of"),
         ({"effects": [MisleadingItems(0.5)], "classes": 1}, "at least two classes"),
         ({"effects": [ClassBias("c9")]}, r"classes \['c9'\]: each must be one of \['c0', 'c1'\]"),
         ({"effects": [Clique(["a0"])]}, "Clique needs at least two annotators"),
