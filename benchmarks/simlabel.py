@@ -19,9 +19,9 @@ from probcrowd.data.rows import Rows
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.simlabel.options import ARCHITECTURES, make_predictor
 from probcrowd.inference.crowd.training import TrainingOptions, train
-from probcrowd.models.crowd.base import Channel, NetworkOutput
+from probcrowd.models.crowd.base import NetworkOutput
 from probcrowd.models.encoders import small_encoder
-from probcrowd.models.simlabel.imputed import SoftLabelOptions
+from probcrowd.models.simlabel.imputed_labels import SoftLabelOptions
 from probcrowd.models.simlabel.soft_labels import SoftLabels
 
 WAYS = {
@@ -40,26 +40,11 @@ SIZES: dict[
 }
 
 
-class Later(Channel):
-    """A channel as it is after its first epoch, in which nothing is imputed."""
-
-    embeds, decays, shared_truth = True, True, False
-
-    def __init__(self, inner: SoftLabels) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> torch.Tensor:
-        return self.inner.loss(seen, labels)
-
-    def confusion(self) -> torch.Tensor:
-        return self.inner.confusion()
+class AfterFirstEpoch(SoftLabels):
+    """Soft labels that count every epoch as one later: nothing is imputed in the very first."""
 
     def start_epoch(self, epoch: int, epochs: int, evaluate: Callable[[], NetworkOutput]) -> None:
-        self.inner.start_epoch(epoch + 1, epochs, evaluate)
-
-    def end_epoch(self) -> None:
-        self.inner.end()
+        super().start_epoch(epoch + 1, epochs, evaluate)
 
 
 def convolutional(shape: tuple[int, ...]) -> nn.Module:
@@ -69,7 +54,7 @@ def convolutional(shape: tuple[int, ...]) -> nn.Module:
 
 
 def rows(items: int, annotators: int, classes: int, share: float, rng: np.random.Generator) -> Rows:
-    """AnnotationTensors at random places, one at least of every item."""
+    """Labels of random pairs, at least one per item."""
     there = rng.random((items, annotators)) < share
     there[np.arange(items), rng.integers(annotators, size=items)] = True
     item, annotator = np.nonzero(there)
@@ -89,42 +74,40 @@ def main() -> None:
     parser.add_argument(
         "--architectures", nargs="*", default=[name for name in ARCHITECTURES if name != "pooled"]
     )
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    for size in given.sizes:
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for size in arguments.sizes:
         items, shape, annotators, classes, share = SIZES[size]
         rng = np.random.default_rng(0)
         table = rows(items, annotators, classes, share, rng)
-        inputs, labels = (
-            torch.from_numpy(rng.normal(size=(items, *shape)).astype(np.float32)),
-            AnnotationTensors.of(table),
-        )
+        inputs = torch.from_numpy(rng.normal(size=(items, *shape)).astype(np.float32))
+        labels = AnnotationTensors.of(table)
         encoder: Callable[[tuple[int, ...]], nn.Module] = convolutional if len(shape) > 1 else small_encoder
         embedding = tuple(encoder(shape)(inputs[:2]).shape[1:])
-        for architecture in given.architectures:
-            both = {}
-            for way, how in WAYS.items():
+        for architecture in arguments.architectures:
+            fits = {}
+            for way, options in WAYS.items():
                 torch.manual_seed(0)
                 predictor = make_predictor(architecture, embedding, annotators, classes, {})
-                both[way] = encoder(shape), SoftLabels(predictor, table, labels, how)
+                fits[way] = encoder(shape), AfterFirstEpoch(predictor, table, labels, options)
             seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-            for epoch in range(given.epochs):
-                for way, (network, channel) in both.items():
-                    begun = time.perf_counter()
+            for epoch in range(arguments.epochs):
+                for way, (network, channel) in fits.items():
+                    start = time.perf_counter()
                     train(
                         network,
-                        Later(channel),
+                        channel,
                         inputs.__getitem__,
                         labels,
-                        TrainingOptions(epochs=1, batch=given.batch),
+                        TrainingOptions(epochs=1, batch=arguments.batch),
                         seed=epoch,
                     )
-                    seconds[way].append(time.perf_counter() - begun)
+                    seconds[way].append(time.perf_counter() - start)
             base = np.array(seconds["skip"][2:])
-            for way, found in seconds.items():
-                ratio = np.median(np.array(found[2:]) / base)
+            for way, times in seconds.items():
+                ratio = np.median(np.array(times[2:]) / base)
                 print(
-                    f"{size:9s} {architecture:7s} {way:22s} {1000 * np.median(found[2:]):7.1f} ms an epoch, {ratio:.2f} times skip",
+                    f"{size:9s} {architecture:7s} {way:22s} {1000 * np.median(times[2:]):7.1f} ms an epoch, {ratio:.2f} times skip",
                     flush=True,
                 )
 

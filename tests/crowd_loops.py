@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.models.crowd.aggregated_labels import Targets, majority
-from probcrowd.models.crowd.base import Channel, NetworkOutput, diagonal_logits
+from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, diagonal_logits
 from probcrowd.models.crowd.conal import CoNAL
 from probcrowd.models.crowd.crowd_layer import CrowdLayer
 from probcrowd.models.crowd.doctor_net import DoctorNet
@@ -26,17 +26,17 @@ from probcrowd.models.crowd.union_net import UnionNet
 K, D = 3, 4  # classes, features
 
 
-def mixture(**terms: Any) -> Callable[[AnnotationTensors, int], Channel]:
+def mixture(**terms: Any) -> Callable[[AnnotationTensors, int], ConfusionChannel]:
     return lambda labels, j: Mixture(diagonal_logits(1.0, j, K), num_items=len(labels.items), **terms)
 
 
-def averaging(labels: AnnotationTensors, j: int) -> Channel:
+def averaging(labels: AnnotationTensors, j: int) -> ConfusionChannel:
     channel = DoctorNet(j, K, D, labels)
     channel.averages = True
     return channel
 
 
-MAKE: dict[str, Callable[[AnnotationTensors, int], Channel]] = {
+MAKE: dict[str, Callable[[AnnotationTensors, int], ConfusionChannel]] = {
     "ccem": mixture(),
     "truth volume": mixture(truth_volume=0.01),
     "running truth volume": mixture(truth_volume=0.01, running=True),
@@ -73,7 +73,7 @@ def some_seen(items: int, seed: int = 0) -> NetworkOutput:
     return NetworkOutput(torch.log_softmax(logits, 1), torch.from_numpy(rng.normal(size=(items, D))))
 
 
-def shaken(channel: Channel, seed: int = 0) -> Channel:
+def shaken(channel: ConfusionChannel, seed: int = 0) -> ConfusionChannel:
     """In double precision, with parameters away from where they start."""
     generator = torch.Generator().manual_seed(seed)
     channel = channel.double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -16,9 +17,10 @@ from probcrowd.data.rows import Rows
 
 @dataclass(frozen=True)
 class AnnotationTensors:
-    """The labels of b items: item[n] is a place among the items at hand, items[b] which of all items these are.
+    """The annotations of b items, sorted by item.
 
-    weight_per_item: the mean weight of labels per item, over all items of the fit.
+    item[n]: the item's position among these b items. items[b]: the position of each of them in the whole table.
+    weight_per_item: the total weight of an item's labels, averaged over all items of the whole table.
     """
 
     item: Int[Tensor, " n"]
@@ -32,70 +34,78 @@ class AnnotationTensors:
     def of(
         rows: Rows, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> AnnotationTensors:
-        """All labels of a table."""
+        """All annotations of a table."""
         item, annotator, label = (
             torch.from_numpy(np.array(part)).to(device) for part in (rows.item, rows.annotator, rows.label)
         )
         weight = torch.from_numpy(np.array(rows.weight)).to(device, dtype)
+        weight_per_item = float(rows.weight.sum()) / max(rows.num_items, 1)
         items = torch.arange(rows.num_items, device=device)
-        return AnnotationTensors(
-            item, annotator, label, weight, items, float(rows.weight.sum()) / max(rows.num_items, 1)
-        )
+        return AnnotationTensors(item, annotator, label, weight, items, weight_per_item)
 
-    def mean(self, values: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-        """The mean over labels; over those of a batch an unbiased estimate of it, because it divides by how many a batch has on average."""
+    @cached_property
+    def starts(self) -> Int[Tensor, " s"]:
+        """The first row of each item, followed by the number of rows."""
+        counts = torch.bincount(self.item, minlength=len(self.items))
+        return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+    def weighted_mean(self, values: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        """The mean over all labels of the table; over a batch, an unbiased estimate of it.
+
+        It is unbiased because the divisor is the expected weight of a batch, not the weight it happens to have.
+        """
         return (self.weight * values).sum() / (len(self.items) * self.weight_per_item)
 
     def cross_entropy(self, log_label: Float[Tensor, "n l"]) -> Float[Tensor, ""]:
-        """Mean over labels of minus the log probability of the label that was given."""
-        return self.mean(-log_label.gather(1, self.label[:, None])[:, 0])
+        """The mean over labels of minus the log probability of the label given."""
+        return self.weighted_mean(-log_label.gather(1, self.label[:, None])[:, 0])
 
     def log_likelihood(self, log_confusion: Float[Tensor, "j k l"]) -> Float[Tensor, "b k"]:
-        """log P(all labels of the item | it is of class k); an annotator who did not label an item has no part in it."""
+        """log P(all labels of the item | class k); annotators who did not label the item contribute nothing."""
         rows = log_confusion[self.annotator, :, self.label] * self.weight[:, None]
         return rows.new_zeros(len(self.items), rows.shape[1]).index_add(0, self.item, rows)
 
-    def counts(self, values: Float[Tensor, "b k"], num_annotators: int) -> Float[Tensor, "j k l"]:
-        """Weighted numbers of labels l of annotator j on items that are, to those degrees, of class k."""
-        classes = values.shape[1]
-        flat = values.new_zeros(num_annotators * classes, classes)
-        flat = flat.index_add(
-            0,
-            self.annotator * classes + self.label,
-            values[self.item] * self.weight[:, None].to(values.dtype),
-        )
+    def counts(self, probabilities: Float[Tensor, "b k"], num_annotators: int) -> Float[Tensor, "j k l"]:
+        """Expected counts: the weight of labels l of annotator j on items of class k, under class probabilities."""
+        classes = probabilities.shape[1]
+        flat = probabilities.new_zeros(num_annotators * classes, classes)
+        weighted = probabilities[self.item] * self.weight[:, None].to(probabilities.dtype)
+        flat = flat.index_add(0, self.annotator * classes + self.label, weighted)
         return flat.view(num_annotators, classes, classes).transpose(1, 2)
 
     def votes(self, num_classes: int) -> Float[Tensor, "b k"]:
-        """Weighted numbers of labels by item and class."""
-        flat = self.weight.new_zeros(len(self.items) * num_classes).index_add(
-            0, self.item * num_classes + self.label, self.weight
-        )
-        return flat.view(-1, num_classes)
+        """The weight of labels by item and class."""
+        flat = self.weight.new_zeros(len(self.items) * num_classes)
+        return flat.index_add(0, self.item * num_classes + self.label, self.weight).view(-1, num_classes)
+
+    def select(self, items: Int[Tensor, " b"]) -> AnnotationTensors:
+        """The items at these positions, in this order, with all their annotations."""
+        sizes = self.starts.diff()[items]
+        position = torch.repeat_interleave(torch.arange(len(items), device=self.item.device), sizes)
+        offset = self.starts[items] - (sizes.cumsum(0) - sizes)
+        row = torch.arange(len(position), device=self.item.device) + offset[position]
+        parts = (self.annotator[row], self.label[row], self.weight[row], self.items[items])
+        return AnnotationTensors(position, *parts, self.weight_per_item)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[AnnotationTensors]:
-        """All items once, in a random order, in batches whose sizes differ by one at most and are near `size`."""
+        """All items once, in random order, in batches of about `size` items whose sizes differ by at most one.
+
+        A batch has at least two items if there are two: a single item cannot be standardised by its batch.
+        """
         total = len(self.items)
         order = torch.randperm(total, generator=generator).to(self.item.device)
-        count = torch.bincount(self.item, minlength=total)
-        first = count.cumsum(0) - count
-        ends = count[order].cumsum(0)
-        begin = torch.repeat_interleave(first[order] - (ends - count[order]), count[order])
-        row = begin + torch.arange(len(self.item), device=self.item.device)
-        place = torch.repeat_interleave(torch.arange(total, device=self.item.device), count[order])
-        annotator, label, weight = self.annotator[row], self.label[row], self.weight[row]
-        batches = max(
-            min(round(total / size), total // 2), 1
-        )  # of one item nothing is known that could be standardised
-        edges = [total * number // batches for number in range(batches + 1)]
-        rows = [0, *ends[[edge - 1 for edge in edges[1:]]].tolist()]
-        for (low, high), (begins, stop) in zip(pairwise(edges), pairwise(rows), strict=True):
-            part = slice(begins, stop)
+        shuffled = self.select(order)
+        number = max(min(round(total / size), total // 2), 1)
+        edges = [total * batch // number for batch in range(number + 1)]
+        for (low, high), (first, last) in zip(
+            pairwise(edges), pairwise(shuffled.starts[edges].tolist()), strict=True
+        ):
+            rows = slice(first, last)
             yield AnnotationTensors(
-                place[part] - low,
-                annotator[part],
-                label[part],
-                weight[part],
-                self.items[order[low:high]],
+                shuffled.item[rows] - low,
+                shuffled.annotator[rows],
+                shuffled.label[rows],
+                shuffled.weight[rows],
+                shuffled.items[low:high],
                 self.weight_per_item,
             )

@@ -200,7 +200,7 @@ def test_mean_and_spread_of_all_pairs_are_those_of_dersimonian_and_laird() -> No
     q = sum(a * (b - fixed) ** 2 for a, b in zip(w, c, strict=True))
     v = max(0.0, (q - (len(c) - 1)) / (sum(w) - sum(a**2 for a in w) / sum(w)))
     m = sum(b / (one + v) for b, one in zip(c, s2, strict=True)) / sum(1 / (one + v) for one in s2)
-    assert v > 0.01 and found.mean == pytest.approx(m) and found.spread**2 == pytest.approx(v)
+    assert v > 0.01 and found.mean == pytest.approx(m) and found.scale**2 == pytest.approx(v)
     np.testing.assert_allclose(found.value, (v * c + s2 * m) / (v + s2))
     np.testing.assert_allclose(found.value_error**2, v * s2 / (v + s2))
 
@@ -256,7 +256,7 @@ def test_long_sparse_tables_are_never_made_dense(monkeypatch: pytest.MonkeyPatch
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(tables.left) > 50_000 and peak < 8 * 4_000**2 / 2
-    monkeypatch.setattr(home, "MOST_ANNOTATORS", 10)
+    monkeypatch.setattr(home, "MAX_ANNOTATORS", 10)
     with pytest.raises(ValueError, match=r"4,000 annotators: their similarities would take 0\.1 GB"):
         similarity(item, annotator, np.zeros(60_000, int), **sizes)
 

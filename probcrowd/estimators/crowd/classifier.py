@@ -35,8 +35,9 @@ from probcrowd.estimators.crowd.results import CrowdAnswers
 from probcrowd.estimators.crowd.saved import load_result, rows_of, save_result, settings_of
 from probcrowd.estimators.crowd.split import Judge, Split, held_out_scores, known_scores, renamed, split_of
 from probcrowd.estimators.crowd.strength import chosen_strength, compared_strengths, load_strengths
-from probcrowd.inference.crowd.training import TrainingState, output_layer
-from probcrowd.models.crowd.base import Channel
+from probcrowd.inference.crowd.network_output import output_layer
+from probcrowd.inference.crowd.training import TrainingState
+from probcrowd.models.crowd.base import ConfusionChannel
 from probcrowd.models.encoders import small_network
 from probcrowd.storage.checkpoint import load_module
 
@@ -174,7 +175,7 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
     def _install(
         self,
         network: nn.Module,
-        channel: Channel,
+        channel: ConfusionChannel,
         stands: TrainingState,
         rows: Rows,
         ids: Mapping[str, pd.Index],
@@ -249,12 +250,12 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
 
         return compared_strengths(scores, out)
 
-    def _renamed(self, network: nn.Module, channel: Channel, items: Items, split: Split) -> bool:
+    def _renamed(self, network: nn.Module, channel: ConfusionChannel, items: Items, split: Split) -> bool:
         return renamed(network, channel, trained_on(items, split), split.labels, split.rows.num_classes)
 
     def _channel(
         self, network: nn.Module, split: Split, shape: tuple[int, ...], strength: float | None
-    ) -> Channel:
+    ) -> ConfusionChannel:
         with torch.no_grad():
             head = output_layer(network.eval(), torch.zeros(2, *shape, device=self.device))
         layer = None if head is None else network.get_submodule(head)

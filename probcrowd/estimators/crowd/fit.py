@@ -17,7 +17,8 @@ from probcrowd.data.files import some
 from probcrowd.estimators.crowd.inputs import Items
 from probcrowd.estimators.crowd.saved import load_training, save_training
 from probcrowd.estimators.crowd.split import Judge, Split
-from probcrowd.inference.crowd.training import Inputs, TrainingOptions, TrainingState, train
+from probcrowd.inference.crowd.network_output import Inputs
+from probcrowd.inference.crowd.training import TrainingOptions, TrainingState, train
 from probcrowd.models.crowd.base import Channel
 from probcrowd.storage.fit import FitSettings
 from probcrowd.storage.folder import RunFolder

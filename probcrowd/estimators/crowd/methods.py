@@ -17,7 +17,7 @@ from probcrowd.data.rows import Rows
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.aggregation.dawid_skene import DawidSkene
 from probcrowd.models.crowd.aggregated_labels import Targets, majority
-from probcrowd.models.crowd.base import Channel, diagonal_logit, diagonal_logits, normalise_rows
+from probcrowd.models.crowd.base import ConfusionChannel, diagonal_logit, diagonal_logits, normalise_rows
 from probcrowd.models.crowd.conal import CoNAL
 from probcrowd.models.crowd.crowd_layer import CrowdLayer
 from probcrowd.models.crowd.doctor_net import DoctorNet
@@ -56,12 +56,14 @@ class Method:
     strength: of its term, None where it has none. published: the logit of its published start; None where it starts at no diagonal.
     """
 
-    make: Callable[..., Channel]
+    make: Callable[..., ConfusionChannel]
     strength: float | None = None
     published: float | None = None
 
 
-def _mixture(term: str | None, task: Task, size: float, strength: float, running: bool = False) -> Channel:
+def _mixture(
+    term: str | None, task: Task, size: float, strength: float, running: bool = False
+) -> ConfusionChannel:
     terms = {} if term is None else {term: strength}
     logits = diagonal_logits(size, task.num_annotators, task.num_classes).to(task.labels.weight.device)
     if term != "truth_volume" and running:
@@ -69,33 +71,35 @@ def _mixture(term: str | None, task: Task, size: float, strength: float, running
     return Mixture(logits, **terms, running=running, num_items=len(task.labels.items))
 
 
-def _votes(task: Task, size: float, strength: float, soft: bool = False) -> Channel:
+def _votes(task: Task, size: float, strength: float, soft: bool = False) -> ConfusionChannel:
     votes = task.labels.votes(task.num_classes)
     return Targets(normalise_rows(votes) if soft else majority(votes), task.labels, task.num_annotators)
 
 
-def _dawid_skene(task: Task, size: float, strength: float, soft: bool = True) -> Channel:
+def _dawid_skene(task: Task, size: float, strength: float, soft: bool = True) -> ConfusionChannel:
     found = _posterior(task)
     return Targets(found if soft else majority(found), task.labels, task.num_annotators)
 
 
-def _crowd_layer(task: Task, size: float, strength: float, kind: str = "MW") -> Channel:
+def _crowd_layer(task: Task, size: float, strength: float, kind: str = "MW") -> ConfusionChannel:
     return CrowdLayer(task.num_annotators, task.num_classes, kind, size)
 
 
-def _conal(task: Task, size: float, strength: float, width: int = 20) -> Channel:
+def _conal(task: Task, size: float, strength: float, width: int = 20) -> ConfusionChannel:
     return CoNAL(task.num_annotators, task.num_classes, task.num_features, width, size, strength)
 
 
-def _union_net(task: Task, size: float, strength: float, kind: str = "B") -> Channel:
+def _union_net(task: Task, size: float, strength: float, kind: str = "B") -> ConfusionChannel:
     return UnionNet(task.num_annotators, task.num_classes, kind, size)
 
 
-def _told(kind: Callable[..., Channel], task: Task, size: float, strength: float, **options: Any) -> Channel:
+def _told(
+    kind: Callable[..., ConfusionChannel], task: Task, size: float, strength: float, **options: Any
+) -> ConfusionChannel:
     return kind(task.num_annotators, task.num_classes, task.labels, **options)
 
 
-def _doctor_net(task: Task, size: float, strength: float, **options: Any) -> Channel:
+def _doctor_net(task: Task, size: float, strength: float, **options: Any) -> ConfusionChannel:
     return DoctorNet(task.num_annotators, task.num_classes, task.num_features, task.labels, **options)
 
 
@@ -142,7 +146,7 @@ def find_method(name: str) -> Method:
 
 def make_channel(
     name: str, task: Task, start: Start, strength: float | None, options: Mapping[str, Any]
-) -> Channel:
+) -> ConfusionChannel:
     """The channel of a method.
 
     Raises:

@@ -16,9 +16,9 @@ from probcrowd.data.columns import reject
 from probcrowd.data.files import some
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.crowd.inputs import Items, classes_of, read_items
-from probcrowd.inference.crowd.training import apply_network_to_all
+from probcrowd.inference.crowd.network_output import apply_network_to_all
 from probcrowd.metrics.scores import hits, predicted
-from probcrowd.models.crowd.base import Channel, NetworkOutput
+from probcrowd.models.crowd.base import Channel, ConfusionChannel, NetworkOutput
 
 ROWS = 2**22  # numbers of an item, an annotator, a class and a label that are held at once
 
@@ -117,6 +117,8 @@ class Answers:
 
 class CrowdAnswers(Answers):
     """Answers of a fitted `CrowdClassifier`."""
+
+    _made: ConfusionChannel
 
     @property
     def confusion_(self) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from probcrowd.data.rows import Rows
 from probcrowd.data.table import Table
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.crowd.inputs import Items
-from probcrowd.inference.crowd.training import Inputs, apply_network_to_all
+from probcrowd.inference.crowd.network_output import Inputs, apply_network_to_all
 from probcrowd.metrics.tensors import accuracy
 from probcrowd.models.crowd.base import Channel
 

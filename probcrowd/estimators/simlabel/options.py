@@ -15,7 +15,7 @@ from probcrowd.data.columns import reject
 from probcrowd.estimators.crowd.options import check_folder, check_number, check_training, check_whole
 from probcrowd.metrics.agreement import COEFFICIENTS
 from probcrowd.models.simlabel.base import Predictor
-from probcrowd.models.simlabel.imputed import SoftLabelOptions
+from probcrowd.models.simlabel.imputed_labels import SoftLabelOptions
 from probcrowd.models.simlabel.performance import Performance
 from probcrowd.models.simlabel.pooled import PooledConfusions
 from probcrowd.models.simlabel.queries import Queries

@@ -21,7 +21,7 @@ from probcrowd.estimators.crowd.results import Answers
 from probcrowd.estimators.simlabel.options import pair_codes
 from probcrowd.metrics.annotators import annotator_scores, overall_scores
 from probcrowd.metrics.scores import predicted, scores
-from probcrowd.models.simlabel.imputed import ImputedLabels
+from probcrowd.models.simlabel.imputed_labels import ImputedLabels
 from probcrowd.models.simlabel.similarity import Similarity
 from probcrowd.models.simlabel.soft_labels import SoftLabels
 

@@ -43,9 +43,10 @@ from probcrowd.estimators.simlabel.options import (
     pair_codes,
 )
 from probcrowd.estimators.simlabel.results import SimLabelAnswers
-from probcrowd.inference.crowd.training import TrainingState, apply_network_to_all
+from probcrowd.inference.crowd.network_output import apply_network_to_all
+from probcrowd.inference.crowd.training import TrainingState
 from probcrowd.models.encoders import small_encoder
-from probcrowd.models.simlabel.imputed import ImputedLabels, Missing
+from probcrowd.models.simlabel.imputed_labels import ImputedLabels, Missing
 from probcrowd.models.simlabel.soft_labels import SoftLabels
 from probcrowd.storage.checkpoint import load_module, under
 

@@ -61,9 +61,9 @@ MORE: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {  # run by name 
     "SimLabel, imputed labels in the loss": ({"threshold": 0.6, "imputed": "loss"}, _WEIGHTS),
 }
 RIVALS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
-    "hierarchical prior": ({}, [{"options": {"spread": spread}} for spread in (0.5, 2.0)]),
-    "no prior": ({"options": {"spread": math.inf}}, _DECAYS),
-    "one voice for all": ({"options": {"spread": 1e-3}}, _DECAYS),
+    "hierarchical prior": ({}, [{"options": {"scale": scale}} for scale in (0.5, 2.0)]),
+    "no prior": ({"options": {"scale": math.inf}}, _DECAYS),
+    "one voice for all": ({"options": {"scale": 1e-3}}, _DECAYS),
 }
 HELD = 0.15  # of the items learned from, to choose epochs and settings by
 

@@ -1,12 +1,15 @@
-r"""The one loop that trains a network together with what it believes of annotators, whatever that is (`probcrowd.models.crowd`).
+r"""The loop that trains a network together with a channel, the model of its annotators (`probcrowd.models.crowd`).
 
-    epoch e    channel.start_epoch(e) -> batches of whole items in an order drawn from (seed, e) -> Adam on network and channel -> channel.end -> score
+    epoch e    channel.start_epoch(e)
+               batches of whole items in an order drawn from (seed, e): Adam on network and channel
+               channel.end_epoch() -> score
 
-Everything random in an epoch comes from (seed, e), so a training that goes on after any epoch ends at the bits of one that was never
-stopped. The score, where there is one, chooses the epoch whose network and channel are the result; without it the last epoch's are. Weight
-decay is the network's alone, unless the channel is one as well: on logits of confusion matrices it would pull annotators towards guessing.
+All randomness in an epoch comes from (seed, e), so training resumed after any epoch gives bit-identical results. The
+score, if any, selects the epoch whose network and channel are the result; without one, the last epoch. Weight decay
+applies to the network alone, unless the channel asks for it: on logits of confusion matrices it would pull annotators
+towards guessing.
 
-Memory: the network three times over with its optimizer, and once more for the best epoch; one batch of inputs.
+Memory: the network three times with its optimizer, once more for the best epoch, and one batch of inputs.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from probcrowd.compute.threads import one_thread
 from probcrowd.data.tensors import AnnotationTensors
-from probcrowd.models.crowd.base import Channel, NetworkOutput
+from probcrowd.inference.crowd.network_output import Inputs, apply_network, apply_network_to_all
+from probcrowd.models.crowd.base import Channel
 from probcrowd.storage.checkpoint import (
     Checkpoint,
     load_module,
@@ -34,16 +37,18 @@ from probcrowd.storage.checkpoint import (
     under,
 )
 
-Inputs = Callable[[Int[Tensor, " b"]], Tensor]  # the inputs of those items, on the device
 Score = Callable[[nn.Module, Channel], float]  # higher is better
-SMALL, PER_INPUT = 3e7, 100  # products of a batch; of a small convolution for every number of an input
-AT_ONCE = 1024  # items of a pass without gradients
+SMALL = 3e7  # multiplications per batch below which one thread is faster than several
+PER_INPUT = 100  # multiplications of a small convolution per input number
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """epochs; batch: items; learning_rate, weight_decay: of Adam. channel_learning_rate: of what the channel has, whose logits have further to go;
-    None: that of the network. patience: epochs without a better score after which to stop; None: never."""
+    """Options of the training loop.
+
+    batch: items. learning_rate, weight_decay: of Adam. channel_learning_rate: for the channel's parameters, whose
+    logits have further to go; None: the network's. patience: epochs without a better score before stopping; None: never.
+    """
 
     epochs: int = 100
     batch: int = 64
@@ -55,7 +60,7 @@ class TrainingOptions:
 
 @dataclass
 class TrainingState:
-    """Where a training stands: epochs done, the best of them, its score, and a row of `history` per epoch."""
+    """Progress of a training: number of epochs done, the best one and its score, and a row of `history` per epoch."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -64,11 +69,11 @@ class TrainingState:
 
     @property
     def selected(self) -> int:
-        """The epoch that is the result: the best, or the last where nothing was scored."""
+        """The epoch selected as the result: the best, or the last if none was scored."""
         return self.best_epoch or self.epoch
 
     def finished(self, training: TrainingOptions) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether all epochs are done or patience has run out."""
         waited = self.epoch - self.best_epoch
         return self.epoch >= training.epochs or (
             training.patience is not None and self.best_epoch > 0 and waited >= training.patience
@@ -91,141 +96,77 @@ def train(
     keep: Keep | None = None,
     progress: bool = False,
 ) -> TrainingState:
-    """Trains both modules in place.
+    """Train both modules in place.
 
     Args:
-        resume: what `keep` was given after some epoch, to go on from. keep: called with tensors and state after every epoch.
+        resume: a checkpoint saved by `keep`, to continue from. keep: called with tensors and state after every epoch.
 
     Raises:
-        FloatingPointError: the loss is not a number any more.
+        FloatingPointError: the loss, the score or a parameter is no longer finite.
     """
     optimizer = _adam(network, channel, training)
-    stands, best = TrainingState(), {}
+    state, best = TrainingState(), {}
     if resume is not None:
-        stands, best = _restored(network, channel, optimizer, resume)
+        state, best = _restore(network, channel, optimizer, resume)
     bar = tqdm(
         total=training.epochs,
-        initial=stands.epoch,
+        initial=state.epoch,
         desc="train",
         unit="epoch",
         disable=not progress,
         leave=False,
     )
     with bar, one_thread(_small(network, inputs, labels, training)):
-        while not stands.finished(training):
-            row = {
-                "epoch": stands.epoch + 1.0,
-                "loss": _epoch(network, channel, optimizer, inputs, labels, training, seed, stands.epoch),
-            }
-            if not math.isfinite(row["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {row['loss']} in epoch {stands.epoch + 1}: lower the learning rate or the strength"
-                )
-            stands.epoch += 1
-            row |= {"degenerate": float(channel.degenerate), **channel.metrics()}
+        while not state.finished(training):
+            loss = _epoch(network, channel, optimizer, inputs, labels, training, seed, state.epoch)
+            state.epoch += 1
+            _require(math.isfinite(loss), f"the loss is {loss} in epoch {state.epoch}")
+            row = {"epoch": float(state.epoch), "loss": loss, "degenerate": float(channel.degenerate)}
+            row |= channel.metrics()
             if score is not None:
                 row["score"] = score(network, channel)
-                if math.isnan(row["score"]):
-                    raise FloatingPointError(
-                        f"the score is {row['score']} after epoch {stands.epoch}: lower the learning rate or the strength"
-                    )
-                if row["score"] > stands.best_score and channel.selectable:
-                    stands.best_epoch, stands.best_score = stands.epoch, row["score"]
-                    best = _both(network, channel, "best")
-            stands.history.append(row)
+                _require(not math.isnan(row["score"]), f"the score is nan after epoch {state.epoch}")
+                if row["score"] > state.best_score and channel.selectable:
+                    state.best_epoch, state.best_score = state.epoch, row["score"]
+                    best = _tensors(network, channel, "best")
+            state.history.append(row)
             if keep is not None:
-                tensors, state = optimizer_tensors(optimizer, "optimizer")
-                state = {"optimizer": state, **vars(stands)}
-                keep({**_both(network, channel, "now"), **best, **tensors}, state)
+                tensors, optimizer_state = optimizer_tensors(optimizer, "optimizer")
+                keep(
+                    {**_tensors(network, channel, "now"), **best, **tensors},
+                    {"optimizer": optimizer_state, **vars(state)},
+                )
             bar.update()
-            bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
     if best:
         _load(network, channel, best, "best")
-    if not all(bool(torch.isfinite(value).all()) for value in _both(network, channel, "now").values()):
-        raise FloatingPointError(
-            "a parameter is not a number any more: lower the learning rate or the strength"
-        )
+    finite = all(bool(torch.isfinite(value).all()) for value in _tensors(network, channel, "now").values())
+    _require(finite, "a parameter is not finite")
     network.eval()
     channel.eval()
-    return stands
+    return state
 
 
-def apply_network(network: nn.Module, channel: Channel, inputs: Tensor) -> NetworkOutput:
-    """What the network makes of some inputs, as the channel wants it."""
-    if channel.needs_embedding:
-        embedding = network(inputs)
-        return NetworkOutput(embedding.new_zeros(len(embedding), 0), embedding)
-    if not channel.needs_features:
-        return NetworkOutput(torch.log_softmax(network(inputs), -1))
-    caught: list[Tensor] = []
-    hook = network.get_submodule(channel.head).register_forward_pre_hook(
-        lambda _, given: caught.append(given[0])
-    )
-    try:
-        log_truth = torch.log_softmax(network(inputs), -1)
-    finally:
-        hook.remove()
-    return NetworkOutput(log_truth, caught[-1].flatten(1))
-
-
-@torch.no_grad()
-def apply_network_to_all(
-    network: nn.Module, channel: Channel, inputs: Inputs, items: Int[Tensor, " i"]
-) -> NetworkOutput:
-    """The same of many items, some at a time, without dropout and without gradients; the modules are left as they were."""
-    modes = network.training, channel.training
-    network.eval()
-    channel.eval()
-    parts = [apply_network(network, channel, inputs(part)) for part in items.split(AT_ONCE)]
-    network.train(modes[0])
-    channel.train(modes[1])
-    features = [part.features for part in parts if part.features is not None]
-    return NetworkOutput(
-        torch.cat([part.log_truth for part in parts]), torch.cat(features) if features else None
-    )
-
-
-def output_layer(network: nn.Module, inputs: Tensor) -> str | None:
-    """The name of the linear layer that gives the logits of these inputs; None where there is none."""
-    called: list[tuple[str, Tensor]] = []
-
-    def noting(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def note(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-            if given[0].ndim == 2:
-                called.append((name, made))
-
-        return note
-
-    hooks = [
-        layer.register_forward_hook(noting(name))
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    try:
-        logits = network(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return next((name for name, made in reversed(called) if made is logits), None)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise FloatingPointError(f"{message}: lower the learning rate or the strength")
 
 
 def _small(network: nn.Module, inputs: Inputs, labels: AnnotationTensors, training: TrainingOptions) -> bool:
-    """Whether a batch is so little work that several threads would be slower than one: by its weights and, for convolutions, its inputs."""
+    """Whether a batch is too little work for several threads, judged by the number of weights and of inputs."""
     weights = sum(parameter.numel() for parameter in network.parameters())
     work = training.batch * (weights + PER_INPUT * inputs(labels.items[:1]).numel())
     return labels.item.device.type == "cpu" and work < SMALL
 
 
 def _adam(network: nn.Module, channel: Channel, training: TrainingOptions) -> torch.optim.Adam:
-    rate = (
-        training.learning_rate if training.channel_learning_rate is None else training.channel_learning_rate
-    )
+    rate = training.channel_learning_rate
     groups = [
         {"params": list(network.parameters()), "weight_decay": training.weight_decay},
         {
             "params": list(channel.parameters()),
             "weight_decay": training.weight_decay if channel.weight_decay else 0.0,
-            "lr": rate,
+            "lr": training.learning_rate if rate is None else rate,
         },
     ]
     return torch.optim.Adam(groups, training.learning_rate, fused=True)
@@ -241,7 +182,7 @@ def _epoch(
     seed: int,
     epoch: int,
 ) -> float:
-    """The mean loss of the batches of one epoch."""
+    """Run one epoch and return the mean loss of its batches."""
     number = seed * 1_000_003 + epoch + 1
     network.train()
     channel.train()
@@ -262,13 +203,13 @@ def _epoch(
 
 @contextmanager
 def _seeded(number: int, device: torch.device) -> Iterator[None]:
-    """Dropout and the like draw from this seed inside, and leave no trace."""
+    """Seed torch inside the block and restore its random state afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(number)
         yield
 
 
-def _both(network: nn.Module, channel: Channel, name: str) -> dict[str, Tensor]:
+def _tensors(network: nn.Module, channel: Channel, name: str) -> dict[str, Tensor]:
     return module_tensors(network, f"{name}/network") | module_tensors(channel, f"{name}/channel")
 
 
@@ -277,12 +218,12 @@ def _load(network: nn.Module, channel: Channel, tensors: Mapping[str, Tensor], n
     load_module(channel, tensors, f"{name}/channel")
 
 
-def _restored(
-    network: nn.Module, channel: Channel, optimizer: torch.optim.Optimizer, found: Checkpoint
+def _restore(
+    network: nn.Module, channel: Channel, optimizer: torch.optim.Optimizer, saved: Checkpoint
 ) -> tuple[TrainingState, dict[str, Tensor]]:
-    _load(network, channel, found.tensors, "now")
-    state = dict(found.state)
-    load_optimizer(optimizer, found.tensors, state.pop("optimizer"), "optimizer")
-    return TrainingState(**state), {
-        f"best/{name}": value for name, value in under("best", found.tensors).items()
-    }
+    """Load a checkpoint into modules and optimizer; return the progress and the tensors of the best epoch."""
+    _load(network, channel, saved.tensors, "now")
+    state = dict(saved.state)
+    load_optimizer(optimizer, saved.tensors, state.pop("optimizer"), "optimizer")
+    best = {f"best/{name}": value for name, value in under("best", saved.tensors).items()}
+    return TrainingState(**state), best

@@ -1,12 +1,13 @@
-"""What annotators make of the class probabilities f(x) of a network: one small file for each way to learn from crowds.
+"""Ways to learn a classifier from crowds, one small file each: how labels depend on the network's class probabilities f(x).
 
-    mixture       p(label l | x, j) = sum_k f_k(x) confusion[j, k, l]                       mixture, raykar, mbem
-    log-linear    p(label l | x, j) = softmax_l( sum_k f_k(x) weight[j, k, l] )             crowd_layer, conal
-    joint         p(j, l | x) = sum_k f_k(x) union[k, j, l]                                 union_net
-    information   f and what labels say of the class should tell much of each other         max_mig
-    heads         a classifier for every annotator, and their average                       doctor_net
-    targets       no annotators: f is trained on labels that something else made of theirs  targets
+    mixture           p(label l | x, j) = sum_k f_k(x) confusion[j, k, l]                   mixture, raykar, mbem
+    log-linear        p(label l | x, j) = softmax_l( sum_k f_k(x) weight[j, k, l] )         crowd_layer, conal
+    joint             p(j, l | x) = sum_k f_k(x) union[k, j, l]                             union_net
+    information       maximise the mutual information of f and the labels' posterior        max_mig
+    heads             a classifier per annotator, and a weighted average of them            doctor_net
+    aggregated        no annotators: f is trained on labels aggregated beforehand           aggregated_labels
 
-softmax_l(weight[j, k, l]) is the confusion of an item that is surely of class k; for others a log-linear channel is the normalised geometric
-mean of these rows, a mixture the arithmetic one. The loop that trains them is `probcrowd.inference.crowd.training`.
+softmax_l(weight[j, k, l]) is the confusion of an item that is certainly of class k; for other items a log-linear
+channel is the normalised geometric mean of these rows, a mixture their arithmetic mean. The training loop is
+`probcrowd.inference.crowd.training`.
 """

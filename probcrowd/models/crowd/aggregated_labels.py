@@ -1,4 +1,4 @@
-"""Training on labels that something else made of the annotators': votes, or the posteriors of an aggregator."""
+"""Train on labels aggregated beforehand: majority votes, vote shares or an aggregator's posteriors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.metrics.tensors import highest
-from probcrowd.models.crowd.base import Channel, NetworkOutput, smoothed_confusion
+from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, smoothed_confusion
 
 
-class Targets(Channel):
-    """Cross-entropy of f against class probabilities of the items. Confusion matrices are counted with these probabilities as the truth."""
+class Targets(ConfusionChannel):
+    """Cross-entropy of f against class probabilities of the items, which also serve as the truth for confusion matrices."""
 
     targets: Tensor
     matrices: Tensor
@@ -22,12 +22,12 @@ class Targets(Channel):
         self.register_buffer("matrices", smoothed_confusion(labels.counts(targets, num_annotators)))
 
     def confusion(self) -> Float[Tensor, "j k l"]:
-        """Counted, each row with one label more, drawn as all annotators together say."""
+        """Counted, each row with one more label distributed like those of all annotators together."""
         return self.matrices
 
-    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
+    def loss(self, output: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """Mean over items."""
-        return soft_cross_entropy(seen.log_truth, self.targets[labels.items])
+        return soft_cross_entropy(output.log_truth, self.targets[labels.items])
 
 
 def soft_cross_entropy(log_truth: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
@@ -36,6 +36,6 @@ def soft_cross_entropy(log_truth: Float[Tensor, "b k"], targets: Float[Tensor, "
 
 
 def majority(votes: Float[Tensor, "i k"]) -> Float[Tensor, "i k"]:
-    """1 for the class with most votes, shared among classes in a tie; all classes alike without votes."""
+    """Probability 1 for the class with most votes, shared equally in a tie; uniform without votes."""
     most = highest(votes).to(votes.dtype)
     return most / most.sum(1, keepdim=True)

@@ -1,15 +1,15 @@
-r"""Coupled cross-entropy, GeoCrowdNet(F), GeoCrowdNet(W) and TraceReg as a declared model (Ibrahim, Nguyen & Fu 2023, equations 1, 2, 6, 8, 9).
+r"""Coupled cross-entropy, GeoCrowdNet(F), GeoCrowdNet(W) and TraceReg as a Pyro model (Ibrahim, Nguyen & Fu 2023).
 
-    f = softmax(network(x_i))            confusion[j] = softmax over l of logits[j, k]          (both learned by their point estimate)
+    f = softmax(network(x_i))            confusion[j] = softmax over l of logits[j, k]          (both point estimates)
 
         .-- rows n --------------------------------------------.
         |  label[n] ~ Categorical( sum_k f[i_n, k] confusion[j_n, k, :] )   counted weight[n] times
         '------------------------------------------------------'
     prior:  exp( |S| strength log det F F' ),  exp( |S| strength log det W' W ),  exp( -|S| strength mean_j trace confusion[j] )
 
-The likelihood is a composite one: every label has a draw of the truth to itself, though labels of an item share it. |S| is the weight of all
-labels, so the log density is -|S| times the loss of `probcrowd.models.crowd.mixture.Mixture`, and any SVI with a guide that draws nothing trains both
-networks.
+Equations 1, 2, 6, 8 and 9. The likelihood is a composite one: every label has its own draw of the truth, although the
+labels of an item share it. |S| is the total weight of all labels, so the log density is -|S| times the loss of
+`probcrowd.models.crowd.mixture.Mixture`, and SVI with an empty guide trains both networks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from probcrowd.models.crowd.volume import by_class, log_volume
 def coupled(
     network: nn.Module, channel: Mixture, inputs: Float[Tensor, "i ..."], labels: AnnotationTensors
 ) -> None:
-    """The declaration. network, channel: whose parameters are learned; the channel has the terms' strengths too.
+    """Declare the model. The parameters of both modules are learned; the channel holds the terms' strengths.
 
     Sites: label, and truth_volume, confusion_volume and trace where their strengths are not 0.
     """

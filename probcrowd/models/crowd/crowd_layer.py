@@ -8,9 +8,10 @@ r"""The crowd layer (Rodrigues & Pereira 2018): a linear layer per annotator on 
     VW+B    z_l = scale[j, l] f_l + bias[j, l]
     SW      z_l = scale[j] f_l
 
-f are probabilities, not logits: z is bounded by the weights. An item that is surely of class k has z = weight[j, k], so its confusion is
-softmax_l(weight[j, k, l]); for others the channel is the normalised geometric mean of these rows, and the weights are no confusion matrices.
-Nothing but the start ties class k to label k.
+f are probabilities, not logits, so z is bounded by the weights. An item that is certainly of class k has
+z = weight[j, k], hence the confusion softmax_l(weight[j, k, l]); for other items the channel is the normalised
+geometric mean of these rows, and the weights are not confusion matrices. Only the initial values tie class k to
+label k.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probcrowd.data.tensors import AnnotationTensors
-from probcrowd.models.crowd.base import Channel, NetworkOutput, diagonal_logits
+from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, diagonal_logits
 
 KINDS = ("MW", "VW", "VB", "VW+B", "SW")
 
 
-class CrowdLayer(Channel):
-    """kind: see above. size: where the diagonal of `weight`, or `scale`, starts; 1 as published. Biases start at 0."""
+class CrowdLayer(ConfusionChannel):
+    """kind: see above. size: initial diagonal of `weight`, or initial `scale`; 1 as published. Biases start at 0."""
 
     shared_truth = False
     weight: nn.Parameter | None
@@ -37,36 +38,36 @@ class CrowdLayer(Channel):
         if kind not in KINDS:
             raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
         self.kind, self.sizes = kind, (num_annotators, num_classes)
-        starts = {
+        initial = {
             "MW": diagonal_logits(size, num_annotators, num_classes),
             "SW": size * torch.ones(num_annotators, 1),
             "VB": None,
         }
-        weight = starts.get(kind, size * torch.ones(self.sizes))
+        weight = initial.get(kind, size * torch.ones(self.sizes))
         self.register_parameter("weight", None if weight is None else nn.Parameter(weight))
         self.register_parameter("bias", nn.Parameter(torch.zeros(self.sizes)) if "B" in kind else None)
 
     def confusion(self) -> Float[Tensor, "j k l"]:
-        """softmax over labels of what an item surely of class k has."""
+        """softmax over labels of z for items certainly of each class."""
         if self.kind == "MW" and self.weight is not None:
             return torch.softmax(self.weight, -1)
         num_annotators, num_classes = self.sizes
-        some = next(self.parameters())
-        annotator = torch.arange(num_annotators, device=some.device)
-        return torch.softmax(self._linear(torch.eye(num_classes).to(some), annotator[:, None]), -1)
+        like = next(self.parameters())
+        annotator = torch.arange(num_annotators, device=like.device)
+        return torch.softmax(self._linear(torch.eye(num_classes).to(like), annotator[:, None]), -1)
 
-    def log_label(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, "n l"]:
+    def log_label(self, output: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, "n l"]:
         """log P(l | j, x), log-linear in f."""
-        truth = seen.log_truth.exp()[labels.item]
+        truth = output.log_truth.exp()[labels.item]
         if self.kind == "MW" and self.weight is not None:
             return torch.log_softmax(torch.einsum("nk,nkl->nl", truth, self.weight[labels.annotator]), -1)
         return torch.log_softmax(self._linear(truth, labels.annotator), -1)
 
-    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
+    def loss(self, output: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """Cross-entropy, mean over labels."""
-        return labels.cross_entropy(self.log_label(seen, labels))
+        return labels.cross_entropy(self.log_label(output, labels))
 
-    def _linear(self, truth: Float[Tensor, "n l"], annotator: Int[Tensor, "*who"]) -> Float[Tensor, "*m l"]:
-        """scale f + bias, of the kinds that mix no classes."""
+    def _linear(self, truth: Float[Tensor, "n l"], annotator: Int[Tensor, "*j"]) -> Float[Tensor, "*m l"]:
+        """scale f + bias, for the kinds that do not mix classes."""
         scaled = truth if self.weight is None else self.weight[annotator] * truth
         return scaled if self.bias is None else scaled + self.bias[annotator]

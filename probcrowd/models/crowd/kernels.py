@@ -1,4 +1,4 @@
-"""Passes over the labels and rows of a batch, for tensors on the CPU: a batch is too small for torch, whose calls take longer than the work."""
+"""Compiled loops over a batch on the CPU: batches are so small that torch's call overhead exceeds the work."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from probcrowd.compute.compiled import fast
 
 
 @fast
-def coupled(
+def coupled_log_likelihood(
     log_truth: np.ndarray,
     table: np.ndarray,
     item: np.ndarray,
     cell: np.ndarray,
     weight: np.ndarray,
-    of_truth: np.ndarray,
-    of_table: np.ndarray,
+    truth_gradient: np.ndarray,
+    table_gradient: np.ndarray,
 ) -> float:
-    """sum_n weight[n] log sum_k exp(log_truth[item[n], k] + table[cell[n], k]); adds its gradients to `of_truth` and `of_table`."""
+    """sum_n weight[n] log sum_k exp(log_truth[item[n], k] + table[cell[n], k]), adding its gradients in place."""
     classes = log_truth.shape[1]
     share = np.empty(classes)
     total = 0.0
@@ -36,8 +36,8 @@ def coupled(
         total += weight[n] * (top + math.log(mass))
         for k in range(classes):
             part = weight[n] * share[k] / mass
-            of_truth[i, k] += part
-            of_table[c, k] += part
+            truth_gradient[i, k] += part
+            table_gradient[c, k] += part
     return total
 
 
@@ -46,24 +46,24 @@ def gram(log_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """R = exp(log_rows) and R'R, in double precision."""
     rows = np.exp(log_rows.astype(np.float64))
     classes = rows.shape[1]
-    found = np.zeros((classes, classes))
+    matrix = np.zeros((classes, classes))
     for n in range(len(rows)):
         for t in range(classes):
             for s in range(t + 1):
-                found[t, s] += rows[n, t] * rows[n, s]
+                matrix[t, s] += rows[n, t] * rows[n, s]
     for t in range(classes):
         for s in range(t):
-            found[s, t] = found[t, s]
-    return rows, found
+            matrix[s, t] = matrix[t, s]
+    return rows, matrix
 
 
 @fast
-def add_gradient(rows: np.ndarray, inverse: np.ndarray, strength: float, of_rows: np.ndarray) -> None:
-    """Adds strength times the gradient of log det R'R in log R to `of_rows`."""
+def add_gradient(rows: np.ndarray, inverse: np.ndarray, strength: float, gradient: np.ndarray) -> None:
+    """Add `strength` times the gradient of log det R'R with respect to log R."""
     classes = rows.shape[1]
     for n in range(len(rows)):
         for k in range(classes):
             total = 0.0
             for s in range(classes):
                 total += rows[n, s] * inverse[s, k]
-            of_rows[n, k] += 2 * strength * total * rows[n, k]
+            gradient[n, k] += 2 * strength * total * rows[n, k]

@@ -5,11 +5,12 @@ r"""Coupled cross-entropy and its relatives: p(l | x, j) = sum_k f_k(x) confusio
     GeoCrowdNet(W)     CCEM - confusion_volume * log det W' W                          equation 9: one that spreads the confusion matrices
     TraceReg           CCEM + trace * mean_j trace(confusion[j])                       Tanno et al. 2019, equation 4
 
-Both volumes grow. Along the matrices Q that leave every p as it is (confusion -> Q^-1 confusion, f -> f Q) one rises by what the other falls, so
-they are not for use together. "Identified" means up to a permutation of the classes: the start alone ties class k to label k.
+Both volumes are maximised. Along the matrices Q that leave every p unchanged (confusion -> Q^-1 confusion, f -> f Q)
+one rises by as much as the other falls, so they are not meant to be combined. "Identified" means up to a permutation of
+the classes: only the initial values tie class k to label k.
 
-With `running`, the items' Gram matrix is a mean over about one epoch instead of a batch: the published term depends on the size of the
-batch, and is singular where a batch has fewer items than there are classes.
+With `running`, the items' Gram matrix is a mean over about one epoch instead of one batch: the published term depends
+on the batch size, and is singular if a batch has fewer items than there are classes.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from probcrowd.data.tensors import AnnotationTensors
-from probcrowd.models.crowd.base import Channel, NetworkOutput
-from probcrowd.models.crowd.kernels import coupled, gram
+from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput
+from probcrowd.models.crowd.kernels import coupled_log_likelihood, gram
 from probcrowd.models.crowd.volume import add_log_volume, by_class
 
 
-class Mixture(Channel):
-    """logits: where confusions start, (j, k, l). Strengths of terms: see above; 0: CCEM."""
+class Mixture(ConfusionChannel):
+    """logits: initial values of the confusion matrices, (j, k, l). The terms' strengths are as above; all 0: CCEM."""
 
     gram: Tensor
     gram_weight: Tensor
@@ -54,15 +55,14 @@ class Mixture(Channel):
         """softmax over labels."""
         return torch.softmax(self.logits, -1)
 
-    def log_label(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, "n l"]:
+    def log_label(self, output: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, "n l"]:
         """In the log domain throughout."""
-        return torch.logsumexp(
-            seen.log_truth[labels.item][:, :, None] + torch.log_softmax(self.logits, -1)[labels.annotator], 1
-        )
+        log_truth, log_confusion = output.log_truth[labels.item], torch.log_softmax(self.logits, -1)
+        return torch.logsumexp(log_truth[:, :, None] + log_confusion[labels.annotator], 1)
 
-    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
-        """The coupled cross-entropy and those terms whose strength is not 0."""
-        loss = _Coupled.apply(seen.log_truth, self.logits, self, labels)
+    def loss(self, output: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
+        """The coupled cross-entropy plus the terms whose strength is not 0."""
+        loss = _CoupledLoss.apply(output.log_truth, self.logits, self, labels)
         if self.trace:
             loss = loss + self.trace * self.confusion().diagonal(dim1=1, dim2=2).sum(1).mean()
         return loss
@@ -71,40 +71,35 @@ class Mixture(Channel):
         self,
         log_truth: Float[Tensor, "b k"],
         table: Float[Tensor, "n k"],
-        of_truth: Float[Tensor, "b k"],
-        of_table: Float[Tensor, "n k"],
+        truth_gradient: Float[Tensor, "b k"],
+        table_gradient: Float[Tensor, "n k"],
     ) -> float:
-        """Minus the volumes in force, times their strengths; the gradients of that are added to those of both arguments."""
+        """Minus the volumes in use times their strengths, whose gradients are added in place; count singular ones."""
         total = 0.0
         if self.truth_volume:
-            at = self._running(log_truth) if self.running else None
-            value, singular = add_log_volume(log_truth, -self.truth_volume, of_truth, at)
-            total += self._told(value, singular)
+            at = self._running_gram(log_truth) if self.running else None
+            value, singular = add_log_volume(log_truth, -self.truth_volume, truth_gradient, at)
+            total += value
+            self.degenerate += int(singular)
         if self.confusion_volume:
-            value, singular = add_log_volume(table, -self.confusion_volume, of_table)
-            total += self._told(value, singular)
+            value, singular = add_log_volume(table, -self.confusion_volume, table_gradient)
+            total += value
+            self.degenerate += int(singular)
         return total
 
-    def _told(self, value: float, singular: bool) -> float:
-        if singular:
-            self.degenerate += 1
-        return value
-
-    def _running(self, log_truth: Float[Tensor, "b k"]) -> Float64[np.ndarray, "k k"]:
-        """The running mean of the items' Gram matrices, this batch's included, for as many items as it has."""
+    def _running_gram(self, log_truth: Float[Tensor, "b k"]) -> Float64[np.ndarray, "k k"]:
+        """The running mean of the items' Gram matrices, updated with this batch and scaled to its size."""
         share = len(log_truth) / max(self.num_items, len(log_truth))
-        self.gram.mul_(1 - share).add_(
-            torch.from_numpy(gram(log_truth.detach().cpu().numpy())[1]).to(self.gram),
-            alpha=share / len(log_truth),
-        )
+        batch = torch.from_numpy(gram(log_truth.detach().cpu().numpy())[1]).to(self.gram)
+        self.gram.mul_(1 - share).add_(batch, alpha=share / len(log_truth))
         self.gram_weight.mul_(1 - share).add_(share)
         return (self.gram * (len(log_truth) / self.gram_weight)).cpu().numpy()
 
 
-class _Coupled(torch.autograd.Function):
-    """Mean over labels of -log sum_k f[i_n, k] confusion[j_n, k, l_n], and the volumes, with their gradients in one step.
+class _CoupledLoss(torch.autograd.Function):
+    """Mean over labels of -log sum_k f[i_n, k] confusion[j_n, k, l_n], plus the volumes, with gradients in one pass.
 
-    The gradients of the first in log f and in log confusion are minus the shares of the classes in each label.
+    The gradients of the first in log f and log confusion are minus the posterior class probabilities given each label.
     """
 
     @staticmethod
@@ -112,24 +107,24 @@ class _Coupled(torch.autograd.Function):
         ctx: Any, log_truth: Tensor, logits: Tensor, channel: Mixture, labels: AnnotationTensors
     ) -> Tensor:
         table, cell = by_class(logits), labels.label * len(logits) + labels.annotator
-        of_truth, of_table = torch.zeros_like(log_truth), torch.zeros_like(table)
+        truth_gradient, table_gradient = torch.zeros_like(log_truth), torch.zeros_like(table)
         weight = labels.weight * (-1 / (len(labels.items) * labels.weight_per_item))
         if log_truth.device.type == "cpu":
-            arrays = (log_truth, table, labels.item, cell, weight, of_truth, of_table)
-            loss = coupled(*(array.numpy() for array in arrays))
+            arrays = (log_truth, table, labels.item, cell, weight, truth_gradient, table_gradient)
+            loss = coupled_log_likelihood(*(array.numpy() for array in arrays))
         else:
             joint = log_truth.index_select(0, labels.item) + table.index_select(0, cell)
             loss = float(torch.logsumexp(joint, 1).dot(weight))
             shares = torch.softmax(joint, 1) * weight[:, None]
-            of_truth.index_add_(0, labels.item, shares)
-            of_table.index_add_(0, cell, shares)
-        loss = log_truth.new_tensor(loss + channel.add_volumes(log_truth, table, of_truth, of_table))
-        by_label = of_table.view(logits.shape[2], len(logits), -1)  # (l, j, k)
-        of_logits = by_label - table.exp().view_as(by_label) * by_label.sum(0)
-        ctx.save_for_backward(of_truth, of_logits.permute(1, 2, 0).contiguous())
-        return loss
+            truth_gradient.index_add_(0, labels.item, shares)
+            table_gradient.index_add_(0, cell, shares)
+        loss += channel.add_volumes(log_truth, table, truth_gradient, table_gradient)
+        by_label = table_gradient.view(logits.shape[2], len(logits), -1)  # (l, j, k)
+        logit_gradient = by_label - table.exp().view_as(by_label) * by_label.sum(0)
+        ctx.save_for_backward(truth_gradient, logit_gradient.permute(1, 2, 0).contiguous())
+        return log_truth.new_tensor(loss)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        of_truth, of_logits = ctx.saved_tensors
-        return of_truth * grads[0], of_logits * grads[0], None, None
+        truth_gradient, logit_gradient = ctx.saved_tensors
+        return truth_gradient * grads[0], logit_gradient * grads[0], None, None

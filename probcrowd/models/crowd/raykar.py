@@ -1,14 +1,15 @@
-r"""Learning from crowds (Raykar et al. 2010) with a network: EM, of which training is the M step of the classifier.
+r"""Learning from crowds (Raykar et al. 2010) with a network: EM in which training is the classifier's M step.
 
     E    q_i[k]          prop. to f_k(x_i) prod_n confusion[j_n, k, l_n]        over the labels n of item i
     M    confusion[j, k] = the mode of Dirichlet(prior[k] + counts[j, k]),      counts[j, k, l] = sum of q_i[k] over labels l of j
          f               lowers the cross-entropy against q
 
-Every epoch begins with E, M of the confusions, and E again, each with all that came before, so the likelihood of the labels, times the prior,
-never falls in them; the epoch is then a step of f. f means nothing before it is trained: q is the share of votes in the first epoch.
+Every epoch starts with E, M of the confusion matrices, and E again, each given everything before it, so these steps
+never lower the likelihood of the labels times the prior; training f for the epoch then is one more step. Before its
+first epoch f is untrained, so q is the vote shares there.
 
-The prior is in the counts and in the divisor, the confusions are counted from q and not from f, and q sums to 1 however many labels an item
-has. A published implementation has none of the three.
+The prior is in the counts and in the divisor, confusion matrices are counted from q and not from f, and q sums to 1
+however many labels an item has. A published implementation gets all three wrong.
 """
 
 from __future__ import annotations
@@ -21,19 +22,22 @@ from torch import Tensor
 
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.models.crowd.aggregated_labels import soft_cross_entropy
-from probcrowd.models.crowd.base import Channel, LabelBuffers, NetworkOutput, normalise_rows, safe_log
+from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, normalise_rows, safe_log
 
 
-class Raykar(Channel):
-    """labels: all that the fit has, whose items are those that `begin` evaluates.
+class Raykar(ConfusionChannel):
+    """EM over all labels of the fit; their items are those that `evaluate` in `start_epoch` returns.
 
-    concentration, diagonal: prior[k, l] is `concentration`, and `diagonal` more where k = l. 2 is one label of each kind; with 1 and 0
-    confusions are those of maximum likelihood, and a row without counts is flat.
+    concentration, diagonal: prior[k, l] is `concentration`, plus `diagonal` where k = l. A concentration of 2 adds one
+    label to every cell; 1 and 0 give maximum likelihood, with uniform rows where there are no labels.
+
+    Raises:
+        ValueError: a prior below 1, which has no mode.
     """
 
     posterior: Tensor
     matrices: Tensor
-    more: Tensor
+    prior_counts: Tensor
 
     def __init__(
         self,
@@ -47,34 +51,35 @@ class Raykar(Channel):
         super().__init__()
         if min(concentration, concentration + diagonal) < 1:
             raise ValueError(
-                f"concentration={concentration}, diagonal={diagonal}: a mode needs a prior of at least 1 in every cell"
+                f"concentration={concentration}, diagonal={diagonal}: the prior must be at least 1 in every cell "
+                "to have a mode"
             )
-        self.num_annotators, self.training_labels = num_annotators, LabelBuffers(labels)
-        self.register_buffer(
-            "more", (diagonal * torch.eye(num_classes) + (concentration - 1)).to(labels.weight)
-        )
+        self.num_annotators, self.training_labels = num_annotators, labels
+        prior_counts = diagonal * torch.eye(num_classes) + (concentration - 1)
+        self.register_buffer("prior_counts", prior_counts.to(labels.weight))
         self.register_buffer("posterior", normalise_rows(labels.votes(num_classes)))
-        self.register_buffer("matrices", self._mode(labels))
+        self.register_buffer("matrices", self._m_step())
 
     def confusion(self) -> Float[Tensor, "j k l"]:
-        """As the M step left them."""
+        """From the last M step."""
         return self.matrices
 
-    def loss(self, seen: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
+    def loss(self, output: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, ""]:
         """Cross-entropy of f against q, mean over items."""
-        return soft_cross_entropy(seen.log_truth, self.posterior[labels.items])
+        return soft_cross_entropy(output.log_truth, self.posterior[labels.items])
 
     def start_epoch(self, epoch: int, epochs: int, evaluate: Callable[[], NetworkOutput]) -> None:
         """E, M, E, from the second epoch on."""
         if epoch == 0:
             return
-        labels, log_truth = self.training_labels.labels(), evaluate().log_truth
-        self.posterior = self._expected(labels, log_truth)
-        self.matrices = self._mode(labels)
-        self.posterior = self._expected(labels, log_truth)
+        log_truth = evaluate().log_truth
+        self.posterior = self._e_step(log_truth)
+        self.matrices = self._m_step()
+        self.posterior = self._e_step(log_truth)
 
-    def _expected(self, labels: AnnotationTensors, log_truth: Float[Tensor, "i k"]) -> Float[Tensor, "i k"]:
-        return torch.softmax(log_truth + labels.log_likelihood(safe_log(self.matrices)), 1)
+    def _e_step(self, log_truth: Float[Tensor, "i k"]) -> Float[Tensor, "i k"]:
+        return torch.softmax(log_truth + self.training_labels.log_likelihood(safe_log(self.matrices)), 1)
 
-    def _mode(self, labels: AnnotationTensors) -> Float[Tensor, "j k l"]:
-        return normalise_rows(labels.counts(self.posterior, self.num_annotators) + self.more)
+    def _m_step(self) -> Float[Tensor, "j k l"]:
+        counts = self.training_labels.counts(self.posterior, self.num_annotators)
+        return normalise_rows(counts + self.prior_counts)

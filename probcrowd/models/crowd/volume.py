@@ -1,12 +1,14 @@
 r"""Log volumes: log det of Gram matrices over the true classes (Ibrahim, Nguyen & Fu 2023, equations 8 and 9).
 
-    truth        gram[t, s] = sum_i f_t(x_i) f_s(x_i)                          at most K log(B / K), of balanced one-hot rows
+    truth        gram[t, s] = sum_i f_t(x_i) f_s(x_i)                          at most K log(B / K), for balanced one-hot rows
     confusion    gram[t, s] = sum_{j, l} confusion[j, t, l] confusion[j, s, l] at most K log J, where every matrix is a permutation
 
-The gradient of log det G is G^-1. A matrix that is next to singular (all items look alike, or there are fewer than classes) has an infinite
-one; `RIDGE` of its mean eigenvalue is added to its diagonal then, so that the term still pushes away from there, and it is told.
+The gradient of log det G is G^-1. For a nearly singular matrix (all items look alike, or there are fewer items than
+classes) it is unbounded; `RIDGE` times the mean eigenvalue is then added to the diagonal, so that the term still pushes
+away from singularity, and the step is counted.
 
-A matrix of a few classes is too small for torch, whose every call takes longer than the work: it goes to LAPACK, from any device.
+Matrices over a few classes are too small for torch, whose call overhead exceeds the work: they go to LAPACK, from any
+device.
 """
 
 from __future__ import annotations
@@ -21,15 +23,18 @@ from torch import Tensor
 
 from probcrowd.models.crowd.kernels import add_gradient, gram
 
-SINGULAR = 1e-8  # of the mean eigenvalue: the smallest pivot of a matrix that is not next to singular
+SINGULAR = 1e-8  # the smallest squared pivot of a regular matrix, relative to the mean eigenvalue
 RIDGE = 1e-3
 
 
 def log_volume(log_rows: Float[Tensor, "n k"]) -> tuple[Float[Tensor, ""], bool]:
-    """log det of the Gram matrix R'R of R = exp(log_rows), and whether it was next to singular; differentiable, in double precision."""
+    """log det of the Gram matrix R'R of R = exp(log_rows), and whether it was nearly singular.
+
+    Differentiable; computed in double precision.
+    """
     gradient = torch.zeros_like(log_rows)
     value, singular = add_log_volume(log_rows, 1.0, gradient)
-    return _Known.apply(log_rows, gradient, value), singular
+    return _ValueWithGradient.apply(log_rows, gradient, value), singular
 
 
 def add_log_volume(
@@ -38,13 +43,13 @@ def add_log_volume(
     gradient: Float[Tensor, "n k"],
     at: Float64[np.ndarray, "k k"] | None = None,
 ) -> tuple[float, bool]:
-    """strength times the same, whose gradient is added to another, without recording either.
+    """`strength` times the log volume, whose gradient is added to `gradient` in place; nothing is recorded by autograd.
 
-    at: the matrix whose log det and inverse are taken instead. With a running mean of Gram matrices there, scaled to as many rows, the
-    gradient is that of the log det of their expectation, without the bias of a small batch.
+    at: use the log det and inverse of this matrix instead. With a running mean of Gram matrices, scaled to the same
+    number of rows, the gradient is that of the log det of their expectation, without a small batch's bias.
     """
-    rows, found = gram(log_rows.detach().cpu().numpy())
-    value, inverse, singular = log_det(found if at is None else at)
+    rows, matrix = gram(log_rows.detach().cpu().numpy())
+    value, inverse, singular = log_det(matrix if at is None else at)
     if gradient.device.type == "cpu":
         add_gradient(rows, inverse, strength, gradient.numpy())
     else:
@@ -53,7 +58,7 @@ def add_log_volume(
 
 
 def log_det(matrix: Float64[np.ndarray, "k k"]) -> tuple[float, Float64[np.ndarray, "k k"], bool]:
-    """The log determinant of a Gram matrix and its inverse, with a ridge where it is next to singular, and whether it is."""
+    """Log determinant and inverse of a Gram matrix, with a ridge if it is nearly singular, and whether it is."""
     root, failed = dpotrf(matrix, lower=1)
     size = max(float(matrix.diagonal().mean()), float(np.finfo(float).tiny))
     singular = failed > 0 or not root.diagonal().min() ** 2 > SINGULAR * size
@@ -66,15 +71,15 @@ def log_det(matrix: Float64[np.ndarray, "k k"]) -> tuple[float, Float64[np.ndarr
 
 
 def by_class(logits: Float[Tensor, "j k l"]) -> Float[Tensor, "n k"]:
-    """log softmax over labels, with row label * J + annotator for each label and annotator, and a column for every true class.
+    """Log softmax over labels, as a matrix with rows label * J + annotator and a column per true class.
 
     Torch normalises along the first axis ten times as fast as along a short last one.
     """
     return torch.log_softmax(logits.permute(2, 0, 1).contiguous(), 0).view(-1, logits.shape[1])
 
 
-class _Known(torch.autograd.Function):
-    """A value whose gradient is known."""
+class _ValueWithGradient(torch.autograd.Function):
+    """A value whose gradient has been computed already."""
 
     @staticmethod
     def forward(ctx: Any, argument: Tensor, gradient: Tensor, value: float) -> Tensor:

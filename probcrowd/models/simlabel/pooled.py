@@ -1,10 +1,10 @@
-r"""A truth network and confusion matrices with a common one behind them: partial pooling by a prior instead of by soft labels.
+r"""A truth network, and confusion matrices shrunk to a common one: partial pooling by a prior instead of soft labels.
 
-    P(j says l | x) = sum_k f_k(x) softmax_l( common[k, l] + own[j, k, l] )           own ~ N(0, spread^2)
-    loss            = mean over labels of -log P  +  sum own^2 / (2 spread^2 labels)
+    P(j gives l | x) = sum_k f_k(x) softmax_l( common[k, l] + offset[j, k, l] )        offset ~ N(0, scale^2)
+    loss             = mean over labels of -log P  +  sum offset^2 / (2 scale^2 labels)
 
-Missing labels need no stand-in: the prior says what an annotator who is little known does. This is coupled cross-entropy with a hierarchical
-prior, and without one where the spread is infinite.
+Missing labels need no substitute: the prior covers annotators with few labels. This is coupled cross-entropy with a
+hierarchical prior, and without one if the scale is infinite.
 """
 
 from __future__ import annotations
@@ -16,11 +16,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probcrowd.models.crowd.base import diagonal_logit, diagonal_logits, safe_log
-from probcrowd.models.simlabel.base import AnnotatorSelection, Pooled, Prediction, Predictor
+from probcrowd.models.simlabel.base import AnnotatorSelection, Prediction, Predictor, mean_pool
 
 
 class PooledConfusions(Predictor):
-    """spread: of logits of an annotator's own, in nats; infinite: no prior. initial_accuracy: where the common matrix starts on its diagonal."""
+    """scale: standard deviation of an annotator's logits around the common ones; infinite: no prior.
+
+    initial_accuracy: initial diagonal of the common matrix.
+
+    Raises:
+        ValueError: a scale that is not positive.
+    """
 
     def __init__(
         self,
@@ -28,32 +34,36 @@ class PooledConfusions(Predictor):
         num_classes: int,
         shape: tuple[int, ...],
         *,
-        spread: float = 1.0,
+        scale: float = 1.0,
         initial_accuracy: float = 0.8,
     ) -> None:
         super().__init__(num_annotators, num_classes)
-        if not spread > 0:
-            raise ValueError(f"spread={spread}: choose a number above 0, or math.inf")
-        self.spread, self.pooled = spread, Pooled()
+        if not scale > 0:
+            raise ValueError(f"scale={scale}: choose a number above 0, or math.inf")
+        self.scale = scale
         self.truth = nn.Linear(shape[0], num_classes)
-        self.common = nn.Parameter(
-            diagonal_logits(diagonal_logit(initial_accuracy, num_classes), 1, num_classes)[0]
-        )
-        self.own = nn.Parameter(torch.zeros(num_annotators, num_classes, num_classes))
+        logit = diagonal_logit(initial_accuracy, num_classes)
+        self.common = nn.Parameter(diagonal_logits(logit, 1, num_classes)[0])
+        self.offset = nn.Parameter(torch.zeros(num_annotators, num_classes, num_classes))
 
     def forward(self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection) -> Prediction:
-        """What the annotators say, and the truth that they have in common."""
-        log_truth = torch.log_softmax(self.truth(self.pooled(embedding)), -1)
-        confusion = torch.softmax(self.common + self.own[annotators], -1)
-        return Prediction(safe_log(torch.einsum("bk,akl->bal", log_truth.exp(), confusion)), log_truth)
+        """Predictions of the annotators, and of the truth, which is their common part."""
+        log_truth = torch.log_softmax(self.truth(mean_pool(embedding)), -1)
+        probabilities = torch.einsum("bk,akl->bal", log_truth.exp(), self.confusion(annotators))
+        return Prediction(safe_log(probabilities), log_truth)
+
+    def confusion(self, annotators: AnnotatorSelection) -> Float[Tensor, "a k l"]:
+        """P(the annotator gives l | the item is of class k)."""
+        return torch.softmax(self.common + self.offset[annotators], -1)
 
     def annotator_features(
         self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection
     ) -> Float[Tensor, "b a d"]:
         """The annotator's confusion matrix, the same for every item."""
-        confusion = torch.softmax(self.common + self.own[annotators], -1).flatten(1)
-        return confusion.expand(len(embedding), -1, -1)
+        return self.confusion(annotators).flatten(1).expand(len(embedding), -1, -1)
 
     def penalty(self, total: float) -> Float[Tensor, ""] | None:
-        """Minus the log density of what is the annotators' own, by label."""
-        return None if math.isinf(self.spread) else self.own.square().sum() / (2 * self.spread**2 * total)
+        """Minus the log prior density of the offsets, per label."""
+        if math.isinf(self.scale):
+            return None
+        return self.offset.square().sum() / (2 * self.scale**2 * total)

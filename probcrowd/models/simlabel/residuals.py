@@ -1,12 +1,13 @@
-r"""A common mean and spread of logits, and what every annotator adds to both (after PADL, Liao et al. 2024, arXiv:2111.13410).
+r"""Common mean and standard deviation of logits, plus an annotator's offsets to both (after PADL, Liao et al. 2024, arXiv:2111.13410).
 
-    m, E, s         = mean(x),  entropy of softmax(m) in shares of log L (no gradient),  |spread((1 + E) x)|
-    m_j, s_j        = m + own_j(m, low(x)),  |s + own spread_j(m, low(x))|                                low: of a few units, shared
-    z_j ~ N(m_j, s_j^2),    P(j says l | x) = E softmax_l(z_j),    the same of N(m, s^2) in common
+    m, E, s         = mean(x),  entropy of softmax(m) in units of log L (no gradient),  |scale((1 + E) x)|
+    m_j, s_j        = m + offset_j(m, low(x)),  |s + scale offset_j(m, low(x))|                          low: a few units, shared
+    z_j ~ N(m_j, s_j^2),    P(j gives l | x) = E softmax_l(z_j),    likewise N(m, s^2) for the common part
     loss            = cross-entropy of a draw of the common logits + cross-entropy of a draw of the annotator's, mean over labels
 
-In training there is one draw; answers average over the same `DRAWS` draws, whatever the item. An annotator's own starts at 0. PADL segments
-images with maps of one logit, and how others made a classifier of it is not published: this is our reading of its idea.
+Training uses one draw; predictions average over the same `DRAWS` quasi-random draws for every item. Offsets start at
+0. PADL segments images with maps of one logit, and how others turned it into a classifier is not published: this is
+our reading of its idea.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probcrowd.models.simlabel.base import AnnotatorSelection, Pooled, Prediction, Predictor
+from probcrowd.models.simlabel.base import AnnotatorSelection, Prediction, Predictor, mean_pool
 
 DRAWS = 16
 
 
 class Residuals(Predictor):
-    """width: of the few units that an annotator's own part sees, besides the common mean."""
+    """width: number of units that an annotator's offsets depend on, besides the common mean."""
 
     trains_common = True
     draws: Tensor
@@ -32,56 +33,52 @@ class Residuals(Predictor):
         self, num_annotators: int, num_classes: int, shape: tuple[int, ...], *, width: int = 16
     ) -> None:
         super().__init__(num_annotators, num_classes)
-        self.pooled = Pooled()
-        self.mean, self.spread = (nn.Linear(shape[0], num_classes) for _ in range(2))
+        self.mean, self.scale = (nn.Linear(shape[0], num_classes) for _ in range(2))
         self.low = nn.Linear(shape[0], width)
-        self.own = nn.Parameter(torch.zeros(num_annotators, num_classes + width + 1, 2 * num_classes))
-        points = (
-            torch.quasirandom.SobolEngine(num_classes, scramble=True, seed=0)
-            .draw(DRAWS)
-            .clamp(1e-4, 1 - 1e-4)
-        )
+        self.offset = nn.Parameter(torch.zeros(num_annotators, num_classes + width + 1, 2 * num_classes))
+        sobol = torch.quasirandom.SobolEngine(num_classes, scramble=True, seed=0)
+        points = sobol.draw(DRAWS).clamp(1e-4, 1 - 1e-4)
         self.register_buffer("draws", torch.special.ndtri(points), persistent=False)  # (s, l)
 
     def forward(self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection) -> Prediction:
-        """What the annotators say, and what they have in common."""
-        (mean, spread), features = self._common(embedding)
-        own_mean, own_spread = self._own(features, annotators)
+        """Predictions of the annotators, and of the common part."""
+        (mean, scale), features = self._common(embedding)
+        mean_offset, scale_offset = self._offsets(features, annotators)
         return Prediction(
-            self._averaged(mean[:, None] + own_mean, (spread[:, None] + own_spread).abs()),
-            self._averaged(mean[:, None], spread[:, None])[:, 0],
+            self._expected(mean[:, None] + mean_offset, (scale[:, None] + scale_offset).abs()),
+            self._expected(mean[:, None], scale[:, None])[:, 0],
         )
 
     def annotator_features(
         self, embedding: Float[Tensor, "b ..."], annotators: AnnotatorSelection
     ) -> Float[Tensor, "b a d"]:
-        """The annotator's mean logits, of which those of all classes sum to 0."""
+        """The annotator's mean logits, centred over classes."""
         (mean, _), features = self._common(embedding)
-        found = mean[:, None] + self._own(features, annotators)[0]
-        return found - found.mean(-1, keepdim=True)
+        logits = mean[:, None] + self._offsets(features, annotators)[0]
+        return logits - logits.mean(-1, keepdim=True)
 
     def _common(
         self, embedding: Float[Tensor, "b ..."]
     ) -> tuple[tuple[Float[Tensor, "b l"], Float[Tensor, "b l"]], Float[Tensor, "b d"]]:
-        vector = self.pooled(embedding)
+        vector = mean_pool(embedding)
         mean = self.mean(vector)
         with torch.no_grad():
             log_p = torch.log_softmax(mean, -1)
-            doubt = -(log_p.exp() * log_p).sum(-1, keepdim=True) / math.log(self.num_classes)
-        spread = self.spread(vector * (1 + doubt)).abs()
-        return (mean, spread), torch.cat([mean, self.low(vector), mean.new_ones(len(mean), 1)], -1)
+            entropy = -(log_p.exp() * log_p).sum(-1, keepdim=True) / math.log(self.num_classes)
+        scale = self.scale(vector * (1 + entropy)).abs()
+        return (mean, scale), torch.cat([mean, self.low(vector), mean.new_ones(len(mean), 1)], -1)
 
-    def _own(
+    def _offsets(
         self, features: Float[Tensor, "b d"], annotators: AnnotatorSelection
     ) -> tuple[Float[Tensor, "b a l"], Float[Tensor, "b a l"]]:
-        mean, spread = torch.einsum("bd,adl->bal", features, self.own[annotators]).chunk(2, -1)
-        return mean, spread
+        mean, scale = torch.einsum("bd,adl->bal", features, self.offset[annotators]).chunk(2, -1)
+        return mean, scale
 
-    def _averaged(
-        self, mean: Float[Tensor, "b a l"], spread: Float[Tensor, "b a l"]
+    def _expected(
+        self, mean: Float[Tensor, "b a l"], scale: Float[Tensor, "b a l"]
     ) -> Float[Tensor, "b a l"]:
         """log E softmax(z)."""
         if self.training:
-            return torch.log_softmax(mean + spread * torch.randn_like(mean), -1)
-        drawn = torch.log_softmax(mean + spread * self.draws[:, None, None], -1)  # (s, b, a, l)
+            return torch.log_softmax(mean + scale * torch.randn_like(mean), -1)
+        drawn = torch.log_softmax(mean + scale * self.draws[:, None, None], -1)  # (s, b, a, l)
         return torch.logsumexp(drawn, 0) - math.log(DRAWS)

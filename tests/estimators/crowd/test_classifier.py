@@ -28,6 +28,7 @@ from probcrowd.estimators.crowd.classifier import CrowdClassifier, load_crowd_cl
 from probcrowd.estimators.crowd.methods import METHODS
 from probcrowd.estimators.crowd.strength import STRENGTHS, chosen_strength
 from probcrowd.inference.crowd import training as crowd_training
+from probcrowd.models.crowd.base import NetworkOutput
 
 QUICK: dict[str, Any] = {"epochs": 4, "batch": 16, "learning_rate": 0.01}
 
@@ -307,7 +308,7 @@ def test_batch_means_average_to_the_mean_over_labels() -> None:
         2,
     )
     labels, value = AnnotationTensors.of(rows), torch.tensor([1.0, 2, 3, 4])  # by item
-    assert labels.mean(value[labels.item]).item() == pytest.approx((4 * 1 + 2 + 4) / 6)
+    assert labels.weighted_mean(value[labels.item]).item() == pytest.approx((4 * 1 + 2 + 4) / 6)
     parts = [
         part.mean(value[part.items[part.item]])
         for part in labels.batches(1, torch.Generator().manual_seed(0))
@@ -498,8 +499,8 @@ def test_a_loss_that_is_no_number_stops_and_says_when(monkeypatch: pytest.Monkey
     said, seen, _ = simulate()
     monkeypatch.setattr(
         crowd_training,
-        "look",
-        lambda network, channel, inputs: crowd_training.NetworkOutput(network(inputs) * torch.nan),
+        "apply_network",
+        lambda network, channel, inputs: NetworkOutput(network(inputs) * torch.nan),
     )
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1"):
         CrowdClassifier(**QUICK).fit(seen, said)

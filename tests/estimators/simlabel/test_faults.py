@@ -118,7 +118,7 @@ def test_annotators_who_see_it_otherwise_are_told_apart(architecture: str) -> No
             "options={'heads': 2} do not fit the architecture 'padl'",
         ),
         ({"architecture": "qumatl", "options": {"width": 6}}, "width=6 must be a multiple of heads=4"),
-        ({"architecture": "pooled", "options": {"spread": 0.0}}, "spread=0.0: choose a number above 0"),
+        ({"architecture": "pooled", "options": {"scale": 0.0}}, "scale=0.0: choose a number above 0"),
         (
             {"encoder": nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))},
             "the encoder gives one number per item; it must give an embedding",

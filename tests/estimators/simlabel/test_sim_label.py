@@ -420,13 +420,13 @@ def test_of_many_annotators_some_are_asked(architecture: str, monkeypatch: pytes
         ready(architecture, missing=missing, **options).fit(seen, said).history_["loss"] for missing in kinds
     ]
     monkeypatch.setattr(
-        soft_labels, "MOST", 2
+        soft_labels, "MAX_EXTRA_ANNOTATORS", 2
     )  # two items have labels of three annotators at least, and the other two are asked as well
     for missing, expected in zip(kinds, whole, strict=True):
         found = ready(architecture, missing=missing, **options).fit(seen, said).history_["loss"]
         if architecture != "padl":  # it draws noise for those who are asked
             np.testing.assert_allclose(found, expected, rtol=1e-4)
-    monkeypatch.setattr(soft_labels, "MOST", 1)
+    monkeypatch.setattr(soft_labels, "MAX_EXTRA_ANNOTATORS", 1)
     for imputed in ("similarity", "loss"):
         fitted = ready(architecture, threshold=LOW, imputed=imputed, **options).fit(seen, said)
         assert np.isfinite(fitted.history_).all(axis=None) and len(fitted.imputed_)

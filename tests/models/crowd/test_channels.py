@@ -11,8 +11,9 @@ import torch
 from crowd_loops import MAKE, crowd, shaken, small_network, some_labels, some_seen
 
 from probcrowd.data.tensors import AnnotationTensors
-from probcrowd.inference.crowd.training import TrainingOptions, apply_network_to_all, train
-from probcrowd.models.crowd.base import Channel, NetworkOutput
+from probcrowd.inference.crowd.network_output import apply_network_to_all
+from probcrowd.inference.crowd.training import TrainingOptions, train
+from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput
 from probcrowd.models.crowd.doctor_net import DoctorNet
 from probcrowd.storage.checkpoint import Checkpoint
 
@@ -27,7 +28,7 @@ GROW = {
 }  # an annotator without labels changes their terms
 
 
-def made(name: str, labels: AnnotationTensors, annotators: int = J) -> Channel:
+def made(name: str, labels: AnnotationTensors, annotators: int = J) -> ConfusionChannel:
     torch.manual_seed(1)
     return shaken(MAKE[name](labels, annotators))
 
@@ -139,7 +140,7 @@ def test_gradients_are_those_of_differences(name: str) -> None:
     assert moved
 
 
-def carried(channel: Channel, other: Channel, places: torch.Tensor) -> None:
+def carried(channel: ConfusionChannel, other: ConfusionChannel, places: torch.Tensor) -> None:
     """Gives `other` the parameters of `channel`, annotator j's at places[j]."""
     targets: dict[str, Any] = dict(other.named_parameters())
     with torch.no_grad():
@@ -196,7 +197,7 @@ def test_a_state_is_all_there_is(name: str) -> None:
     for epoch in range(3):
         channel.start_epoch(epoch, 4, lambda: seen)
     fresh = MAKE[name](labels, J).double()
-    assert not any("told" in key for key in channel.state_dict())
+    assert not any("training_labels" in key for key in channel.state_dict())
     fresh.load_state_dict(channel.state_dict())
     torch.testing.assert_close(fresh.log_label(seen, labels), channel.log_label(seen, labels), rtol=0, atol=0)
     torch.testing.assert_close(fresh.log_truth(seen), channel.log_truth(seen), rtol=0, atol=0)

@@ -11,7 +11,7 @@ import torch
 from crowd_loops import D, K, close, never, rows_of, shaken, some_labels, some_seen
 
 from probcrowd.data.tensors import AnnotationTensors
-from probcrowd.models.crowd.base import Channel, NetworkOutput, diagonal_logits
+from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, diagonal_logits
 from probcrowd.models.crowd.conal import CoNAL
 from probcrowd.models.crowd.crowd_layer import CrowdLayer
 from probcrowd.models.crowd.doctor_net import DoctorNet
@@ -239,7 +239,7 @@ def test_extreme_probabilities_stay_finite() -> None:
         labels.items,
         labels.weight_per_item,
     )
-    channels: list[Channel] = [
+    channels: list[ConfusionChannel] = [
         MaxMIG(J, K, single),
         UnionNet(J, K),
         CrowdLayer(J, K),

@@ -178,9 +178,9 @@ def test_residuals_are_drawn_once_in_training_and_an_annotator_has_a_spread() ->
     torch.manual_seed(0)
     assert predictor(x, ALL).log_label.equal(one)
     with torch.no_grad():
-        predictor.spread.weight.zero_()
-        predictor.spread.bias.zero_()
-        predictor.own[..., L:] = 0
+        predictor.scale.weight.zero_()
+        predictor.scale.bias.zero_()
+        predictor.offset[..., L:] = 0
     torch.testing.assert_close(
         predictor(x, ALL).log_label, predictor.eval()(x, ALL).log_label
     )  # no spread, no chance
@@ -191,7 +191,7 @@ def test_doubt_widens_the_common_spread() -> None:
     with torch.no_grad():
         predictor.mean.weight.zero_()
         predictor.mean.bias.zero_()
-        predictor.spread.bias.zero_()
+        predictor.scale.bias.zero_()
     (_, doubting), _ = predictor._common(x)
     with torch.no_grad():
         predictor.mean.bias[0] = 100.0
@@ -211,7 +211,7 @@ def test_attention_is_that_of_torch() -> None:
         other.in_proj_bias.copy_(torch.cat([layer.bias for layer in predictor.to_item[:3]]))
         other.out_proj.load_state_dict(predictor.to_item[3].state_dict())
     torch.testing.assert_close(
-        predictor._attended(predictor.to_item, asking, seen),
+        predictor._attention(predictor.to_item, asking, seen),
         other(asking, seen, seen)[0],
         atol=1e-5,
         rtol=1e-4,
@@ -228,7 +228,7 @@ def test_annotators_with_one_query_say_the_same_until_they_have_something_of_the
     torch.testing.assert_close(said[:, 0], said[:, 1])
     assert (said[:, 0] - said[:, 2]).abs().max() > 1e-4
     with torch.no_grad():
-        predictor.own_bias[1, 0] += 1
+        predictor.offset_bias[1, 0] += 1
     assert (predictor(x, ALL).log_label[:, 1] - said[:, 1]).abs().min() > 1e-3
 
 
@@ -245,24 +245,24 @@ def test_queries_attend_to_each_other() -> None:
 
 
 def test_pooled_confusions_are_coupled_cross_entropy_with_a_normal_prior() -> None:
-    predictor, x = shaken(PooledConfusions(J, L, (4,), spread=0.7)), torch.randn(B, 4)
+    predictor, x = shaken(PooledConfusions(J, L, (4,), scale=0.7)), torch.randn(B, 4)
     assert isinstance(predictor, PooledConfusions)
     item, annotator = (
         part.flatten() for part in torch.meshgrid(torch.arange(B), torch.arange(J), indexing="ij")
     )
     label = torch.randint(L, (B * J,))
     labels = AnnotationTensors(item, annotator, label, torch.ones(B * J), torch.arange(B), float(J))
-    mixture = Mixture((predictor.common + predictor.own).detach())
+    mixture = Mixture((predictor.common + predictor.offset).detach())
     spoken = predictor(x, ALL)
     assert spoken.log_common is not None
     said = mixture.log_label(NetworkOutput(spoken.log_common), labels).view(B, J, L)
     torch.testing.assert_close(spoken.log_label, said, atol=1e-5, rtol=1e-4)
     penalty, normal = predictor.penalty(20.0), torch.distributions.Normal(0.0, 0.7)
     assert penalty is not None
-    own = predictor.own
+    own = predictor.offset
     torch.testing.assert_close(
         penalty * 20, (normal.log_prob(torch.zeros_like(own)) - normal.log_prob(own)).sum()
     )
-    assert PooledConfusions(J, L, (4,), spread=math.inf).penalty(20.0) is None
-    with pytest.raises(ValueError, match="spread=0"):
-        PooledConfusions(J, L, (4,), spread=0.0)
+    assert PooledConfusions(J, L, (4,), scale=math.inf).penalty(20.0) is None
+    with pytest.raises(ValueError, match="scale=0"):
+        PooledConfusions(J, L, (4,), scale=0.0)

@@ -17,7 +17,12 @@ from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.models.crowd.base import NetworkOutput
 from probcrowd.models.simlabel import soft_labels
 from probcrowd.models.simlabel.base import AnnotatorSelection, Prediction, Predictor
-from probcrowd.models.simlabel.imputed import ImputedLabels, SoftLabelOptions, confidence, min_probability
+from probcrowd.models.simlabel.imputed_labels import (
+    ImputedLabels,
+    SoftLabelOptions,
+    confidence,
+    min_probability,
+)
 from probcrowd.models.simlabel.similarity import similarity
 from probcrowd.models.simlabel.soft_labels import SoftLabels
 
@@ -70,7 +75,7 @@ def seen(items: int = I) -> NetworkOutput:
 
 
 def loss(made: SoftLabels) -> Tensor:
-    return made.loss(seen(len(made.training_labels.items)), made.training_labels.labels())
+    return made.loss(seen(len(made.training_labels.items)), made.training_labels)
 
 
 def value(made: SoftLabels) -> float:
@@ -119,7 +124,7 @@ def test_the_loss_is_that_of_loops(missing: Any, divergence: Any) -> None:
 
 def test_batches_are_unbiased_parts_of_the_whole() -> None:
     made = channel(crowd(items=12), SoftLabelOptions())
-    parts = list(made.training_labels.labels().batches(3, torch.Generator().manual_seed(0)))
+    parts = list(made.training_labels.batches(3, torch.Generator().manual_seed(0)))
     losses = [
         made.loss(NetworkOutput(torch.zeros(len(part.items), 0), part.items.double()[:, None]), part)
         for part in parts
@@ -326,7 +331,7 @@ def test_what_is_imputed_is_missing_sure_and_by_the_soft_label(monkeypatch: pyte
         slice(None),
     )
     for at_once in (1, 3 * J * L**2, 2**22):
-        monkeypatch.setattr(soft_labels, "AT_ONCE", at_once)
+        monkeypatch.setattr(soft_labels, "CHUNK_NUMBERS", at_once)
         found = made.impute(seen(20), 0.2)
         pairs = set(zip(found.item.tolist(), found.annotator.tolist(), strict=True))
         assert (
@@ -345,7 +350,7 @@ def test_what_is_imputed_is_missing_sure_and_by_the_soft_label(monkeypatch: pyte
 def pass_through(made: SoftLabels, epoch: int, batch: int = 9) -> ImputedLabels:
     """An epoch without steps of the optimizer: what was imputed in it."""
     made.start_epoch(epoch, 9, lambda: seen(len(made.training_labels.items)))
-    for part in made.training_labels.labels().batches(batch, torch.Generator().manual_seed(epoch)):
+    for part in made.training_labels.batches(batch, torch.Generator().manual_seed(epoch)):
         made.loss(NetworkOutput(torch.zeros(len(part.items), 0), part.items.double()[:, None]), part)
     made.end_epoch()
     return ImputedLabels.concatenate([*made.imputed, ImputedLabels.empty(torch.device("cpu"))])
@@ -419,7 +424,7 @@ def test_withdrawn_pairs_are_never_imputed() -> None:
 def test_imputed_labels_take_the_place_of_soft_ones_in_the_loss(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(soft_labels, "MOST", most)
+    monkeypatch.setattr(soft_labels, "MAX_EXTRA_ANNOTATORS", most)
     said = crowd(0.5, items=20)
     how = SoftLabelOptions("uniform", threshold=0.1, imputed="loss", kl_weight=0.5)
     some = (
@@ -446,20 +451,20 @@ def test_of_many_annotators_some_are_drawn_who_stand_for_the_others(monkeypatch:
     said[:, 6:] = -1  # six have labelled nothing of the batch
     made = channel(said, SoftLabelOptions("uniform"))
     expected = value(made)
-    monkeypatch.setattr(soft_labels, "MOST", 2)
+    monkeypatch.setattr(soft_labels, "MAX_EXTRA_ANNOTATORS", 2)
     torch.manual_seed(0)
     drawn = [value(made) for _ in range(400)]
     assert np.std(drawn) > 0
     assert np.mean(drawn) == pytest.approx(expected, abs=4 * np.std(drawn) / 20)
     skipped = channel(said, SoftLabelOptions("skip"))
     few = value(skipped)
-    monkeypatch.setattr(soft_labels, "MOST", 256)
+    monkeypatch.setattr(soft_labels, "MAX_EXTRA_ANNOTATORS", 256)
     assert few == pytest.approx(value(skipped), abs=1e-14)
 
 
 def test_answers_are_the_same_however_many_items_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = channel(crowd(0.5, items=20), SoftLabelOptions())
-    labels = made.training_labels.labels()
+    labels = made.training_labels
     whole = (
         made.log_label(seen(20), labels),
         made.log_truth(seen(20)),
@@ -467,7 +472,7 @@ def test_answers_are_the_same_however_many_items_at_once(monkeypatch: pytest.Mon
         made.item_log_likelihood(seen(20), labels),
     )
     assert bool((whole[3] < 0).all()) and whole[3].shape == (20,)
-    monkeypatch.setattr(soft_labels, "AT_ONCE", 3 * J * L**2)
+    monkeypatch.setattr(soft_labels, "CHUNK_NUMBERS", 3 * J * L**2)
     for one, other in zip(
         whole,
         (
@@ -489,5 +494,3 @@ def test_answers_are_the_same_however_many_items_at_once(monkeypatch: pytest.Mon
 def test_nothing_imputed_is_a_table_without_rows() -> None:
     none = ImputedLabels.empty(torch.device("cpu"))
     assert len(none.item) == 0 and len(none.select(torch.zeros(0, dtype=torch.bool)).label) == 0
-    with pytest.raises(NotImplementedError, match="no truth"):
-        channel(crowd(), SoftLabelOptions()).confusion()

@@ -1,4 +1,4 @@
-"""How missing labels are treated, and the labels that soft ones of `probcrowd.models.simlabel.soft_labels` became."""
+"""Options for missing labels, and the labels imputed from soft labels (`probcrowd.models.simlabel.soft_labels`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Divergence = Literal["paper", "released"]
 
 @dataclass(frozen=True)
 class ImputedLabels:
-    """Labels that were made for pairs of item and annotator."""
+    """Labels imputed for pairs of item and annotator."""
 
     item: Int[Tensor, " n"]
     annotator: Int[Tensor, " n"]
@@ -25,27 +25,28 @@ class ImputedLabels:
     confidence: Float[Tensor, " n"]
 
     def select(self, rows: Bool[Tensor, " n"]) -> ImputedLabels:
-        """Those alone."""
+        """The labels in these rows."""
         return ImputedLabels(self.item[rows], self.annotator[rows], self.label[rows], self.confidence[rows])
 
     @staticmethod
     def concatenate(parts: Sequence[ImputedLabels]) -> ImputedLabels:
-        """All of some."""
+        """All labels of several records."""
         names = ("item", "annotator", "label", "confidence")
         return ImputedLabels(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     @staticmethod
     def empty(device: torch.device) -> ImputedLabels:
         """No labels."""
-        whole = torch.zeros(0, dtype=torch.int64, device=device)
-        return ImputedLabels(whole, whole, whole, torch.zeros(0, device=device))
+        codes = torch.zeros(0, dtype=torch.int64, device=device)
+        return ImputedLabels(codes, codes, codes, torch.zeros(0, device=device))
 
 
 @dataclass(frozen=True)
 class SoftLabelOptions:
-    """How missing labels are treated, see `probcrowd.models.simlabel.soft_labels`. kind, shrink: of the similarity. threshold: None: nothing is imputed.
+    """How missing labels are treated; see `probcrowd.models.simlabel.soft_labels`.
 
-    warm_up: epochs in which missing labels are skipped.
+    kind, shrink: of the similarity. threshold: the confidence from which labels are imputed; None: never.
+    warm_up: number of first epochs in which missing labels are skipped.
     """
 
     missing: Missing = "similarity"
@@ -59,17 +60,21 @@ class SoftLabelOptions:
 
 
 def confidence(soft: Float[Tensor, "*b l"]) -> Float[Tensor, "*b"]:
-    """The highest probability times one minus the entropy in shares of log L: 1 where one label is certain, 0 where all are alike."""
+    """The highest probability times one minus the entropy in units of log L: 1 if certain, 0 if uniform."""
     entropy = torch.special.entr(soft).sum(-1) / math.log(soft.shape[-1])
     return soft.amax(-1) * (1 - entropy)
 
 
 def min_probability(threshold: float, num_classes: int) -> float:
-    """The highest probability of a soft label must be at least this for its confidence to reach the threshold: what it is with the rest on one class."""
+    """A lower bound on the highest probability of soft labels whose confidence reaches the threshold.
+
+    For a given highest probability, confidence is largest with all the rest on one other class; the bound is where
+    that confidence equals the threshold.
+    """
     bound = lambda p: p * (1 + (p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(num_classes))
     low, high = 0.5, 1 - 1e-9
     if not bound(low) < threshold < bound(high):
-        return threshold  # no confidence is above the highest probability
+        return threshold  # confidence never exceeds the highest probability
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if bound(middle) < threshold else (low, middle)
