@@ -257,7 +257,7 @@ def test_long_sparse_tables_are_never_made_dense(monkeypatch: pytest.MonkeyPatch
     tracemalloc.stop()
     assert len(tables.left) > 50_000 and peak < 8 * 4_000**2 / 2
     monkeypatch.setattr(home, "MAX_ANNOTATORS", 10)
-    with pytest.raises(ValueError, match=r"4,000 annotators: their similarities would take 0\.1 GB"):
+    with pytest.raises(ValueError, match=r"4,000 annotators: a similarity matrix would take 0\.1 GB"):
         similarity(item, annotator, np.zeros(60_000, int), **sizes)
 
 
