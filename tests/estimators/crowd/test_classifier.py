@@ -310,7 +310,7 @@ def test_batch_means_average_to_the_mean_over_labels() -> None:
     labels, value = AnnotationTensors.of(rows), torch.tensor([1.0, 2, 3, 4])  # by item
     assert labels.weighted_mean(value[labels.item]).item() == pytest.approx((4 * 1 + 2 + 4) / 6)
     parts = [
-        part.mean(value[part.items[part.item]])
+        part.weighted_mean(value[part.items[part.item]])
         for part in labels.batches(1, torch.Generator().manual_seed(0))
     ]
     assert len(parts) == 2 and torch.stack(parts).mean().item() == pytest.approx(
