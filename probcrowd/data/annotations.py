@@ -30,6 +30,7 @@ from probcrowd.data.columns import (
     sort_ids,
     undo_float,
 )
+from probcrowd.data.options import check_option
 
 _COLUMNS = {
     "item": ("item", "task"),
@@ -149,8 +150,8 @@ class Annotations:
             raise TypeError(
                 f"frame must be a pandas DataFrame, not {type(frame).__name__}; a matrix goes to Annotations.from_wide"
             )
-        _check_option("duplicates", duplicates, ("error", "first", "last", "count", "share"))
-        _check_option("missing", missing, ("error", "skip"))
+        check_option("duplicates", duplicates, ("error", "first", "last", "count", "share"))
+        check_option("missing", missing, ("error", "skip"))
         columns = find_columns(
             frame, {"item": item, "annotator": annotator, "label": label, "weight": weight}
         )
@@ -354,11 +355,6 @@ class Annotations:
         return pd.Series(
             np.bincount(self.annotator, minlength=self.num_annotators), index=self.annotators, name="count"
         )
-
-
-def _check_option(name: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, options))}")
 
 
 def find_columns(frame: pd.DataFrame, named: dict[str, Hashable | None]) -> dict[str, pd.Series]:

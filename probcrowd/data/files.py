@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,7 @@ def read_annotations(
         raise ValueError(
             f"{path} has a column 'weight': name it with --weight weight, or remove it if each row counts once"
         )
-    columns = {"item": item, "annotator": annotator, "label": label, "weight": weight}
+    columns: dict[str, Any] = {"item": item, "annotator": annotator, "label": label, "weight": weight}
     return Annotations.from_frame(frame, **columns, duplicates=duplicates, missing=missing)
 
 

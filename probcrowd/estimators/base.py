@@ -6,7 +6,6 @@ import abc
 import math
 import warnings
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from jaxtyping import Float64
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from probcrowd.data.options import check_number, check_option, check_whole
 from probcrowd.data.packed import Cells, Packed
 from probcrowd.data.table import Abstentions, Table, read_table, recode, warn_of_unknown
 from probcrowd.estimators.item_answers import DependenceWarning, ItemResults, dependence_of, known_of
@@ -69,14 +69,12 @@ class Aggregator(BaseEstimator, abc.ABC):
 
     def _fitted(self, annotations: Any, gold: pd.Series | None, fit: Callable[[Table], None]) -> Aggregator:
         """This estimator after `fit` has seen the table."""
-        if self.abstentions not in ("ignore", "event"):
-            raise ValueError(f"abstentions={self.abstentions!r}: choose 'ignore' or 'event'")
+        check_option("abstentions", self.abstentions, ("ignore", "event"))
         if self.abstentions == "event" and not self._takes_events:
             raise ValueError(
                 f"{type(self).__name__} cannot take abstentions as events; DawidSkene and HierarchicalDawidSkene can"
             )
-        if self.dependence not in ("warn", "discount", "ignore"):
-            raise ValueError(f"dependence={self.dependence!r}: choose 'warn', 'discount' or 'ignore'")
+        check_option("dependence", self.dependence, ("warn", "discount", "ignore"))
         if self.dependence == "discount" and not self._takes_discount:
             raise ValueError(
                 f"{type(self).__name__} cannot discount dependent labels; DawidSkene, its relatives, OneCoin and MACE can"
@@ -173,12 +171,8 @@ class Aggregator(BaseEstimator, abc.ABC):
     def _check(self) -> None:
         """Refuses parameters without a meaning; subclasses with others add theirs."""
         for name in ("max_iter", "restarts"):
-            number = getattr(self, name, 1)
-            if not isinstance(number, Integral) or number < 1:
-                raise ValueError(f"{name}={number!r}: choose a whole number of at least 1")
-        tolerance = getattr(self, "tolerance", 0.0)
-        if not 0 <= tolerance < math.inf:
-            raise ValueError(f"tolerance={tolerance!r}: choose a number of at least 0")
+            check_whole(name, getattr(self, name, 1))
+        check_number("tolerance", getattr(self, "tolerance", 0.0), least=0)
 
     def _forget(self) -> None:
         for name in [name for name in vars(self) if name.endswith("_") or name.startswith("_")]:

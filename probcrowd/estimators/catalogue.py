@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from probcrowd.data.options import find_name
 from probcrowd.estimators.aggregation.coins import MACE, OneCoin, ZenCrowd
 from probcrowd.estimators.aggregation.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
 from probcrowd.estimators.aggregation.item_models import GLAD, KOS, MinimaxEntropy
@@ -36,7 +37,4 @@ def find_aggregator(name: str) -> Callable[..., Aggregator]:
         ValueError: there is none.
     """
     known: dict[str, Callable[..., Aggregator]] = {**AGGREGATORS, **NETWORKS}
-    found = known.get(name.replace("_", "-").lower())
-    if found is None:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(known)}")
-    return found
+    return known[find_name("model", name, known)]

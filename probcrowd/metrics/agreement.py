@@ -28,6 +28,8 @@ import numpy as np
 from jaxtyping import Float64, Int
 from scipy.sparse import coo_array, csr_array
 
+from probcrowd.data.options import check_option
+
 COEFFICIENTS = ("kappa", "bennett", "krippendorff", "pearson")
 _ROUNDING = 1e-12
 _FASTER, _MOST_DENSE, _AT_ONCE = (
@@ -151,8 +153,7 @@ def coefficients(
     Raises:
         ValueError: an unknown coefficient.
     """
-    if kind not in COEFFICIENTS:
-        raise ValueError(f"similarity={kind!r}: choose one of {', '.join(COEFFICIENTS)}")
+    check_option("similarity", kind, COEFFICIENTS)
     if kind == "pearson":
         return tables.correlations(
             np.arange(tables.num_labels, dtype=np.float64) if values is None else values

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from probcrowd.data.options import find_name
 from probcrowd.models.priors import CoinPrior, DirichletPrior, LogitPrior, SpamPrior
 
 _ROWS, _CLASSES = ("true_class", "label"), {"class_prior": ("true_class",)}
@@ -121,6 +122,4 @@ def find_model(name: str) -> Model:
     Raises:
         ValueError: there is none.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
-    return MODELS[name]
+    return MODELS[find_name("model", name, MODELS)]

@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float64
 from sklearn.utils.validation import check_is_fitted
 
+from probcrowd.data.options import check_number, check_option
 from probcrowd.data.packed import occurring
 from probcrowd.estimators.aggregation.incremental import Incremental
 from probcrowd.estimators.aggregation.table_aggregator import Confidence, Design, TableAggregator
@@ -38,8 +39,7 @@ class _CoinAggregator(Incremental):
 
     def _check(self) -> None:
         super()._check()
-        if self.class_prior not in ("uniform", "learned"):
-            raise ValueError(f"class_prior={self.class_prior!r}: choose 'uniform' or 'learned'")
+        check_option("class_prior", self.class_prior, ("uniform", "learned"))
 
     def _channel(self, design: Design, *, averaged: bool) -> AnnotatorModel:
         prior = self._coin(design.cells.num_classes)
@@ -154,8 +154,7 @@ class ZenCrowd(_CoinAggregator):
 
     def _check(self) -> None:
         super()._check()
-        if not 0 < self.start < 1:
-            raise ValueError(f"start={self.start!r}: choose an accuracy between 0 and 1")
+        check_number("start", self.start, above=0, below=1)
 
     def _find(self, source: InMemory, design: Design) -> Fit:
         cells = design.cells

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float64
 from sklearn.utils.validation import check_is_fitted
 
+from probcrowd.data.options import check_option
 from probcrowd.data.table import Table
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.item_answers import ItemResults, known_of
@@ -44,8 +45,7 @@ class MajorityVote(Aggregator):
 
     def _check(self) -> None:
         super()._check()
-        if self.ties not in ("expected", "random", "first"):
-            raise ValueError(f"ties={self.ties!r}: choose 'expected', 'random' or 'first'")
+        check_option("ties", self.ties, ("expected", "random", "first"))
 
     def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
         cells = table.cells

@@ -26,6 +26,7 @@ from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.data.columns import reject
+from probcrowd.data.options import check_number, check_whole
 from probcrowd.data.rows import Rows
 from probcrowd.data.table import Table
 from probcrowd.estimators.aggregation.item_models import ItemModel
@@ -117,12 +118,9 @@ class SnorkelLabelModel(ItemModel):
 
     def _check(self) -> None:
         super()._check()
-        if not isinstance(self.epochs, Integral) or self.epochs < 1:
-            raise ValueError(f"epochs={self.epochs!r}: choose a whole number of at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate={self.learning_rate!r}: choose a number > 0")
-        if not 0 <= self.l2 < math.inf:
-            raise ValueError(f"l2={self.l2!r}: choose a number of at least 0")
+        check_whole("epochs", self.epochs)
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_number("l2", self.l2, least=0)
         if not isinstance(self.random_state, Integral) or not 0 <= self.random_state < 2**32:
             raise ValueError(f"random_state={self.random_state!r}: choose a whole number from 0 to 2^32 - 1")
 

@@ -12,6 +12,7 @@ from jaxtyping import Float64, Int64
 from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.data.columns import declare, reject
+from probcrowd.data.options import check_option
 from probcrowd.data.packed import Cells, Packed, occurring
 from probcrowd.data.table import Table
 from probcrowd.estimators.base import Aggregator
@@ -88,10 +89,7 @@ class TableAggregator(Aggregator):
 
     def _check(self) -> None:
         super()._check()
-        if self.confidence not in _CONFIDENCES:
-            raise ValueError(
-                f"confidence={self.confidence!r}: choose one of {', '.join(map(repr, _CONFIDENCES))}"
-            )
+        check_option("confidence", self.confidence, _CONFIDENCES)
         prior = getattr(self, "prior", "flat")
         if not isinstance(prior, self._prior_kind) and not (isinstance(prior, str) and prior in _PRIORS):
             names = ", ".join(map(repr, _PRIORS))

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probcrowd.data.annotations import Annotations
+from probcrowd.data.options import find_name
 from probcrowd.data.rows import Rows
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.aggregation.dawid_skene import DawidSkene
@@ -138,10 +139,7 @@ def find_method(name: str) -> Method:
     Raises:
         ValueError: there is none.
     """
-    found = METHODS.get(name.replace("_", "-").lower())
-    if found is None:
-        raise ValueError(f"method={name!r}: choose one of {', '.join(METHODS)}")
-    return found
+    return METHODS[find_name("method", name, METHODS)]
 
 
 def make_channel(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import pandas as pd
 import torch
 
 from probcrowd.data.annotations import Annotations
+from probcrowd.data.options import check_number, check_option, check_whole
 from probcrowd.estimators.crowd.inputs import Items
 from probcrowd.estimators.crowd.methods import find_method
 
@@ -22,19 +21,11 @@ def check(asked: Any, validation: Any, folder: Any, resume: bool) -> None:
         ValueError: the parameter, what it was, and what it may be.
     """
     find_method(asked.method)
-    if not (
-        asked.initial_accuracy == "published"
-        or (isinstance(asked.initial_accuracy, (int, float)) and 0 < asked.initial_accuracy < 1)
-    ):
-        raise ValueError(
-            f"initial_accuracy={asked.initial_accuracy!r}: choose a number between 0 and 1, or 'published'"
-        )
+    check_number("initial_accuracy", asked.initial_accuracy, above=0, below=1, others=("published",))
     check_training(asked)
-    check_number(asked, "channel_learning_rate", positive=True, optional=True)
-    if asked.strength != "selected":
-        check_number(asked, "strength", optional=True)
-    if asked.selection not in ("held-out", "last", "gold"):
-        raise ValueError(f"selection={asked.selection!r}: choose 'held-out', 'last' or 'gold'")
+    check_number("channel_learning_rate", asked.channel_learning_rate, above=0, others=(None,))
+    check_number("strength", asked.strength, least=0, others=(None, "selected"))
+    check_option("selection", asked.selection, ("held-out", "last", "gold"))
     if asked.strength == "selected" and asked.selection == "last":
         raise ValueError(
             "strength='selected' needs selection='held-out' or 'gold': nothing selects otherwise"
@@ -53,45 +44,13 @@ def check_training(asked: Any) -> None:
         ValueError: the parameter, what it was, and what it may be.
     """
     for name, least in (("epochs", 1), ("batch", 1), ("random_state", 0)):
-        check_whole(asked, name, least)
-    if asked.patience is not None:
-        check_whole(asked, "patience", 1)
-    check_number(asked, "learning_rate", positive=True)
-    check_number(asked, "weight_decay")
+        check_whole(name, getattr(asked, name), least)
+    check_whole("patience", asked.patience, others=(None,))
+    check_number("learning_rate", asked.learning_rate, above=0)
+    check_number("weight_decay", asked.weight_decay, least=0)
     if asked.selection == "last" and asked.patience is not None:
         raise ValueError("patience waits for a better score, and selection='last' has none")
-    if not 0 < asked.validation_fraction < 1:
-        raise ValueError(
-            f"validation_fraction={asked.validation_fraction!r}: choose a number between 0 and 1"
-        )
-
-
-def check_whole(asked: Any, name: str, least: int) -> None:
-    """Refuses a parameter that is no whole number of at least so much.
-
-    Raises:
-        ValueError: the parameter, what it was, and what it may be.
-    """
-    number = getattr(asked, name)
-    if not (isinstance(number, Integral) and int(number) >= least):
-        raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}")
-
-
-def check_number(asked: Any, name: str, *, positive: bool = False, optional: bool = False) -> None:
-    """Refuses a parameter that is no finite number of at least 0, or above 0.
-
-    Raises:
-        ValueError: the parameter, what it was, and what it may be.
-    """
-    number = getattr(asked, name)
-    if number is None and optional:
-        return
-    if not (
-        isinstance(number, (int, float, np.number))
-        and 0 <= number < math.inf
-        and (number > 0 or not positive)
-    ):
-        raise ValueError(f"{name}={number!r}: choose a number {'>' if positive else '>='} 0")
+    check_number("validation_fraction", asked.validation_fraction, above=0, below=1)
 
 
 def check_folder(folder: Any, resume: bool) -> None:

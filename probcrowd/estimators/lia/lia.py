@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +14,7 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.data.features import Standardiser, standardised
+from probcrowd.data.options import check_number, check_option, check_whole
 from probcrowd.data.table import Table
 from probcrowd.estimators.lia.results import LIAAnswers
 from probcrowd.estimators.lia.saved import (
@@ -136,10 +135,7 @@ class LIA(LIAAnswers):
 
     def _check(self) -> None:
         super()._check()
-        if self.objective not in OBJECTIVES:
-            raise ValueError(
-                f"objective={self.objective!r}: choose one of {', '.join(map(repr, OBJECTIVES))}"
-            )
+        check_option("objective", self.objective, OBJECTIVES)
         if not (self.prior in (None, HELD_OUT) or isinstance(self.prior, LIAPrior)):
             raise ValueError(f"prior={self.prior!r}: give a LIAPrior, {HELD_OUT!r} or None")
         if self.prior == HELD_OUT and self._published:
@@ -152,12 +148,8 @@ class LIA(LIAAnswers):
             ("random_state", 0, ()),
         )
         for name, least, others in sizes:
-            number = getattr(self, name)
-            if number not in others and not (isinstance(number, Integral) and int(number) >= least):
-                words = "".join(f" or {other!r}" for other in others)
-                raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}{words}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate={self.learning_rate!r}: choose a number > 0")
+            check_whole(name, getattr(self, name), least, others)
+        check_number("learning_rate", self.learning_rate, above=0)
 
     @property
     def _published(self) -> bool:

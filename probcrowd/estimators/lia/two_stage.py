@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from sklearn.base import clone
 
 from probcrowd.data.features import standardised
 from probcrowd.data.files import some
+from probcrowd.data.options import check_whole
 from probcrowd.data.table import Table
 from probcrowd.estimators.aggregation.majority import MajorityVote
 from probcrowd.estimators.base import Aggregator
@@ -118,9 +118,7 @@ class TwoStage(NetworkAggregator):
         if not (self.prior is None or isinstance(self.prior, LIAPrior)):
             raise ValueError(f"prior={self.prior!r}: give a LIAPrior, or None")
         for name, least in (("steps", 1), ("random_state", 0)):
-            number = getattr(self, name)
-            if not isinstance(number, Integral) or int(number) < least:
-                raise ValueError(f"{name}={number!r}: choose a whole number of at least {least}")
+            check_whole(name, getattr(self, name), least)
 
     def _predict(self, table: Table) -> Any:
         return self._learned.truth(self._answered.items.get_indexer(table.items))

@@ -12,7 +12,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from probcrowd.data.columns import reject
-from probcrowd.estimators.crowd.options import check_folder, check_number, check_training, check_whole
+from probcrowd.data.options import check_number, check_option, check_whole
+from probcrowd.estimators.crowd.options import check_folder, check_training
 from probcrowd.metrics.agreement import COEFFICIENTS
 from probcrowd.models.simlabel.base import Predictor
 from probcrowd.models.simlabel.imputed_labels import SoftLabelOptions
@@ -49,16 +50,14 @@ def check(asked: Any, folder: Any, resume: bool) -> None:
         ValueError: the parameter, what it was, and what it may be.
     """
     for name, choices in _CHOICES.items():
-        if getattr(asked, name) not in choices:
-            raise ValueError(f"{name}={getattr(asked, name)!r}: choose one of {', '.join(choices)}")
-    if asked.similarity is not None and asked.similarity not in COEFFICIENTS:
-        raise ValueError(f"similarity={asked.similarity!r}: choose one of {', '.join(COEFFICIENTS)}")
+        check_option(name, getattr(asked, name), choices)
+    check_option("similarity", asked.similarity, (None, *COEFFICIENTS))
     check_training(asked)
-    check_number(asked, "kl_weight", optional=True)
-    check_whole(asked, "warm_up", 0)
+    check_number("kl_weight", asked.kl_weight, least=0, others=(None,))
+    check_whole("warm_up", asked.warm_up, 0)
     if not (asked.options is None or isinstance(asked.options, Mapping)):
         raise ValueError(f"options={asked.options!r}: give a dictionary of options of the architecture")
-    check_number(asked, "threshold", positive=True, optional=True)
+    check_number("threshold", asked.threshold, above=0, others=(None,))
     if asked.threshold is not None and asked.threshold > 1:
         raise ValueError(f"threshold={asked.threshold!r}: a confidence is at most 1")
     if asked.threshold is not None and (asked.missing == "skip" or asked.kl_weight == 0):

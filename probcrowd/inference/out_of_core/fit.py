@@ -25,6 +25,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pandas.util import hash_pandas_object
 
+from probcrowd.data.options import check_option
 from probcrowd.data.packed import Cells
 from probcrowd.inference.aggregation.e_step import Scores
 from probcrowd.inference.aggregation.em import Fit, fit_table
@@ -108,8 +109,7 @@ def fit_parquet(
         ValueError: files or columns that are absent, values that are missing or unfit, repeated pairs, gold that is no class, or a `work`
             that holds something else or is in use.
     """
-    if duplicates not in DUPLICATES:
-        raise ValueError(f"duplicates={duplicates!r} is not one of {', '.join(map(repr, DUPLICATES))}")
+    check_option("duplicates", duplicates, DUPLICATES)
     if bucket_rows < 1:
         raise ValueError(f"bucket_rows must be at least 1, got {bucket_rows}")
     found = survey(

@@ -35,6 +35,7 @@ from arviz_base import dict_to_dataset
 from probcrowd import __version__
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.columns import reject
+from probcrowd.data.options import check_option
 from probcrowd.data.rows import Rows
 from probcrowd.inference.posterior.density import Sites, Target, compiled, make_data, make_target
 from probcrowd.inference.posterior.draws import Draws
@@ -83,12 +84,8 @@ def sample_posterior(
         ValueError: an unknown model, a sampler that does not know it, features missing for some items, or gold that is no class.
     """
     kind = find_model(model)
-    for name, value, options in (
-        ("sampler", sampler, get_args(Sampler)),
-        ("start", start, ("votes", "dispersed")),
-    ):
-        if value not in options:
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(options)}")
+    check_option("sampler", sampler, get_args(Sampler))
+    check_option("start", start, ("votes", "dispersed"))
     rows = Rows.from_annotations(annotations, gold)
     usual = kind.prior(rows.num_classes)
     prior = usual if prior is None else prior

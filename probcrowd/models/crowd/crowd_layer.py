@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probcrowd.data.options import check_option
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, diagonal_logits
 
@@ -35,8 +36,7 @@ class CrowdLayer(ConfusionChannel):
 
     def __init__(self, num_annotators: int, num_classes: int, kind: str = "MW", size: float = 1.0) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
+        check_option("kind", kind, KINDS)
         self.kind, self.sizes = kind, (num_annotators, num_classes)
         initial = {
             "MW": diagonal_logits(size, num_annotators, num_classes),

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from probcrowd.data.options import check_option
 from probcrowd.models.meta.population import Population
 from probcrowd.models.meta.prototype import Prior
 
@@ -31,10 +32,8 @@ class LearnedPrior(nn.Module):
         self, encoder: nn.Module, names: Collection[str], prior: Prior, population: Population | None = None
     ) -> None:
         super().__init__()
-        if wrong := set(names) - set(get_args(Learned)):
-            raise ValueError(
-                f"cannot learn {', '.join(sorted(wrong))}: choose from {', '.join(get_args(Learned))}"
-            )
+        for name in names:
+            check_option("learned", name, get_args(Learned))
         self.encoder, self.given, self._population = encoder, prior, population
         starts: dict[str, Tensor] = {}
         for name in ("precision", "class_count", "label_count"):

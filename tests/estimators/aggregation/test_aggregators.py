@@ -208,22 +208,22 @@ def test_a_fit_forgets_the_one_before(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options", "words"),
-    [(name, {"dependence": "maybe"}, "'warn', 'discount' or 'ignore'") for name in NAMES]
-    + [(name, {"abstentions": "maybe"}, "'ignore' or 'event'") for name in EVENTS]
+    [(name, {"dependence": "maybe"}, "choose one of warn, discount, ignore") for name in NAMES]
+    + [(name, {"abstentions": "maybe"}, "choose one of ignore, event") for name in EVENTS]
     + [(name, {"max_iter": 0}, "max_iter=0: choose a whole number of at least 1") for name in NAMES[1:]]
-    + [(name, {"confidence": "high"}, "'averaged', 'variational', 'plug-in'") for name in HISTORY]
+    + [(name, {"confidence": "high"}, "choose one of averaged, variational, plug-in") for name in HISTORY]
     + [(name, {"prior": "firm"}, "'accurate', 'rater', 'stan', 'flat', or give a DirichletPrior") for name in EVENTS]
     + [(name, {"prior": 3}, "or give a DirichletPrior") for name in EVENTS]
     + [(name, {"tolerance": -1.0}, "tolerance=-1.0") for name in ("dawid-skene", "hierarchical-dawid-skene", "one-coin", "mace", "glad")]
     + [
-        ("majority-vote", {"ties": "last"}, "'expected', 'random' or 'first'"),
+        ("majority-vote", {"ties": "last"}, "choose one of expected, random, first"),
         ("majority-vote", {"dependence": "discount"}, "cannot discount"),
         ("dawid-skene", {"prior": DirichletPrior(np.ones(3), np.ones((3, 3)))}, r"\(3, 3\), the table 2 classes"),
         ("dawid-skene", {"prior": DirichletPrior(np.ones(2), np.full((2, 2), 0.5))}, "at least 1, the lowest is 0.5"),
         ("one-coin", {"prior": "firm"}, "'accurate', 'rater', 'stan', 'flat', or give a CoinPrior"),
-        ("one-coin", {"class_prior": "known"}, "'uniform' or 'learned'"),
+        ("one-coin", {"class_prior": "known"}, "choose one of uniform, learned"),
         ("one-coin", {"class_prior": "learned", "prior": CoinPrior(np.ones(3), 2.0, 1.0)}, "for 3 classes, the table has 2"),
-        ("zencrowd", {"start": 1.0}, "start=1.0: choose an accuracy between 0 and 1"),
+        ("zencrowd", {"start": 1.0}, "start=1.0: choose a number between 0 and 1"),
         ("mace", {"competence": (0.0, 0.5)}, "two numbers > 0"),
         ("mace", {"habits": -1.0}, "habits=-1.0"),
         ("mace", {"restarts": 0}, "restarts=0"),

@@ -307,7 +307,7 @@ def test_what_is_known_of_the_fit_is_said() -> None:
         ({"epochs": 2.5}, ValueError, "epochs=2.5: choose a whole number"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate=0.0: choose a number > 0"),
         ({"learning_rate": math.nan}, ValueError, "learning_rate=nan: choose a number"),
-        ({"l2": -1.0}, ValueError, "l2=-1.0: choose a number of at least 0"),
+        ({"l2": -1.0}, ValueError, "l2=-1.0: choose a number >= 0"),
         ({"random_state": -1}, ValueError, "random_state=-1: choose a whole number from 0 to"),
         ({"random_state": None}, ValueError, "random_state=None"),
         ({"class_balance": [0.5, 0.5]}, TypeError, "a dict or a Series by class, not list"),

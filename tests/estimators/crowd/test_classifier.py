@@ -430,12 +430,12 @@ def test_folders_of_other_data_or_settings_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"method": "magic"}, "method='magic': choose one of ccem"),
+        ({"method": "magic"}, "unknown method 'magic': choose one of ccem"),
         ({"strength": -1.0}, "strength=-1.0: choose a number >= 0"),
         ({"method": "ccem", "strength": 0.1}, "the method 'ccem' has no term"),
         ({"method": "ccem", "strength": "selected"}, "the method 'ccem' has no term"),
         ({"strength": "selected", "selection": "last"}, "nothing selects otherwise"),
-        ({"initial_accuracy": 1.0}, "initial_accuracy=1.0: choose a number between 0 and 1, or 'published'"),
+        ({"initial_accuracy": 1.0}, "initial_accuracy=1.0: choose a number between 0 and 1 or 'published'"),
         ({"epochs": 0}, "epochs=0: choose a whole number of at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: choose a number > 0"),
         ({"selection": "gold"}, "selection='gold' and validation"),

@@ -860,7 +860,7 @@ def test_defaults_are_the_papers_where_the_objective_is() -> None:
     [
         (
             {"objective": "exact"},
-            "objective='exact': choose one of 'joint', 'composite', 'as_written', 'as_coded'",
+            "objective='exact': choose one of joint, composite, as_written, as_coded",
         ),
         ({"rounds": 0}, "rounds=0: choose a whole number of at least 1"),
         ({"rounds": 2.5}, "rounds=2.5: choose a whole number"),
@@ -871,11 +871,11 @@ def test_defaults_are_the_papers_where_the_objective_is() -> None:
         ({"batch": 10.5}, "batch=10.5"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: choose a number > 0"),
         ({"learning_rate": math.nan}, "learning_rate=nan"),
-        ({"tolerance": -1.0}, "tolerance=-1.0: choose a number of at least 0"),
+        ({"tolerance": -1.0}, "tolerance=-1.0: choose a number >= 0"),
         ({"random_state": None}, "random_state=None: choose a whole number"),
         ({"prior": "accurate"}, "prior='accurate': give a LIAPrior, 'held-out' or None"),
         ({"dependence": "discount"}, "LIA cannot discount dependent labels"),
-        ({"dependence": "maybe"}, "'warn', 'discount' or 'ignore'"),
+        ({"dependence": "maybe"}, "choose one of warn, discount, ignore"),
     ],
 )
 def test_bad_parameters_raise_at_fit_and_name_the_choices(options: dict[str, Any], words: str) -> None:

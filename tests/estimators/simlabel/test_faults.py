@@ -88,7 +88,7 @@ def test_annotators_who_see_it_otherwise_are_told_apart(architecture: str) -> No
         ({"variant": "new"}, "variant='new': choose one of recommended, paper, released"),
         (
             {"similarity": "cosine"},
-            "similarity='cosine': choose one of kappa, bennett, krippendorff, pearson",
+            "similarity='cosine': choose one of None, kappa, bennett, krippendorff, pearson",
         ),
         ({"imputed": "all"}, "imputed='all': choose one of similarity, loss"),
         ({"selection": "gold"}, "selection='gold': choose one of held-out, last"),

@@ -315,7 +315,7 @@ def test_methods_without_a_meaning_are_refused(given: dict[str, object], words: 
 
 def test_what_cannot_be_learned_is_refused() -> None:
     for names, words in (
-        (("spread",), "cannot learn spread"),
+        (("spread",), "learned='spread': choose one of"),
         (("accuracy",), "accuracy to learn"),
         (("population",), "population to learn"),
     ):
