@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from probcrowd.data.votes import DenseVotes, Support
+from probcrowd.data.vote_tensors import DenseVotes, Support
 from probcrowd.inference.meta import jacobian as curvature
 from probcrowd.inference.meta.adaptation import Method, em, meta_loss, noisy_support
 from probcrowd.inference.meta.guide import query_elbo

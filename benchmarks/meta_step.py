@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from probcrowd.data.images import ClassItems
-from probcrowd.data.votes import DenseVotes, Support
+from probcrowd.data.vote_tensors import DenseVotes, Support
 from probcrowd.inference.meta.adaptation import Method, em, meta_loss
 from probcrowd.models.encoders import MLP, Conv4, embed
 from probcrowd.models.meta.prototype import Prior

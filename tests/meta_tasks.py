@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probcrowd.data.votes import DenseVotes, Support
+from probcrowd.data.vote_tensors import DenseVotes, Support
 from probcrowd.models.meta.prototype import Prior
 
 

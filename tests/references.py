@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from probcrowd.data.votes import DenseVotes, Support
+from probcrowd.data.vote_tensors import DenseVotes, Support
 from probcrowd.models.meta.prototype import Prior
 
 

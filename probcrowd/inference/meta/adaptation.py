@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probcrowd.data.votes import DenseVotes, Support
+from probcrowd.data.vote_tensors import DenseVotes, Support
 from probcrowd.inference.meta import em, variational
 from probcrowd.inference.meta.guide import query_elbo
 from probcrowd.metrics.tensors import highest

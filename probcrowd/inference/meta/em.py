@@ -6,7 +6,7 @@ r"""Closed-form EM for the prototype crowd, batched over tasks and differentiabl
             confusion[j, k, l] = (sum over items i that j called l of r[i, k] + c[k, l]) / (the same, summed over l)
     E step  r[i, :]  = softmax_k( u[i].prototype[k] - |prototype[k]|^2 / 2 + log class_prior[k] + sum_{j,l} V[i, jl] log confusion[j, k, l] )
 
-r are the responsibilities, u the embeddings (b i d), V the votes (`probcrowd.data.votes`). J steps are J M steps with J - 1 E steps between
+r are the responsibilities, u the embeddings (b i d), V the votes (`probcrowd.data.vote_tensors`). J steps are J M steps with J - 1 E steps between
 them, so one step never uses the confusion matrices. Sizes may differ between the tasks of a batch: `items` and `classes` mark the real
 ones, an annotator without votes changes nothing.
 """
@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probcrowd.data.votes import Support
+from probcrowd.data.vote_tensors import Support
 from probcrowd.inference.meta import jacobian as curvature
 from probcrowd.inference.meta.fixed_point import FixedPoint, implicit_step, one_step, run_to_fixed_point
 from probcrowd.models.meta.prototype import LOG_ZERO, Prior, confusion_counts, label_counts, predictive_scores

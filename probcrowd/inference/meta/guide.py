@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from pyro import poutine
 from torch import Tensor
 
-from probcrowd.data.votes import Support
+from probcrowd.data.vote_tensors import Support
 from probcrowd.inference.meta import em
 from probcrowd.models.meta.prototype import Prior, predictive_scores
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcrowd.data.votes import Support, Votes
+from probcrowd.data.vote_tensors import Support, Votes
 from probcrowd.models.meta.prototype import Prior, label_counts
 
 DENSE_LIMIT = 4096  # unknowns per task; the dense matrix of one task then takes 134 MB in float64

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probcrowd.data.votes import Support
+from probcrowd.data.vote_tensors import Support
 from probcrowd.inference.meta import em
 from probcrowd.models.meta.population import Population
 from probcrowd.models.meta.prototype import LOG_ZERO, Prior, confusion_counts

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probcrowd.data.votes import Support, Votes
+from probcrowd.data.vote_tensors import Support, Votes
 
 Scalar = Float[Tensor, ""] | float
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.files import by_item, some
-from probcrowd.data.votes import SparseVotes, Support
+from probcrowd.data.vote_tensors import SparseVotes, Support
 from probcrowd.inference.meta.adaptation import Method, adapt, explained, log_classes
 from probcrowd.runs.meta.configuration import MetaTraining
 from probcrowd.runs.meta.train import evaluating, new_encoder

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from probcrowd.data.images import load, select
-from probcrowd.data.votes import DenseVotes, Support
+from probcrowd.data.vote_tensors import DenseVotes, Support
 from probcrowd.inference.meta import em
 from probcrowd.inference.meta import jacobian as curvature
 from probcrowd.inference.meta.adaptation import (

@@ -10,7 +10,7 @@ import references as ref
 import torch
 from meta_tasks import batch_b, close, one_task
 
-from probcrowd.data.votes import DenseVotes, SparseVotes, Support
+from probcrowd.data.vote_tensors import DenseVotes, SparseVotes, Support
 from probcrowd.inference.meta import em
 from probcrowd.models.meta.prototype import Prior, log_predictive
 

@@ -11,7 +11,7 @@ import torch
 from meta_tasks import batch_b, close
 from torch import Tensor
 
-from probcrowd.data.votes import DenseVotes, SparseVotes, Support
+from probcrowd.data.vote_tensors import DenseVotes, SparseVotes, Support
 from probcrowd.inference.meta import em
 from probcrowd.inference.meta import jacobian as curvature
 from probcrowd.inference.meta.fixed_point import FixedPoint, implicit_step, one_step

@@ -12,7 +12,7 @@ from meta_episodes import SHAPE, blobs, episodes_of, images
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from probcrowd.data.votes import DenseVotes, Support
+from probcrowd.data.vote_tensors import DenseVotes, Support
 from probcrowd.inference.meta.adaptation import dawid_skene, majority
 from probcrowd.inference.meta.maml import (
     GradientSteps,

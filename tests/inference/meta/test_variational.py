@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 from torch import Tensor, nn
 
 from probcrowd.data.images import load, select
-from probcrowd.data.votes import DenseVotes, Support
+from probcrowd.data.vote_tensors import DenseVotes, Support
 from probcrowd.inference.meta import em, variational
 from probcrowd.inference.meta.adaptation import Method, adapt, explained, meta_loss, predict
 from probcrowd.models.encoders import MLP

@@ -17,7 +17,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.rows import Rows
-from probcrowd.data.votes import SparseVotes
+from probcrowd.data.vote_tensors import SparseVotes
 from probcrowd.inference.posterior.density import Target, make_data, make_target
 from probcrowd.models.catalogue import MODELS, find_model
 from probcrowd.models.meta.prototype import Prior, prototype_crowd

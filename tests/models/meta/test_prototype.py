@@ -20,7 +20,7 @@ from pyro.infer import TraceEnum_ELBO
 from scipy import stats
 from torch import Tensor
 
-from probcrowd.data.votes import DenseVotes, SparseVotes, Support, Votes
+from probcrowd.data.vote_tensors import DenseVotes, SparseVotes, Support, Votes
 from probcrowd.inference.meta import em
 from probcrowd.inference.meta.guide import em_guide
 from probcrowd.models.meta.prototype import Prior, prototype_crowd

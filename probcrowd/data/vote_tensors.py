@@ -1,13 +1,14 @@
-r"""Annotations as one linear operator, which is all that EM needs to know about them.
+r"""Annotations of a batch of tasks as one linear operator in torch, which is all that EM needs to know about them.
 
-V has a row per item and a column per (annotator, label) pair; V[i, jl] is the weight with which annotator j gave item i the label l,
-0 where there is no annotation. Two products carry a whole EM iteration (b: tasks in the batch):
+V has a row per item and a column per (annotator, label) pair; V[i, jl] is the weight with which annotator j gave item i
+the label l, 0 where there is no annotation. Two products carry a whole EM iteration (b: tasks in the batch):
 
-    evidence(table)  = V @ table   (b, i, k)    table[jl, k] = log P(j says l | truth k);  sums what the annotations say of each item
-    counts(weights)  = V' @ weights (b, j l, k)  weights[i, k] = responsibilities;          counts who said what of which class
+    evidence(table) = V @ table     (b, i, k)     table[jl, k] = log P(j says l | truth k); sums the evidence by item
+    counts(weights) = V' @ weights  (b, jl, k)    weights[i, k] = responsibilities; expected counts
 
-`DenseVotes` holds V as numbers: fastest for episodes, a thousand small tasks in one matrix product. `SparseVotes` holds one row per
-annotation, in O(rows) memory: for long tables. Both are differentiable in the table and in the weights; neither alters its input.
+`DenseVotes` holds V as an array: fastest for episodes, a thousand small tasks in one matrix product. `SparseVotes` holds
+one row per annotation, in O(rows) memory: for long tables. Both are differentiable in the table and in the weights;
+neither changes its input.
 """
 
 from __future__ import annotations
@@ -34,16 +35,11 @@ class DenseVotes:
     def from_labels(
         labels: Int[Tensor, "b i j"], num_labels: int, dtype: torch.dtype | None = None
     ) -> DenseVotes:
-        """Votes from coded labels; a negative code means that the annotator did not label the item."""
-        tasks, items, annotators = labels.shape
-        votes = labels[..., None] == torch.arange(
-            num_labels, device=labels.device
-        )  # (b, i, j, l), false where the label is missing
-        return DenseVotes(
-            votes.reshape(tasks, items, annotators * num_labels).to(dtype or torch.get_default_dtype()),
-            annotators,
-            num_labels,
-        )
+        """Votes from coded labels; a negative code marks an item that the annotator did not label."""
+        annotators = labels.shape[2]
+        codes = torch.arange(num_labels, device=labels.device)
+        votes = (labels[..., None] == codes).flatten(2)  # (b, i, jl); all false where the label is missing
+        return DenseVotes(votes.to(dtype or torch.get_default_dtype()), annotators, num_labels)
 
     def evidence(self, table: Float[Tensor, "b jl k"]) -> Float[Tensor, "b i k"]:
         """V @ table."""
@@ -54,9 +50,8 @@ class DenseVotes:
         return torch.bmm(self.matrix.transpose(1, 2), weights)
 
     def totals(self) -> Float[Tensor, "b i l"]:
-        """How much weight each label of an item has, over all annotators."""
-        tasks, items, _ = self.matrix.shape
-        return self.matrix.reshape(tasks, items, self.num_annotators, self.num_labels).sum(2)
+        """Total weight of each label of an item, over all annotators."""
+        return self.matrix.unflatten(2, (self.num_annotators, self.num_labels)).sum(2)
 
     def dense(self) -> DenseVotes:
         """These votes."""
@@ -65,9 +60,10 @@ class DenseVotes:
 
 @dataclass(frozen=True)
 class SparseVotes:
-    """V as rows, kept in two orders; `SparseVotes.build` and `from_annotations` make one.
+    """V as rows in two orders, by item and by pair; built by `build` and `from_annotations`.
 
-    Items and (annotator, label) pairs are numbered across the batch: item b*num_items + i, pair (b*num_annotators + j)*num_labels + l.
+    Items and (annotator, label) pairs are numbered across the batch: item b * num_items + i,
+    pair (b * num_annotators + j) * num_labels + l.
     """
 
     pair_by_item: Int[Tensor, " n"]
@@ -112,15 +108,10 @@ class SparseVotes:
     @staticmethod
     def from_annotations(annotations: Annotations, dtype: torch.dtype | None = None) -> SparseVotes:
         """The votes of one table, as a batch of one task."""
-        weight = (
-            torch.ones(len(annotations))
-            if annotations.weight is None
-            else torch.from_numpy(annotations.weight.copy())
-        )
-        item, annotator, label = (
-            torch.from_numpy(codes.copy())
-            for codes in (annotations.item, annotations.annotator, annotations.label)
-        )
+        given = annotations.weight
+        weight = torch.ones(len(annotations)) if given is None else torch.from_numpy(given.copy())
+        columns = annotations.item, annotations.annotator, annotations.label
+        item, annotator, label = (torch.from_numpy(codes.copy()) for codes in columns)
         return SparseVotes.build(
             torch.zeros_like(item),
             item,
@@ -144,10 +135,9 @@ class SparseVotes:
         return sums.unflatten(0, (self.num_tasks, -1))
 
     def totals(self) -> Float[Tensor, "b i l"]:
-        """How much weight each label of an item has, over all annotators."""
-        identity = torch.eye(
-            self.num_labels, dtype=self.weight_by_item.dtype, device=self.weight_by_item.device
-        )
+        """Total weight of each label of an item, over all annotators."""
+        weight = self.weight_by_item
+        identity = torch.eye(self.num_labels, dtype=weight.dtype, device=weight.device)
         return self.evidence(identity.repeat(self.num_tasks, self.num_annotators, 1))
 
     def dense(self) -> DenseVotes:
@@ -165,10 +155,10 @@ Votes = DenseVotes | SparseVotes
 
 @dataclass(frozen=True)
 class Support:
-    """The labelled items of a batch of tasks: embeddings (b i d), their votes, and which items and classes are real (None: all).
+    """Labelled items of a batch of tasks: embeddings (b i d), votes, and masks of real items and classes (None: all).
 
     Raises:
-        ValueError: a real item has no annotation (its start would be undefined), or is said to be of a class outside its task.
+        ValueError: a real item has no annotation (its start would be undefined), or a label outside its task's classes.
     """
 
     embeddings: Float[Tensor, "b i d"]
@@ -179,21 +169,22 @@ class Support:
     def __post_init__(self) -> None:
         totals = self.votes.totals().detach()
         if totals.shape[:2] != self.embeddings.shape[:2]:
-            raise ValueError(
-                f"votes are for (tasks, items) {tuple(totals.shape[:2])}, embeddings for {tuple(self.embeddings.shape[:2])}"
-            )
-        empty = totals.sum(-1) == 0 if self.items is None else (totals.sum(-1) == 0) & self.items
+            shapes = tuple(totals.shape[:2]), tuple(self.embeddings.shape[:2])
+            raise ValueError(f"votes are for (tasks, items) {shapes[0]}, embeddings for {shapes[1]}")
+        empty = totals.sum(-1) == 0
+        empty = empty if self.items is None else empty & self.items
         if bool(empty.any()):
             named = [tuple(pair) for pair in empty.nonzero()[:5].tolist()]
             raise ValueError(
-                f"{int(empty.sum())} support items have no annotation, at (task, item) {named}: remove them or pad with items=False"
+                f"{int(empty.sum())} support items have no annotation, at (task, item) {named}: "
+                "remove them or pad with items=False"
             )
         if self.classes is not None and bool((totals.sum(1) * ~self.classes).any()):
             raise ValueError("some annotations give a label that `classes` excludes from their task")
 
 
 def _starts(groups: Int[Tensor, " n"], num_groups: int) -> Int[Tensor, " g"]:
-    """Where each group begins once the rows are sorted by group."""
+    """Start of each group in rows sorted by group."""
     sizes = torch.bincount(groups, minlength=num_groups)
     return torch.cumsum(sizes, 0) - sizes
 
@@ -204,5 +195,5 @@ def _weighted_sums(
     starts: Int[Tensor, " g"],
     table: Float[Tensor, "r k"],
 ) -> Float[Tensor, "g k"]:
-    # embedding_bag sums sorted rows without writing the gathered rows to memory; index_add_ is ten times slower on a CPU
+    # embedding_bag does not write the gathered rows to memory; index_add_ is ten times slower on a CPU
     return embedding_bag(index, table, starts, mode="sum", per_sample_weights=weight)
