@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from probcrowd.data.table import read_table
 from probcrowd.data.tensors import AnnotationTensors
-from probcrowd.estimators.crowd.inputs import read_items
 from probcrowd.estimators.crowd.methods import METHODS, Task, make_channel
-from probcrowd.estimators.crowd.split import split_of
+from probcrowd.estimators.network.inputs import read_items
+from probcrowd.estimators.network.split import split_items
 from probcrowd.inference.crowd.training import TrainingOptions, train
 from probcrowd.models.crowd.aggregated_labels import majority
 from probcrowd.models.crowd.base import Channel, NetworkOutput
@@ -65,7 +65,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     features, labels = table(np.random.default_rng(0))
     items = read_items(features)
-    split = split_of(read_table(labels), items, 0.0, 0, "cpu")
+    split, _ = split_items(read_table(labels), items, 0.0, 0, "cpu")
     task = Task(split.rows, split.labels, 128)
     votes = majority(split.labels.votes(CLASSES)).argmax(1)
     channels: dict[str, Channel] = {"hard labels": HardLabels(votes)}
@@ -85,7 +85,7 @@ def main() -> None:
             train(
                 networks[name],
                 channel,
-                lambda places: items(split.place[places]),
+                split.inputs,
                 split.labels,
                 TrainingOptions(epochs=1, batch=arguments.batch),
                 seed=epoch,

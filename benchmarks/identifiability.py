@@ -84,7 +84,7 @@ def error(case: str, items: int, seed: int, epochs: int = 60, **options: Any) ->
         "epochs": epochs,
         "random_state": seed,
     }
-    fitted = CrowdClassifier(table, **rest, **options)
+    fitted = CrowdClassifier(network=table, **rest, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         known = crowd(case, 500, seed + 1000)

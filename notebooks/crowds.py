@@ -79,7 +79,7 @@ def network(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 options = {"epochs": EPOCHS, "learning_rate": 5e-3}
-fitted = CrowdClassifier(network, "geocrowdnet-f", **options).fit(pictures, labels)
+fitted = CrowdClassifier(network=network, method="geocrowdnet-f", **options).fit(pictures, labels)
 print(fitted.predict_proba(pictures[test[:3]]).round(2))
 print(
     f"epoch {fitted.epoch_} of {len(fitted.history_)} selected,"
@@ -110,7 +110,7 @@ confusion_figure(fitted.confusion_.loc[shown], simulated.confusion.loc[shown]).s
 
 # %%
 selected = CrowdClassifier(
-    network, "geocrowdnet-f", strength="selected", **{**options, "epochs": max(EPOCHS // 4, 2)}
+    network=network, method="geocrowdnet-f", strength="selected", **{**options, "epochs": max(EPOCHS // 4, 2)}
 ).fit(pictures, labels)
 print(selected.strengths_.round(4).assign(selected=selected.strengths_.index == selected.strength_))
 
@@ -133,7 +133,7 @@ for method in (
     "ccem",
     "geocrowdnet-w",
 ):
-    other = CrowdClassifier(network, method, **options).fit(pictures, labels)
+    other = CrowdClassifier(network=network, method=method, **options).fit(pictures, labels)
     print(f"{method:15s} {other.score(pictures[test], truth[test]):.3f}")
 print(f"geocrowdnet-f   {fitted.score(pictures[test], truth[test]):.3f}")
 
@@ -144,7 +144,9 @@ print(f"geocrowdnet-f   {fitted.score(pictures[test], truth[test]):.3f}")
 # ends with bit-identical results.
 
 # %%
-CrowdClassifier(network, "geocrowdnet-f", **options).fit(pictures, labels, folder=OUT / "fit", resume=True)
+CrowdClassifier(network=network, method="geocrowdnet-f", **options).fit(
+    pictures, labels, folder=OUT / "fit", resume=True
+)
 again = load_crowd_classifier(OUT / "fit", network)
 print(bool((again.predict_proba(pictures[test]) == fitted.predict_proba(pictures[test])).all(axis=None)))
 figure, axis = plt.subplots(figsize=(5, 3))

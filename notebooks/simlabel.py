@@ -98,8 +98,10 @@ def encoder(shape: tuple[int, ...]) -> nn.Module:
 
 
 options = {"epochs": EPOCHS, "learning_rate": 5e-3}
-skipped = SimLabel(encoder, missing="skip", **options).fit(pictures, said)
-fitted = SimLabel(encoder, threshold=0.6, **options).fit(pictures, said, folder=OUT / "fit", resume=True)
+skipped = SimLabel(encoder=encoder, missing="skip", **options).fit(pictures, said)
+fitted = SimLabel(encoder=encoder, threshold=0.6, **options).fit(
+    pictures, said, folder=OUT / "fit", resume=True
+)
 one = test[truth[test] == 1][:1]  # a seven to the north, an eight to the one who is upside down
 for way, fit in {"skip": skipped, "similarity": fitted}.items():
     print(way, fit.predict_annotators(pictures[one]).iloc[0].to_dict())
@@ -115,7 +117,7 @@ print(fitted.annotator_proba(pictures[one], ["north-1", "east-1", "upside"]).rou
 
 # %%
 shuffled = pd.DataFrame(rng.permuted(kept.to_numpy(), axis=1), kept.index, kept.columns)
-control = SimLabel(encoder, missing="skip", epochs=1, selection="last").fit(pictures, long(shuffled))
+control = SimLabel(encoder=encoder, missing="skip", epochs=1, selection="last").fit(pictures, long(shuffled))
 
 
 def groups(matrix: pd.DataFrame) -> str:
@@ -214,7 +216,7 @@ shown = ["mean_accuracy", "standard_error", "log_loss", "dic_relative", "bae", "
 def judged(**changes: object) -> pd.Series:
     """Of another fit."""
     return (
-        SimLabel(encoder, **{**options, **changes})
+        SimLabel(encoder=encoder, **{**options, **changes})
         .fit(pictures, said)
         .evaluate(pictures[test], asked, truth[test])
         .overall

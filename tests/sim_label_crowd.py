@@ -11,8 +11,8 @@ import pytest
 from torch import nn
 
 from probcrowd.data.table import read_table
-from probcrowd.estimators.crowd.inputs import read_items
-from probcrowd.estimators.crowd.split import split_of
+from probcrowd.estimators.network.inputs import read_items
+from probcrowd.estimators.network.split import split_items
 from probcrowd.estimators.simlabel.options import ARCHITECTURES
 from probcrowd.estimators.simlabel.sim_label import SimLabel
 
@@ -57,13 +57,15 @@ def embed(shape: tuple[int, ...]) -> nn.Module:
 def ready(architecture: str = "madl", encoder: Any = embed, **more: Any) -> SimLabel:
     options = {"width": 16} if architecture == "qumatl" else {}
     return SimLabel(
-        encoder, architecture, **{"epochs": 3, "batch": 16, "learning_rate": 0.02, "options": options} | more
+        encoder=encoder,
+        architecture=architecture,
+        **{"epochs": 3, "batch": 16, "learning_rate": 0.02, "options": options} | more,
     )
 
 
 def held_out(said: pd.DataFrame, seen: pd.DataFrame, seed: int = 0) -> list[str]:
-    split = split_of(read_table(said), read_items(seen), 0.1, seed, "cpu")
-    return list(seen.index[split.held_place.numpy()])
+    _, part = split_items(read_table(said), read_items(seen), 0.1, seed, "cpu")
+    return list(seen.index[part.place.numpy()])
 
 
 def require_same(left: SimLabel, right: SimLabel, seen: Any) -> None:

@@ -11,7 +11,7 @@ from probcrowd.estimators.aggregation.item_models import GLAD, KOS, MinimaxEntro
 from probcrowd.estimators.aggregation.majority import MajorityVote
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.lia.lia import LIA
-from probcrowd.estimators.lia.truth_network import NetworkAggregator
+from probcrowd.estimators.lia.network_aggregator import NetworkAggregator
 from probcrowd.estimators.lia.two_stage import TwoStage
 
 AGGREGATORS: dict[str, Callable[..., Aggregator]] = {

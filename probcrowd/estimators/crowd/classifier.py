@@ -1,9 +1,10 @@
-"""The front door to learning a classifier from annotators: any torch network, any method of `probcrowd.estimators.crowd.methods`."""
+"""Learn a classifier from several imperfect annotators: any torch network, any method of `methods.METHODS`."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,99 +12,84 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from probcrowd.data.files import some
-from probcrowd.data.rows import Rows
-from probcrowd.data.table import Table, read_table
+from probcrowd.data.options import check_number, check_option
 from probcrowd.data.tensors import AnnotationTensors
-from probcrowd.estimators.crowd.fit import (
-    fitted,
-    held_out_from,
-    kept_in,
-    made,
-    remade,
-    same_network,
-    some_of,
-    trained_on,
+from probcrowd.estimators.crowd.methods import Start, Task, find_method, make_channel
+from probcrowd.estimators.crowd.strength import compare_strengths, select_strength
+from probcrowd.estimators.network.estimator import NetworkEstimator
+from probcrowd.estimators.network.fit import (
+    FittedNetwork,
+    build_network,
+    example,
+    numbers_of,
+    restore_fit,
+    restore_network,
+    restore_rows,
+    save_network,
 )
-from probcrowd.estimators.crowd.inputs import Items, classes_of, read_items
-from probcrowd.estimators.crowd.methods import Start, Task, make_channel
-from probcrowd.estimators.crowd.options import check, read_said
-from probcrowd.estimators.crowd.results import CrowdAnswers
-from probcrowd.estimators.crowd.saved import load_result, rows_of, save_result, settings_of
-from probcrowd.estimators.crowd.split import Judge, Split, held_out_scores, known_scores, renamed, split_of
-from probcrowd.estimators.crowd.strength import chosen_strength, compared_strengths, load_strengths
+from probcrowd.estimators.network.inputs import (
+    Items,
+    class_codes,
+    read_items,
+    read_labels,
+    require_two_classes,
+)
+from probcrowd.estimators.network.options import check_training
+from probcrowd.estimators.network.split import (
+    ItemScores,
+    LabelledItems,
+    classes_permuted,
+    gold_scores,
+    held_out_scores,
+    split_items,
+)
 from probcrowd.inference.crowd.network_output import output_layer
-from probcrowd.inference.crowd.training import TrainingState
 from probcrowd.models.crowd.base import ConfusionChannel
 from probcrowd.models.encoders import small_network
-from probcrowd.storage.checkpoint import load_module
+from probcrowd.storage.fit import load_fit, load_table, stored_table
 
 Network = nn.Module | Callable[[tuple[int, ...], int], nn.Module]
-Selection = Literal["held-out", "last", "gold"]
+MIN_BATCH_PER_CLASS = 4  # items of a batch per class, below which a volume over the batch is too noisy
 
 
-class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
-    """A classifier learned from what several imperfect annotators said, together with what each of them makes of the truth.
+@dataclass(kw_only=True, eq=False, repr=False)
+class CrowdClassifier(NetworkEstimator):
+    """A classifier learned from the labels of several imperfect annotators, together with each annotator's confusion.
 
     Args:
-        network: a module from inputs (b, ...) to logits (b, classes), which is copied and trained on from its weights; or a function of the
-            shape of an input and the number of classes that makes one, under the seed. None: one hidden layer of 128 units for tables.
-        method: see `probcrowd.estimators.crowd.methods.METHODS`.
-        strength: of the method's term (the volumes of GeoCrowdNet, the trace of TraceReg). None: the method's own. "selected": of
-            `probcrowd.estimators.crowd.strength.STRENGTHS`, by the items that select the epoch, one fit each (`strengths_`, `strength_`).
-        initial_accuracy: where confusion matrices start on their diagonal, for any number of classes, or "published": the method's start. Methods that
-            count (raykar, mbem, max-mig, doctor-net, majority-vote, dawid-skene) start at the votes instead.
+        network: a module from inputs (b, ...) to logits (b, classes), which is copied and trained further from its
+            weights; or a function of the shape of an input and the number of classes that returns one, with random
+            weights drawn from `random_state`. None: one hidden layer of 128 units, for tables.
+        method: one of `probcrowd.estimators.crowd.methods.METHODS`.
+        strength: of the method's term (the volumes of GeoCrowdNet, the trace of TraceReg). None: the method's
+            default. "selected": chosen from `probcrowd.estimators.crowd.strength.STRENGTHS` by the items that select
+            the epoch, with one fit each (`strengths_`, `strength_`).
+        initial_accuracy: the initial diagonal of the confusion matrices, whatever the number of classes, or
+            "published": the method's own. Methods that count labels (raykar, mbem, max-mig, doctor-net,
+            majority-vote, dawid-skene) start at the votes instead.
         epochs, batch, learning_rate, channel_learning_rate, weight_decay, patience: of Adam, see
-            `probcrowd.inference.crowd.training.Training`. Confusion matrices learn faster than the network by default, or would stay near their start.
-        selection: which epoch is the result. "held-out": the best by the log score of the labels of items that are held out; "last": the
-            last; "gold": the best by accuracy on the `validation` that `fit` is given.
-        validation_fraction: of the items with labels, held out where they select.
-        options: of the method: {"running": True} takes the volume of GeoCrowdNet(F) over an epoch instead of a batch.
-        random_state: the seed of new networks, of what is held out, of batches and of dropout. progress: shows a bar.
+            `probcrowd.inference.crowd.training.TrainingOptions`. By default confusion matrices learn faster than the
+            network; otherwise they would stay near their initial values.
+        selection: which epoch is the result. "held-out": the best by the log score of the labels of held-out items;
+            "last": the last; "gold": the best by accuracy on the `validation` passed to `fit`.
+        validation_fraction: the share of labelled items to hold out for selection="held-out".
+        options: of the method: {"running": True} takes the volume of GeoCrowdNet(F) over an epoch, not a batch.
+        random_state: the seed of new networks, held-out items, batches and dropout. progress: show a progress bar.
         device: of torch.
 
-    After `fit`: `classes_`, `network_`, `history_`, `epoch_` (the one selected), `degenerate_` (steps in which a volume was next to singular).
+    After `fit`: `classes_`, `network_`, `history_`, `epoch_` (the one selected), `degenerate_` (steps in which a
+    volume was almost singular), `confusion_`, `annotators_`.
     """
 
-    def __init__(
-        self,
-        network: Network | None = None,
-        method: str = "geocrowdnet-f",
-        *,
-        strength: float | Literal["selected"] | None = None,
-        initial_accuracy: Start = 0.8,
-        epochs: int = 100,
-        batch: int = 64,
-        learning_rate: float = 1e-3,
-        channel_learning_rate: float | None = 1e-2,
-        weight_decay: float = 0.0,
-        patience: int | None = None,
-        selection: Selection = "held-out",
-        validation_fraction: float = 0.1,
-        options: Mapping[str, Any] | None = None,
-        random_state: int = 0,
-        progress: bool = False,
-        device: str = "cpu",
-    ) -> None:
-        self.network: Network | None = network
-        self.method = method
-        self.strength: float | Literal["selected"] | None = strength
-        self.initial_accuracy: Start = initial_accuracy
-        self.epochs = epochs
-        self.batch = batch
-        self.learning_rate = learning_rate
-        self.channel_learning_rate = channel_learning_rate
-        self.weight_decay = weight_decay
-        self.patience = patience
-        self.selection: Selection = selection
-        self.validation_fraction = validation_fraction
-        self.options = options
-        self.random_state = random_state
-        self.progress = progress
-        self.device = device
+    network: Network | None = None
+    method: str = "geocrowdnet-f"
+    strength: float | Literal["selected"] | None = None
+    initial_accuracy: Start = 0.8
+    channel_learning_rate: float | None = 1e-2
+    selection: Literal["held-out", "last", "gold"] = "held-out"
 
     def fit(
         self,
@@ -115,213 +101,199 @@ class CrowdClassifier(CrowdAnswers, ClassifierMixin, BaseEstimator):
         folder: Path | str | None = None,
         resume: bool = False,
     ) -> CrowdClassifier:
-        """This estimator, fitted.
+        """Train the network and the channel; returns this estimator.
 
         Args:
-            X: inputs by item: a data frame (ids are its index), an array or a tensor of any shape, or a torch Dataset, read as it is needed.
-                Items without labels are left out.
-            annotations: a long table of item, annotator and label, an `Annotations`, or a matrix of labels, items x annotators, in which
-                NaN, None or `missing_label` marks what nobody said.
+            X: inputs by item: a data frame (ids are its index), an array or a tensor of any shape, or a torch
+                Dataset, read as needed. Items without labels are ignored.
+            annotations: a long table of item, annotator and label, an `Annotations`, or a matrix of labels, items x
+                annotators, in which NaN, None or `missing_label` marks missing labels.
             validation: inputs and true classes for selection="gold".
-            folder: where a checkpoint is kept after every epoch, and in the end the fit (`load_crowd_classifier`). resume: go on from there.
+            folder: where to save a checkpoint after every epoch and, at the end, the fit (`load_crowd_classifier`).
+            resume: continue the fit in the folder.
 
         Raises:
-            TypeError, ValueError: tables that cannot be read, items that X has not, a network that gives other numbers of logits.
-            FloatingPointError: the loss is not a number any more.
+            TypeError, ValueError: invalid tables or parameters, labelled items that X lacks, a network with another
+                number of logits than classes.
+            FloatingPointError: the loss is no longer finite.
         """
-        check(self, validation, folder, resume)
+        self._check(validation)
         items = read_items(X, self.device)
-        table = read_table(read_said(annotations, missing_label, items))
-        if len(table.classes) < 2:
-            raise ValueError(
-                f"all labels are alike, {some(table.classes)}: there is nothing to tell apart; declare classes in Annotations.from_frame"
-            )
-        self.__dict__.pop("strengths_", None)
-        self.__dict__.pop("strength_", None)
-        split = split_of(table, items, self._held_share, int(self.random_state), self.device)
+        table = read_labels(annotations, missing_label, items)
+        require_two_classes(table)
+        for name in ("strengths_", "strength_"):
+            vars(self).pop(name, None)
+        share = float(self.validation_fraction) if self.selection == "held-out" else 0.0
+        trained, held_out = split_items(table, items, share, int(self.random_state), self.device)
         network = self._network(items, len(table.classes))
-        judge = self._score(items, table, split, validation)
-        settings = lambda path: settings_of(path, self._asked_for, network, table, items, validation)
-        with kept_in(folder, resume, settings) as (kept, options):
+        scores, more = self._scores(held_out, items, table.classes, validation)
+        with self._open(folder, resume, network, table, items, more) as saved:
             strength = self.strength
             if strength == "selected":
-                self.strengths_ = self._strengths(items, split, judge, None if kept is None else kept.path)
-                strongest = self.selection == "held-out" and self._name.startswith("geocrowdnet")
-                strength = self.strength_ = chosen_strength(self.strengths_, strongest=strongest)
-            channel = self._channel(network, split, items.shape, strength)
-            stands = fitted(self, network, channel, items, split, judge, **options)
-            if self._renamed(network, channel, items, split):
-                words = "a smaller strength, a lower learning rate or a larger initial_accuracy may keep them"
+                assert scores is not None
+                search = partial(self._compare_strengths, items, trained, scores)
+                self.strengths_ = stored_table(saved, "strengths", search)
+                identifies = self.selection == "held-out" and find_method(self.method).volume is not None
+                strength = self.strength_ = select_strength(self.strengths_, strongest=identifies)
+            channel = self._channel(network, Task(trained.rows, trained.labels), items.shape, strength)
+            done = self._train(network, channel, trained, scores, saved)
+            if classes_permuted(network, channel, trained):
                 warnings.warn(
-                    f"classes seem to have changed their names: what annotators call one, the network calls another: {words}",
+                    "the network's classes seem to be permuted: it calls one class what annotators call another; a "
+                    "smaller strength, a lower learning rate or a larger initial_accuracy may prevent this",
                     stacklevel=2,
                 )
-            ids = {"annotators": table.annotators, "classes": table.classes}
-            self._install(network, channel, stands, split.rows, ids, items.columns, items.shape)
-            if kept is not None:
+            ids = {"items": items.ids, "annotators": table.annotators, "classes": table.classes}
+            self._set_fitted(
+                FittedNetwork(network, channel, done, trained.rows, ids, items.columns, items.shape)
+            )
+            if saved is not None:
                 own = self.network is not None
-                save_result(
-                    kept,
-                    network,
-                    channel,
-                    stands,
-                    ids,
-                    items,
-                    split.rows,
-                    {"own_network": own, "strength": strength},
-                )
+                save_network(saved, self._fitted, {"own_network": own, "strength": strength})
         return self
 
-    def _install(
-        self,
-        network: nn.Module,
-        channel: ConfusionChannel,
-        stands: TrainingState,
-        rows: Rows,
-        ids: Mapping[str, pd.Index],
-        columns: tuple[str, ...],
-        shape: tuple[int, ...],
-    ) -> None:
-        self.network_, self._made = network, channel
-        self.classes_, self._annotators = ids["classes"], ids["annotators"]
-        self._columns, self._shape = columns, shape
-        self._labels = np.bincount(rows.annotator, minlength=rows.num_annotators)
-        self.history_ = (
-            pd.DataFrame(stands.history).astype({"epoch": int, "degenerate": int}).set_index("epoch")
+    @property
+    def confusion_(self) -> pd.DataFrame:
+        """P(label | true class) by (annotator, true class) and label, for items certain to be of that class.
+
+        Identified up to a permutation of the classes.
+        """
+        matrices = self._confusion()
+        rows = pd.MultiIndex.from_product(
+            [self._fitted.ids["annotators"].rename("annotator"), self.classes_.rename("true_class")]
         )
-        self.epoch_ = stands.selected
-        self.degenerate_ = int(stands.history[-1]["degenerate"])
-        if self.degenerate_:
-            words = (
-                "a larger batch, options={'running': True} or a smaller strength helps"
-                if self._name == "geocrowdnet-f"
-                else "lower the strength"
-            )
-            warnings.warn(
-                f"in {self.degenerate_} steps the volume was next to singular, and was taken with a ridge: {words}",
-                stacklevel=3,
-            )
+        return pd.DataFrame(matrices.reshape(len(rows), -1), rows, self.classes_.rename("label"))
 
     @property
-    def _name(self) -> str:
-        return self.method.replace("_", "-").lower()
+    def annotators_(self) -> pd.DataFrame:
+        """By annotator: accuracy (the mean diagonal of the confusion matrix) and the number of labels trained on."""
+        accuracy = self._confusion().diagonal(axis1=1, axis2=2).mean(1)
+        rows = self._fitted.rows
+        labels = np.bincount(rows.annotator, minlength=rows.num_annotators)
+        index = self._fitted.ids["annotators"].rename("annotator")
+        return pd.DataFrame({"accuracy": accuracy, "labels": labels}, index)
 
-    @property
-    def _held_share(self) -> float:
-        return float(self.validation_fraction) if self.selection == "held-out" else 0.0
-
-    @property
-    def _asked_for(self) -> dict[str, Any]:
-        """What the result depends on, besides the network."""
-        left_out = ("network", "progress", "device")
-        parameters = {
-            name: value for name, value in self.get_params(deep=False).items() if name not in left_out
-        }
-        return parameters | {"options": dict(self.options or {})}
-
-    def _network(self, items: Items, classes: int) -> nn.Module:
-        network = made(
-            small_network if self.network is None else self.network,
-            (items.shape, classes),
-            int(self.random_state),
-            self.device,
-        )
-        network.eval()
+    def _confusion(self) -> np.ndarray:
+        check_is_fitted(self, "classes_")
+        channel = self._fitted.channel
+        assert isinstance(channel, ConfusionChannel)
         with torch.no_grad():
-            found = network(some_of(items))
-        if found.ndim != 2 or found.shape[1] != classes:
+            return channel.confusion().double().cpu().numpy()
+
+    def _check(self, validation: Any) -> None:
+        """Raise a ValueError for parameters that are out of range or do not fit each other."""
+        has_term = find_method(self.method).strength is not None
+        check_number("initial_accuracy", self.initial_accuracy, above=0, below=1, others=("published",))
+        check_training(self)
+        check_number("channel_learning_rate", self.channel_learning_rate, above=0, others=(None,))
+        check_number("strength", self.strength, least=0, others=(None, "selected"))
+        check_option("selection", self.selection, ("held-out", "last", "gold"))
+        if self.strength == "selected" and self.selection == "last":
             raise ValueError(
-                f"the network gives {tuple(found.shape)} for a batch of {len(found)}; it must give a logit for each of {classes} classes"
+                "strength='selected' needs a score to select by: set selection='held-out' or 'gold'"
             )
-        return network
+        if self.strength == "selected" and not has_term:
+            raise ValueError(f"strength='selected': the method {self.method!r} has no term to weight")
+        if (self.selection == "gold") != (validation is not None):
+            raise ValueError("selection='gold' and validation=(X, classes) go together: give both or neither")
 
-    def _strengths(self, items: Items, split: Split, judge: Judge | None, out: Path | None) -> pd.DataFrame:
-        """What the items that select the epoch say of every strength."""
-        assert judge is not None
-
-        def scores(strength: float) -> tuple[np.ndarray, bool] | None:
-            network = self._network(items, split.rows.num_classes)
-            channel = self._channel(network, split, items.shape, strength)
-            try:
-                fitted(self, network, channel, items, split, judge)
-            except FloatingPointError:
-                return None
-            return judge(network, channel), self._renamed(network, channel, items, split)
-
-        return compared_strengths(scores, out)
-
-    def _renamed(self, network: nn.Module, channel: ConfusionChannel, items: Items, split: Split) -> bool:
-        return renamed(network, channel, trained_on(items, split), split.labels, split.rows.num_classes)
+    def _network(self, items: Items, num_classes: int) -> nn.Module:
+        network = small_network if self.network is None else self.network
+        module = build_network(network, (items.shape, num_classes), int(self.random_state), self.device)
+        with torch.no_grad():
+            logits = module(example(items))
+        if logits.ndim != 2 or logits.shape[1] != num_classes:
+            raise ValueError(
+                f"the network returns {tuple(logits.shape)} for a batch of {len(logits)}; "
+                f"it must return a logit for each of {num_classes} classes"
+            )
+        return module
 
     def _channel(
-        self, network: nn.Module, split: Split, shape: tuple[int, ...], strength: float | None
+        self, network: nn.Module, task: Task, shape: tuple[int, ...], strength: float | None
     ) -> ConfusionChannel:
         with torch.no_grad():
             head = output_layer(network.eval(), torch.zeros(2, *shape, device=self.device))
         layer = None if head is None else network.get_submodule(head)
         width = layer.in_features if isinstance(layer, nn.Linear) else 1
+        options = dict(self.options or {})
         with torch.random.fork_rng():
             torch.manual_seed(int(self.random_state) + 1)
-            task = Task(split.rows, split.labels, width)
-            channel = make_channel(self.method, task, self.initial_accuracy, strength, self.options or {})
+            task = replace(task, num_features=width)
+            channel = make_channel(self.method, task, self.initial_accuracy, strength, options)
         channel.head = head or ""
         if channel.needs_features and head is None:
             raise ValueError(
-                f"{self.method} needs a network whose logits are those of a torch.nn.Linear, and {type(network).__name__} has none"
+                f"{self.method} needs a network whose last layer is a torch.nn.Linear that returns the logits; "
+                f"{type(network).__name__} has none"
             )
-        if (
-            self._name == "geocrowdnet-f"
-            and self.batch < 4 * task.num_classes
-            and not (self.options or {}).get("running")
-        ):
-            words = f"batches of {self.batch} items say little of a volume over {task.num_classes} classes"
+        least = MIN_BATCH_PER_CLASS * task.rows.num_classes
+        volume = find_method(self.method).volume == "truth" and not options.get("running")
+        if volume and self.batch < least:
             warnings.warn(
-                f"{words}: take at least {4 * task.num_classes}, or options={{'running': True}}", stacklevel=3
+                f"batches of {self.batch} items determine a volume over {task.rows.num_classes} classes poorly: "
+                f"set batch to at least {least}, or options={{'running': True}}",
+                stacklevel=3,
             )
         return channel.to(self.device)
 
-    def _score(
-        self, items: Items, table: Table, split: Split, validation: tuple[Any, Any] | None
-    ) -> Judge | None:
-        """How well the items that select the epoch are foretold, each of them; None where the last epoch is selected."""
+    def _scores(
+        self, held_out: LabelledItems, items: Items, classes: pd.Index, validation: tuple[Any, Any] | None
+    ) -> tuple[ItemScores | None, list[np.ndarray]]:
+        """Scores of the items that select the epoch (None: the last epoch is the result), and their data."""
         if self.selection == "held-out":
-            return partial(held_out_scores, inputs=held_out_from(items, split), labels=split.held)
+            return partial(held_out_scores, part=held_out), []
         if validation is None:
-            return None
-        known = read_items(validation[0], self.device, items.columns or None)
+            return None, []
+        known = read_items(validation[0], self.device, items.columns)
         if known.shape != items.shape:
             raise ValueError(f"validation: inputs of shape {known.shape}, those of X have {items.shape}")
-        return partial(known_scores, inputs=known, truth=classes_of(validation[1], known, table.classes))
+        codes = class_codes(validation[1], known, classes)
+        return partial(gold_scores, items=known, truth=codes), [numbers_of(validation[0]), codes]
+
+    def _compare_strengths(self, items: Items, trained: LabelledItems, scores: ItemScores) -> pd.DataFrame:
+        def fit_scores(strength: float) -> tuple[np.ndarray, bool] | None:
+            network = self._network(items, trained.rows.num_classes)
+            channel = self._channel(network, Task(trained.rows, trained.labels), items.shape, strength)
+            try:
+                self._train(network, channel, trained, scores)
+            except FloatingPointError:
+                return None
+            return scores(network, channel), classes_permuted(network, channel, trained)
+
+        return compare_strengths(fit_scores)
+
+    def _set_fitted(self, fitted: FittedNetwork) -> None:
+        super()._set_fitted(fitted)
+        self.degenerate_ = int(self.history_["degenerate"].iloc[-1])
+        if self.degenerate_:
+            advice = (
+                "a larger batch, options={'running': True} or a smaller strength helps"
+                if find_method(self.method).volume == "truth"
+                else "lower the strength"
+            )
+            warnings.warn(
+                f"in {self.degenerate_} steps the volume was almost singular, and a ridge was added: {advice}",
+                stacklevel=3,
+            )
 
 
 def load_crowd_classifier(folder: Path | str, network: Network | None = None) -> CrowdClassifier:
-    """The finished fit that `CrowdClassifier.fit` kept in a folder; `network`: the same as there, where it was not the default one.
+    """Load the finished fit that `CrowdClassifier.fit` saved in a folder.
+
+    network: the one that the fit was given, if it was not the default.
 
     Raises:
-        ValueError: there is none, files of it are damaged, or the network is another.
+        ValueError: no finished fit, damaged files, or another network.
     """
-    path = Path(folder)
-    parameters, ids, saved = load_result(path)
-    state = dict(saved.state)
-    again = remade(CrowdClassifier, network, parameters, folder)
-    shape, classes = tuple(state["shape"]), len(ids["classes"])
-    learned = same_network(
-        network, small_network, (shape, classes), state["own_network"], parameters["network"], folder
-    )
-    load_module(learned, saved.tensors, "network")
-    rows = rows_of(saved, len(ids["annotators"]), classes)
-    empty = torch.zeros(0, dtype=torch.int64)
-    channel = again._channel(
-        learned,
-        Split(rows, AnnotationTensors.of(rows), empty, AnnotationTensors.of(rows), empty),
-        shape,
-        state["strength"],
-    )
-    load_module(channel, saved.tensors, "channel")
-    stands = TrainingState(**{name: state[name] for name in ("epoch", "best_epoch", "best_score", "history")})
-    learned.eval()
-    channel.eval()
-    again._install(learned, channel, stands, rows, ids, tuple(state["columns"]), shape)
-    if again.strength == "selected":
-        again.strengths_, again.strength_ = load_strengths(path), state["strength"]
-    return again
+    saved = load_fit(folder, "CrowdClassifier")
+    printed, shape = saved.parameters.pop("printed"), tuple(saved.state["shape"])
+    loaded = CrowdClassifier(network=network, **saved.parameters)
+    arguments = (shape, len(saved.ids["classes"]))
+    restored, rows = restore_network(saved, network, small_network, arguments, printed), restore_rows(saved)
+    strength = saved.state["strength"]
+    channel = loaded._channel(restored, Task(rows, AnnotationTensors.of(rows)), shape, strength)
+    loaded._set_fitted(FittedNetwork(**restore_fit(saved, restored, channel, rows)))
+    if loaded.strength == "selected":
+        loaded.strengths_, loaded.strength_ = load_table(folder, "strengths"), strength
+    return loaded

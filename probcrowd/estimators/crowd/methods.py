@@ -1,4 +1,4 @@
-"""The ways to learn a classifier from annotators that `CrowdClassifier` knows, by name, with their strengths and their published starts."""
+"""The methods of `CrowdClassifier` by name: the channel that each one trains, its default strength and published start."""
 
 from __future__ import annotations
 
@@ -33,102 +33,99 @@ Start = float | Literal["published"]
 
 @dataclass(frozen=True)
 class Task:
-    """What a channel is made for: the labels it may train on, as arrays and as tensors, and the width of what the last layer sees."""
+    """What a channel is built for: the labels to train on, as arrays and as tensors, and the width of the last layer.
+
+    Sizes include classes without labels, and annotators whose labels are all held out.
+    """
 
     rows: Rows
     labels: AnnotationTensors
-    num_features: int
+    num_features: int = 1
 
     @property
-    def num_classes(self) -> int:
-        """Classes, those that nobody named included."""
-        return self.rows.num_classes
-
-    @property
-    def num_annotators(self) -> int:
-        """Annotators, those all of whose labels are held out included."""
-        return self.rows.num_annotators
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of annotators and classes."""
+        return self.rows.num_annotators, self.rows.num_classes
 
 
 @dataclass(frozen=True)
 class Method:
-    """make: a channel, from a task, the logit on the diagonal at the start, the strength of the method's term, and options of its own.
+    """make: a channel, from a task, the initial logit on the diagonal, the strength of the term, and options.
 
-    strength: of its term, None where it has none. published: the logit of its published start; None where it starts at no diagonal.
+    strength: the default one; None if the method has no term. published: the logit of the published start; None if
+    the method does not start at a diagonal. volume: the term is the log volume of the truth or of the confusion
+    matrices, which identifies them.
     """
 
     make: Callable[..., ConfusionChannel]
     strength: float | None = None
     published: float | None = None
+    volume: Literal["truth", "confusion"] | None = None
 
 
 def _mixture(
-    term: str | None, task: Task, size: float, strength: float, running: bool = False
+    term: str | None, task: Task, logit: float, strength: float, running: bool = False
 ) -> ConfusionChannel:
-    terms = {} if term is None else {term: strength}
-    logits = diagonal_logits(size, task.num_annotators, task.num_classes).to(task.labels.weight.device)
     if term != "truth_volume" and running:
         raise ValueError("options: running=True is for geocrowdnet-f")
+    logits = diagonal_logits(logit, *task.sizes).to(task.labels.weight.device)
+    terms = {} if term is None else {term: strength}
     return Mixture(logits, **terms, running=running, num_items=len(task.labels.items))
 
 
-def _votes(task: Task, size: float, strength: float, soft: bool = False) -> ConfusionChannel:
-    votes = task.labels.votes(task.num_classes)
-    return Targets(normalise_rows(votes) if soft else majority(votes), task.labels, task.num_annotators)
+def _crowd_layer(task: Task, logit: float, strength: float, kind: str = "MW") -> ConfusionChannel:
+    return CrowdLayer(*task.sizes, kind, logit)
 
 
-def _dawid_skene(task: Task, size: float, strength: float, soft: bool = True) -> ConfusionChannel:
-    found = _posterior(task)
-    return Targets(found if soft else majority(found), task.labels, task.num_annotators)
+def _conal(task: Task, logit: float, strength: float, width: int = 20) -> ConfusionChannel:
+    return CoNAL(*task.sizes, task.num_features, width, logit, strength)
 
 
-def _crowd_layer(task: Task, size: float, strength: float, kind: str = "MW") -> ConfusionChannel:
-    return CrowdLayer(task.num_annotators, task.num_classes, kind, size)
+def _union_net(task: Task, logit: float, strength: float, kind: str = "B") -> ConfusionChannel:
+    return UnionNet(*task.sizes, kind, logit)
 
 
-def _conal(task: Task, size: float, strength: float, width: int = 20) -> ConfusionChannel:
-    return CoNAL(task.num_annotators, task.num_classes, task.num_features, width, size, strength)
-
-
-def _union_net(task: Task, size: float, strength: float, kind: str = "B") -> ConfusionChannel:
-    return UnionNet(task.num_annotators, task.num_classes, kind, size)
-
-
-def _told(
-    kind: Callable[..., ConfusionChannel], task: Task, size: float, strength: float, **options: Any
+def _counting(
+    kind: Callable[..., ConfusionChannel], task: Task, logit: float, strength: float, **options: Any
 ) -> ConfusionChannel:
-    return kind(task.num_annotators, task.num_classes, task.labels, **options)
+    return kind(*task.sizes, task.labels, **options)
 
 
-def _doctor_net(task: Task, size: float, strength: float, **options: Any) -> ConfusionChannel:
-    return DoctorNet(task.num_annotators, task.num_classes, task.num_features, task.labels, **options)
+def _doctor_net(task: Task, logit: float, strength: float, **options: Any) -> ConfusionChannel:
+    return DoctorNet(*task.sizes, task.num_features, task.labels, **options)
 
 
-def _posterior(task: Task) -> Float[Tensor, "i k"]:
-    """Of Dawid-Skene."""
-    rows = task.rows
-    items, annotators, classes = (
-        pd.RangeIndex(size) for size in (rows.num_items, rows.num_annotators, rows.num_classes)
-    )
-    said = Annotations(rows.item, rows.annotator, rows.label, items, annotators, classes, rows.weight)
-    return torch.from_numpy(DawidSkene(dependence="ignore").fit(said).probabilities_.to_numpy().copy()).to(
-        task.labels.weight
-    )
+def _majority_vote(task: Task, logit: float, strength: float, soft: bool = False) -> ConfusionChannel:
+    votes = task.labels.votes(task.rows.num_classes)
+    return Targets(normalise_rows(votes) if soft else majority(votes), task.labels, task.rows.num_annotators)
+
+
+def _dawid_skene(task: Task, logit: float, strength: float, soft: bool = True) -> ConfusionChannel:
+    posterior = _posterior(task.rows).to(task.labels.weight)
+    return Targets(posterior if soft else majority(posterior), task.labels, task.rows.num_annotators)
+
+
+def _posterior(rows: Rows) -> Float[Tensor, "i k"]:
+    """p(class | labels) of Dawid-Skene."""
+    sizes = rows.num_items, rows.num_annotators, rows.num_classes
+    ids = (pd.RangeIndex(size) for size in sizes)
+    table = Annotations(rows.item, rows.annotator, rows.label, *ids, rows.weight)
+    return torch.from_numpy(DawidSkene(dependence="ignore").fit(table).probabilities_.to_numpy().copy())
 
 
 METHODS: dict[str, Method] = {
     "ccem": Method(partial(_mixture, None), published=1.0),
-    "geocrowdnet-f": Method(partial(_mixture, "truth_volume"), 0.01, 1.0),
-    "geocrowdnet-w": Method(partial(_mixture, "confusion_volume"), 0.01, 1.0),
+    "geocrowdnet-f": Method(partial(_mixture, "truth_volume"), 0.01, 1.0, "truth"),
+    "geocrowdnet-w": Method(partial(_mixture, "confusion_volume"), 0.01, 1.0, "confusion"),
     "trace-reg": Method(partial(_mixture, "trace"), 0.01, 6.0),
     "crowd-layer": Method(_crowd_layer, published=1.0),
     "conal": Method(_conal, 1e-5, 2.0),
     "union-net": Method(_union_net, published=1.0),
-    "raykar": Method(partial(_told, Raykar)),
-    "mbem": Method(partial(_told, MBEM)),
-    "max-mig": Method(partial(_told, MaxMIG)),
+    "raykar": Method(partial(_counting, Raykar)),
+    "mbem": Method(partial(_counting, MBEM)),
+    "max-mig": Method(partial(_counting, MaxMIG)),
     "doctor-net": Method(_doctor_net),
-    "majority-vote": Method(_votes),
+    "majority-vote": Method(_majority_vote),
     "dawid-skene": Method(_dawid_skene),
 }
 
@@ -137,7 +134,7 @@ def find_method(name: str) -> Method:
     """The method of that name, with underscores or hyphens.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no such method.
     """
     return METHODS[find_name("method", name, METHODS)]
 
@@ -145,18 +142,20 @@ def find_method(name: str) -> Method:
 def make_channel(
     name: str, task: Task, start: Start, strength: float | None, options: Mapping[str, Any]
 ) -> ConfusionChannel:
-    """The channel of a method.
+    """Build the channel of a method.
 
     Raises:
-        ValueError: a strength where the method has no term, or options that it has not.
+        ValueError: a strength for a method without a term, or options that the method lacks.
     """
     method = find_method(name)
     if strength is not None and method.strength is None:
-        raise ValueError(f"strength={strength!r}: the method {name!r} has no term that it would weigh")
-    size = (method.published or 0.0) if start == "published" else diagonal_logit(start, task.num_classes)
+        raise ValueError(f"strength={strength!r}: the method {name!r} has no term to weight")
+    logit = (
+        (method.published or 0.0) if start == "published" else diagonal_logit(start, task.rows.num_classes)
+    )
     weight = method.strength if strength is None else strength
     try:
-        return method.make(task, size, 0.0 if weight is None else float(weight), **options)
+        return method.make(task, logit, 0.0 if weight is None else float(weight), **options)
     except TypeError as error:
         if options:
             raise ValueError(f"options={dict(options)!r} do not fit the method {name!r}: {error}") from error

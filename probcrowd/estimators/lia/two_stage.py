@@ -1,12 +1,13 @@
-"""Aggregate, then train: what a network learns from the labels that another aggregator made."""
+"""Aggregate, then train: a network learned from the label probabilities of another aggregator."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 from scipy.special import xlogy
 from sklearn.base import clone
 
@@ -16,46 +17,39 @@ from probcrowd.data.options import check_whole
 from probcrowd.data.table import Table
 from probcrowd.estimators.aggregation.majority import MajorityVote
 from probcrowd.estimators.base import Aggregator
-from probcrowd.estimators.lia.truth_network import NetworkAggregator
+from probcrowd.estimators.lia.network_aggregator import NetworkAggregator
 from probcrowd.inference.lia.em import Schedule, fit_lia
 from probcrowd.inference.lia.objectives import OBJECTIVES
 from probcrowd.models.lia.prior import Inputs, LIAPrior
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class TwoStage(NetworkAggregator):
-    """The truth network of `LIA`, trained on the label probabilities of another aggregator: the two-stage baselines MAJ*, MMCE* (and, without
-    features, MAJ*-E, MMCE*-E) of Platanios et al. 2020, table 2.
+    """The truth network of `LIA`, trained on the label probabilities of another aggregator.
 
-    The answer for an item, labelled or not, is h(x): it does not hear what was said of that item, but what was said of items like it. Without
-    features every item has an embedding, learned from its own label probabilities alone: on less than some two hundred items the default prior
-    holds all of these at zero, and every item gets the same answer; `LIAPrior(truth=3)` lets them go.
+    These are the two-stage baselines MAJ*, MMCE* (and, without features, MAJ*-E, MMCE*-E) of Platanios et al. 2020,
+    table 2. The answer for an item, labelled or not, is h(x): it depends on the item's own labels only through the
+    training. Without features every item has an embedding, learned from its own label probabilities alone: with less
+    than about two hundred items the default prior holds all of these at zero, and every item gets the same answer;
+    `LIAPrior(truth=3)` is wide enough.
 
     Args:
-        aggregator: the first stage, not fitted. None: `MajorityVote`.
-        prior: the network's size, its spreads `truth` and `class_logit`, and `item_embedding`; what it says of annotators has no effect.
-        steps: L-BFGS steps on the expected log likelihood plus log prior, at most.
-        random_state: the seed of the start.
+        aggregator: the first stage, unfitted. None: `MajorityVote`.
+        prior: the network's sizes, its scales `truth` and `class_logit`, and `item_embedding`; what concerns
+            annotators has no effect.
+        steps: maximum number of L-BFGS steps on the expected log likelihood plus log prior.
+        random_state: the seed of the initial values.
         dependence, abstention: as for `DawidSkene`; the first stage has its own.
     """
 
-    _unknown = "were not heard: answers are made from features alone"
+    aggregator: Aggregator | None = None
+    prior: LIAPrior | None = None
+    steps: int = 500
+    random_state: int = 0
+    dependence: str = "ignore"
+    abstention: Any = None
 
-    def __init__(
-        self,
-        aggregator: Aggregator | None = None,
-        *,
-        prior: LIAPrior | None = None,
-        steps: int = 500,
-        random_state: int = 0,
-        dependence: str = "ignore",
-        abstention: Any = None,
-    ) -> None:
-        self.aggregator = aggregator
-        self.prior = prior
-        self.steps = steps
-        self.random_state = random_state
-        self.dependence = dependence
-        self.abstention = abstention
+    _unknown = "are ignored: predictions depend on features alone"
 
     def fit(
         self,
@@ -65,12 +59,14 @@ class TwoStage(NetworkAggregator):
         history: pd.DataFrame | None = None,
         features: Any = None,
     ) -> TwoStage:
-        """This estimator, fitted; `aggregator_` is the first stage. features: numbers by item, as for `LIA.fit`.
+        """Fit the first stage (`aggregator_`), then the network; returns this estimator.
 
-        gold, history: for the first stage. The network learns from gold; its answer is h(x) all the same.
+        Args:
+            gold, history: for the first stage. The network learns from gold, but the answer is h(x) all the same.
+            features: numbers by item, as for `LIA.fit`.
 
         Raises:
-            TypeError, ValueError: tables that cannot be read, items without features, what the first stage refuses.
+            TypeError, ValueError: invalid tables, items without features, what the first stage refuses.
         """
         self._fitted(
             annotations, gold, lambda table: self._train(table, annotations, gold, history, features)
@@ -93,23 +89,18 @@ class TwoStage(NetworkAggregator):
         )
         self.aggregator_: Aggregator = first.fit(annotations, gold, history=history)
         if set(first.classes_) != set(table.classes):
-            words = "do both stages have the same abstention?"
             raise ValueError(
-                f"the first stage has the classes {some(first.classes_)}, the table {some(table.classes)}: {words}"
+                f"the first stage has the classes {some(first.classes_)}, the table {some(table.classes)}: "
+                "give both stages the same abstention"
             )
-        told = first.probabilities_.reindex(index=table.items, columns=table.classes).to_numpy()
-        # Nobody is heard a second time
+        targets = first.probabilities_.reindex(index=table.items, columns=table.classes).to_numpy()
+        # Labels have had their effect in the first stage
         rows = replace(table.kept(table.item < 0).rows, gold=np.full(len(table.items), -1))
-        schedule = Schedule(1, self.steps, 0)
-        prior = LIAPrior() if self.prior is None else self.prior
-        fitted = fit_lia(
-            rows, Inputs(item), prior, OBJECTIVES["joint"], schedule, seed=int(self.random_state), start=told
-        )
-        fitted = replace(fitted, values=fitted.values + xlogy(told, fitted.truth).sum())
-        self._install(table, Inputs(item), (standard, None), fitted, fitted.truth)
-
-    def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
-        raise NotImplementedError  # `fit` trains
+        prior, seed = LIAPrior() if self.prior is None else self.prior, int(self.random_state)
+        schedule, inputs = Schedule(1, self.steps, 0), Inputs(item)
+        fitted = fit_lia(rows, inputs, prior, OBJECTIVES["joint"], schedule, seed=seed, start=targets)
+        fitted = replace(fitted, values=fitted.values + xlogy(targets, fitted.truth).sum())
+        self._set_fitted(table, inputs, (standard, None), fitted, fitted.truth)
 
     def _check(self) -> None:
         super()._check()
@@ -117,8 +108,11 @@ class TwoStage(NetworkAggregator):
             raise ValueError(f"aggregator={self.aggregator!r}: give one such as DawidSkene(), or None")
         if not (self.prior is None or isinstance(self.prior, LIAPrior)):
             raise ValueError(f"prior={self.prior!r}: give a LIAPrior, or None")
-        for name, least in (("steps", 1), ("random_state", 0)):
-            check_whole(name, getattr(self, name), least)
+        check_whole("steps", self.steps)
+        check_whole("random_state", self.random_state, 0)
 
-    def _predict(self, table: Table) -> Any:
-        return self._learned.truth(self._answered.items.get_indexer(table.items))
+    def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
+        raise NotImplementedError  # `fit` trains
+
+    def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
+        return self._network.truth_at(self._answered.items.get_indexer(table.items))

@@ -292,7 +292,7 @@ def _classifier(
     seed: int,
 ) -> CrowdClassifier:
     return CrowdClassifier(
-        task.network,
+        network=task.network,
         epochs=settings.epochs,
         batch=settings.batch,
         learning_rate=rates[0],

@@ -20,7 +20,8 @@ from probcrowd.estimators.aggregation.majority import MajorityVote
 from probcrowd.estimators.aggregation.snorkel import SnorkelLabelModel
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.lia.lia import LIA
-from probcrowd.estimators.lia.truth_network import NetworkAggregator
+from probcrowd.estimators.lia.network_aggregator import NetworkAggregator
+from probcrowd.estimators.lia.options import resolve_prior, resolve_schedule
 from probcrowd.estimators.lia.two_stage import TwoStage
 from probcrowd.inference.lia.em import State, fit_lia, predict
 from probcrowd.inference.lia.objectives import OBJECTIVES
@@ -75,7 +76,9 @@ def _stages(lia: LIA, how: str, labels: pd.DataFrame, features: pd.DataFrame, se
         if state.unit == lia.rounds:
             after_em.append(state)
 
-    fitted = fit_lia(table.rows, inputs, lia.networks, objective, lia.schedule, seed=seed, keep=keep)
+    fitted = fit_lia(
+        table.rows, inputs, resolve_prior(lia), objective, resolve_schedule(lia), seed=seed, keep=keep
+    )
     posterior, truth, _ = predict(
         after_em[0].parameters, LIABatch.of(table.rows, inputs, torch.float32), objective
     )
@@ -123,7 +126,7 @@ METHODS: dict[str, Method] = {
     "MMCE*": Method(
         partial(
             _network,
-            lambda seed: TwoStage(MinimaxEntropy(dependence="ignore"), random_state=seed),
+            lambda seed: TwoStage(aggregator=MinimaxEntropy(dependence="ignore"), random_state=seed),
             "features",
         ),
         "MMCE*",
@@ -131,7 +134,9 @@ METHODS: dict[str, Method] = {
     "MMCE*-E": Method(
         partial(
             _network,
-            lambda seed: TwoStage(MinimaxEntropy(dependence="ignore"), prior=_FREE, random_state=seed),
+            lambda seed: TwoStage(
+                aggregator=MinimaxEntropy(dependence="ignore"), prior=_FREE, random_state=seed
+            ),
             "nothing",
         ),
         "MMCE*-E",

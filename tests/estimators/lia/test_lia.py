@@ -19,8 +19,9 @@ from probcrowd import MajorityVote
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.features import matched, standardised, standardiser, warn_of_units
 from probcrowd.estimators.lia import fitted as lia_asked
-from probcrowd.estimators.lia import results as lia_answers
+from probcrowd.estimators.lia import lia as lia_module
 from probcrowd.estimators.lia.lia import LIA
+from probcrowd.estimators.lia.options import resolve_prior, resolve_schedule
 from probcrowd.inference.lia import em
 from probcrowd.inference.lia.em import Schedule
 from probcrowd.inference.lia.objectives import OBJECTIVES, ObjectiveName
@@ -214,14 +215,14 @@ def test_without_features_items_have_embeddings_and_new_ones_cannot_be_told() ->
     assert fitted.score(None, truth) > MajorityVote(dependence="ignore").fit(table).score(None, truth)
     for ask in (fitted.predict_items, lambda seen: fitted.probability_right(features=seen)):
         with pytest.raises(
-            ValueError, match="the fit had no features: give them to `fit` for answers about others"
+            ValueError, match="the fit had no features: pass them to `fit` to predict from them"
         ):
             ask(features)
     with pytest.raises(ValueError, match="the fit had no features"):
         fitted.predict_proba(
             table.assign(item="new").head(1), features=features.head(1).rename(index={0: "new"})
         )
-    with pytest.raises(ValueError, match="the fit had no annotator_features: give them"):
+    with pytest.raises(ValueError, match="the fit had no annotator_features: pass them"):
         fitted.predict_proba(table.assign(annotator=99).head(1), annotator_features=features.head(3))
 
 
@@ -430,23 +431,23 @@ def test_whom_to_ask_about_some_items_and_new_ones(
         annotators=[]
     ).shape == (15, 0)
     for options, words in (
-        ({"items": [2, "x"]}, "items that the fit does not know: 'x'"),
-        ({"items": [True, False]}, "items that the fit does not know: True, False"),
-        ({"annotators": 9}, "annotators that the fit does not know: 9; it knows"),
+        ({"items": [2, "x"]}, "items that are not in the fit: 'x'"),
+        ({"items": [True, False]}, "items that are not in the fit: True, False"),
+        ({"annotators": 9}, "annotators that are not in the fit: 9; it has"),
         ({"items": [2], "features": features}, "items of the fit or features of others, not both"),
     ):
         with pytest.raises(ValueError, match=words):
             fitted.probability_right(**options)
-    monkeypatch.setattr(lia_asked, "AT_ONCE", 1)
+    monkeypatch.setattr(lia_asked, "MAX_CELLS", 1)
     pd.testing.assert_frame_equal(fitted.probability_right(), whole)
-    monkeypatch.setattr(lia_asked, "AT_ONCE", 36 * 4 * 2)  # four items at a time; three are left
+    monkeypatch.setattr(lia_asked, "MAX_CELLS", 36 * 4 * 2)  # four items at a time; three are left
     pd.testing.assert_frame_equal(fitted.probability_right(), whole)
-    monkeypatch.setattr(lia_answers, "MOST_RIGHT", 59)
+    monkeypatch.setattr(lia_module, "MAX_PAIRS", 59)
     with pytest.raises(
-        ValueError, match="15 items x 4 annotators are too many for one table: name some of either"
+        ValueError, match="15 items x 4 annotators are too many for one table: choose some of either"
     ):
         fitted.probability_right()
-    if fitted._standards[0] is None:
+    if fitted._network.standards[0] is None:
         return
     new = features.iloc[15:].rename(index=lambda i: f"n{i}")
     fresh = fitted.probability_right(features=new, annotators=[2])
@@ -547,7 +548,7 @@ def test_items_with_other_labels_are_judged_by_bayes_rule(
             np.testing.assert_allclose(found.loc[item], expected(item), atol=1e-12)
     with pytest.warns(UserWarning, match="zoe"):
         assert fitted.describe(asked)["flag"].tolist() == ["", "", "", "unknown annotators only", "no labels"]
-    if fitted._standards[0] is None:
+    if fitted._network.standards[0] is None:
         return
     given = features.rename(index={15: "n15", 16: "n16", 17: "blank", known[3]: 99}).drop(
         index=known[9]
@@ -837,7 +838,10 @@ def test_every_objective_runs(objective: ObjectiveName, batch: Any) -> None:
 def test_defaults_are_the_papers_where_the_objective_is() -> None:
     paper = LIAPrior(hidden=(16, 16, 16, 16), annotator_embedding=16, item_embedding=16)
     whole, batches = Schedule(10, 25, 500, None, 1e-3, 1e-6), Schedule(10, 1000, 1000, 1024, 1e-3, 1e-6)
-    resolved = {name: (LIA(objective=name).networks, LIA(objective=name).schedule) for name in OBJECTIVES}
+    resolved = {
+        name: (resolve_prior(LIA(objective=name)), resolve_schedule(LIA(objective=name)))
+        for name in OBJECTIVES
+    }
     assert resolved["joint"] == resolved["composite"] == (LIAPrior(), whole)
     assert resolved["as_written"] == (paper, batches)
     assert resolved["as_coded"] == (replace(paper, difficulty_hidden=()), batches)
@@ -851,8 +855,8 @@ def test_defaults_are_the_papers_where_the_objective_is() -> None:
         learning_rate=0.1,
         tolerance=1.0,
     )
-    assert (given.networks, given.schedule) == (LIAPrior(), Schedule(3, 4, 0, None, 0.1, 1.0))
-    assert LIA(batch=64).schedule == replace(whole, batch=64)
+    assert (resolve_prior(given), resolve_schedule(given)) == (LIAPrior(), Schedule(3, 4, 0, None, 0.1, 1.0))
+    assert resolve_schedule(LIA(batch=64)) == replace(whole, batch=64)
 
 
 @pytest.mark.parametrize(
@@ -1021,7 +1025,7 @@ def test_one_column_in_another_unit_is_told() -> None:
     warn_of_units(frame * 0, "features")
     with pytest.warns(
         UserWarning,
-        match=r"features: column 'b' has 9\d\.\d % of the variance of all; if units differ, divide every column",
+        match=r"features: column 'b' has 9\d\.\d % of the variance of all columns; if their units differ, divide every column",
     ):
         standardised(frame.assign(b=10 * frame["b"]), frame.index, "features")
 
@@ -1040,7 +1044,7 @@ def test_faults_of_features_are_named() -> None:
             r"no features of '0', '1' \(2 in all\); ids are str in the annotations and int64 in the features",
         ),
         (frame.set_axis(["x", "y", "x"], axis=0), ["x"], "the item ids 'x' occur more than once"),
-        (frame.assign(b=["u", "v", "w"]), ["x"], "columns 'b' are not numbers; is one of them the ids?"),
+        (frame.assign(b=["u", "v", "w"]), ["x"], "columns 'b' are not numbers; ids belong in the index"),
         (np.arange(3), [0], r"an array of numbers with one row per item is needed, got shape \(3,\)"),
         (frame["a"], ["x"], r"one row per item is needed, got shape \(3,\)"),
     ):

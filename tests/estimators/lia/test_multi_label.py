@@ -172,7 +172,7 @@ def test_every_answer_equals_a_loop_over_the_parameters(monkeypatch: pytest.Monk
                 fitted.lia_.competence_.loc[name], q(np.zeros(4), None, seat), atol=1e-12
             )  # of an average question
     assert fitted.competence("treat").index.names == ["annotator", "true_class"]
-    with pytest.raises(ValueError, match="unknown question 'why': the fit knows 'cause', 'symptom', 'treat'"):
+    with pytest.raises(ValueError, match="unknown question 'why': the fit has 'cause', 'symptom', 'treat'"):
         fitted.competence("why")
 
 
@@ -242,7 +242,9 @@ def test_a_fit_in_a_folder_is_resumed_and_others_are_refused(tmp_path: Path) -> 
         MultiLabelLIA(**TINY).fit(table, resume=True)
     one = table.loc[table["question"] == "cause"].drop(columns="question")
     LIA(dependence="ignore", **TINY).fit(one, folder=tmp_path / "one")
-    with pytest.raises(ValueError, match="one holds a fit of LIA to one question: read it with load_lia"):
+    with pytest.raises(
+        ValueError, match="one holds a fit of LIA, not of MultiLabelLIA: load it with load_lia"
+    ):
         load_multi_label_lia(tmp_path / "one")
 
 
@@ -264,7 +266,7 @@ def test_gold_is_by_item_and_question() -> None:
         (truth.swaplevel(), "gold has no class of any \\(item, question\\) of the fit, such as \\('i"),
         (truth.loc[["i9"]], "gold has no class of any"),
         (truth.astype(float) * np.nan, "gold has no class of any"),
-        (truth.droplevel(1), r"gold labels need an index of \(item, question\), theirs is of 'i0'"),
+        (truth.droplevel(1), r"gold labels need an index of \(item, question\), not 'i0'"),
     ):
         with pytest.raises(ValueError, match=words):
             fitted.score(wrong)

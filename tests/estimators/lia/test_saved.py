@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 
 from probcrowd.data.annotations import Annotations
-from probcrowd.estimators.lia import saved as lia_folder
 from probcrowd.estimators.lia.lia import LIA, load_lia
 from probcrowd.estimators.lia.multi_label import MultiLabelLIA
 from probcrowd.inference.lia import em
 from probcrowd.inference.lia.em import State
 from probcrowd.models.lia.prior import LIAPrior
+from probcrowd.storage import fit as fit_storage
 from probcrowd.storage.checkpoint import load_checkpoint
 from probcrowd.storage.folder import RunFolder
 from probcrowd.storage.settings import Settings, write_settings
@@ -109,7 +109,7 @@ def test_a_finished_folder_holds_settings_metrics_checkpoints_and_ids(
         name: value for name, value in fitted.get_params().items() if name not in ("progress", "dependence")
     }
     assert pd.read_parquet(folder.path / "items.parquet")["id"].tolist() == list(range(12))
-    assert load_checkpoint(folder.path / "checkpoint.safetensors").state["unit"] == fitted.n_iter_
+    assert load_checkpoint(folder.path / "checkpoint.safetensors").state["step"] == fitted.n_iter_
     require_same(fit(None, options), fitted)  # the folder changes nothing
 
 
@@ -186,7 +186,7 @@ class Killed(Exception):
 
 def kill(monkeypatch: pytest.MonkeyPatch, where: str, after: int) -> None:
     """The call number `after` of one of the two writes of a round never happens, or never returns."""
-    target, name = (lia_folder, "save_latest") if "checkpoint" in where else (RunFolder, "append_metrics")
+    target, name = (fit_storage, "save_latest") if "checkpoint" in where else (RunFolder, "append_metrics")
     write, calls = getattr(target, name), []
 
     def dies(*arguments: Any) -> None:
@@ -350,11 +350,13 @@ def test_ids_and_parameters_that_no_file_gives_back_are_refused_at_once(
     for change in (lambda i: ("a", i), lambda i: (i, i)):
         table = said().assign(item=said()["item"].map(change))
         with pytest.raises(
-            ValueError, match=r"a folder keeps ids that are text, numbers, booleans or dates, not such as \("
+            ValueError, match=r"a folder stores ids that are text, numbers, booleans or dates, not \("
         ):
             LIA(**WHOLE).fit(table, folder=tmp_path)
     dated = said().assign(label=pd.Timestamp("2020-01-01") + pd.to_timedelta(said()["label"], unit="D"))
-    with pytest.raises(ValueError, match="a folder keeps parameters that are text or numbers, not Timestamp"):
+    with pytest.raises(
+        ValueError, match="a folder stores parameters that are text or numbers, not Timestamp"
+    ):
         LIA(abstention=pd.Timestamp("2020-01-01"), **WHOLE).fit(dated, folder=tmp_path)
     assert not (tmp_path / "config.json").exists()
 
@@ -385,13 +387,14 @@ def test_what_is_no_finished_fit_is_not_loaded(tmp_path: Path) -> None:
     write_settings(Other(), foreign / "config.json")
     (foreign / "model.safetensors").write_bytes((tmp_path / "fit" / "model.safetensors").read_bytes())
     with pytest.raises(
-        ValueError, match="foreign holds no fit of LIA, or files of it are damaged: faulty settings"
+        ValueError, match="foreign holds no fit of LIA, or its files are damaged: faulty settings"
     ):
         load_lia(foreign)
     table = pd.concat([said().assign(question=question) for question in ("a", "b")])
     MultiLabelLIA(rounds=1, steps=1, last_steps=0).fit(table, folder=tmp_path / "several")
     with pytest.raises(
-        ValueError, match="several holds a fit to several questions: read it with load_multi_label_lia"
+        ValueError,
+        match="several holds a fit of MultiLabelLIA, not of LIA: load it with load_multi_label_lia",
     ):
         load_lia(tmp_path / "several")
 
@@ -401,7 +404,7 @@ def test_damage_is_told(tmp_path: Path, name: str) -> None:
     fit(tmp_path, BATCHES)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="holds no fit of LIA, or files of it are damaged"):
+    with pytest.raises(ValueError, match="holds no fit of LIA, or its files are damaged"):
         load_lia(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(ValueError, match="holds no fit"):

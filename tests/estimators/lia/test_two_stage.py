@@ -44,7 +44,7 @@ def first_stages() -> dict[str, Aggregator | None]:
 def test_features_mend_what_few_labels_leave_open(name: str) -> None:
     table, features, truth = simulate(per_item=2 if name == "Dawid-Skene" else 1)
     first = first_stages()[name]
-    fitted = TwoStage(first, steps=100).fit(table, features=features)
+    fitted = TwoStage(aggregator=first, steps=100).fit(table, features=features)
     assert fitted.score(None, truth) > fitted.aggregator_.score(None, truth) + 0.05
     new = features.iloc[100:]
     assert (fitted.predict_items(new).idxmax(axis=1) == truth[new.index]).mean() > 0.75
@@ -104,7 +104,7 @@ def test_without_features_items_are_learned_by_heart_or_not_at_all() -> None:
     fitted = TwoStage(prior=LIAPrior(truth=3.0), steps=200).fit(table)
     assert (fitted.labels_ == fitted.aggregator_.labels_).mean() > 0.8 and fitted.score(None, truth) > 0.75
     assert fitted.parameters_["item_embedding"].shape == (60, 16)
-    with pytest.raises(ValueError, match="the fit had no features: give them to `fit`"):
+    with pytest.raises(ValueError, match="the fit had no features: pass them to `fit`"):
         fitted.predict_items(features)
     assert TwoStage().fit(table).probabilities_.std().max() < 0.02  # the prior is too narrow for so few items
 
@@ -124,7 +124,9 @@ def test_gold_teaches_and_is_answered_like_all_else() -> None:
 def test_history_goes_to_the_first_stage() -> None:
     table, features, _ = simulate(4, items=30, new=0)
     earlier = DawidSkene(dependence="ignore").fit(simulate(5, items=60, per_item=5)[0]).counts_
-    two = TwoStage(DawidSkene(dependence="ignore"), steps=5).fit(table, history=earlier, features=features)
+    two = TwoStage(aggregator=DawidSkene(dependence="ignore"), steps=5).fit(
+        table, history=earlier, features=features
+    )
     alone = DawidSkene(dependence="ignore").fit(table, history=earlier)
     pd.testing.assert_frame_equal(two.aggregator_.probabilities_, alone.probabilities_)
     with pytest.raises(ValueError, match="MajorityVote takes no history"):
@@ -143,7 +145,7 @@ def test_other_tables_are_answered_from_features_alone() -> None:
     assert fitted.describe(asked)["num_labels"].tolist() == [3, 1]
     with pytest.warns(
         UserWarning,
-        match="1 annotators are not known from the fit and were not heard: answers are made from features alone: 9",
+        match="1 annotators are not known from the fit and are ignored: predictions depend on features alone: 9",
     ):
         assert fitted.predict(asked.assign(annotator=9).tail(1)).index.tolist() == [77]
 
@@ -160,16 +162,19 @@ def test_both_stages_need_the_same_abstention() -> None:
     table, features, _ = simulate(8, items=20, per_item=2, new=0)
     shy = table.assign(label=table["label"].map({0: "a", 1: "b", 2: "?"}))
     first = MajorityVote(dependence="ignore", abstention="?")
-    fitted = TwoStage(first, abstention="?", steps=5).fit(shy, features=features)
+    fitted = TwoStage(aggregator=first, abstention="?", steps=5).fit(shy, features=features)
     assert (
         list(fitted.classes_)
         == ["a", "b"]
         == list(TwoStage(abstention="?", steps=5).fit(shy, features=features).classes_)
     )
-    for stages in (TwoStage(first), TwoStage(DawidSkene(dependence="ignore"), abstention="?")):
+    for stages in (
+        TwoStage(aggregator=first),
+        TwoStage(aggregator=DawidSkene(dependence="ignore"), abstention="?"),
+    ):
         with pytest.raises(
             ValueError,
-            match=r"the first stage has the classes .*, the table .*: do both stages have the same abstention\?",
+            match=r"the first stage has the classes .*, the table .*: give both stages the same abstention",
         ):
             stages.fit(shy, features=features)
 
@@ -202,7 +207,7 @@ def test_parameters_are_as_scikit_learn_has_them() -> None:
         "dependence": "warn",
         "abstention": 2,
     }
-    changed = TwoStage(DawidSkene(max_iter=9, dependence="ignore"), **options)
+    changed = TwoStage(aggregator=DawidSkene(max_iter=9, dependence="ignore"), **options)
     assert clone(changed).get_params(deep=False).keys() == {"aggregator", *options}
     assert {name: clone(changed).get_params()[name] for name in options} == options and clone(
         changed

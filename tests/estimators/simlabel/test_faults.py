@@ -101,7 +101,7 @@ def test_annotators_who_see_it_otherwise_are_told_apart(architecture: str) -> No
         ({"threshold": math.nan}, "threshold=nan: choose a number > 0"),
         (
             {"threshold": 0.5, "missing": "skip"},
-            "a threshold imputes soft labels, and missing='skip' or kl_weight=0 makes none",
+            "a threshold imputes soft labels, and there are none with missing='skip' or kl_weight=0",
         ),
         ({"imputed": "loss"}, "imputed='loss' needs a threshold"),
         ({"epochs": 0}, "epochs=0: choose a whole number of at least 1"),
@@ -121,7 +121,7 @@ def test_annotators_who_see_it_otherwise_are_told_apart(architecture: str) -> No
         ({"architecture": "pooled", "options": {"scale": 0.0}}, "scale=0.0: choose a number above 0"),
         (
             {"encoder": nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))},
-            "the encoder gives one number per item; it must give an embedding",
+            "the encoder returns one number per item; it must return an embedding",
         ),
     ],
 )
@@ -134,28 +134,26 @@ def test_bad_parameters_raise_at_fit_and_name_the_choices(options: dict[str, Any
 def test_an_encoder_that_gives_no_tensor_is_named() -> None:
     # It is an AttributeError now: 'tuple' object has no attribute 'shape'.
     said, seen, _ = simulate()
-    with pytest.raises((TypeError, ValueError), match="the encoder gives"):
+    with pytest.raises((TypeError, ValueError), match="the encoder returns a tuple"):
         ready(encoder=nn.LSTM(4, 4)).fit(seen, said)
 
 
 def test_faults_of_tables_and_questions_are_named() -> None:
     said, seen, truth = simulate()
     made = ready(threshold=LOW)
-    with pytest.raises(
-        ValueError, match=r"X has no items 'pic\d', 'pic\d' \(2 in all\) that annotations are about"
-    ):
+    with pytest.raises(ValueError, match=r"X lacks annotated items: 'pic\d', 'pic\d' \(2 in all\)"):
         made.fit(seen.iloc[2:], said)
-    with pytest.raises(ValueError, match="all labels are alike, 'bee'"):
+    with pytest.raises(ValueError, match="all labels are the same, 'bee'"):
         made.fit(seen, said.assign(label="bee"))
-    with pytest.raises(ValueError, match="too few to hold any out: say selection='last'"):
+    with pytest.raises(ValueError, match="too few to hold any out: set selection='last'"):
         made.fit(seen, said[said["item"].isin(["pic0", "pic1"])])
     with pytest.raises(ValueError, match="resume=True needs the folder"):
         made.fit(seen, said, resume=True)
-    with pytest.raises(ValueError, match="missing_label marks cells of a matrix"):
+    with pytest.raises(ValueError, match="missing_label marks empty cells of a matrix"):
         made.fit(seen, said, missing_label=-1)
     with pytest.raises(ValueError, match="columns item and annotator"):
         made.fit(seen, said, withdrawn=said[["item"]])
-    with pytest.raises(ValueError, match="pairs of annotators that the fit has not(.|\n)*'q'"):
+    with pytest.raises(ValueError, match="pairs of annotators that are not in the fit(.|\n)*'q'"):
         made.fit(seen, said, withdrawn=said.assign(annotator="q"))
     for question in (made.predict, made.annotator_proba, made.predict_annotators, made.completed):
         with pytest.raises(NotFittedError):
@@ -165,16 +163,16 @@ def test_faults_of_tables_and_questions_are_named() -> None:
             getattr(made, name)
     fitted = made.fit(seen, said)
     for question in (fitted.annotator_proba, fitted.predict_annotators):
-        with pytest.raises(ValueError, match="annotators that the fit does not know: 'q'"):
+        with pytest.raises(ValueError, match="annotators that are not in the fit: 'q'"):
             question(seen, ["u", "q"])
     for wrong, words in (
-        (said.replace("u", "q"), "annotators that the fit does not know: 'q'; leave their labels out"),
+        (said.replace("u", "q"), "annotators that are not in the fit: 'q': leave their labels out"),
         (said.replace("ant", "asp"), "labels of items that the fit does not know(.|\n)*'asp'"),
-        (said.replace("pic3", "pic99"), "X has no items 'pic99'"),
+        (said.replace("pic3", "pic99"), "X lacks annotated items: 'pic99'"),
     ):
         with pytest.raises(ValueError, match=words):
             fitted.evaluate(seen, wrong)
-    with pytest.raises(ValueError, match="true classes that nobody gave(.|\n)*'asp'"):
+    with pytest.raises(ValueError, match="true classes that no annotator used(.|\n)*'asp'"):
         fitted.evaluate(seen, said, truth.replace("ant", "asp"))
     with pytest.raises(ValueError, match="the columns are 'a', 'b', 'c', 'e'"):
         fitted.predict_annotators(seen.rename(columns={"d": "e"}))

@@ -15,10 +15,10 @@ import pytest
 from sim_label_crowd import LOW, embed, every_architecture, ready, require_same, simulate
 from torch import nn
 
-from probcrowd.estimators.crowd import saved as crowd_folder
 from probcrowd.estimators.crowd.classifier import CrowdClassifier, load_crowd_classifier
 from probcrowd.estimators.simlabel import sim_label
 from probcrowd.estimators.simlabel.sim_label import SimLabel, load_sim_label
+from probcrowd.storage import fit as fit_storage
 
 
 class Stopped(BaseException):
@@ -27,19 +27,19 @@ class Stopped(BaseException):
 
 def stop_in(patch: pytest.MonkeyPatch, after: int) -> None:
     """The fit stops after so many epochs, or, for 0, when all of them are done and the result is to be written."""
-    save = crowd_folder.save_latest
+    save = fit_storage.save_latest
 
     def stopping(path: Path, tensors: Any, state: Any) -> None:
         save(path, tensors, state)
-        if state["epoch"] == after:
+        if state["step"] == after:
             raise Stopped
 
     def stop(*arguments: object) -> None:
         raise Stopped
 
-    patch.setattr(crowd_folder, "save_latest", stopping)
+    patch.setattr(fit_storage, "save_latest", stopping)
     if not after:
-        patch.setattr(sim_label, "save_result", stop)
+        patch.setattr(sim_label, "save_network", stop)
 
 
 @pytest.mark.parametrize("more", [{}, {"threshold": LOW}, {"threshold": LOW, "imputed": "loss"}])
@@ -151,14 +151,17 @@ def test_folders_of_other_data_settings_or_encoders_and_damaged_ones_are_refused
     for wrong, words in (
         (modules[1], "another network"),
         (nn.Linear(4, 8), "another network"),
-        (None, "network of its own: give it"),
+        (None, "network of its own: pass it to load the fit"),
     ):
         with pytest.raises(ValueError, match=words):
             load_sim_label(folder, wrong)
     with pytest.raises(ValueError, match="holds no fit"):
         load_sim_label(tmp_path / "nowhere")
     CrowdClassifier(epochs=1).fit(seen, said, folder=tmp_path / "classifier")
-    with pytest.raises(ValueError, match="holds no fit of SimLabel"):
+    with pytest.raises(
+        ValueError,
+        match="holds a fit of CrowdClassifier, not of SimLabel: load it with load_crowd_classifier",
+    ):
         load_sim_label(tmp_path / "classifier")
     for name in ("model.safetensors", "config.json", "items.parquet"):
         whole = (folder / name).read_bytes()
@@ -173,5 +176,7 @@ def test_a_fit_of_another_estimator_is_told_from_a_classifier(tmp_path: Path) ->
     # It is a TypeError of `CrowdClassifier.__init__`, as the folder of a `SimLabel` has all ids that a classifier has.
     said, seen, _ = simulate()
     ready(encoder=None, epochs=1).fit(seen, said, folder=tmp_path)
-    with pytest.raises(ValueError, match="holds a fit of something else than CrowdClassifier"):
+    with pytest.raises(
+        ValueError, match="holds a fit of SimLabel, not of CrowdClassifier: load it with load_sim_label"
+    ):
         load_crowd_classifier(tmp_path)

@@ -309,7 +309,9 @@ def require_counts(fitted: SimLabel, said: pd.DataFrame, seen: pd.DataFrame) -> 
     """`similarity_` counts the labels trained on alone, the refreshed one those imputed as well, by loops."""
     trained = said[~said["item"].isin(held_out(said, seen))]
     frames = {fitted.similarity_.itertuples(): (fitted.similarity_matrix_, [trained])}
-    refreshed = fitted._made.similarity(fitted._imputed).frame(fitted._annotators)
+    refreshed = fitted._fitted.channel.similarity(fitted._fitted.imputed).frame(
+        fitted._fitted.ids["annotators"]
+    )
     frames[refreshed.itertuples()] = fitted.refreshed_similarity_matrix_, [trained, fitted.imputed_]
     for rows, (matrix, tables) in frames.items():
         require_frame(
@@ -349,7 +351,7 @@ def test_imputed_labels_can_be_withdrawn_and_stay_so() -> None:
     for wrong in (said.iloc[:1], pd.DataFrame({"item": ["pic69"], "annotator": ["u"]})):
         with pytest.raises(ValueError, match="were not imputed"):
             fitted.withdraw(wrong)
-    with pytest.raises(ValueError, match=r"pairs of items that the fit has not(.|\n)*\?"):
+    with pytest.raises(ValueError, match=r"pairs of items that are not in the fit(.|\n)*\?"):
         fitted.withdraw(pd.DataFrame({"item": ["?"], "annotator": ["u"]}))
     pd.testing.assert_frame_equal(fitted.imputed_, all_of_them)
     answers = fitted.annotator_proba(seen)

@@ -144,8 +144,8 @@ def test_an_estimator_uses_and_tells_what_was_chosen() -> None:
     fitted = LIA(**TINY, random_state=2).fit(said, features=seen)
     again = LIA(**TINY, random_state=2).fit(said, features=seen)
     pd.testing.assert_frame_equal(fitted.spreads_, again.spreads_, check_exact=True)
-    assert fitted.networks == best_prior(LIAPrior(), fitted.spreads_)
-    given = LIA(**(TINY | {"prior": fitted.networks}), random_state=2).fit(said, features=seen)
+    assert fitted.prior_ == best_prior(LIAPrior(), fitted.spreads_)
+    given = LIA(**(TINY | {"prior": fitted.prior_}), random_state=2).fit(said, features=seen)
     pd.testing.assert_frame_equal(given.probabilities_, fitted.probabilities_, check_exact=True)
     with pytest.raises(AttributeError, match="held-out"):
         _ = given.spreads_
@@ -171,7 +171,7 @@ def test_a_folder_keeps_the_choice_and_does_not_make_it_again(
     for other in (resumed, read):
         pd.testing.assert_frame_equal(other.spreads_, whole.spreads_, check_exact=True)
         pd.testing.assert_frame_equal(other.probabilities_, whole.probabilities_, check_exact=True)
-        assert other.networks == whole.networks and other.prior == "held-out"
+        assert other.prior_ == whole.prior_ and other.prior == "held-out"
 
 
 def test_several_questions_have_spreads_as_well() -> None:

@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from probcrowd.estimators.crowd.classifier import CrowdClassifier, load_crowd_classifier
-from probcrowd.estimators.crowd.strength import chosen_strength, compared_strengths
+from probcrowd.estimators.crowd.strength import compare_strengths, select_strength
 
 QUICK: dict[str, Any] = {"epochs": 4, "batch": 16, "learning_rate": 0.01, "method": "ccem"}
 
@@ -49,13 +49,18 @@ def test_classes_that_changed_their_names_are_told_and_no_strength_that_does_it_
             return self.inner(x).roll(1, 1)
 
     right = CrowdClassifier(
-        linear, epochs=30, method="majority-vote", learning_rate=0.05, selection="last"
+        network=linear, epochs=30, method="majority-vote", learning_rate=0.05, selection="last"
     ).fit(x, labels, missing_label=-1)
     turned = Turned(3)
     turned.inner.load_state_dict(right.network_.state_dict())
-    with pytest.warns(UserWarning, match="changed their names"):
+    with pytest.warns(UserWarning, match="classes seem to be permuted"):
         wrong = CrowdClassifier(
-            turned, epochs=1, method="ccem", learning_rate=1e-9, channel_learning_rate=1e-9, selection="last"
+            network=turned,
+            epochs=1,
+            method="ccem",
+            learning_rate=1e-9,
+            channel_learning_rate=1e-9,
+            selection="last",
         ).fit(x, labels, missing_label=-1)
     assert right.score(x, truth) > 0.9 and wrong.score(x, truth) < 0.1
     table = pd.DataFrame(
@@ -63,31 +68,31 @@ def test_classes_that_changed_their_names_are_told_and_no_strength_that_does_it_
             "score": [-2.0, -1.9, -1.0],
             "lost": [0.1, 0.0, -0.9],
             "standard_error": 0.2,
-            "renamed": [False, False, True],
+            "permuted": [False, False, True],
         },
         [0.1, 0.2, 0.3],
     )
-    assert chosen_strength(table, strongest=True) == 0.2 and chosen_strength(table, strongest=False) == 0.2
+    assert select_strength(table, strongest=True) == 0.2 and select_strength(table, strongest=False) == 0.2
 
 
 def test_a_strength_whose_training_fails_is_left_out() -> None:
     def scores(strength: float) -> tuple[np.ndarray, bool] | None:
         return None if strength > 0.05 else (np.full(4, -1.0) - strength * np.arange(4), False)
 
-    table = compared_strengths(scores, None)
+    table = compare_strengths(scores)
     assert (
-        table.loc[0.1:, "renamed"].all()
+        table.loc[0.1:, "permuted"].all()
         and table.loc[0.1:, "score"].isna().all()
-        and not table.loc[:0.03, "renamed"].any()
+        and not table.loc[:0.03, "permuted"].any()
     )
-    assert chosen_strength(table, strongest=False) == 0.0 and chosen_strength(table, strongest=True) <= 0.03
-    with pytest.raises(FloatingPointError, match="all strengths"):
-        compared_strengths(lambda strength: None, None)
+    assert select_strength(table, strongest=False) == 0.0 and select_strength(table, strongest=True) <= 0.03
+    with pytest.raises(FloatingPointError, match="training diverged at every strength"):
+        compare_strengths(lambda strength: None)
 
 
 def test_ids_of_true_classes_are_not_taken_for_places() -> None:
     x, labels, truth = crowd()
-    fitted = CrowdClassifier(linear, **QUICK).fit(x, labels, missing_label=-1)
+    fitted = CrowdClassifier(network=linear, **QUICK).fit(x, labels, missing_label=-1)
     _, some, _, known = train_test_split(x, pd.Series(truth), random_state=0)
     with pytest.raises(ValueError, match="in the order of X"):
         fitted.score(some, known)
@@ -96,17 +101,17 @@ def test_ids_of_true_classes_are_not_taken_for_places() -> None:
     )
     assert fitted.score(x, pd.Series(truth)) == fitted.score(x, truth)
     frame = pd.DataFrame(x)
-    fitted = CrowdClassifier(linear, **QUICK).fit(frame, labels, missing_label=-1)
+    fitted = CrowdClassifier(network=linear, **QUICK).fit(frame, labels, missing_label=-1)
     with pytest.raises(ValueError, match="more than one true class"):
         fitted.score(frame, pd.Series([0, 1, 1], [0, 0, 1]))
-    with pytest.raises(ValueError, match="no true class of any"):
+    with pytest.raises(ValueError, match="no item has a true class"):
         fitted.score(frame, pd.Series([0, 1], [1000, 1001]))
-    with pytest.raises(ValueError, match="no true class of any"):
-        CrowdClassifier(linear, **QUICK, selection="gold").fit(
+    with pytest.raises(ValueError, match="no item has a true class"):
+        CrowdClassifier(network=linear, **QUICK, selection="gold").fit(
             x, labels, missing_label=-1, validation=(x, np.full(60, np.nan))
         )
     with pytest.raises(ValueError, match=r"inputs of shape \(3,\), those of X have \(4,\)"):
-        CrowdClassifier(linear, **QUICK, selection="gold").fit(
+        CrowdClassifier(network=linear, **QUICK, selection="gold").fit(
             x, labels, missing_label=-1, validation=(x[:, :3], truth)
         )
 
@@ -114,7 +119,7 @@ def test_ids_of_true_classes_are_not_taken_for_places() -> None:
 def test_numbers_too_large_for_single_precision_are_named() -> None:
     x, labels, _ = crowd()
     frame = pd.DataFrame(x)
-    fitted = CrowdClassifier(linear, **QUICK).fit(frame, labels, missing_label=-1)
+    fitted = CrowdClassifier(network=linear, **QUICK).fit(frame, labels, missing_label=-1)
     frame.iloc[7, 1] = 1e300
     with pytest.raises(ValueError, match=r"too large for single precision(.|\n)*7"):
         fitted.predict_proba(frame)
@@ -127,7 +132,7 @@ def test_parameters_that_are_no_numbers_any_more_stop_the_fit() -> None:
     deep = lambda shape, classes: nn.Sequential(nn.Linear(shape[0], 8), nn.ReLU(), nn.Linear(8, classes))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         CrowdClassifier(
-            deep, **(QUICK | {"epochs": 1, "batch": 1000, "learning_rate": 1e38}), selection="last"
+            network=deep, **(QUICK | {"epochs": 1, "batch": 1000, "learning_rate": 1e38}), selection="last"
         ).fit(x, labels, missing_label=-1)
 
 
@@ -146,11 +151,13 @@ class Backwards(nn.Module):
 def test_features_are_what_the_layer_of_the_logits_sees(method: str) -> None:
     x, labels, _ = crowd()
     options = {**QUICK, "method": method}
-    fitted = CrowdClassifier(lambda shape, classes: Backwards(shape[0], classes), **options).fit(
+    fitted = CrowdClassifier(network=lambda shape, classes: Backwards(shape[0], classes), **options).fit(
         x, labels, missing_label=-1
     )
-    assert fitted._made.head == "head"
-    widths = {module.in_features for module in fitted._made.modules() if isinstance(module, nn.Linear)}
+    assert fitted._fitted.channel.head == "head"
+    widths = {
+        module.in_features for module in fitted._fitted.channel.modules() if isinstance(module, nn.Linear)
+    }
     assert widths == {8}
 
     class NoLinear(nn.Module):
@@ -162,24 +169,25 @@ def test_features_are_what_the_layer_of_the_logits_sees(method: str) -> None:
             return x @ self.weight
 
     with pytest.raises(
-        ValueError, match="needs a network whose logits are those of a torch.nn.Linear, and NoLinear has none"
+        ValueError,
+        match="needs a network whose last layer is a torch.nn.Linear that returns the logits; NoLinear has none",
     ):
-        CrowdClassifier(NoLinear(), **options).fit(x, labels, missing_label=-1)
+        CrowdClassifier(network=NoLinear(), **options).fit(x, labels, missing_label=-1)
 
 
 def test_the_averaging_of_doctor_net_is_what_is_selected() -> None:
     x, labels, _ = crowd(100)
     for patience in (None, 2):
-        fitted = CrowdClassifier(linear, "doctor-net", epochs=20, batch=16, patience=patience).fit(
-            x, labels, missing_label=-1
-        )
-        assert fitted.epoch_ > 16 and bool((fitted._made.log_weight != 0).any())
+        fitted = CrowdClassifier(
+            network=linear, method="doctor-net", epochs=20, batch=16, patience=patience
+        ).fit(x, labels, missing_label=-1)
+        assert fitted.epoch_ > 16 and bool((fitted._fitted.channel.log_weight != 0).any())
 
 
 def test_another_network_of_the_same_shapes_is_refused(tmp_path: Any) -> None:
     x, labels, _ = crowd()
     kinds = [nn.Sequential(nn.Linear(4, 8), bend, nn.Linear(8, 3)) for bend in (nn.ReLU(), nn.Tanh())]
-    CrowdClassifier(kinds[0], **QUICK).fit(x, labels, missing_label=-1, folder=tmp_path)
+    CrowdClassifier(network=kinds[0], **QUICK).fit(x, labels, missing_label=-1, folder=tmp_path)
     load_crowd_classifier(tmp_path, kinds[0])
     with pytest.raises(ValueError, match="another network"):
         load_crowd_classifier(tmp_path, kinds[1])
@@ -187,7 +195,7 @@ def test_another_network_of_the_same_shapes_is_refused(tmp_path: Any) -> None:
 
 def test_one_class_no_labels_and_single_items() -> None:
     x, labels, _ = crowd()
-    with pytest.raises(ValueError, match="all labels are alike, 1"):
+    with pytest.raises(ValueError, match="all labels are the same, 1"):
         CrowdClassifier(**QUICK).fit(x, np.where(labels >= 0, 1, -1), missing_label=-1)
     with pytest.raises(ValueError):
         CrowdClassifier(**QUICK, selection="last").fit(x, np.full((60, 2), -1), missing_label=-1)
@@ -198,19 +206,25 @@ def test_one_class_no_labels_and_single_items() -> None:
 def test_matrices_may_be_frames_and_tensors() -> None:
     x, labels, _ = crowd()
     frame = pd.DataFrame(x, [f"pic{n}" for n in range(60)])
-    expected = CrowdClassifier(linear, **QUICK).fit(x, labels, missing_label=-1).predict_proba(x).to_numpy()
+    expected = (
+        CrowdClassifier(network=linear, **QUICK).fit(x, labels, missing_label=-1).predict_proba(x).to_numpy()
+    )
     wide = pd.DataFrame(labels, frame.index).sample(frac=1, random_state=0)
     for matrix in (wide, torch.from_numpy(labels)):
-        found = CrowdClassifier(linear, **QUICK).fit(frame, matrix, missing_label=-1).predict_proba(frame)
+        found = (
+            CrowdClassifier(network=linear, **QUICK).fit(frame, matrix, missing_label=-1).predict_proba(frame)
+        )
         np.testing.assert_allclose(found.to_numpy(), expected, atol=1e-5)
     with pytest.raises(ValueError, match="a row per item, under the ids of X"):
-        CrowdClassifier(linear, **QUICK).fit(frame, pd.DataFrame(labels), missing_label=-1)
+        CrowdClassifier(network=linear, **QUICK).fit(frame, pd.DataFrame(labels), missing_label=-1)
 
 
 def test_names_of_methods_and_numbers_of_labels() -> None:
     x, labels, _ = crowd()
-    with pytest.warns(UserWarning, match="take at least 12"):
-        fitted = CrowdClassifier(linear, "GeoCrowdNet_F", epochs=1, batch=8).fit(x, labels, missing_label=-1)
+    with pytest.warns(UserWarning, match="set batch to at least 12"):
+        fitted = CrowdClassifier(network=linear, method="GeoCrowdNet_F", epochs=1, batch=8).fit(
+            x, labels, missing_label=-1
+        )
     kept = len(labels) - int(np.ceil(0.1 * (labels >= 0).any(1).sum()))
     assert (
         fitted.annotators_["labels"].sum() <= (labels >= 0).sum()
@@ -219,7 +233,9 @@ def test_names_of_methods_and_numbers_of_labels() -> None:
     )
     sums = fitted.predict_proba(x).sum(axis=1)
     np.testing.assert_allclose(sums, 1, atol=1e-12)
-    many = CrowdClassifier(linear, strength="selected", **(QUICK | {"method": "geocrowdnet-f", "batch": 60}))
+    many = CrowdClassifier(
+        network=linear, strength="selected", **(QUICK | {"method": "geocrowdnet-f", "batch": 60})
+    )
     many.fit(x, labels, missing_label=-1)
     many.set_params(strength=0.01).fit(x, labels, missing_label=-1)
     assert not hasattr(many, "strength_") and not hasattr(many, "strengths_")

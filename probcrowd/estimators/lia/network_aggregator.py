@@ -1,0 +1,89 @@
+"""Aggregators with a network h(x) that predicts an item's class from its features alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+from sklearn.utils.validation import check_is_fitted
+
+from probcrowd.data.features import Standardiser, in_order, numeric
+from probcrowd.data.files import by_item
+from probcrowd.data.table import Table
+from probcrowd.estimators.base import Aggregator
+from probcrowd.estimators.lia.fitted import FittedLIA
+from probcrowd.inference.lia.em import Fitted
+from probcrowd.models.lia.prior import Inputs
+
+
+class NetworkAggregator(Aggregator):
+    """What `LIA` and `TwoStage` share."""
+
+    _network: FittedLIA
+
+    def predict_items(self, features: pd.DataFrame | np.ndarray) -> pd.DataFrame:
+        """h(x) by item and class, for items without labels. features: as in `fit`, with the same columns.
+
+        Raises:
+            ValueError: the fit had no features, or other columns.
+        """
+        check_is_fitted(self, "classes_")
+        frame = by_item(features, "features")
+        return self._truth_frame(
+            self._network.class_probabilities(self._standardise(frame, "features")), frame.index
+        )
+
+    @property
+    def truth_probabilities_(self) -> pd.DataFrame:
+        """h(x) of the fitted items, by item and class: what the network predicts from their features alone."""
+        check_is_fitted(self, "classes_")
+        return self._truth_frame(self._network.truth.copy(), self._answered.items)
+
+    @property
+    def class_prior_(self) -> pd.Series:
+        """Mean of h(x) over the fitted items, by class."""
+        check_is_fitted(self, "classes_")
+        return pd.Series(self._network.truth.mean(0), self.classes_.rename("class"), name="class_prior")
+
+    @property
+    def parameters_(self) -> dict[str, np.ndarray]:
+        """The networks' parameters by site of the model (`probcrowd.models.lia.lia`)."""
+        check_is_fitted(self, "classes_")
+        return {name: value.numpy().copy() for name, value in self._network.parameters.items()}
+
+    @property
+    def inputs_(self) -> Inputs:
+        """The inputs of the networks for the fitted items and annotators: centred features with mean square 1."""
+        check_is_fitted(self, "classes_")
+        return self._network.inputs
+
+    def _truth_frame(self, probabilities: Float64[np.ndarray, "i k"], items: pd.Index) -> pd.DataFrame:
+        return pd.DataFrame(probabilities, pd.Index(items, name="item"), self.classes_.rename("class"))
+
+    def _set_fitted(
+        self,
+        table: Table,
+        inputs: Inputs,
+        standards: tuple[Standardiser | None, Standardiser | None],
+        fitted: Fitted,
+        probabilities: Float64[np.ndarray, "i k"],
+        spreads: pd.DataFrame | None = None,
+    ) -> None:
+        """Set what answers need. probabilities: of the items' labels."""
+        parameters = {name: value.double() for name, value in fitted.parameters.items()}
+        found = len(table.classes), fitted.posterior, fitted.truth, spreads
+        self._network = FittedLIA(parameters, inputs, standards, *found)
+        cells = table.cells
+        self._count(table.packed(cells), cells, probabilities)
+        self._answer(table, probabilities, fitted.values, fitted.converged)
+
+    def _standardise(self, frame: pd.DataFrame, name: str) -> Float64[np.ndarray, "i w"]:
+        """Features as inputs of the networks. name: "features" of items or "annotator_features"."""
+        standard = self._standard(name)
+        return standard.apply(numeric(in_order(frame, standard.columns, name), name).to_numpy())
+
+    def _standard(self, name: str) -> Standardiser:
+        standard = self._network.standards[("features", "annotator_features").index(name)]
+        if standard is None:
+            raise ValueError(f"the fit had no {name}: pass them to `fit` to predict from them")
+        return standard
