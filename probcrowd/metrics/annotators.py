@@ -1,13 +1,14 @@
-r"""How well single annotators are foretold: whether each one's labels are, and whether the predictions differ among annotators as the labels do.
+r"""Scores of predicted labels of single annotators: their accuracy, and whether they differ among annotators as labels do.
 
-    DIC            |M - M'|_F                 M, M': Cohen's kappa of pairs of annotators by their labels, and by the labels predicted
-    DIC, relative  |M - M'|_F / |M|_F         for the same pairs of item and annotator; lower is better
-    BAE            1 - |S - M|_F / |M|_F      S: cosine of what stands for the annotators in a model; higher is better
+    DIC            |M - M'|_F                 M, M': Cohen's kappa of pairs of annotators, from labels and from
+    DIC, relative  |M - M'|_F / |M|_F         predicted labels of the same (item, annotator) pairs; lower is better
+    BAE            1 - |S - M|_F / |M|_F      S: cosine of a model's annotator features; higher is better
 
-DIC: "difference of inter-annotator consistency", arXiv:2503.15237, equation 4, and arXiv:2508.10393, equation 3; BAE: "behavior alignment explainability" of the latter. Both take
-the diagonal in, whose ones add to |M|_F alone: a model that predicts annotators at random then has less than 1. `dic_pairs` is ours: the relative
-form over pairs with `LEAST` items in common and without the diagonal. A kappa that is 0 / 0, for want of items in common or of a second label, counts
-0; `undefined_kappa` says how many of the pairs with items in common that concerns among the predictions.
+DIC: "difference of inter-annotator consistency", arXiv:2503.15237, equation 4, and arXiv:2508.10393, equation 3. BAE:
+"behavior alignment explainability" of the latter. Both include the diagonal, whose ones add to |M|_F alone: a model that
+predicts annotators at random then scores below 1. `dic_pairs` is ours: the relative form over pairs with at least
+`MIN_ITEMS` items in common and without the diagonal. A kappa that is 0 / 0, for lack of common items or of a second
+label, counts as 0; `undefined_kappa` is the number of pairs with items in common for which that happens in the predictions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from probcrowd.metrics.agreement import PairTables, as_matrix, coefficients, pai
 from probcrowd.metrics.intervals import share_interval
 from probcrowd.metrics.scores import hits, log_losses, predicted, scores
 
-LEAST = 20  # items in common without which a kappa says little
+MIN_ITEMS = 20  # items in common that a kappa needs to be informative
 
 
 def annotator_scores(
@@ -31,19 +32,13 @@ def annotator_scores(
     probabilities: Float[np.ndarray, "n l"],
     annotators: pd.Index,
 ) -> pd.DataFrame:
-    """By annotator: labels, accuracy (ties share) with a central 95 % interval (Jeffreys), log loss in nats; NaN without labels."""
+    """Number of labels, accuracy (1/m in a tie of m) with its interval, and log loss in nats; NaN without labels."""
     hit, count = hits(probabilities, label), np.bincount(annotator, minlength=len(annotators))
     right = np.bincount(annotator, hit, minlength=len(annotators))
     known = np.where(count, count, np.nan)
     lower, upper = share_interval(right, known)
-    lost = np.bincount(annotator, log_losses(probabilities, label), minlength=len(annotators))
-    columns = {
-        "labels": count,
-        "accuracy": right / known,
-        "lower": lower,
-        "upper": upper,
-        "log_loss": lost / known,
-    }
+    loss = np.bincount(annotator, log_losses(probabilities, label), minlength=len(annotators)) / known
+    columns = {"labels": count, "accuracy": right / known, "lower": lower, "upper": upper, "log_loss": loss}
     return pd.DataFrame(columns, annotators.rename("annotator"))
 
 
@@ -53,20 +48,20 @@ def mean_accuracy(
     label: Int[np.ndarray, " n"],
     probabilities: Float[np.ndarray, "n l"],
 ) -> tuple[float, float]:
-    """The mean over annotators of their accuracies, and its standard error over items, whose labels depend on each other."""
+    """Mean accuracy over annotators, and its standard error over items: labels of one item are dependent."""
     hit, count = hits(probabilities, label), np.bincount(annotator)
     share = 1 / (count[annotator] * (count > 0).sum())
     accuracy = np.bincount(annotator, hit) / np.maximum(count, 1)
-    off = np.bincount(item, (hit - accuracy[annotator]) * share)
+    residual = np.bincount(item, (hit - accuracy[annotator]) * share)
     items = len(np.unique(item))
-    error = math.sqrt((off**2).sum() * items / (items - 1)) if items > 1 else math.nan
+    error = math.sqrt((residual**2).sum() * items / (items - 1)) if items > 1 else math.nan
     return float((hit * share).sum()), error
 
 
 def soft_cross_entropy(
     item: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n l"]
 ) -> float:
-    """Of the labels that an item got, as shares, against the mean of what was predicted for those who gave them; mean over items, in nats."""
+    """Cross entropy of an item's label shares and the mean prediction for its annotators; mean over items, in nats."""
     items, place = np.unique(item, return_inverse=True)
     classes, count = probabilities.shape[1], np.bincount(place)
     votes = (
@@ -78,31 +73,31 @@ def soft_cross_entropy(
 
 
 def consistency(tables: PairTables, predicted: PairTables, num_annotators: int) -> dict[str, float]:
-    """dic, dic_relative, dic_pairs, pairs (how many the last is over) and undefined_kappa, see above."""
-    both = [coefficients(one, "kappa")[0] for one in (tables, predicted)]
-    m, other = (
-        np.nan_to_num(as_matrix(one, kappa, num_annotators))
-        for one, kappa in zip((tables, predicted), both, strict=True)
+    """dic, dic_relative, dic_pairs, pairs (the number that dic_pairs is over) and undefined_kappa; see above."""
+    both = [coefficients(each, "kappa")[0] for each in (tables, predicted)]
+    observed, other = (
+        np.nan_to_num(as_matrix(each, kappa, num_annotators))
+        for each, kappa in zip((tables, predicted), both, strict=True)
     )
-    size = np.linalg.norm(m - other)
-    enough = tables.items >= LEAST
-    true, made = (np.nan_to_num(kappa)[enough] for kappa in both)
-    below = np.linalg.norm(true)
+    distance = np.linalg.norm(observed - other)
+    enough = tables.items >= MIN_ITEMS
+    true, estimated = (np.nan_to_num(kappa)[enough] for kappa in both)
+    norm = np.linalg.norm(true)
     return {
-        "dic": float(size),
-        "dic_relative": float(size / np.linalg.norm(m)),
-        "dic_pairs": float(np.linalg.norm(true - made) / below) if below > 0 else math.nan,
+        "dic": float(distance),
+        "dic_relative": float(distance / np.linalg.norm(observed)),
+        "dic_pairs": float(np.linalg.norm(true - estimated) / norm) if norm > 0 else math.nan,
         "pairs": float(enough.sum()),
         "undefined_kappa": float(np.isnan(both[1]).sum()),
     }
 
 
 def alignment(features: Float[np.ndarray, "j d"], tables: PairTables) -> float:
-    """BAE, of what stands for each annotator."""
-    m = np.nan_to_num(as_matrix(tables, coefficients(tables, "kappa")[0], len(features)))
+    """BAE of the features of each annotator."""
+    kappa = np.nan_to_num(as_matrix(tables, coefficients(tables, "kappa")[0], len(features)))
     length = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.where(length > 0, length, 1.0)
-    return float(1 - np.linalg.norm(unit @ unit.T - m) / np.linalg.norm(m))
+    return float(1 - np.linalg.norm(unit @ unit.T - kappa) / np.linalg.norm(kappa))
 
 
 def overall_scores(

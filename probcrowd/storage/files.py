@@ -18,11 +18,11 @@ import pandas as pd
 
 from probcrowd.data.files import without_formulas
 
-PARTIAL = ".probcrowd-partial"  # suffix of temporary files and folders; those left by a killed process may be deleted
+PARTIAL = ".probcrowd-partial"  # suffix of temporary files; those of killed processes may be deleted
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file at `path` by `data`; after any failure the old file is untouched and nothing else is left."""
+    """Replace the file at `path`; after any failure the old file is untouched and nothing else is left."""
     with replacing(path) as temporary, temporary.open("xb") as file:
         file.write(data)
 
@@ -44,9 +44,9 @@ def write_json(path: Path, value: Any) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a new file or folder that takes the place of `path` at the end.
 
-    After a failure nothing of the new one is left. The files of a new folder are written by functions of this module,
-    so that they are on the disk. A folder at `path` is moved aside, and removed once the new one has its name.
-    """
+    After a failure nothing of the new one is left. The files of a new folder are written by functions of this
+    module, so that they are on the disk. A folder at `path` is moved aside, and removed once the new one has
+    its name."""
     temporary, old = _beside(path, PARTIAL), _beside(path)
     try:
         yield temporary
@@ -67,9 +67,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_files(folder: Path, names: Iterable[str]) -> Iterator[Path]:
     """Yield a temporary folder; at the end move its files of those names to `folder`.
 
-    A name that was not written is deleted from `folder`, where the file of an earlier run would pass for one of this run.
-    After a failure while writing, `folder` is untouched.
-    """
+    A name that was not written is deleted from `folder`, where the file of an earlier run would pass for one
+    of this run. After a failure while writing, `folder` is untouched."""
     temporary = _beside(folder / "files", PARTIAL)
     temporary.mkdir(parents=True)
     try:

@@ -2,9 +2,8 @@
 
     defaults of the record  <-  TOML file  <-  --set section.key=value  ->  config.json beside the results
 
-Values are checked strictly: text is not a number, `true` is not 1, and a key that no record declares is an error, never ignored.
-Nothing in a settings file names code, so reading one runs none.
-"""
+Values are checked strictly: text is not a number, `true` is not 1, and a key that no record declares is an
+error. Settings files never name code, so reading one runs none."""
 
 import difflib
 import json
@@ -19,7 +18,7 @@ from probcrowd.storage.files import write_atomically
 
 
 class Settings(BaseModel):
-    """Base of every settings record; records may be nested. Infinite and missing numbers survive writing."""
+    """Base of every settings record; records may be nested. Infinities and NaN survive writing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
@@ -28,12 +27,13 @@ S = TypeVar("S", bound=Settings)
 
 
 def read_settings(kind: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
-    """The settings in the TOML file at `path` (none: the defaults), changed by `overrides` such as "model.width=64".
+    """Read settings from a TOML file (None: the defaults) and apply overrides such as "model.width=64".
 
-    The text after "=" is read as a TOML value and, where it is none, as a plain string: `out=runs/a`, `steps=100`, `shots=[1, 3]`.
+    The text after "=" is read as a TOML value or, if it is none, as a string: `out=runs/a`, `steps=100`,
+    `shots=[1, 3]`.
 
     Raises:
-        ValueError: no such file, or not TOML; or every fault of the values, one line each.
+        ValueError: the file is missing or not TOML; or every invalid value, one line each.
     """
     values = {} if path is None else _read_toml(path)
     keys = [override.partition("=")[0].strip() for override in overrides]
@@ -52,12 +52,12 @@ def read_settings(kind: type[S], path: Path | None, overrides: Sequence[str] = (
 
 
 def write_settings(settings: Settings, path: Path) -> None:
-    """Writes indented JSON, whole or not at all."""
+    """Write indented JSON, whole or not at all."""
     write_atomically(path, settings.model_dump_json(indent=2).encode() + b"\n")
 
 
 def read_written(kind: type[S], path: Path) -> S:
-    """The settings that `write_settings` wrote.
+    """Read the settings that `write_settings` wrote.
 
     Raises:
         ValueError: the file is not JSON, or does not fit `kind`.
@@ -66,7 +66,7 @@ def read_written(kind: type[S], path: Path) -> S:
 
 
 def differences(a: S, b: S, ignore: Sequence[str] = ()) -> list[str]:
-    """One line "section.key: old -> new" for each value of `a` (old) that `b` (new) does not share, those in `ignore` aside."""
+    """List the values that differ, one line "section.key: old -> new" each; keys in `ignore` are skipped."""
     old, new = (dict(_leaves(settings.model_dump(mode="json"))) for settings in (a, b))
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
@@ -89,47 +89,42 @@ def _toml_value(text: str) -> Any:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         return text
-    return (
-        parsed["value"] if len(parsed) == 1 else text
-    )  # a line break must not smuggle in, and lose, a second key
+    return parsed["value"] if len(parsed) == 1 else text  # a line break must not smuggle in a second key
 
 
 def _validated(kind: type[S], text: str, path: Path | None, overridden: Sequence[str] = ()) -> S:
-    # Strict JSON is the one mode in which lists become tuples and strings become paths, but "1" never becomes 1.
+    # Strict JSON is the one mode in which lists become tuples and strings become paths, but "1" never becomes
+    # 1.
     try:
         return kind.model_validate_json(text, strict=True)
     except ValidationError as error:
         lines = []
-        for fault in error.errors():
-            key = ".".join(map(str, fault["loc"]))
-            by_hand = any(f"{k}.".startswith(f"{key}.") or key.startswith(f"{k}.") for k in overridden)
-            problem = (
-                _unknown(kind, key)
-                if fault["type"] == "extra_forbidden"
-                else _needs(fault["type"], fault["input"], fault["msg"])
-            )
-            lines.append(
-                f"{key or 'settings'}: {problem} (in {'--set' if by_hand or path is None else path})"
-            )
-        raise ValueError("faulty settings:\n  " + "\n  ".join(lines)) from error
+        for each in error.errors():
+            key = ".".join(map(str, each["loc"]))
+            override = any(f"{k}.".startswith(f"{key}.") or key.startswith(f"{k}.") for k in overridden)
+            source = "--set" if override or path is None else path
+            if each["type"] == "extra_forbidden":
+                problem = _unknown(kind, key)
+            else:
+                problem = _needs(each["type"], each["input"], each["msg"])
+            lines.append(f"{key or 'settings'}: {problem} (in {source})")
+        raise ValueError("invalid settings:\n  " + "\n  ".join(lines)) from error
 
 
-def _needs(fault: str, value: Any, message: str) -> str:
-    if fault == "missing":
+def _needs(kind: str, value: Any, message: str) -> str:
+    if kind == "missing":
         return "got nothing, needs a value"
     return f"got {value!r}, needs {message.removeprefix('Input should be ').removeprefix('Value error, ')}"
 
 
 def _unknown(kind: type[Settings], key: str) -> str:
     section, _, name = key.rpartition(".")
-    known = sorted(
-        _known_keys(kind), key=lambda full: full.rpartition(".")[0] == section
-    )  # of equal names, the one in this section
+    # Of equal names, the one in this section comes last and stays
+    known = sorted(_known_keys(kind), key=lambda full: full.rpartition(".")[0] == section)
     full = {full.rpartition(".")[2]: full for full in known}
     near = difflib.get_close_matches(name, full, n=1)
-    return "unknown key; " + (
-        f"did you mean {full[near[0]]!r}?" if near else f"known: {', '.join(sorted(known))}"
-    )
+    hint = f"did you mean {full[near[0]]!r}?" if near else f"known: {', '.join(sorted(known))}"
+    return f"unknown key; {hint}"
 
 
 def _known_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -141,7 +136,7 @@ def _known_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, JSON text): text, so that nan equals nan and 1 differs from true."""
+    """Pairs of dotted key and JSON text: as text, NaN equals NaN and 1 differs from true."""
     if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from _leaves(inner, f"{key}.{name}" if key else name)

@@ -140,7 +140,7 @@ def test_every_truncation_is_noticed(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no checkpoint .*/nowhere.safetensors; give the path"):
+    with pytest.raises(ValueError, match=r"there is no checkpoint .*/nowhere.safetensors: give the path"):
         load_checkpoint(tmp_path / "nowhere.safetensors")
 
 
@@ -148,7 +148,7 @@ def test_other_formats_and_versions_are_refused(tmp_path, monkeypatch):
     safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "foreign")
     with pytest.raises(
         ValueError,
-        match=r"/foreign holds \(None, None\), not \('probcrowd checkpoint', '1'\); give a checkpoint",
+        match=r"/foreign holds \(None, None\), not \('probcrowd checkpoint', '1'\): give a checkpoint",
     ):
         load_checkpoint(tmp_path / "foreign")
     torch.save({"x": 1}, tmp_path / "pickle")  # never unpickled
@@ -158,7 +158,7 @@ def test_other_formats_and_versions_are_refused(tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "newer", {}, {})
     monkeypatch.undo()
     with pytest.raises(
-        ValueError, match=r"\('probcrowd checkpoint', '2'\), not .*'1'\); .*with the probcrowd that wrote it"
+        ValueError, match=r"\('probcrowd checkpoint', '2'\), not .*'1'\): .*with the probcrowd that wrote it"
     ):
         load_checkpoint(tmp_path / "newer")
 
@@ -315,7 +315,8 @@ KILLS = """
             step = start
             while True:
                 step += 1
-                save_latest(folder, {"x": torch.full((50_000,), step), "y": torch.full((7,), float(step))}, {"step": step})
+                tensors = {"x": torch.full((50_000,), step), "y": torch.full((7,), float(step))}
+                save_latest(folder, tensors, {"step": step})
                 os.write(writer, b"%d\\n" % step)
         os.close(writer)
         acknowledged = int(os.read(reader, 1000).split()[-1])  # killed only after a first save
@@ -326,7 +327,8 @@ KILLS = """
             acknowledged = int(data.split()[-1])
         os.close(reader)
         found = load_latest(folder)
-        agree = all(bool(value.eq(found.state["step"]).all()) for value in found.tensors.values()) and len(found.tensors) == 2
+        agree = len(found.tensors) == 2
+        agree &= all(bool(value.eq(found.state["step"]).all()) for value in found.tensors.values())
         rounds.append({"acknowledged": acknowledged, "found": found.state["step"], "agree": agree})
     print(json.dumps(rounds))
 """

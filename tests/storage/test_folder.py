@@ -238,7 +238,7 @@ def test_a_torn_last_line_is_ignored_and_gone_after_resuming(tmp_path):
 
 def test_damage_elsewhere_is_not_ignored(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step\n{"step": 3}\n')
-    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged: .*; mend or delete it"):
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged: .*; correct or delete it"):
         RunFolder(tmp_path).read_metrics()
 
 

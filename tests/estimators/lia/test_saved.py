@@ -387,7 +387,7 @@ def test_what_is_no_finished_fit_is_not_loaded(tmp_path: Path) -> None:
     write_settings(Other(), foreign / "config.json")
     (foreign / "model.safetensors").write_bytes((tmp_path / "fit" / "model.safetensors").read_bytes())
     with pytest.raises(
-        ValueError, match="foreign holds no fit of LIA, or its files are damaged: faulty settings"
+        ValueError, match="foreign holds no fit of LIA, or its files are damaged: invalid settings"
     ):
         load_lia(foreign)
     table = pd.concat([said().assign(question=question) for question in ("a", "b")])
