@@ -11,14 +11,13 @@ For annotators j and j' with n items in common, of which N[l, m] got l from j an
 
 A coefficient is NaN where it is 0 / 0: no item in common, or a single label on all of them.
 
-The standard error of the first three is sqrt(po (1 - po) / n) / (1 - pe), with pe taken as known and two agreements and
-two disagreements added to po, so that it is never 0. That of a correlation comes from the delta method:
-sqrt(mean of (x y - r (x^2 + y^2) / 2)^2 / n) in standard units, with four terms of 1/4 added.
+The standard error of the first three is sqrt(po (1 - po) / n) / (1 - pe), with pe taken as known and two
+agreements and two disagreements added to po, so that it is never 0. That of a correlation comes from the
+delta method: sqrt(mean of (x y - r (x^2 + y^2) / 2)^2 / n) in standard units, with four terms of 1/4 added.
 
-Counts come from one sparse product V'V (V: items x (annotator, label)). Memory and work grow with the row pairs that
-occur, sum_i n_i^2, and with at most pairs x L^2 counts; no annotators x annotators array is built. Where most annotators
-labelled most items, the product runs over dense blocks of 8 MB.
-"""
+Counts come from one sparse product V'V (V: items x (annotator, label)). Memory and work grow with the row
+pairs that occur, sum_i n_i^2, and with at most pairs x L^2 counts; no annotators x annotators array is built.
+Where most annotators labelled most items, the product runs over dense blocks of 8 MB."""
 
 from __future__ import annotations
 
@@ -135,7 +134,9 @@ def pair_tables(
     joint = coo_array(_dense_product(votes, *shape)) if dense else (votes.T @ votes).tocoo()
     left, right = joint.row // num_labels, joint.col // num_labels
     upper = left < right
-    left, right, row, column, count = (part[upper] for part in (left, right, joint.row, joint.col, joint.data))
+    left, right, row, column, count = (
+        part[upper] for part in (left, right, joint.row, joint.col, joint.data)
+    )
     keys, pair = np.unique(left.astype(np.int64) * num_annotators + right, return_inverse=True)
     labels = ((part % num_labels).astype(np.int64) for part in (row, column))
     return PairTables(

@@ -4,12 +4,12 @@ r"""Scores of predicted labels of single annotators: their accuracy, and whether
     DIC, relative  |M - M'|_F / |M|_F         predicted labels of the same (item, annotator) pairs; lower is better
     BAE            1 - |S - M|_F / |M|_F      S: cosine of a model's annotator features; higher is better
 
-DIC: "difference of inter-annotator consistency", arXiv:2503.15237, equation 4, and arXiv:2508.10393, equation 3. BAE:
-"behavior alignment explainability" of the latter. Both include the diagonal, whose ones add to |M|_F alone: a model that
-predicts annotators at random then scores below 1. `dic_pairs` is ours: the relative form over pairs with at least
-`MIN_ITEMS` items in common and without the diagonal. A kappa that is 0 / 0, for lack of common items or of a second
-label, counts as 0; `undefined_kappa` is the number of pairs with items in common for which that happens in the predictions.
-"""
+DIC: "difference of inter-annotator consistency", arXiv:2503.15237, equation 4, and arXiv:2508.10393, equation
+3. BAE: "behavior alignment explainability" of the latter. Both include the diagonal, whose ones add to |M|_F
+alone: a model that predicts annotators at random then scores below 1. `dic_pairs` is ours: the relative form
+over pairs with at least `MIN_ITEMS` items in common and without the diagonal. A kappa that is 0 / 0, for lack
+of common items or of a second label, counts as 0; `undefined_kappa` is the number of pairs with items in
+common for which that happens in the predictions."""
 
 from __future__ import annotations
 
@@ -109,21 +109,19 @@ def overall_scores(
     num_annotators: int,
     features: Float[np.ndarray, "j d"] | None = None,
 ) -> dict[str, float]:
-    """All of them together: labels, accuracy (over labels), mean_accuracy (over annotators) with its standard_error, log_loss, brier, calibration_error,
-    soft_cross_entropy, and those of `consistency` and `alignment`."""
+    """All scores together.
+
+    labels (their number), accuracy (over labels), mean_accuracy (over annotators) with its standard_error,
+    log_loss, brier, calibration_error, soft_cross_entropy, and those of `consistency` and `alignment`."""
     pooled = scores(probabilities, label)
     pooled["labels"] = pooled.pop("items")
     mean, error = mean_accuracy(item, annotator, label, probabilities)
     sizes = {"num_annotators": num_annotators, "num_labels": probabilities.shape[1]}
     share = pair_shares(item, annotator, np.ones(len(item)), num_annotators)
-    tables, made = (
-        pair_tables(item, annotator, said, share, **sizes) for said in (label, predicted(probabilities))
+    tables, other = (
+        pair_tables(item, annotator, each, share, **sizes) for each in (label, predicted(probabilities))
     )
-    found = {
-        "mean_accuracy": mean,
-        "standard_error": error,
-        **pooled,
-        "soft_cross_entropy": soft_cross_entropy(item, label, probabilities),
-    }
-    found |= consistency(tables, made, num_annotators)
-    return found if features is None else found | {"bae": alignment(features, tables)}
+    result = {"mean_accuracy": mean, "standard_error": error, **pooled}
+    result["soft_cross_entropy"] = soft_cross_entropy(item, label, probabilities)
+    result |= consistency(tables, other, num_annotators)
+    return result if features is None else result | {"bae": alignment(features, tables)}

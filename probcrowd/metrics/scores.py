@@ -13,9 +13,8 @@ TIE = 1e-9  # sums of the same numbers in another order are equal; relative for 
 def scores(probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"]) -> dict[str, float]:
     """Accuracy (1/m in a tie of m), log loss in nats, Brier score (sum over classes), calibration error and number of items.
 
-    Items without gold (code < 0) do not count. Calibration error: |mean confidence - accuracy| over ten equally filled bins
-    of the highest probability, weighted by their items.
-    """
+    Items without gold (code < 0) do not count. Calibration error: |mean confidence - accuracy| over ten
+    equally filled bins of the highest probability, weighted by their items."""
     known = gold >= 0
     p, truth = probabilities[known], gold[known]
     if not len(truth):

@@ -62,9 +62,9 @@ def test_full_panels_are_multiplied_in_blocks_to_the_same_counts(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matrix, found = panel(share=share, items=101), []
-    monkeypatch.setattr(agreement, "_AT_ONCE", 70)
+    monkeypatch.setattr(agreement, "_BLOCK_SIZE", 70)
     for faster in (0, 10**9):
-        monkeypatch.setattr(agreement, "_FASTER", faster)
+        monkeypatch.setattr(agreement, "_DENSE_SPEEDUP", faster)
         tables = tables_of(matrix)
         order = np.lexsort((tables.right_label, tables.left_label, tables.pair))
         found.append(

@@ -12,7 +12,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from probcrowd.metrics.agreement import PairTables, pair_tables
 from probcrowd.metrics.annotators import (
-    LEAST,
+    MIN_ITEMS,
     alignment,
     annotator_scores,
     consistency,
@@ -163,7 +163,7 @@ def test_kappas_without_a_meaning_count_0_and_are_counted() -> None:
         and math.isfinite(found["dic_relative"])
     )
     few = pair_tables(
-        *panel(said[: LEAST - 1])[1:], panel(said[: LEAST - 1])[0], num_annotators=3, num_labels=2
+        *panel(said[: MIN_ITEMS - 1])[1:], panel(said[: MIN_ITEMS - 1])[0], num_annotators=3, num_labels=2
     )
     assert consistency(few, few, 3)["pairs"] == 0 and math.isnan(consistency(few, few, 3)["dic_pairs"])
 
