@@ -13,7 +13,8 @@ from torch import Tensor
 
 from probcrowd.data.features import Standardiser
 from probcrowd.data.rows import Rows
-from probcrowd.inference.lia.em import batches
+from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.inference.lia.em import chunks
 from probcrowd.models.lia.lia import (
     LIABatch,
     Parameters,
@@ -83,19 +84,13 @@ class FittedLIA:
         """
         parameters, batch = self._batch(place, features)
         parameters, seen = self._with_new_annotators(parameters, rows.num_annotators, annotator_features)
-        batch = replace(
-            batch,
-            starts=torch.from_numpy(np.searchsorted(rows.item, np.arange(rows.num_items + 1))),
-            item=torch.from_numpy(rows.item),
-            annotator=torch.from_numpy(rows.annotator),
-            label=torch.from_numpy(rows.label),
-            weight=torch.from_numpy(rows.weight),
-            annotator_features=seen,
-        )
+        annotations = AnnotationTensors.of(rows, dtype=torch.float64)
+        annotations = replace(annotations, items=batch.annotations.items)
+        batch = replace(batch, annotations=annotations, annotator_features=seen)
         with torch.no_grad():
             joint = [
                 log_joint(log_truth(parameters, part), label_log_likelihood(parameters, part), part)
-                for part in batches(batch)
+                for part in chunks(batch)
             ]
             return torch.softmax(torch.cat(joint), -1).numpy()
 
@@ -122,7 +117,7 @@ class FittedLIA:
         with torch.no_grad():
             rows = [
                 log_confusion(difficulty_logits(parameters, part) + parameters["competence_mean"]).exp()
-                for part in batches(batch)
+                for part in chunks(batch)
             ]
         return 1 - np.einsum("ik,ikk->i", self.posterior, torch.cat(rows).numpy())
 
@@ -139,7 +134,9 @@ class FittedLIA:
         with torch.no_grad():
             skills = competence_logits(parameters, batch)[torch.from_numpy(annotators)]
             for block in _blocks(len(place), max(MAX_CELLS // max(skills.numel(), 1), 1)):
-                difficulty = difficulty_logits(parameters, batch.part(torch.arange(block.start, block.stop)))
+                difficulty = difficulty_logits(
+                    parameters, batch.select(torch.arange(block.start, block.stop))
+                )
                 rows = log_confusion(difficulty[:, None] + skills).exp().diagonal(dim1=2, dim2=3)  # (b, j, k)
                 right[block] = np.einsum("ik,ijk->ij", posterior[block], rows.numpy())
         return right
@@ -204,7 +201,8 @@ class FittedLIA:
         if place is None:
             return batch
         centre = len(self.parameters["item_embedding"])
-        return replace(batch, place=torch.from_numpy(np.where(place < 0, centre, place)))
+        items = torch.from_numpy(np.where(place < 0, centre, place))
+        return replace(batch, annotations=replace(batch.annotations, items=items))
 
 
 def _with_centre(table: Tensor, rows: int = 1) -> Tensor:

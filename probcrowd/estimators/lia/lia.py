@@ -229,7 +229,7 @@ class LIA(NetworkAggregator):
             name, new_ids = "annotator_features", table.annotators[len(self._annotator_ids) :]
             self._standard(name)
             annotators = self._standardise(matched(annotator_features, new_ids, name), name)
-        if OBJECTIVES[self.objective].answer == "truth network":
+        if OBJECTIVES[self.objective].prediction == "truth network":
             return self._network.truth_at(place, seen)
         return self._network.posterior_at(table.rows, place, seen, annotators)
 
@@ -289,7 +289,7 @@ class LIA(NetworkAggregator):
     ) -> None:
         self.prior_ = resolve_prior(self, spreads)
         probabilities = fitted.posterior
-        if OBJECTIVES[self.objective].answer == "truth network":  # gold stays certain
+        if OBJECTIVES[self.objective].prediction == "truth network":  # gold stays certain
             probabilities = np.where(table.gold[:, None] >= 0, fitted.posterior, fitted.truth)
         self._set_fitted(table, inputs, standards, fitted, probabilities, spreads)
 

@@ -1,13 +1,13 @@
-r"""The fit of LIA: rounds of generalised EM from the vote shares, then steps on the last objective, in units that can be saved in between.
+r"""Fit LIA: rounds of generalised EM from the vote shares, then steps on the last objective, in units that can be saved in between.
 
     unit 0              M step given the vote shares (equation 8)
     unit 1 ... R - 1    E step, M step
-    unit R ...          `chunk` steps each on the last objective (equation 9), until they are spent or gain nothing more
+    unit R ...          `chunk` steps each on the last objective (equation 9), until all are taken or they gain nothing more
 
-Steps climb on all items at once, or wander over batches of them: see `probcrowd.inference.lia.optimizers`.
+Steps use all items at once or batches of them: see `probcrowd.inference.lia.optimizers`.
 
-Time of a step grows with labels x classes^2 x R, and with items times the size of the networks; memory of a step likewise, over the labels
-of a batch. Nothing has the shape items x annotators.
+Time per step is proportional to labels x classes^2 x R, plus items times the size of the networks; so is memory, over
+the labels of a batch. Nothing has the shape items x annotators.
 """
 
 from __future__ import annotations
@@ -38,16 +38,21 @@ from probcrowd.inference.lia.optimizers import State, Target, amsgrad_steps, lbf
 from probcrowd.models.lia.lia import LIABatch, Parameters, log_truth
 from probcrowd.models.lia.prior import Inputs, LIAPrior, Site, sites
 
-CHUNK = 50  # L-BFGS steps of a unit after EM
-SMALL = 10**7  # numbers that a step touches, below which one thread is faster than several
-AT_ONCE = 2**18  # labels of an E step held at once
-START = 0.1  # spread of the start around the prior's centre, in prior spreads; hidden layers start at a draw from the prior
+LBFGS_CHUNK = 50  # L-BFGS steps of a unit after EM
+SMALL = 10**7  # numbers per step below which one thread is faster than several
+CHUNK_SIZE = 2**18  # labels plus items of an E step held at once
+INITIAL_SCALE = (
+    0.1  # of parameters around the prior mean, in prior scales; hidden layers are drawn from the prior
+)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """rounds of EM; steps of each M step; last_steps after them. batch: labels of a batch, None for all items at once. learning_rate: of AMSGrad
-    alone. tolerance: the gain per item, in nats, at which the last steps have converged."""
+    """Number of rounds of EM, of steps per M step, and of last steps after EM.
+
+    batch: labels per batch; None: all items at once. learning_rate: of AMSGrad alone. tolerance: the gain per item, in
+    nats, below which the last steps have converged.
+    """
 
     rounds: int = 10
     steps: int = 25
@@ -59,17 +64,17 @@ class Schedule:
     @property
     def chunk(self) -> int:
         """Steps of a unit after EM."""
-        return CHUNK if self.batch is None else max(self.steps, 1)
+        return LBFGS_CHUNK if self.batch is None else max(self.steps, 1)
 
     @property
     def units(self) -> int:
-        """Units, at most."""
+        """The largest possible number of units."""
         return self.rounds + math.ceil(self.last_steps / self.chunk)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Parameters, posteriors q and class probabilities h of the items, the state's values and whether it converged."""
+    """A fit: parameters, posteriors q and class probabilities h of the items, values by unit, and whether it converged."""
 
     parameters: Parameters
     posterior: Float64[np.ndarray, "i k"]
@@ -91,26 +96,27 @@ def fit_lia(
     start: Float64[np.ndarray, "i k"] | None = None,
     progress: bool = False,
 ) -> Fitted:
-    """The networks fitted to what was said of the items.
+    """Fit the networks to the labels.
 
     Args:
-        state: where an earlier call stood, to go on from.
+        state: the state of an earlier call, to continue from.
         keep: called with the state after every unit.
-        start: probabilities of the items' classes to begin with, in the place of the vote shares.
+        start: initial class probabilities of the items, instead of the vote shares.
 
     Raises:
-        FloatingPointError: the objective is not a number any more.
+        FloatingPointError: the objective is no longer finite.
     """
-    said = LIABatch.of(rows, inputs, torch.float64 if schedule.batch is None else torch.float32)
+    batch = LIABatch.of(rows, inputs, torch.float64 if schedule.batch is None else torch.float32)
     declared = sites(rows, inputs, prior)
-    state = State(_start(declared, seed, said.weight.dtype)) if state is None else state
-    first = vote_shares(said) if start is None else torch.from_numpy(np.array(start)).to(said.weight.dtype)
+    dtype = batch.annotations.weight.dtype
+    state = State(_initial_parameters(declared, seed, dtype)) if state is None else state
+    initial = vote_shares(batch) if start is None else torch.from_numpy(np.array(start)).to(dtype)
     bar = tqdm(
         total=schedule.units, initial=state.unit, desc="lia", unit="round", disable=not progress, leave=False
     )
-    with bar, one_thread(_small(said)):
+    with bar, one_thread(_small(batch)):
         while state.unit < schedule.units and not state.converged:
-            state = advance(state, said, declared, first, objective, schedule, seed)
+            state = advance(state, batch, declared, initial, objective, schedule, seed)
             if not math.isfinite(state.values[-1]):
                 raise FloatingPointError(
                     f"the objective is {state.values[-1]} after round {state.unit}: lower the learning rate"
@@ -118,7 +124,7 @@ def fit_lia(
             keep(state)
             bar.update()
             bar.set_postfix(log_posterior=f"{state.values[-1]:.1f}", refresh=False)
-    posterior, truth, _ = predict(state.parameters, said, objective)
+    posterior, truth, _ = predict(state.parameters, batch, objective)
     return Fitted(
         state.parameters,
         posterior.double().numpy(),
@@ -130,98 +136,96 @@ def fit_lia(
 
 def advance(
     state: State,
-    said: LIABatch,
+    batch: LIABatch,
     declared: dict[str, Site],
-    first: Float[Tensor, "i k"],
+    initial: Float[Tensor, "i k"],
     objective: Objective,
     schedule: Schedule,
     seed: int,
 ) -> State:
-    """The state one unit later."""
+    """Run one unit and return the new state. initial: q of the first one."""
+    target: Target
     if state.unit < schedule.rounds:
-        q = first if state.unit == 0 else posteriors(state.parameters, said, objective)[0]
-        steps = schedule.steps
-
-        target: Target = partial(_expected, q, objective)
+        q = initial if state.unit == 0 else posteriors(state.parameters, batch, objective)[0]
+        target, steps = partial(_m_step_target, q, objective), schedule.steps
     else:
+        target = partial(_last_target, objective)
         steps = min(schedule.chunk, schedule.last_steps - (state.unit - schedule.rounds) * schedule.chunk)
-
-        target = partial(_marginal, objective)
-
     if schedule.batch is None:
-        state = replace(
-            state, parameters=lbfgs_steps(state.parameters, said, declared, target, objective, steps)
-        )
+        parameters = lbfgs_steps(state.parameters, batch, declared, target, objective, steps)
+        state = replace(state, parameters=parameters)
     else:
-        numbers = {"batch": schedule.batch, "learning_rate": schedule.learning_rate, "seed": seed}
-        state = amsgrad_steps(state, said, declared, target, objective, steps, **numbers)
+        options = {"batch_labels": schedule.batch, "learning_rate": schedule.learning_rate, "seed": seed}
+        state = amsgrad_steps(state, batch, declared, target, objective, steps, **options)
     with torch.no_grad():
-        value = float(
-            posteriors(state.parameters, said, objective)[1]
-            + (log_prior(state.parameters, declared) if objective.prior else 0)
-        )
-    # Steps on another objective than the likelihood may lower it: they end when they are spent
+        value = posteriors(state.parameters, batch, objective)[1]
+        if objective.prior:
+            value = value + log_prior(state.parameters, declared)
+    value = float(value)
+    # Steps on an objective other than the likelihood may lower it: they end only when all are taken
     likelihood = schedule.batch is None and objective.last == "joint" and not objective.column_normaliser
-    settled = (
+    converged = (
         likelihood
         and state.unit >= max(schedule.rounds, 1)
-        and value - state.values[-1] <= schedule.tolerance * max(len(said.place), 1)
+        and value - state.values[-1] <= schedule.tolerance * max(len(batch.possible), 1)
     )
-    return replace(state, unit=state.unit + 1, values=[*state.values, value], converged=settled)
+    return replace(state, unit=state.unit + 1, values=[*state.values, value], converged=converged)
 
 
 def posteriors(
-    parameters: Parameters, said: LIABatch, objective: Objective
+    parameters: Parameters, batch: LIABatch, objective: Objective
 ) -> tuple[Float[Tensor, "i k"], Float[Tensor, ""]]:
-    """The E step over all items, some of them at a time."""
+    """The E step over all items, a chunk at a time."""
     with torch.no_grad():
-        found = [e_step(parameters, part, objective) for part in batches(said)]
-    return torch.cat([q for q, _ in found]), torch.stack([value.double() for _, value in found]).sum()
+        results = [e_step(parameters, part, objective) for part in chunks(batch)]
+    return torch.cat([q for q, _ in results]), torch.stack([value.double() for _, value in results]).sum()
 
 
 def predict(
-    parameters: Parameters, said: LIABatch, objective: Objective
+    parameters: Parameters, batch: LIABatch, objective: Objective
 ) -> tuple[Float[Tensor, "i k"], Float[Tensor, "i k"], Float[Tensor, ""]]:
-    """What is to be told of items: soft posteriors, class probabilities h(x), and the log marginal likelihood."""
-    q, value = posteriors(parameters, said, replace(objective, hard=False))
+    """Soft posteriors of the items, class probabilities h(x), and the log marginal likelihood."""
+    q, value = posteriors(parameters, batch, replace(objective, hard=False))
     with torch.no_grad():
-        truth = torch.cat([log_truth(parameters, part) for part in batches(said)]).exp()
+        truth = torch.cat([log_truth(parameters, part) for part in chunks(batch)]).exp()
     return q, truth, value
 
 
-def batches(said: LIABatch) -> Iterator[LIABatch]:
-    """The items in order, in batches of some `AT_ONCE` labels and items."""
-    place = said.starts[1:] + torch.arange(1, len(said.place) + 1)
-    cuts = torch.searchsorted(place, torch.arange(0, int(place[-1]) if len(place) else 0, AT_ONCE))
-    edges = [*sorted({int(cut) for cut in cuts} | {0}), len(said.place)]
+def chunks(batch: LIABatch) -> Iterator[LIABatch]:
+    """The items in order, in parts of about `CHUNK_SIZE` labels and items."""
+    items = len(batch.possible)
+    ends = batch.annotations.starts[1:] + torch.arange(1, items + 1)  # labels and items up to each item
+    cuts = torch.searchsorted(ends, torch.arange(0, int(ends[-1]) if items else 0, CHUNK_SIZE))
+    edges = [*sorted({int(cut) for cut in cuts} | {0}), items]
     if len(edges) == 2:
-        yield said
+        yield batch
         return
     for low, high in pairwise(edges):
-        yield said.part(torch.arange(low, high))
+        yield batch.select(torch.arange(low, high))
 
 
-def _small(said: LIABatch) -> bool:
-    width = 1 if said.item_features is None else said.item_features.shape[1]
-    return len(said.item) * said.possible.shape[1] ** 2 + len(said.place) * width < SMALL
+def _small(batch: LIABatch) -> bool:
+    width = 1 if batch.item_features is None else batch.item_features.shape[1]
+    items, classes = batch.possible.shape
+    return len(batch.annotations.item) * classes**2 + items * width < SMALL
 
 
-def _expected(
+def _m_step_target(
     q: Float[Tensor, "i k"], objective: Objective, parameters: Parameters, part: LIABatch
 ) -> Float[Tensor, ""]:
-    return m_step_objective(parameters, part, q[part.place], objective)
+    return m_step_objective(parameters, part, q[part.annotations.items], objective)
 
 
-def _marginal(objective: Objective, parameters: Parameters, part: LIABatch) -> Float[Tensor, ""]:
+def _last_target(objective: Objective, parameters: Parameters, part: LIABatch) -> Float[Tensor, ""]:
     return last_objective(parameters, part, objective)
 
 
-def _start(declared: dict[str, Site], seed: int, dtype: torch.dtype) -> Parameters:
+def _initial_parameters(declared: dict[str, Site], seed: int, dtype: torch.dtype) -> Parameters:
     generator = torch.Generator().manual_seed(seed)
-    made: Parameters = {}
+    parameters: Parameters = {}
     for name, site in declared.items():
-        inner = name.rpartition("_")[2].isdigit() and "_weight_" in name
+        hidden = name.rpartition("_")[2].isdigit() and "_weight_" in name
         draw = torch.randn(site.loc.shape, generator=generator, dtype=torch.float64)
-        spread = site.scale * (1.0 if inner else START)
-        made[name] = (torch.from_numpy(site.loc) + spread * draw).to(dtype)
-    return made
+        scale = site.scale * (1.0 if hidden else INITIAL_SCALE)
+        parameters[name] = (torch.from_numpy(site.loc) + scale * draw).to(dtype)
+    return parameters

@@ -1,14 +1,14 @@
-r"""Steps that raise an objective of LIA, of two kinds.
+r"""Two optimizers that maximise an objective of LIA.
 
-climb     over all items at once: L-BFGS on parameters in units of their prior spread, in double precision, which never lowers what it raises;
-          fit for some 10^6 labels
-wander    in batches of whole items: AMSGrad in single precision, whose moments go on from unit to unit, and whose batches come from
-          (seed, unit), so that a fit resumed after any unit has the bits of one that was never interrupted
+lbfgs_steps      over all items at once: L-BFGS on parameters in units of their prior scale, in double precision; never lowers the
+                 objective; suitable for up to about 10^6 labels
+amsgrad_steps    over batches of whole items: AMSGrad in single precision, with moments kept from unit to unit and batches drawn
+                 from (seed, unit), so that a fit resumed after any unit is bit-identical to an uninterrupted one
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,9 +26,10 @@ Target = Callable[[Parameters, LIABatch], Float[Tensor, ""]]
 
 @dataclass(frozen=True)
 class State:
-    """Where a fit stands after `unit` units. values: the log marginal likelihood, with the log prior where the objective has one, after each.
+    """The state of a fit after `unit` units.
 
-    moments: of AMSGrad, by parameter: first, second, largest second; and the number of its steps.
+    values: the log marginal likelihood, plus the log prior if the objective has one, after each unit.
+    moments: AMSGrad's, by parameter: first, second, largest second; steps: the number of its steps.
     """
 
     parameters: Parameters
@@ -41,75 +42,72 @@ class State:
 
 def lbfgs_steps(
     parameters: Parameters,
-    said: LIABatch,
+    batch: LIABatch,
     declared: dict[str, Site],
     target: Target,
     objective: Objective,
     steps: int,
 ) -> Parameters:
-    """L-BFGS steps on the whole."""
-    names = list(parameters)
-    centre = torch.cat([torch.from_numpy(declared[name].loc).flatten() for name in names])
-    spread = torch.cat(
-        [torch.full((parameters[name].numel(),), declared[name].scale, dtype=torch.float64) for name in names]
-    )
-    sizes = [parameters[name].numel() for name in names]
+    """Take L-BFGS steps on all items."""
+    shapes = {name: value.shape for name, value in parameters.items()}
+    sizes = [value.numel() for value in parameters.values()]
+    loc = torch.cat([torch.from_numpy(declared[name].loc).flatten() for name in shapes])
+    scales = torch.tensor([declared[name].scale for name in shapes], dtype=torch.float64)
+    scale = scales.repeat_interleave(torch.tensor(sizes))
 
-    def unpacked(unknown: Float[Tensor, " u"]) -> Parameters:
-        values = (centre + spread * unknown).split(sizes)
-        return {name: value.view(parameters[name].shape) for name, value in zip(names, values, strict=True)}
+    def unpack(standardised: Float[Tensor, " u"]) -> Parameters:
+        values = (loc + scale * standardised).split(sizes)
+        return {name: value.view(shape) for (name, shape), value in zip(shapes.items(), values, strict=True)}
 
-    def loss(unknown: Float64[np.ndarray, " u"]) -> tuple[float, Float64[np.ndarray, " u"]]:
-        leaf = torch.from_numpy(unknown.copy()).requires_grad_()
-        made = unpacked(leaf)
-        value = -target(made, said)
+    def loss(standardised: Float64[np.ndarray, " u"]) -> tuple[float, Float64[np.ndarray, " u"]]:
+        leaf = torch.from_numpy(standardised.copy()).requires_grad_()
+        value = -target(unpack(leaf), batch)
         if objective.prior:
             value = value + leaf @ leaf / 2
-        (slope,) = torch.autograd.grad(value, leaf)
-        return value.item(), slope.numpy()
+        (gradient,) = torch.autograd.grad(value, leaf)
+        return value.item(), gradient.numpy()
 
-    begin = (torch.cat([parameters[name].flatten() for name in names]) - centre) / spread
-    found = minimize(
-        loss,
-        begin.numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": steps, "maxfun": 2 * steps + 10, "ftol": 0.0},
-    )
-    return {name: value.clone() for name, value in unpacked(torch.from_numpy(found.x)).items()}
+    initial = (torch.cat([value.flatten() for value in parameters.values()]) - loc) / scale
+    options = {"maxiter": steps, "maxfun": 2 * steps + 10, "ftol": 0.0}
+    optimum = minimize(loss, initial.numpy(), jac=True, method="L-BFGS-B", options=options)
+    return {name: value.clone() for name, value in unpack(torch.from_numpy(optimum.x)).items()}
 
 
 def amsgrad_steps(
     state: State,
-    said: LIABatch,
+    batch: LIABatch,
     declared: dict[str, Site],
     target: Target,
     objective: Objective,
     steps: int,
     *,
-    batch: int,
+    batch_labels: int,
     learning_rate: float,
     seed: int,
 ) -> State:
-    """AMSGrad steps on batches of whole items, each scaled to stand for all."""
+    """Take AMSGrad steps on batches of whole items, each scaled to represent all items.
+
+    batch_labels: the number of labels that a batch has on average.
+    """
     parameters = {name: value.clone().requires_grad_() for name, value in state.parameters.items()}
     optimizer = torch.optim.Adam(parameters.values(), learning_rate, amsgrad=True, fused=True)
-    for name, value in parameters.items():
-        if state.steps:
+    if state.steps:
+        for name, value in parameters.items():
             kinds = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
             optimizer.state[value] = {"step": torch.tensor(float(state.steps))} | {
                 kind: state.moments[f"{name}/{kind}"].clone() for kind in kinds
             }
-    total = len(said.place)
-    size = min(max(round(batch * total / max(len(said.item), 1)), 1), total)
-    order = Shuffled(total, size, torch.Generator().manual_seed(seed * 1_000_003 + state.unit + 1))
+    items, labels = len(batch.possible), max(len(batch.annotations.item), 1)
+    size = min(max(round(batch_labels * items / labels), 1), items)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + state.unit + 1)
+    drawn = item_batches(items, size, generator)
     for _ in range(steps):
-        items = order.draw()
-        part = said if size == total else said.part(items)
-        value = -target(parameters, part) * (total / max(size, 1))
+        selected = next(drawn)
+        part = batch if size == items else batch.select(selected)
+        value = -target(parameters, part) * (items / max(size, 1))
         if objective.prior:
             value = value - log_prior(parameters, declared)
-        value = value / max(len(said.item), 1)
+        value = value / labels
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -119,20 +117,15 @@ def amsgrad_steps(
         for kind, moment in optimizer.state[value].items()
         if kind != "step"
     }
-    kept = {name: value.detach().clone() for name, value in parameters.items()}
-    return replace(state, parameters=kept, moments=moments, steps=state.steps + steps)
+    final = {name: value.detach().clone() for name, value in parameters.items()}
+    return replace(state, parameters=final, moments=moments, steps=state.steps + steps)
 
 
-class Shuffled:
-    """Batches of items without repetition until all have had their turn."""
+def item_batches(items: int, size: int, generator: torch.Generator) -> Iterator[Int[Tensor, " b"]]:
+    """Random batches without end, without repetition within a pass over the items.
 
-    def __init__(self, total: int, size: int, generator: torch.Generator) -> None:
-        self._total, self._size, self._generator = total, size, generator
-        self._order, self._at = torch.randperm(total, generator=generator), 0
-
-    def draw(self) -> Int[Tensor, " b"]:
-        """The next batch; what is left at the end of a turn and too little for a batch is passed over."""
-        if self._at + self._size > self._total:
-            self._order, self._at = torch.randperm(self._total, generator=self._generator), 0
-        self._at += self._size
-        return self._order[self._at - self._size : self._at]
+    Items left over at the end of a pass, too few for a batch, are skipped.
+    """
+    while True:
+        order = torch.randperm(items, generator=generator)
+        yield from (order[low : low + size] for low in range(0, items - size + 1, max(size, 1)))

@@ -1,16 +1,17 @@
-r"""LIA: truth, difficulty and competence, all of them networks, in Pyro; `lia_numpyro` declares the same in NumPyro (Platanios et al. 2020).
+r"""LIA in Pyro: truth, difficulty and competence as networks (Platanios et al. 2020); `lia_numpyro` declares the same in NumPyro.
 
           +--- item i ------------------------------+      truth[i]   ~ Categorical(softmax(h(x_i)))
           |   x_i ---> truth[i] ---> label[n] <-----|---+  label[n]   ~ Categorical(Q[i_n, j_n, truth[i_n], :])
           |    |                       ^            |   |
           |    +------> D_i -----------+            |   |  Q[i,j,k,:] = softmax_l( log sum_r exp(D[i,k,l,r] + C[j,k,l,r]) )
           +-----------------------------------------+   |
-          +--- annotator j ---+                         |  h, d: networks of the item's features or of an embedding of it
-          |   r_j ---> C_j ---|-------------------------+  c: linear in the annotator's features or embedding, or a table
+          +--- annotator j ---+                         |  h, D: networks of the item's features or of its embedding
+          |   r_j ---> C_j ---|-------------------------+  C: linear in the annotator's features or embedding, or a table
           +-------------------+
 
-Equations 1 and 2, figure 1. The paper does not say how rows of Q are made to sum to 1; here the sum over r comes first and the softmax last.
-Only D + C matters: what is added to D and taken from C, or added to all labels of a row, changes nothing but the prior.
+Equations 1 and 2, figure 1. The paper does not specify how rows of Q are normalised; here the sum over r comes first
+and the softmax last. Only D + C is identified: moving a term from D to C, or adding one to all labels of a row, changes
+nothing but the prior.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probcrowd.data.rows import Rows
+from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.models.aggregation.observed import codes, observe
 from probcrowd.models.lia.prior import Inputs, LIAPrior, sites
 from probcrowd.models.meta.prototype import LOG_ZERO
@@ -34,58 +36,39 @@ Parameters = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class LIABatch:
-    """Rows and inputs as tensors; items are all of them or a batch.
+    """Annotations and inputs of b items as tensors.
 
-    starts: where the rows of each item begin, and the number of rows. place: where each item stands in the table of item embeddings.
-    possible: false for the classes that a gold label rules out.
+    `annotations.items`: the items' rows in the table of item embeddings. possible: false for classes that a gold label
+    rules out.
     """
 
-    item: Int[Tensor, " n"]
-    annotator: Int[Tensor, " n"]
-    label: Int[Tensor, " n"]
-    weight: Float[Tensor, " n"]
-    starts: Int[Tensor, " s"]
-    place: Int[Tensor, " i"]
-    possible: Bool[Tensor, "i k"]
-    item_features: Float[Tensor, "i p"] | None
+    annotations: AnnotationTensors
+    possible: Bool[Tensor, "b k"]
+    item_features: Float[Tensor, "b p"] | None
     annotator_features: Float[Tensor, "j f"] | None
-    question: Int[Tensor, " i"] | None
+    question: Int[Tensor, " b"] | None
 
     @staticmethod
     def of(rows: Rows, inputs: Inputs, dtype: torch.dtype) -> LIABatch:
         """All items of a table, whose rows are sorted by item."""
         gold = codes(rows.gold)[:, None]
-        features = [
-            None if array is None else _numbers(array, dtype)
+        item_features, annotator_features = (
+            None if array is None else _tensor(array, dtype)
             for array in (inputs.item_features, inputs.annotator_features)
-        ]
+        )
         return LIABatch(
-            codes(rows.item),
-            codes(rows.annotator),
-            codes(rows.label),
-            _numbers(rows.weight, dtype),
-            torch.from_numpy(np.searchsorted(rows.item, np.arange(rows.num_items + 1))),
-            torch.arange(rows.num_items),
+            AnnotationTensors.of(rows, dtype=dtype),
             (gold < 0) | (gold == torch.arange(rows.num_classes)),
-            features[0],
-            features[1],
+            item_features,
+            annotator_features,
             None if inputs.question is None else codes(inputs.question),
         )
 
-    def part(self, items: Int[Tensor, " b"]) -> LIABatch:
-        """Those items with all their rows."""
-        first = self.starts[items]
-        starts = torch.nn.functional.pad((self.starts[items + 1] - first).cumsum(0), (1, 0))
-        item = torch.repeat_interleave(torch.arange(len(items)), starts.diff())
-        row = torch.arange(len(item)) - starts[item] + first[item]
+    def select(self, items: Int[Tensor, " b"]) -> LIABatch:
+        """The items at these positions with all their annotations."""
         return replace(
             self,
-            item=item,
-            annotator=self.annotator[row],
-            label=self.label[row],
-            weight=self.weight[row],
-            starts=starts,
-            place=self.place[items],
+            annotations=self.annotations.select(items),
             possible=self.possible[items],
             item_features=None if self.item_features is None else self.item_features[items],
             question=None if self.question is None else self.question[items],
@@ -93,97 +76,103 @@ class LIABatch:
 
 
 def lia(inputs: Inputs, rows: Rows, prior: LIAPrior) -> None:
-    """Declare the weights of the networks, the truth of every item, and condition on what was said of it."""
+    """Declare the networks' weights and the truth of every item, and condition on the labels."""
     dtype = torch.get_default_dtype()
     parameters = {
-        name: pyro.sample(name, dist.Normal(_numbers(site.loc, dtype), site.scale).to_event(site.loc.ndim))
+        name: pyro.sample(name, dist.Normal(_tensor(site.loc, dtype), site.scale).to_event(site.loc.ndim))
         for name, site in sites(rows, inputs, prior).items()
     }
-    said = LIABatch.of(rows, inputs, dtype)
-    log_rows = log_confusion(
-        difficulty_logits(parameters, said)[said.item] + competence_logits(parameters, said)[said.annotator]
-    )
-    observe(rows, log_truth(parameters, said), log_rows, torch.arange(len(said.item)))
+    batch = LIABatch.of(rows, inputs, dtype)
+    evidence = _row_log_confusion(parameters, batch)
+    observe(rows, log_truth(parameters, batch), evidence, torch.arange(len(rows.item)))
 
 
-def log_truth(parameters: Parameters, said: LIABatch) -> Float[Tensor, "i k"]:
-    """log h_k(x_i), the class probabilities of items before anybody has said anything."""
-    inner = _hidden(parameters, "truth", item_inputs(parameters, said))
+def log_truth(parameters: Parameters, batch: LIABatch) -> Float[Tensor, "b k"]:
+    """log h_k(x_i): log class probabilities of items before any label."""
+    hidden = _hidden_layers(parameters, "truth", item_inputs(parameters, batch))
     weight, bias = parameters["truth_weight"], parameters["truth_bias"]
-    if said.question is None:
-        return torch.log_softmax(inner @ weight + bias, -1)
+    if batch.question is None:
+        return torch.log_softmax(hidden @ weight + bias, -1)
     embedding, shift = parameters["question_embedding"], parameters["truth_question"]
     weights = weight + (embedding @ shift.flatten(1)).unflatten(1, weight.shape)  # (m, w, k)
     logits = (
-        torch.einsum("iw,mwk->imk", inner, weights) + bias + embedding @ parameters["truth_question_bias"]
+        torch.einsum("iw,mwk->imk", hidden, weights) + bias + embedding @ parameters["truth_question_bias"]
     )
-    return torch.log_softmax(logits[torch.arange(len(inner)), said.question], -1)
+    return torch.log_softmax(logits[torch.arange(len(hidden)), batch.question], -1)
 
 
-def difficulty_logits(parameters: Parameters, said: LIABatch) -> Float[Tensor, "i k l r"]:
-    """What an item adds to the logits of its labels: its difficulty, and what its question does to everybody's competence."""
+def difficulty_logits(parameters: Parameters, batch: LIABatch) -> Float[Tensor, "b k l r"]:
+    """D: the item's part of the label logits, including the effect of its question on all annotators."""
     weight = parameters["difficulty_weight"]
-    inner = _hidden(parameters, "difficulty", item_inputs(parameters, said))
-    bent = (inner @ weight.flatten(1)).unflatten(1, weight.shape[1:])
-    if said.question is None:
-        return bent
+    hidden = _hidden_layers(parameters, "difficulty", item_inputs(parameters, batch))
+    difficulty = (hidden @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+    if batch.question is None:
+        return difficulty
     weight = parameters["question_competence"]
-    asked = (parameters["question_embedding"] @ weight.flatten(1)).unflatten(1, weight.shape[1:])
-    return bent + asked[said.question]
+    effect = (parameters["question_embedding"] @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+    return difficulty + effect[batch.question]
 
 
-def competence_logits(parameters: Parameters, said: LIABatch) -> Float[Tensor, "j k l r"]:
-    """What an annotator adds to the logits of their labels."""
-    return parameters["competence_mean"] + competence_offset(parameters, said.annotator_features)
+def competence_logits(parameters: Parameters, batch: LIABatch) -> Float[Tensor, "j k l r"]:
+    """C: the annotator's part of the label logits."""
+    return parameters["competence_mean"] + competence_offset(parameters, batch.annotator_features)
 
 
 def competence_offset(
     parameters: Parameters, annotator_features: Float[Tensor, "j f"] | None
 ) -> Float[Tensor, "j k l r"]:
-    """How the competence of annotators differs from that of a typical one."""
+    """The difference between each annotator's competence and that of a typical annotator."""
     if "competence_offset" in parameters:
         return parameters["competence_offset"]
-    seen = parameters["annotator_embedding"] if annotator_features is None else annotator_features
+    inputs = parameters["annotator_embedding"] if annotator_features is None else annotator_features
     weight = parameters["competence_weight"]
-    return (seen @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+    return (inputs @ weight.flatten(1)).unflatten(1, weight.shape[1:])
 
 
 def log_confusion(logits: Float[Tensor, "*n k l r"]) -> Float[Tensor, "*n k l"]:
-    """log Q: rows (over l) sum to 1 for any R."""
+    """log Q from D + C: rows (over l) sum to 1 for any R."""
     summed = logits[..., 0] if logits.shape[-1] == 1 else torch.logsumexp(logits, -1)
     return torch.log_softmax(summed, -1)
 
 
-def label_log_likelihood(parameters: Parameters, said: LIABatch) -> Float[Tensor, "n k"]:
-    """log Q[i_n, j_n, k, l_n], not weighted."""
-    log_rows = log_confusion(
-        difficulty_logits(parameters, said)[said.item] + competence_logits(parameters, said)[said.annotator]
-    )
-    return log_rows.gather(2, said.label[:, None, None].expand(-1, log_rows.shape[1], 1))[..., 0]
+def label_log_likelihood(parameters: Parameters, batch: LIABatch) -> Float[Tensor, "n k"]:
+    """log Q[i_n, j_n, k, l_n] of every row, unweighted."""
+    rows = _row_log_confusion(parameters, batch)
+    return rows.gather(2, batch.annotations.label[:, None, None].expand(-1, rows.shape[1], 1))[..., 0]
 
 
 def log_joint(
-    log_class: Float[Tensor, "i k"], evidence: Float[Tensor, "n k"], said: LIABatch
-) -> Float[Tensor, "i k"]:
-    """a_ik = log h_k(x_i) + sum over rows n of i of weight[n] log Q[i, j_n, k, l_n]; classes that gold rules out are impossible."""
-    total = log_class.index_add(0, said.item, evidence * said.weight[:, None])
-    return torch.where(said.possible, total, LOG_ZERO)
+    log_class: Float[Tensor, "b k"], evidence: Float[Tensor, "n k"], batch: LIABatch
+) -> Float[Tensor, "b k"]:
+    """a_ik = log h_k(x_i) + sum over rows n of i of weight[n] log Q[i, j_n, k, l_n]; `LOG_ZERO` if gold rules k out."""
+    rows = batch.annotations
+    total = log_class.index_add(0, rows.item, evidence * rows.weight[:, None])
+    return torch.where(batch.possible, total, LOG_ZERO)
 
 
-def item_inputs(parameters: Parameters, said: LIABatch) -> Float[Tensor, "i w"]:
-    """What the networks see of an item: its features or its embedding."""
-    return parameters["item_embedding"][said.place] if said.item_features is None else said.item_features
+def _row_log_confusion(parameters: Parameters, batch: LIABatch) -> Float[Tensor, "n k l"]:
+    rows = batch.annotations
+    difficulty, competence = difficulty_logits(parameters, batch), competence_logits(parameters, batch)
+    return log_confusion(difficulty[rows.item] + competence[rows.annotator])
 
 
-def _hidden(parameters: Parameters, network: str, inner: Float[Tensor, "i w"]) -> Float[Tensor, "i v"]:
+def item_inputs(parameters: Parameters, batch: LIABatch) -> Float[Tensor, "b w"]:
+    """The networks' input for an item: its features or its embedding."""
+    if batch.item_features is None:
+        return parameters["item_embedding"][batch.annotations.items]
+    return batch.item_features
+
+
+def _hidden_layers(
+    parameters: Parameters, network: str, inputs: Float[Tensor, "b w"]
+) -> Float[Tensor, "b v"]:
     layer = 0
     while f"{network}_weight_{layer}" in parameters:
-        inner = torch.nn.functional.selu(
-            inner @ parameters[f"{network}_weight_{layer}"] + parameters[f"{network}_bias_{layer}"]
-        )
+        weight, bias = parameters[f"{network}_weight_{layer}"], parameters[f"{network}_bias_{layer}"]
+        inputs = torch.nn.functional.selu(inputs @ weight + bias)
         layer += 1
-    return inner
+    return inputs
 
 
-def _numbers(array: np.ndarray, dtype: torch.dtype) -> Float[Tensor, "..."]:
+def _tensor(array: np.ndarray, dtype: torch.dtype) -> Float[Tensor, "..."]:
     return torch.from_numpy(np.array(array)).to(dtype)

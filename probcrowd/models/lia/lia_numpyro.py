@@ -1,4 +1,4 @@
-"""The model of `probcrowd.models.lia.lia`, declared in NumPyro with the same sites; see there for the mathematics."""
+"""LIA in NumPyro, with the same sites as `probcrowd.models.lia.lia`; see there for the mathematics."""
 
 from __future__ import annotations
 
@@ -23,26 +23,30 @@ jax.tree_util.register_dataclass(
 
 
 def lia(inputs: Inputs, rows: Rows, prior: LIAPrior) -> None:
-    """Declare the weights of the networks, the truth of every item, and condition on what was said of it."""
+    """Declare the networks' weights and the truth of every item, and condition on the labels."""
     parameters = {
         name: sample(name, dist.Normal(jnp.asarray(site.loc), site.scale).to_event(site.loc.ndim))
         for name, site in sites(rows, inputs, prior).items()
     }
-    seen = parameters["item_embedding"] if inputs.item_features is None else jnp.asarray(inputs.item_features)
-    inner = _hidden(parameters, "truth", seen)
-    truth = inner @ parameters["truth_weight"] + parameters["truth_bias"]
-    bent = jnp.tensordot(
-        _hidden(parameters, "difficulty", seen), parameters["difficulty_weight"], 1
+    features = (
+        parameters["item_embedding"] if inputs.item_features is None else jnp.asarray(inputs.item_features)
+    )
+    hidden = _hidden_layers(parameters, "truth", features)
+    truth = hidden @ parameters["truth_weight"] + parameters["truth_bias"]
+    difficulty = jnp.tensordot(
+        _hidden_layers(parameters, "difficulty", features), parameters["difficulty_weight"], 1
     )  # (i, k, l, r)
     if inputs.question is not None:
-        asked = parameters["question_embedding"][inputs.question]  # (i, e)
+        embedding = parameters["question_embedding"][inputs.question]  # (i, e)
         truth = (
             truth
-            + jnp.einsum("ie,ewk,iw->ik", asked, parameters["truth_question"], inner)
-            + asked @ parameters["truth_question_bias"]
+            + jnp.einsum("ie,ewk,iw->ik", embedding, parameters["truth_question"], hidden)
+            + embedding @ parameters["truth_question_bias"]
         )
-        bent = bent + jnp.tensordot(asked, parameters["question_competence"], 1)
-    logits = bent[rows.item] + (parameters["competence_mean"] + _offset(parameters, inputs))[rows.annotator]
+        difficulty = difficulty + jnp.tensordot(embedding, parameters["question_competence"], 1)
+    logits = (
+        difficulty[rows.item] + (parameters["competence_mean"] + _offset(parameters, inputs))[rows.annotator]
+    )
     log_rows = jax.nn.log_softmax(jax.nn.logsumexp(logits, -1), -1)  # (n, k, l)
     observe(rows, jax.nn.log_softmax(truth, -1), log_rows, jnp.arange(rows.label.shape[0]))
 
@@ -50,19 +54,20 @@ def lia(inputs: Inputs, rows: Rows, prior: LIAPrior) -> None:
 def _offset(parameters: dict[str, Array], inputs: Inputs) -> Float[Array, "j k l r"]:
     if "competence_offset" in parameters:
         return parameters["competence_offset"]
-    seen = (
+    features = (
         parameters["annotator_embedding"]
         if inputs.annotator_features is None
         else jnp.asarray(inputs.annotator_features)
     )
-    return jnp.tensordot(seen, parameters["competence_weight"], 1)
+    return jnp.tensordot(features, parameters["competence_weight"], 1)
 
 
-def _hidden(parameters: dict[str, Array], network: str, inner: Float[Array, "i w"]) -> Float[Array, "i v"]:
+def _hidden_layers(
+    parameters: dict[str, Array], network: str, inputs: Float[Array, "i w"]
+) -> Float[Array, "i v"]:
     layer = 0
     while f"{network}_weight_{layer}" in parameters:
-        inner = jax.nn.selu(
-            inner @ parameters[f"{network}_weight_{layer}"] + parameters[f"{network}_bias_{layer}"]
-        )
+        weight, bias = parameters[f"{network}_weight_{layer}"], parameters[f"{network}_bias_{layer}"]
+        inputs = jax.nn.selu(inputs @ weight + bias)
         layer += 1
-    return inner
+    return inputs

@@ -1,17 +1,17 @@
-r"""What LIA's networks are made of, and how far each of their numbers may lie from where it starts: the part that both declarations share.
+r"""Shapes and normal priors of LIA's parameters, shared by the Pyro and NumPyro declarations.
 
-Every number has a normal prior. Weights have a spread of 1 / sqrt(inputs of the layer), so that a network gives numbers of the same
-size however wide it is, for inputs whose mean square is 1:
+Weights have a standard deviation of 1 / sqrt(inputs of the layer), so that outputs have the same size however wide a
+network is, for inputs whose mean square is 1:
 
     input of item i         x_i (features, mean square 1), or an embedding ~ Normal(0, 1)
     truth logits            Normal(0, truth) given x, plus a bias ~ Normal(0, class_logit)
     difficulty D_i          Normal(0, difficulty) given x, of shape (k, l, r)
     competence C_j          mean + Normal(0, competence): a tensor of j's own, or linear in j's features or in j's embedding
-    mean                    Normal(centre, population): softmax(centre[k]) is right with probability `accuracy`
+    mean                    Normal(loc, population): softmax(loc[k]) is right with probability `accuracy`
 
-Where several questions are asked of an item (LIA-ML), each has an embedding u ~ Normal(0, 1). The last layer of its truth network is
-truth_weight + u truth_question, so questions share what they have in common and differ where they must; what u question_competence
-adds to the scores of labels is the same for all annotators.
+With several questions per item (LIA-ML), each has an embedding u ~ Normal(0, 1). The last layer of its truth network is
+truth_weight + u truth_question, so questions share what they have in common and differ where the labels require it;
+u question_competence adds to the label logits of all annotators alike.
 
 k true class, l label, r latent dimension of difficulty and competence (Platanios et al. 2020, equation 1).
 """
@@ -27,19 +27,20 @@ from jaxtyping import Float, Float64, Int
 
 from probcrowd.data.rows import Rows
 
-BIAS = 0.3  # spread of the biases of hidden layers
+BIAS_SCALE = 0.3  # standard deviation of the biases of hidden layers
 
 
 @dataclass(frozen=True)
 class LIAPrior:
-    """Spreads (standard deviations of logits) and the networks' sizes.
+    """Prior scales (standard deviations of logits) and the networks' sizes.
 
-    hidden: widths of the hidden layers of the truth network, and of the difficulty network unless it has its own; none: linear.
-    latent: the number R of terms of exp(difficulty) * exp(competence) that a probability sums over.
-    item_embedding, question_embedding: widths where they are learned. annotator_embedding: likewise; 0: a tensor for each annotator.
+    hidden: widths of the hidden layers of the truth network, and of the difficulty network unless `difficulty_hidden`
+    is given; empty: linear. latent: the number R of terms exp(difficulty) * exp(competence) summed in a probability.
+    item_embedding, question_embedding: widths, where embeddings are learned. annotator_embedding: likewise; 0: a
+    tensor per annotator.
 
     Raises:
-        ValueError: a spread that is not positive, an accuracy outside (0, 1), sizes below 1.
+        ValueError: a scale that is not positive, an accuracy outside (0, 1), sizes below 1.
     """
 
     truth: float = 1.0
@@ -64,31 +65,20 @@ class LIAPrior:
         }
 
     def __post_init__(self) -> None:
-        spreads = (self.truth, self.difficulty, self.competence, self.population, self.class_logit)
-        if not all(math.isfinite(spread) and spread > 0 for spread in spreads) or not 0 < self.accuracy < 1:
-            raise ValueError(f"spreads must be finite and > 0 and the accuracy between 0 and 1: {self}")
-        if (
-            min(
-                (
-                    *self.hidden,
-                    *(self.difficulty_hidden or ()),
-                    self.latent,
-                    self.item_embedding,
-                    self.question_embedding,
-                )
-            )
-            < 1
-            or self.annotator_embedding < 0
-        ):
+        scales = (self.truth, self.difficulty, self.competence, self.population, self.class_logit)
+        if not all(math.isfinite(scale) and scale > 0 for scale in scales) or not 0 < self.accuracy < 1:
+            raise ValueError(f"prior scales must be finite and > 0, and the accuracy between 0 and 1: {self}")
+        widths = (*self.hidden, *(self.difficulty_hidden or ()), self.item_embedding, self.question_embedding)
+        if min(*widths, self.latent) < 1 or self.annotator_embedding < 0:
             raise ValueError(f"sizes of networks must be at least 1: {self}")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the networks see. Arrays are NumPy's, or JAX's inside a compiled function.
+    """The networks' inputs. Arrays are NumPy's, or JAX's inside a compiled function.
 
-    item_features: (i, p), or None: embeddings are learned. annotator_features: (j, f), or None. question: the question (code) that each
-    item asks where several are asked of the same thing, or None; num_questions: how many there are.
+    item_features: (i, p); None: embeddings are learned. annotator_features: (j, f), or None. question: the code of each
+    item's question, if there are several about the same thing; num_questions: their number.
     """
 
     item_features: Float[Any, "i p"] | None = None
@@ -106,67 +96,50 @@ class Site:
 
 
 def sites(rows: Rows, inputs: Inputs, prior: LIAPrior) -> dict[str, Site]:
-    """The latent sites of the model by name, in the order in which they are declared.
+    """The latent sites of the model by name, in the order of declaration.
 
-    truth_weight_0, truth_bias_0, ...: hidden layers; truth_weight, truth_bias: the last. difficulty_... likewise, without a last bias, which
-    would do what competence_mean does.
+    truth_weight_0, truth_bias_0, ...: hidden layers; truth_weight, truth_bias: the last layer. difficulty_... likewise,
+    without a last bias, which competence_mean provides.
     """
     classes = rows.num_classes
     tensor = (classes, classes, prior.latent)
-    made: dict[str, Site] = {}
+    result: dict[str, Site] = {}
 
-    def add(name: str, shape: tuple[int, ...], spread: float) -> None:
-        made[name] = Site(np.zeros(shape), spread)
+    def add(name: str, shape: tuple[int, ...], scale: float) -> None:
+        result[name] = Site(np.zeros(shape), scale)
 
     item_width = prior.item_embedding if inputs.item_features is None else inputs.item_features.shape[1]
     if inputs.item_features is None:
         add("item_embedding", (rows.num_items, item_width), 1.0)
     if inputs.question is not None:
         add("question_embedding", (inputs.num_questions, prior.question_embedding), 1.0)
-    for network, spread, output in (
-        ("truth", prior.truth, (classes,)),
-        ("difficulty", prior.difficulty, tensor),
-    ):
+    networks = (("truth", prior.truth, (classes,)), ("difficulty", prior.difficulty, tensor))
+    for network, scale, output in networks:
         width = item_width
         for layer, units in enumerate(prior.layers[network]):
             add(f"{network}_weight_{layer}", (width, units), 1 / math.sqrt(width))
-            add(f"{network}_bias_{layer}", (units,), BIAS)
+            add(f"{network}_bias_{layer}", (units,), BIAS_SCALE)
             width = units
-        add(f"{network}_weight", (width, *output), spread / math.sqrt(width))
+        add(f"{network}_weight", (width, *output), scale / math.sqrt(width))
     add("truth_bias", (classes,), prior.class_logit)
-    made["competence_mean"] = Site(_centre(prior, classes), prior.population)
+    result["competence_mean"] = Site(_competence_loc(prior, classes), prior.population)
+    width = prior.annotator_embedding
     if inputs.annotator_features is not None:
         width = inputs.annotator_features.shape[1]
+    elif width:
+        add("annotator_embedding", (rows.num_annotators, width), 1.0)
+    if width:
         add("competence_weight", (width, *tensor), prior.competence / math.sqrt(width))
-    elif prior.annotator_embedding:
-        add("annotator_embedding", (rows.num_annotators, prior.annotator_embedding), 1.0)
-        add(
-            "competence_weight",
-            (prior.annotator_embedding, *tensor),
-            prior.competence / math.sqrt(prior.annotator_embedding),
-        )
     else:
         add("competence_offset", (rows.num_annotators, *tensor), prior.competence)
     if inputs.question is not None:
-        width = made["truth_weight"].loc.shape[0]
-        add(
-            "truth_question",
-            (prior.question_embedding, width, classes),
-            prior.truth / math.sqrt(width * prior.question_embedding),
-        )
-        add(
-            "truth_question_bias",
-            (prior.question_embedding, classes),
-            prior.class_logit / math.sqrt(prior.question_embedding),
-        )
-        add(
-            "question_competence",
-            (prior.question_embedding, *tensor),
-            prior.competence / math.sqrt(prior.question_embedding),
-        )
-    return made
+        questions, width = prior.question_embedding, result["truth_weight"].loc.shape[0]
+        add("truth_question", (questions, width, classes), prior.truth / math.sqrt(width * questions))
+        add("truth_question_bias", (questions, classes), prior.class_logit / math.sqrt(questions))
+        add("question_competence", (questions, *tensor), prior.competence / math.sqrt(questions))
+    return result
 
 
-def _centre(prior: LIAPrior, classes: int) -> Float64[np.ndarray, "k l r"]:
+def _competence_loc(prior: LIAPrior, classes: int) -> Float64[np.ndarray, "k l r"]:
     odds = prior.accuracy / (1 - prior.accuracy) * max(classes - 1, 1)
     return np.repeat((math.log(odds) * np.eye(classes))[:, :, None], prior.latent, 2)

@@ -348,7 +348,7 @@ def deep(request: pytest.FixtureRequest) -> tuple[LIA, pd.DataFrame, list[list[f
     table, features, _ = small()
     options: dict[str, Any] = {"dependence": "ignore", "rounds": 1, "steps": 1, "last_steps": 0}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(em, "START", 1.5)
+        patch.setattr(em, "INITIAL_SCALE", 1.5)
         if request.param == "features":
             fitted = LIA(prior=DEEP, **options).fit(table, features=features)
             rows = features.loc[fitted.items_.index].to_numpy()
@@ -537,8 +537,8 @@ def test_items_with_other_labels_are_judged_by_bayes_rule(
             said.append((skill_loop(fitted, seat), int(label), float(weight)))
         return bayes_loop(fitted, where[item], said)
 
-    for at_once in (em.AT_ONCE, 2):  # the latter: an item or two at a time
-        monkeypatch.setattr(em, "AT_ONCE", at_once)
+    for at_once in (em.CHUNK_SIZE, 2):  # the latter: an item or two at a time
+        monkeypatch.setattr(em, "CHUNK_SIZE", at_once)
         with pytest.warns(
             UserWarning,
             match="1 annotators are not known from the fit and are taken as typical annotators: 'zoe'",

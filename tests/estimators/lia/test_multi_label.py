@@ -123,7 +123,7 @@ def test_answers_are_under_item_and_question() -> None:
 
 def test_every_answer_equals_a_loop_over_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     table, features, _ = small()
-    monkeypatch.setattr(em, "START", 1.5)  # one step from a wild start
+    monkeypatch.setattr(em, "INITIAL_SCALE", 1.5)  # one step from a wild start
     fitted = MultiLabelLIA(prior=LIAPrior(question_embedding=3), rounds=1, steps=1, last_steps=0).fit(
         table, features=features
     )

@@ -124,7 +124,7 @@ def test_a_fit_that_has_converged_is_at_a_mode_and_says_what_it_found() -> None:
 def test_other_objectives_take_all_their_steps_and_answer_softly(
     name: ObjectiveName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(em, "CHUNK", 5)
+    monkeypatch.setattr(em, "LBFGS_CHUNK", 5)
     rows, inputs = small()
     schedule = Schedule(rounds=2, steps=3, last_steps=12, tolerance=math.inf)
     fitted = fit_lia(rows, inputs, LIAPrior(), OBJECTIVES[name], schedule)
@@ -277,7 +277,7 @@ def same(left: Fitted, right: Fitted) -> bool:
 def test_a_resumed_fit_has_the_bits_of_one_that_was_never_interrupted(
     name: ObjectiveName, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(em, "CHUNK", 5)
+    monkeypatch.setattr(em, "LBFGS_CHUNK", 5)
     rows, inputs = small()
     prior, objective = LIAPrior(hidden=(3,), annotator_embedding=2), OBJECTIVES[name]
     states: list[State] = []
@@ -328,8 +328,8 @@ def test_moments_go_on_from_unit_to_unit() -> None:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The batches that fits from now on will draw."""
     seen: list[torch.Tensor] = []
-    part = LIABatch.part
-    monkeypatch.setattr(LIABatch, "part", lambda self, items: seen.append(items) or part(self, items))
+    part = LIABatch.select
+    monkeypatch.setattr(LIABatch, "select", lambda self, items: seen.append(items) or part(self, items))
     return seen
 
 
@@ -351,12 +351,12 @@ def test_batches_stand_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     said, declared = LIABatch.of(rows, inputs, torch.float64), sites(rows, inputs, prior)
     leaves = {name: value.double().requires_grad_() for name, value in states[0].parameters.items()}
     q = vote_shares(said)
-    parts = [said.part(items) for items in batches[:4]]
-    counts = torch.bincount(said.item, minlength=12)
-    assert [len(part.item) for part in parts] == [
+    parts = [said.select(items) for items in batches[:4]]
+    counts = torch.bincount(said.annotations.item, minlength=12)
+    assert [len(part.annotations.item) for part in parts] == [
         int(counts[items].sum()) for items in batches[:4]
     ]  # all rows of an item
-    scaled = [12 / 3 * m_step_objective(leaves, part, q[part.place], objective) for part in parts]
+    scaled = [12 / 3 * m_step_objective(leaves, part, q[part.annotations.items], objective) for part in parts]
     torch.testing.assert_close(
         torch.stack(scaled).mean(), m_step_objective(leaves, said, q, objective), rtol=0, atol=1e-10
     )
@@ -409,12 +409,14 @@ def test_parts_put_together_are_the_whole(at_once: int, monkeypatch: pytest.Monk
         em.posteriors(parameters, said, OBJECTIVES["joint"]),
         em.predict(parameters, said, OBJECTIVES["as_coded"]),
     ]
-    monkeypatch.setattr(em, "AT_ONCE", at_once)
-    split = list(em.batches(said))
-    assert torch.equal(torch.cat([part.place for part in split]), torch.arange(15))
-    assert (len(split) == 1) == (at_once == 1000) and all(len(part.place) for part in split)
-    largest = int(torch.bincount(said.item).max()) + 1
-    assert all(len(part.item) + len(part.place) < at_once + 2 * largest for part in split)
+    monkeypatch.setattr(em, "CHUNK_SIZE", at_once)
+    split = list(em.chunks(said))
+    assert torch.equal(torch.cat([part.annotations.items for part in split]), torch.arange(15))
+    assert (len(split) == 1) == (at_once == 1000) and all(len(part.annotations.items) for part in split)
+    largest = int(torch.bincount(said.annotations.item).max()) + 1
+    assert all(
+        len(part.annotations.item) + len(part.annotations.items) < at_once + 2 * largest for part in split
+    )
     found = [
         em.posteriors(parameters, said, OBJECTIVES["joint"]),
         em.predict(parameters, said, OBJECTIVES["as_coded"]),

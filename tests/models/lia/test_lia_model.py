@@ -274,12 +274,22 @@ def test_what_difficulty_gains_and_competence_loses_changes_nothing() -> None:
     assert change(competence_offset=rng.normal(size=(ANNOTATORS, 1, CLASSES, 1))) > 0.1
 
 
-def same(left: lia.LIABatch, right: lia.LIABatch, but: tuple[str, ...] = ()) -> None:
-    for field in fields(lia.LIABatch):
-        one, other = getattr(left, field.name), getattr(right, field.name)
-        if field.name not in but:
-            both = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
-            assert torch.equal(one, other) if both else one is other, field.name
+def assert_same_batch(left: lia.LIABatch, right: lia.LIABatch, *, items: bool = True) -> None:
+    """All tensors are equal; the items' positions in the whole table and their mean weight too, unless `items` is false."""
+    names = [
+        "item",
+        "annotator",
+        "label",
+        "weight",
+        "starts",
+        *(["items", "weight_per_item"] if items else []),
+    ]
+    pairs = [(name, getattr(left.annotations, name), getattr(right.annotations, name)) for name in names]
+    others = [field.name for field in fields(lia.LIABatch) if field.name != "annotations"]
+    pairs += [(name, getattr(left, name), getattr(right, name)) for name in others]
+    for name, one, other in pairs:
+        both = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+        assert torch.equal(one, other) if both else one == other, name
 
 
 def rebuilt(rows: Rows, inputs: Inputs, items: list[int]) -> lia.LIABatch:
@@ -302,9 +312,9 @@ def rebuilt(rows: Rows, inputs: Inputs, items: list[int]) -> lia.LIABatch:
 def test_a_part_is_its_items_as_a_table_of_their_own(items: list[int], kind: str) -> None:
     inputs, rows, _, point = problem(kind, "features", 3, (3,), None, True)
     said, parameters = said_of(rows, inputs), on_torch(point)
-    part = said.part(torch.tensor(items, dtype=torch.long))
-    same(part, rebuilt(rows, inputs, items), but=("place",))
-    assert part.place.tolist() == items
+    part = said.select(torch.tensor(items, dtype=torch.long))
+    assert_same_batch(part, rebuilt(rows, inputs, items), items=False)
+    assert part.annotations.items.tolist() == items
     both = [
         lia.log_joint(lia.log_truth(parameters, each), lia.label_log_likelihood(parameters, each), each)
         for each in (said, part)
@@ -315,11 +325,13 @@ def test_a_part_is_its_items_as_a_table_of_their_own(items: list[int], kind: str
 def test_a_part_of_a_part_is_the_part_of_both() -> None:
     inputs, rows, _, point = problem("embedding", "table", 1, (), None, True)
     said, first, second = said_of(rows, inputs), torch.tensor([4, 1, 3, 2, 1, 0]), torch.tensor([3, 4, 0, 2])
-    part = said.part(first).part(second)
-    same(part, said.part(first[second]))
-    assert part.place.tolist() == [2, 1, 4, 3]
+    part = said.select(first).select(second)
+    assert_same_batch(part, said.select(first[second]))
+    assert part.annotations.items.tolist() == [2, 1, 4, 3]
     seen = lia.item_inputs(on_torch(point), part)
-    torch.testing.assert_close(seen, lia.item_inputs(on_torch(point), said)[part.place], rtol=0, atol=0)
+    torch.testing.assert_close(
+        seen, lia.item_inputs(on_torch(point), said)[part.annotations.items], rtol=0, atol=0
+    )
     torch.testing.assert_close(
         seen[:, :2], torch.from_numpy(point["item_embedding"][[2, 1, 4, 3]]), rtol=0, atol=0
     )
@@ -391,11 +403,11 @@ def test_a_typical_annotator_is_right_as_often_as_the_prior_says(classes: int, l
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"truth": 0.0}, r"spreads must be finite and > 0.*truth=0\.0"),
-        ({"difficulty": -1.0}, r"spreads must be finite and > 0.*difficulty=-1\.0"),
-        ({"competence": math.inf}, "spreads must be finite and > 0.*competence=inf"),
-        ({"population": math.nan}, "spreads must be finite and > 0.*population=nan"),
-        ({"class_logit": 0.0}, r"spreads must be finite and > 0.*class_logit=0\.0"),
+        ({"truth": 0.0}, r"prior scales must be finite and > 0.*truth=0\.0"),
+        ({"difficulty": -1.0}, r"prior scales must be finite and > 0.*difficulty=-1\.0"),
+        ({"competence": math.inf}, "prior scales must be finite and > 0.*competence=inf"),
+        ({"population": math.nan}, "prior scales must be finite and > 0.*population=nan"),
+        ({"class_logit": 0.0}, r"prior scales must be finite and > 0.*class_logit=0\.0"),
         ({"accuracy": 1.0}, r"accuracy between 0 and 1.*accuracy=1\.0"),
         ({"accuracy": 0.0}, r"accuracy between 0 and 1.*accuracy=0\.0"),
         ({"hidden": (16, 0)}, r"sizes of networks must be at least 1.*hidden=\(16, 0\)"),
@@ -410,6 +422,14 @@ def test_a_typical_annotator_is_right_as_often_as_the_prior_says(classes: int, l
 def test_impossible_priors_are_refused_and_named(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LIAPrior(**wrong)
+
+
+def test_the_smallest_priors_are_accepted() -> None:
+    tiny = {name: 1e-12 for name in ("truth", "difficulty", "competence", "population", "class_logit")}
+    sizes = {"hidden": (1,), "difficulty_hidden": (1,), "latent": 1, "item_embedding": 1}
+    prior = LIAPrior(**tiny, **sizes, question_embedding=1, annotator_embedding=0, accuracy=1e-12)  # pyright: ignore[reportArgumentType]
+    assert prior.layers == {"truth": (1,), "difficulty": (1,)}
+    assert LIAPrior(annotator_embedding=1, accuracy=1 - 1e-12).annotator_embedding == 1
 
 
 CLASS_AXES = {
