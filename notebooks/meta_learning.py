@@ -11,14 +11,16 @@
 # %% [markdown]
 # # What meta-learning learned, and when EM is worth it
 #
-# A network is meta-trained on four of scikit-learn's handwritten digits: on small tasks, each with simulated annotators, through the EM
-# that fits prototypes and confusion matrices to them (Kumagai et al. 2025). It then meets three other digits, of which it has seen
-# nothing, with few items that noisy annotators labelled. Three questions: what did the latent space learn? How well are annotators'
-# confusion matrices found? When does EM do better than a vote?
+# A network is meta-trained on four of scikit-learn's handwritten digits: on small tasks, each with simulated
+# annotators, through the EM that fits prototypes and confusion matrices to them (Kumagai et al. 2025). It
+# then meets three digits that it has never seen, with few items labelled by noisy annotators. Three
+# questions: What did the latent space learn? How well are the annotators' confusion matrices estimated? When
+# does EM do better than a vote?
 #
-# Which digits are for training, for validation and as targets is drawn five times, so there are five networks. Nothing is chosen on
-# target digits. Intervals are 95 % over tasks, for these networks, and each holds by itself, not all together. How many of the splits point
-# the same way is counted beside them; these share digits, so they are not independent either.
+# The division of the digits into training, validation and target digits is drawn five times, so there are
+# five networks. No choice depends on target digits. Intervals are 95 % over tasks, for these networks, and
+# each holds by itself, not all of them together. Beside them stands the number of splits with the same sign;
+# the splits share digits, so they are not independent either.
 #
 # Open this file as a notebook with jupytext, or run it as a script.
 
@@ -57,10 +59,11 @@ OUT.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## Five networks
 #
-# Training is the demo's (`probcrowd demo`), with fewer steps. Two controls stand beside each trained network: the pixels themselves, and
-# the network before training. The model has unit covariance, so the scale of a space decides how much an item says against a label.
-# Training sets the scale along with the rest. To tell the two apart, each space is also taken times the number that does best on the
-# validation digits: "scaled".
+# Training is that of `probcrowd demo`, with fewer steps. Each trained network is compared with two controls:
+# the pixels themselves, and the network before training. The model has unit covariance, so the scale of a
+# space decides how much an item's position counts against a label. Training sets the scale along with the
+# rest. To separate the two, each space is also multiplied by the factor that does best on the validation
+# digits: "scaled".
 
 # %%
 SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -68,7 +71,7 @@ SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 @dataclass(frozen=True)
 class Split:
-    """One division of the digits. `drawing` holds the seed of the target tasks; `spaces` maps items to embeddings."""
+    """One division of the digits: the settings of its target tasks, its items and its embeddings."""
 
     drawing: MetaTraining
     sources: Sources
@@ -76,7 +79,7 @@ class Split:
 
     @property
     def target(self) -> EpisodeSource:
-        """The digits that no training has seen."""
+        """The digits that were not used in training."""
         return self.sources.target
 
 
@@ -108,18 +111,17 @@ def trained_split(seed: int) -> Split:
 
 splits = [trained_split(seed) for seed in range(SPLITS)]
 for number, split in enumerate(splits):
-    print(
-        f"split {number}: trained on {', '.join(split.sources.names[0])}, targets {', '.join(split.sources.names[2])}"
-    )
+    trained, targets = (", ".join(split.sources.names[part]) for part in (0, 2))
+    print(f"split {number}: trained on {trained}, targets {targets}")
 OWN = splits[0].drawing.adaptation.method  # J = 2
 SOFT_VOTE = replace(OWN, steps=1)  # J = 1 never uses the confusion matrices
 
 # %% [markdown]
 # ## 1. What did the latent space learn?
 #
-# The target digits of the first split in the two directions of largest variance (PCA, which knows no labels). Five annotators labelled
-# five items of each digit, on average two of them guessing. The prototypes are fitted from these labels: by soft vote, and by EM with
-# J = 2.
+# The figure shows the target digits of the first split along their first two principal components (PCA uses
+# no labels). Five annotators labelled five items of each digit; on average two of the five guess. The
+# prototypes are fitted to these labels: by soft vote, and by EM with J = 2.
 
 # %%
 
@@ -140,13 +142,13 @@ def embedded(split: Split, space: str) -> tuple[Tensor, Tensor]:
 
 
 def shown_classes(split: Split, episodes: Episodes) -> Tensor:
-    """Which target digit each class of each task is, (b, k): a task numbers its classes in an order of its own."""
+    """The target digit behind each class of each task, (b, k): every task numbers its classes differently."""
     items, label = target_items(split)
     of_item = torch.zeros(len(split.target.pool), dtype=torch.long).index_put((items,), label)
     return of_item[episodes.support].unflatten(1, (episodes.ways, -1))[..., 0]
 
 
-def drawn(split: Split, shots: int, mixture: Mixture, purpose: str, annotators: int = 5) -> Episodes:
+def target_tasks(split: Split, shots: int, mixture: Mixture, purpose: str, annotators: int = 5) -> Episodes:
     """Target tasks; one purpose always draws the same."""
     generator = generator_of(split.drawing, f"{purpose}/{shots}")
     return draw_episodes(split.target, split.drawing.shape(shots, annotators), mixture, TASKS, generator)
@@ -195,19 +197,22 @@ def spaces_figure(split: Split, episodes: Episodes) -> Figure:
 
 SHOWN = ("pixels, scaled", "untrained, scaled", "trained")
 MANY_GUESS = Mixture(0.1, 0.5, 0.4)
-spaces_figure(splits[0], drawn(splits[0], 5, MANY_GUESS, "prototypes")).savefig(OUT / "spaces.png", dpi=120)
+spaces_figure(splits[0], target_tasks(splits[0], 5, MANY_GUESS, "prototypes")).savefig(
+    OUT / "spaces.png", dpi=120
+)
 
 # %% [markdown]
-# The numbers. `ratio` is the variance between classes over that within them, with all directions counted. `in_plane` is the same in the
-# plane through the class means, which is all that prototypes at these means look at. `nats` is half the mean squared distance between
-# class means: how much an item says, where a label of somebody who is right 65 times in 100 says ln(0.65 / 0.175) = 1.3. Scaling changes
-# `nats` alone.
+# In numbers: `ratio` is the variance between classes over that within classes, in all directions. `in_plane`
+# is the same in the plane through the class means, the only directions that matter to prototypes at these
+# means. `nats` is half the mean squared distance between class means: the log odds that an item contributes,
+# where a label by an annotator with accuracy 0.65 contributes ln(0.65 / 0.175) = 1.3. Scaling changes `nats`
+# only.
 
 # %%
 
 
 def spread(embeddings: Tensor, label: Tensor) -> dict[str, float]:
-    """How far classes are apart against how wide they are."""
+    """Distances between classes relative to their widths."""
     means = torch.stack([embeddings[label == kind].mean(0) for kind in label.unique()])
     apart, within = means[label] - embeddings.mean(0), embeddings - means[label]
     plane = torch.linalg.svd(means - means.mean(0), full_matrices=False)[2][: len(means) - 1]
@@ -220,16 +225,15 @@ def spread(embeddings: Tensor, label: Tensor) -> dict[str, float]:
 
 measured = {name: [spread(*embedded(split, name)) for split in splits] for name in splits[0].spaces}
 for column in ("ratio", "in_plane", "nats"):
-    table = pd.DataFrame({name: [row[column] for row in found] for name, found in measured.items()})
+    table = pd.DataFrame({name: [row[column] for row in spreads] for name, spreads in measured.items()})
     shown = table if column == "nats" else table[["pixels", "untrained", "trained"]]
     print(f"{column}\n{shown.rename_axis('split').round(2).to_string()}")
-    print(
-        f"higher in the trained space than in pixels in {np.sum(table['trained'] > table['pixels'])} of {SPLITS} splits\n"
-    )
+    higher = np.sum(table["trained"] > table["pixels"])
+    print(f"higher in the trained space than in pixels in {higher} of {SPLITS} splits\n")
 
 # %% [markdown]
-# Does it classify better? First with clean labels, where only the space matters (nearest class mean; no scale matters); then with five
-# annotators, one in five of whom guesses, and J = 2.
+# Does it classify better? First with clean labels, where only the space matters (nearest class mean; scale
+# does not matter); then with five annotators, of whom one in five guesses, and J = 2.
 
 # %%
 CLEAN = Method("majority-vote", prior=PROTOTYPICAL)
@@ -239,7 +243,7 @@ def space_scores(shots: int, *, clean: bool) -> pd.DataFrame:
     """Accuracy on every target task in every space; the same tasks for all."""
     rows = []
     for number, split in enumerate(splits):
-        episodes, method = drawn(split, shots, Mixture(), "spaces"), OWN
+        episodes, method = target_tasks(split, shots, Mixture(), "spaces"), OWN
         if clean:
             episodes, method = replace(episodes, labels=episodes.support_truth[..., None]), CLEAN
         for name, space in split.spaces.items():
@@ -274,18 +278,20 @@ columns = ["labels", "items per class", "trained", "other space", "trained minus
 print(pd.DataFrame(rows, columns=pd.Index(columns)).to_string(index=False))
 
 # %% [markdown]
-# Meta-training raises the ratio over all directions on digits that it never saw. That is not enough: in the plane where the classes lie,
-# pixels keep them further apart, and pixels classify better, with clean and with noisy labels. The untrained network, once scaled, is
-# within two points of the trained one, and ahead of it at 50 items; without scaling it is seven points behind or more with noisy labels.
-# So four source digits taught a useful scale much more than a better space. With many source classes it is otherwise: see Omniglot in the
-# README.
+# On digits that were not used in training, meta-training raises the ratio over all directions. That is not
+# enough: in the plane of the class means, pixels keep the classes further apart, and pixels classify better,
+# with clean and with noisy labels. The untrained network, once scaled, is within two points of the trained
+# one, and ahead of it at 50 items; without scaling it is at least seven points behind with noisy labels. So
+# four source digits taught a useful scale much more than a better space. With many source classes, as in
+# Omniglot, this is different (see benchmarks/results).
 #
-# What EM does in the space can be measured as well: the distance of a task's prototypes from the means of all items of their digits.
+# The effect of EM in the space can be measured as well: the distance of a task's prototypes from the means of
+# all items of their digits.
 
 # %%
 rows = []
 for split in splits:
-    episodes = drawn(split, 5, MANY_GUESS, "prototypes")
+    episodes = target_tasks(split, 5, MANY_GUESS, "prototypes")
     embeddings, label = embedded(split, "trained")
     means = torch.stack([embeddings[label == kind].mean(0) for kind in label.unique()])[
         shown_classes(split, episodes)
@@ -308,14 +314,14 @@ for split in splits:
 print(pd.DataFrame(rows).rename_axis("split").to_string())
 
 # %% [markdown]
-# EM moves the prototypes nearer to the class means in every split: the votes of those who guess pull all prototypes to the middle, and EM
-# takes part of that back. Clean labels would bring them nearer still.
+# EM moves the prototypes nearer to the class means in every split: the votes of guessing annotators pull all
+# prototypes towards the centre, and EM undoes part of that. Clean labels would bring them nearer still.
 #
 # ## 2. Are the confusion matrices right?
 #
-# Two crowds of five: the kinds that simulated annotators had in meta-training, and one with kinds that they never had (flippers, who say
-# the next class, and annotators who guess at some classes only). First a picture: the first task of the second crowd in the first split,
-# 50 items per class.
+# Two crowds of five: one with the kinds of annotators simulated in meta-training, and one with kinds that
+# training never saw (flippers, who give the next class, and annotators who guess for some classes only).
+# First a picture: the first task of the second crowd in the first split, 50 items per class.
 
 # %%
 CROWDS = {"as in training": Mixture(), "with unknown kinds": Mixture(0.1, 0.4, 0.2, 0.15, 0.15)}
@@ -331,18 +337,21 @@ def matrices(confusion: Tensor) -> pd.DataFrame:
 
 
 split = splits[0]
-episodes = drawn(split, 50, CROWDS["with unknown kinds"], "with unknown kinds")
+episodes = target_tasks(split, 50, CROWDS["with unknown kinds"], "with unknown kinds")
 _, fitted = predict(split.spaces["trained"], split.target, episodes, OWN)
 confusion_figure(matrices(fitted.confusion[0]), matrices(episodes.confusion[0])).savefig(
     OUT / "confusion.png", dpi=120
 )
 
 # %% [markdown]
-# Then all tasks, with more and more items. `error` is the mean total variation distance of rows, `correlation` that of estimated with
-# true accuracies over all annotators, `bias` the mean estimated minus true accuracy. What to compare with:
+# Then all tasks, with more and more items. `error` is the mean total variation distance of rows,
+# `correlation` that of estimated with true accuracies over all annotators, `bias` the mean of estimated minus
+# true accuracy. The estimates of J = 2 are compared with:
 #
-# * *prior only*: the mode of the prior, which is the estimate without any label: one over the number of classes in every cell;
-# * *average annotator*: the mean matrix of the crowd for everybody; it knows the crowd but no label;
+# * *prior only*: the mode of the prior, the estimate without any label: one over the number of classes in
+#   every cell;
+# * *average annotator*: the mean matrix of the crowd for every annotator; it knows the crowd but uses no
+#   labels;
 # * *someone else's*: the estimate of J = 2 for an annotator of another task;
 # * *truth known*: counts against the true classes, with the same prior.
 
@@ -373,7 +382,7 @@ def correlation_text(estimated: Tensor, true: Tensor) -> str:
 
 
 def estimates(split: Split, episodes: Episodes, mean: Tensor) -> dict[str, Tensor]:
-    """Confusion matrices by every way of estimating them."""
+    """Confusion matrices by every method of estimation."""
     space, source = split.spaces["trained"], split.target
     blind = noisy_support(torch.zeros(*episodes.support.shape, 1), episodes)
     own = predict(space, source, episodes, OWN)[1].confusion
@@ -395,11 +404,13 @@ rows, curves = [], []
 for crowd, mixture in CROWDS.items():
     mean = draw_confusion(mixture, 20_000, 1, 3, torch.Generator().manual_seed(1)).mean((0, 1))
     for shots in SHOTS:
-        tasks = [drawn(split, shots, mixture, crowd) for split in splits]
-        found = [estimates(split, episodes, mean) for split, episodes in zip(splits, tasks, strict=True)]
+        tasks = [target_tasks(split, shots, mixture, crowd) for split in splits]
+        estimated_by = [
+            estimates(split, episodes, mean) for split, episodes in zip(splits, tasks, strict=True)
+        ]
         true = torch.cat([episodes.confusion for episodes in tasks])
-        for name in found[0]:
-            estimated = torch.cat([each[name] for each in found])
+        for name in estimated_by[0]:
+            estimated = torch.cat([each[name] for each in estimated_by])
             error = interval(confusion_error(estimated, true).mean(1).numpy())
             row = {"crowd": crowd, "labels each": 3 * shots, "estimate": name, "error": str(error)}
             bias = float((skill(estimated) - skill(true)).mean())
@@ -434,20 +445,23 @@ figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center"
 figure.savefig(OUT / "confusion_error.png", dpi=120)
 
 # %% [markdown]
-# * **Too few labels.** With three labels each (one item per class) the error is only a little below that of the prior alone, and far
-#   above that of taking everybody for the average annotator. So is that of counts against the known truth: labels are lacking, not a
-#   better fit. The prior is flat, so accuracies come out far too low.
-# * **Enough labels.** From 45 labels each J = 2 is better than the average annotator in both crowds, and at 150 its error is little more
-#   than half of that, or less. With 15 it depends on the crowd: where annotators are much alike, the average is still better.
-# * **EM against a vote.** J = 2 is nearer to the truth than the soft vote at every size, and its accuracies correlate better. More labels
-#   do not mend the soft vote: at 150 each it still takes annotators for less accurate than they are, by 0.06 on average. With 150
-#   labels a third step helps.
-# * **Unknown kinds** are found nearly as well as known ones: confusion matrices are free, and not tied to those of meta-training.
+# * **Too few labels.** With three labels each (one item per class) the error is only a little below that of
+#   the prior alone, and far above that of the average annotator. The same holds for counts against the known
+#   truth: labels are lacking, not a better fit. The prior is flat, so estimated accuracies are far too low.
+# * **Enough labels.** From 45 labels per annotator J = 2 is better than the average annotator in both crowds,
+#   and at 150 its error is little more than half of that, or less. With 15 it depends on the crowd: where
+#   annotators are much alike, the average is still better.
+# * **EM against a vote.** J = 2 is nearer to the truth than the soft vote at every size, and its accuracies
+#   correlate better. More labels do not correct the soft vote: at 150 each it still underestimates
+#   accuracies, by 0.06 on average. With 150 labels a third step helps.
+# * **Unknown kinds** are estimated nearly as well as known ones: confusion matrices are free, not tied to
+#   those of meta-training.
 #
 # ## 3. When does EM help over voting?
 #
-# All with the trained networks, on the same tasks; only the labels of the last M step differ. Around five items per class, five
-# annotators, one in five guessing, one of the three is changed at a time. A positive number favours the first of the two methods.
+# All methods use the trained networks and the same tasks; only the labels of the last M step differ. Starting
+# from five items per class, five annotators, and one in five guessing, one of the three is varied at a time.
+# A positive number favours the first of the two methods.
 
 # %%
 METHODS = {
@@ -474,7 +488,7 @@ CENTRE: dict[str, tuple[float, ...]] = {"shots": (5,), "annotators": (5,), "spam
 
 
 def cell_scores(**cells: tuple[float, ...]) -> pd.DataFrame:
-    """Scores of all methods in all splits, on the same tasks, where the centre is changed to these values."""
+    """Scores of all methods in all splits, on the same tasks, with these values instead of the centre's."""
     each = []
     for number, split in enumerate(splits):
         target = split.drawing.target.model_copy(update={"tasks": TASKS, **CENTRE, **cells})
@@ -492,12 +506,12 @@ def gains(scores: pd.DataFrame, by: str) -> pd.DataFrame:
     rows = []
     for value, group in scores.groupby(by):
         for first, second in PAIRS:
-            found = paired_difference(group, first, second)
+            score = paired_difference(group, first, second)
             rows.append(
                 {
                     by: value,
                     "pair": f"{first} minus {second}",
-                    **found,
+                    **score,
                     "text": difference(group, first, second),
                 }
             )
@@ -506,19 +520,21 @@ def gains(scores: pd.DataFrame, by: str) -> pd.DataFrame:
 
 figure = Figure(figsize=(12.5, 4.2), layout="constrained")
 panels = figure.subplots(1, len(AXES), sharey=True)
-kept = []
+all_gains = []
 for axis, (by, values) in zip(panels, AXES.items(), strict=True):
     scores = cell_scores(**{by: values})
-    found = gains(scores, by)
-    kept.append(found.assign(axis=by).rename(columns={by: "value"}))
+    by_value = gains(scores, by)
+    all_gains.append(by_value.assign(axis=by).rename(columns={by: "value"}))
     level = scores.pivot_table(index=by, columns="method", values="accuracy")[
         ["majority vote", "J = 2"]
     ].round(3)
     print(
-        level.join(found.pivot(index=by, columns="pair", values="text")[found["pair"].unique()]).to_string(),
+        level.join(
+            by_value.pivot(index=by, columns="pair", values="text")[by_value["pair"].unique()]
+        ).to_string(),
         "\n",
     )
-    for number, (pair, line) in enumerate(found.groupby("pair", sort=False)):
+    for number, (pair, line) in enumerate(by_value.groupby("pair", sort=False)):
         place = np.arange(len(values)) + 0.08 * (number - 2)
         style = {"marker": "osD^v"[number], "ms": 4, "color": f"C{number}", "capsize": 2, "lw": 1.2}
         axis.errorbar(
@@ -538,30 +554,33 @@ figure.legend(
     *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(PAIRS), frameon=False
 )
 figure.savefig(OUT / "gains.png", dpi=120)
-pd.concat(kept).drop(columns="text").to_csv(OUT / "gains.csv", index=False)
+pd.concat(all_gains).drop(columns="text").to_csv(OUT / "gains.csv", index=False)
 easy = cell_scores(shots=(50,), annotators=(15,), spammers=(0.0,))
-print("50 items per class, 15 annotators, nobody guesses:")
+print("50 items per class, 15 annotators, none of whom guesses:")
 print(gains(easy, "shots")[["pair", "text"]].to_string(index=False))
 
 # %% [markdown]
 # Where EM helps:
 #
 # * With one to five items per class, J = 2 is ahead of both votes by one to four points in most cells.
-# * Over a majority vote the gain grows from about one and a half points where nobody guesses to about three where two or three in five
-#   do.
-# * With a single annotator there is nobody to weigh. The gain is there all the same: items that look alike correct each other's labels.
-# * Prototypes on Dawid and Skene's labels are two to four points behind with two or three annotators, or where three in five or more
-#   guess.
+# * Its gain over a majority vote grows from about one and a half points where no annotator guesses to about
+#   three where two or three in five do.
+# * With a single annotator there are no others to weigh against. The gain is there all the same: items that
+#   look alike correct each other's labels.
+# * Prototypes on Dawid and Skene's labels are two to four points behind with two or three annotators, or
+#   where three in five or more guess.
 #
 # Where it does not:
 #
-# * With 50 items per class all are within a point. With 15 annotators of whom nobody guesses, nothing is left of the lead over a majority
-#   vote.
-# * Where four in five guess, the lead over the soft vote cannot be told from none.
-# * With 15 annotators, labels say enough by themselves: Dawid and Skene's are as good within half a point.
-# * More steps bring little. J = 3 is within a point of J = 2 everywhere, and ahead with one or two annotators. J = 10 is one to two
-#   points ahead with a single annotator; elsewhere it is mostly within a point, on either side.
-# * All of these gains are small beside more labels: a majority vote of five annotators is better than EM with three.
+# * With 50 items per class all methods are within a point. With 15 annotators of whom none guesses, the lead
+#   over a majority vote is gone.
+# * Where four in five guess, the lead over the soft vote is not significant.
+# * With 15 annotators the labels suffice by themselves: Dawid and Skene's are as good within half a point.
+# * More steps bring little. J = 3 is within a point of J = 2 everywhere, and ahead with one or two
+#   annotators. J = 10 is one to two points ahead with a single annotator; elsewhere it is mostly within a
+#   point, on either side.
+# * All of these gains are small compared with that of more labels: a majority vote of five annotators is
+#   better than EM with three.
 #
-# The networks were trained for J = 2, which may favour it. `probcrowd demo` trains one for every method; J = 2 is ahead of the votes
-# there, too.
+# The networks were trained for J = 2, which may favour it. `probcrowd demo` trains one for every method; J =
+# 2 is ahead of the votes there, too.

@@ -11,10 +11,11 @@
 # %% [markdown]
 # # From a CSV to a checked posterior
 #
-# Five anaesthetists judged the fitness of 45 patients on a scale from 1 to 4, the first of them three times (Dawid and Skene 1979). Nobody
-# knows the right answers. What can be said of the patients, and of the judges, and how sure can one be?
+# Five anaesthetists judged the fitness of 45 patients on a scale from 1 to 4, the first of them three times
+# (Dawid and Skene 1979). The right answers are unknown. What do the judgements say about the patients and
+# about the judges, and how certain is it?
 #
-# Open this file as a notebook with jupytext, or run it as a script. It needs `pip install "probcrowd[mcmc]"`.
+# Open this file as a notebook with jupytext, or run it as a script. It needs the package's extra `mcmc`.
 
 # %%
 import os
@@ -24,6 +25,7 @@ import pandas as pd
 
 from probcrowd import Annotations, check_posterior, load_posterior, sample_posterior, save_posterior
 from probcrowd.data.files import anesthesia
+from probcrowd.inference.checks.leave_one_out import compare_models
 from probcrowd.models.priors import DirichletPrior
 
 DRAWS = int(os.environ.get("PROBCROWD_DRAWS", "1000"))  # per chain; few in a quick run
@@ -33,8 +35,9 @@ OUT.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## The table
 #
-# One row per judgement. Columns called item, annotator and label (or task, worker, label) are recognised; any others are named. A judge who
-# judged a patient three times has three rows, so say that each row counts.
+# One row per judgement. Columns called item, annotator and label (or task, worker, label) are recognised; any
+# others have to be named. A judge who judged a patient three times has three rows: `duplicates="count"`
+# counts each of them.
 
 # %%
 anesthesia().to_frame().to_csv(OUT / "judgements.csv", index=False)
@@ -46,8 +49,9 @@ print(pd.crosstab(frame["annotator"], frame["label"]))
 # %% [markdown]
 # ## The posterior of Dawid and Skene's model
 #
-# Every judge has a confusion matrix, every patient a true class, and both are uncertain. The model is conjugate, so blocked Gibbs sampling
-# takes seconds. The answer is an `xarray.DataTree` under your ids: anything of ArviZ reads it.
+# Every judge has a confusion matrix and every patient a true class; both are uncertain. The model is
+# conjugate, so blocked Gibbs sampling takes seconds. The result is an `xarray.DataTree` with your ids as
+# coordinates, which ArviZ reads.
 
 # %%
 tree = sample_posterior(annotations, "dawid_skene", seed=1, draws=DRAWS, warmup=DRAWS, progress=False)
@@ -59,17 +63,18 @@ print(probabilities.loc[[1, 3, 20, 36]].round(3))  # patients 1, 3, 20 and 36
 # %% [markdown]
 # ## Can the draws be trusted, and does the model fit?
 #
-# The first block of findings is about the draws: do the chains agree, are there enough, do other modes exist? The second is about the model.
+# The first findings are about the draws: do the chains agree, are there enough draws, are there other modes?
+# The others are about the model.
 
 # %%
 checked = check_posterior(tree, seed=2)
 print(checked)
 
 # %% [markdown]
-# Two findings deserve a thought.
+# Two findings deserve attention.
 #
-# * **Plug-in overconfidence.** EM reports the labels at one point of the posterior, its mode. Averaging over all of it makes the same labels
-#   less sure. For patient 3, say:
+# * **Plug-in overconfidence.** EM reports label probabilities at one point of the posterior, its mode.
+#   Averaging over the whole posterior makes the same labels less certain. Patient 3, for example:
 
 # %%
 print(
@@ -79,7 +84,8 @@ print(
 )
 
 # %% [markdown]
-# * **Sensitivity to the prior.** With 45 patients, what is believed of the judges beforehand matters. Report it, and look at another prior:
+# * **Sensitivity to the prior.** With 45 patients, the prior on the judges matters. Report it, and look at
+#   another prior:
 
 # %%
 other = sample_posterior(
@@ -104,8 +110,10 @@ print(f"{changed} of {len(probabilities)} patients change their most probable cl
 # %% [markdown]
 # ## A warning that must not be missed
 #
-# Under a flat prior the model does not know which class is which: exchanging two of them, in every judge's matrix, changes nothing. Chains that start
-# anywhere sit in different namings, and means over them mean nothing. No divergence warns of that. The check does, and says what is still usable.
+# Under a flat prior the model does not know which class is which: exchanging two classes, in the class prior
+# and in every judge's matrix, changes nothing. Chains that start anywhere settle on different namings, and
+# means over them are meaningless. No divergence warns of that; the check does, and reports what is still
+# usable.
 
 # %%
 flat = sample_posterior(
@@ -125,15 +133,14 @@ print(next(str(finding) for finding in warned.findings if "names" in finding.nam
 # %% [markdown]
 # ## Which model?
 #
-# Leaving out one patient at a time tells how well a model foresees the judgements of a new one. The models are compared in pairs on the same patients.
+# Leaving out one patient at a time shows how well a model predicts the judgements of a new patient. The
+# models are compared in pairs on the same patients.
 
 # %%
-from probcrowd.inference.checks.leave_one_out import compare_models
-
 models = {"dawid_skene": tree} | {
     name: sample_posterior(annotations, name, seed=1, draws=DRAWS, warmup=DRAWS, progress=False)
     for name in ("one_coin", "multinomial", "mace")
 }
-comparison = compare_models({name: found["log_likelihood"]["label"] for name, found in models.items()})
+comparison = compare_models({name: fitted["log_likelihood"]["label"] for name, fitted in models.items()})
 print(comparison.round(1))
 comparison.to_csv(OUT / "comparison.csv")
