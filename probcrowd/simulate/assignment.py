@@ -17,6 +17,7 @@ Memory is proportional to the pairs, never to items x annotators.
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float64, Int64
 
 _FEW_ANNOTATORS, _CELLS = 32, 2_000_000
@@ -60,6 +61,17 @@ class Assignment:
                 f"batches must be between 1 and the number of {what}, {size}, not {self.batches}"
             )
         return np.arange(size) * self.batches // size
+
+    def add_batches(self, covariates: pd.DataFrame | None, ids: pd.Index, what: str) -> pd.DataFrame | None:
+        """Covariates with a column `batch`, where there are several batches."""
+        if self.batches == 1:
+            return covariates
+        batch = [f"batch {group}" for group in self.groups(len(ids), what)]
+        return (
+            pd.DataFrame(index=ids).assign(batch=batch)
+            if covariates is None
+            else covariates.assign(batch=batch)
+        )
 
     def pairs(
         self, rng: np.random.Generator, num_items: int, num_annotators: int

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int64
 
 _MAX_CELLS, _CHUNK = 5 * 10**7, 100_000
 
-Description = int | Sequence[Any] | np.ndarray | Mapping[Any, Any]
+Description = int | Sequence[Any] | np.ndarray | Mapping[Any, Any] | pd.DataFrame
 
 
 def uniform_errors(accuracy: Float[np.ndarray, "..."], num_classes: int) -> Float64[np.ndarray, "... k l"]:
@@ -39,6 +39,10 @@ def read_annotators(
     """
     if isinstance(annotators, int | np.integer):
         annotators = rng.uniform(0.6, 0.95, max(int(annotators), 0))
+    if isinstance(annotators, pd.DataFrame):
+        if "accuracy" not in annotators:
+            raise ValueError(f"a frame of annotators needs a column 'accuracy', it has {list(annotators)}")
+        annotators = annotators["accuracy"].to_dict()
     if isinstance(annotators, Mapping):
         ids, values = pd.Index(list(annotators)), list(annotators.values())
     else:

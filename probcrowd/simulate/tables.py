@@ -29,11 +29,10 @@ class SimulatedAnnotations:
     annotations: the table. truth: the class of each item. gold: the truth of the items whose class is known.
     confusion: P(label | true class) of each annotator, effects included, in the form of an estimator's
     `confusion_`. class_prior: by class.
+    copies: groups of annotators, the source first. cliques: groups of annotators. abstention: its label.
     difficulty: by item, the probability that a susceptible annotator guesses (`HardItems`). misleading: the
-    wrong class of each misleading item. score: the latent score of each item of an ordinal scale.
-    item_batch, annotator_batch: numbers of the batches. None, all of these, where there is nothing of the
-    kind. copies: groups of annotators, the source first. cliques: groups of annotators. abstention: the label
-    that stands for it.
+    wrong class of each misleading item. score: the latent score of each item of an ordinal scale. All of
+    these are None where nothing of the kind was simulated.
     """
 
     annotations: Annotations
@@ -47,8 +46,6 @@ class SimulatedAnnotations:
     difficulty: pd.Series | None = None
     misleading: pd.Series | None = None
     score: pd.Series | None = None
-    item_batch: pd.Series | None = None
-    annotator_batch: pd.Series | None = None
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -92,15 +89,16 @@ def simulate_annotations(
     Args:
         items: the number of items, or their true classes by item id.
         annotators: their number (accuracies between 0.6 and 0.95 at random); a sequence of accuracies or
-            confusion matrices (k, l); the same by annotator id; or `OrdinalAnnotators`. An accuracy has
-            errors spread evenly over the other classes.
+            confusion matrices (k, l); the same by annotator id; a frame with a column `accuracy`, whose other
+            columns become covariates; or `OrdinalAnnotators`. An accuracy has errors spread evenly over the
+            other classes.
         seed: a number or a NumPy generator; the same seed gives the same table.
         classes: their number or their ids; by default 2, or the sorted classes of `items`. Ids are i0, i1,
             ... for items, a0, ... for annotators, c0, ... for classes where none are given.
         class_prior: probabilities of the classes, by default equal; with true classes in `items`, their
             frequencies.
         labels_per_item, labels_per_annotator, observed, activity, repeated, batches: who labels what; see
-            `probcrowd.simulate.assignment`.
+            `probcrowd.simulate.assignment`. Several batches are named in the covariate `batch`.
         effects: planted structure, such as `[Copies("a0", ["a1"]), HardItems(0.2)]`; see
             `probcrowd.simulate.effects`.
         gold: the share of items whose true class is known, chosen at random.
@@ -121,6 +119,9 @@ def simulate_annotations(
     else:
         scale, score = None, None
         annotator_ids, confusion = read_annotators(annotators, num_classes, rng)
+    annotator_covariates = None
+    if isinstance(annotators, pd.DataFrame) and annotators.shape[1] > 1:
+        annotator_covariates = annotators.drop(columns="accuracy")
     item, annotator = assignment.pairs(rng, num_items, len(annotator_ids))
     num_rows = len(item)
     more_items, more_annotators = source_rows(effects, annotator_ids, item, annotator)
@@ -141,6 +142,8 @@ def simulate_annotations(
         annotator_ids,
         label_ids,
         _draw_weights(rng, num_rows, weights, counts),
+        assignment.add_batches(annotator_covariates, annotator_ids, "annotators"),
+        assignment.add_batches(None, item_ids, "items"),
     )
     if not 0 <= gold <= 1:
         raise ValueError(f"gold is the share of items whose class is known, between 0 and 1, not {gold}")
@@ -155,7 +158,6 @@ def simulate_annotations(
         misled = draw.misleading >= 0
         misleading = pd.Series(class_ids[draw.misleading[misled]], item_ids[misled], name="misleading")
     rows = pd.MultiIndex.from_product([annotator_ids, class_ids], names=["annotator", "true_class"])
-    in_batches = batches > 1
     return SimulatedAnnotations(
         annotations,
         true_classes,
@@ -168,10 +170,6 @@ def simulate_annotations(
         by_item(draw.difficulty, "difficulty"),
         misleading,
         by_item(score, "score"),
-        by_item(assignment.groups(num_items, "items"), "batch") if in_batches else None,
-        pd.Series(assignment.groups(len(annotator_ids), "annotators"), annotator_ids, name="batch")
-        if in_batches
-        else None,
     )
 
 

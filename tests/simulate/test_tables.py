@@ -137,6 +137,16 @@ def test_accuracies_are_those_given_and_numbers_draw_them() -> None:
     assert abs(drawn.mean() - 0.775) < 5 * 0.35 / math.sqrt(12 * 400)
 
 
+def test_columns_beside_the_accuracy_are_covariates() -> None:
+    groups = pd.DataFrame({"accuracy": [0.9, 0.6], "group": ["expert", "novice"]}, index=["ann", "bob"])
+    simulated = simulate_annotations(20, groups, seed=0)
+    assert simulated.accuracy.to_dict() == pytest.approx({"ann": 0.9, "bob": 0.6})
+    covariates = simulated.annotations.annotator_covariates
+    assert covariates is not None and covariates["group"].to_dict() == {"ann": "expert", "bob": "novice"}
+    plain = simulate_annotations(20, groups[["accuracy"]], seed=0).annotations
+    assert plain.annotator_covariates is None and np.array_equal(plain.label, simulated.annotations.label)
+
+
 def test_errors_of_an_accuracy_are_spread_evenly() -> None:
     np.testing.assert_allclose(uniform_errors(np.array([0.7]), 4)[0, 1], [0.1, 0.7, 0.1, 0.1])
     assert uniform_errors(np.array(0.3), 1).tolist() == [[1.0]]
@@ -244,13 +254,10 @@ def test_batches_are_disjoint() -> None:
         simulated = simulate_annotations(100, 12, labels_per_item=3, batches=batches, seed=0)
         table = simulated.annotations
         links = coo_matrix((np.ones(len(table)), (table.item, 100 + table.annotator)), shape=(112, 112))
-        assert (simulated.item_batch is None) == (batches == 1) == (simulated.annotator_batch is None)
-        if simulated.item_batch is not None and simulated.annotator_batch is not None:
-            frame = simulated.frame
-            assert (
-                simulated.item_batch[frame["item"]].to_numpy()
-                == simulated.annotator_batch[frame["annotator"]].to_numpy()
-            ).all()
+        annotators, items = table.annotator_covariates, table.item_covariates
+        assert (items is None) == (batches == 1) == (annotators is None)
+        if items is not None and annotators is not None:
+            assert (items["batch"].array[table.item] == annotators["batch"].array[table.annotator]).all()
         return int(connected_components(links, directed=False)[0])
 
     assert components(3) == 3 and components(1) == 1
@@ -447,6 +454,7 @@ def test_simulators_load_neither_torch_nor_jax() -> None:
         ({"annotators": 0}, "at least one annotator"),
         ({"annotators": {"ann": 1.2, "bob": 0.5}}, "annotators 'ann': accuracies must be between 0 and 1"),
         ({"annotators": [0.5, [[0.5, 0.6], [0, 1]]]}, "annotators 'a1'.*rows of matrices >= 0 with sum 1"),
+        ({"annotators": pd.DataFrame({"skill": [1.0]})}, r"needs a column 'accuracy', it has \['skill'\]"),
         ({"annotators": np.full((2, 3, 3), 1 / 3)}, r"must have shape \(2, 2\)"),
         ({"annotators": 20_000, "classes": 100}, "200000000 cells, more than 50000000"),
         ({"annotators": OrdinalAnnotators(0)}, "at least one annotator"),
