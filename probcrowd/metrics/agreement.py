@@ -108,7 +108,7 @@ def pair_shares(
     weight: Float64[np.ndarray, " n"],
     num_annotators: int,
 ) -> Float64[np.ndarray, " n"]:
-    """Share of each row among the labels that its annotator gave its item, by weight: 1 if there is only one."""
+    """Share of each row, by weight, among the labels by its annotator of its item: 1 for a single label."""
     place, owner = np.unique(item * num_annotators + annotator, return_inverse=True)
     return weight / np.bincount(owner, weight, minlength=len(place))[owner]
 

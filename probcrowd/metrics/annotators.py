@@ -1,7 +1,7 @@
-r"""Scores of predicted labels of single annotators: their accuracy, and whether they differ among annotators as labels do.
+r"""Scores of the predicted labels of single annotators: accuracy, and differences among annotators.
 
-    DIC            |M - M'|_F                 M, M': Cohen's kappa of pairs of annotators, from labels and from
-    DIC, relative  |M - M'|_F / |M|_F         predicted labels of the same (item, annotator) pairs; lower is better
+    DIC            |M - M'|_F                 M, M': Cohen's kappa of pairs of annotators, from their
+    DIC, relative  |M - M'|_F / |M|_F         labels and from predictions of the same; lower is better
     BAE            1 - |S - M|_F / |M|_F      S: cosine of a model's annotator features; higher is better
 
 DIC: "difference of inter-annotator consistency", arXiv:2503.15237, equation 4, and arXiv:2508.10393, equation
@@ -32,7 +32,7 @@ def annotator_scores(
     probabilities: Float[np.ndarray, "n l"],
     annotators: pd.Index,
 ) -> pd.DataFrame:
-    """Number of labels, accuracy (1/m in a tie of m) with its interval, and log loss in nats; NaN without labels."""
+    """Number of labels, accuracy (1/m in a tie of m) with interval, log loss in nats; NaN without labels."""
     hit, count = hits(probabilities, label), np.bincount(annotator, minlength=len(annotators))
     right = np.bincount(annotator, hit, minlength=len(annotators))
     known = np.where(count, count, np.nan)
@@ -61,7 +61,7 @@ def mean_accuracy(
 def soft_cross_entropy(
     item: Int[np.ndarray, " n"], label: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n l"]
 ) -> float:
-    """Cross entropy of an item's label shares and the mean prediction for its annotators; mean over items, in nats."""
+    """Cross entropy of label shares and the mean prediction for the annotators; mean over items, in nats."""
     items, place = np.unique(item, return_inverse=True)
     classes, count = probabilities.shape[1], np.bincount(place)
     votes = (
@@ -73,7 +73,7 @@ def soft_cross_entropy(
 
 
 def consistency(tables: PairTables, predicted: PairTables, num_annotators: int) -> dict[str, float]:
-    """dic, dic_relative, dic_pairs, pairs (the number that dic_pairs is over) and undefined_kappa; see above."""
+    """dic, dic_relative, dic_pairs, pairs (how many dic_pairs is over) and undefined_kappa; see above."""
     both = [coefficients(each, "kappa")[0] for each in (tables, predicted)]
     observed, other = (
         np.nan_to_num(as_matrix(each, kappa, num_annotators))

@@ -33,7 +33,7 @@ class Interval:
 
 
 def interval(values: Float[np.ndarray, " n"], *, t: bool = False) -> Interval:
-    """Mean of independent values with its 95 % interval, normal or Student's t; that of a single value is unknown (nan)."""
+    """Mean of independent values with its 95 % interval, normal or Student's t; nan for a single value."""
     count = len(values)
     if count < 2:
         return Interval(float(values.mean()), math.nan, count)

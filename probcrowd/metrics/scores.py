@@ -1,4 +1,4 @@
-"""Scores of label probabilities against gold labels that the fit did not see; classes within `TIE` of the best tie."""
+"""Scores of label probabilities against gold labels that the fit did not see, with one rule for ties."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 BINS = 10
-TIE = 1e-9  # sums of the same numbers in another order are equal; relative for probabilities, absolute for their logs
+# Classes this close to the best tie, since the same numbers may have been summed in another order; relative
+# for
+# probabilities, absolute for their logs
+TIE = 1e-9
 
 
 def scores(probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"]) -> dict[str, float]:
-    """Accuracy (1/m in a tie of m), log loss in nats, Brier score (sum over classes), calibration error and number of items.
+    """Accuracy (1/m in a tie of m), log loss in nats, Brier score (summed over classes), calibration error.
 
     Items without gold (code < 0) do not count. Calibration error: |mean confidence - accuracy| over ten
     equally filled bins of the highest probability, weighted by their items."""

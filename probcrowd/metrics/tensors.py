@@ -19,10 +19,10 @@ def highest(scores: Float[Tensor, "*b k"]) -> Bool[Tensor, "*b k"]:
 
 
 def accuracy(scores: Float[Tensor, "*b k"], truth: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-    """Whether the highest-scoring class is the true one: 1, 0, or 1/m in a tie of m, where one is picked at random.
+    """Whether the highest-scoring class is the true one: 1, 0, or 1/m in a tie of m.
 
-    Picking by index instead would reward whatever class comes first.
-    """
+    This is the expectation if one is picked at random; picking by index would reward whatever class comes
+    first. """
     best = highest(scores)
     hit = best.gather(-1, truth[..., None])[..., 0]
     return hit.to(scores.dtype) / best.sum(-1)
@@ -41,7 +41,7 @@ def confusion_error(estimated: Float[Tensor, "*b k l"], true: Float[Tensor, "*b 
 def aligned_confusion_error(
     estimated: Float[Tensor, "j k l"], true: Float[Tensor, "j k l"]
 ) -> Float[Tensor, " j"]:
-    """`confusion_error` by annotator after the permutation of true classes, one for all, that makes the sum least.
+    """`confusion_error` by annotator under the permutation of true classes, one for all, with the least sum.
 
     Labels alone cannot name the classes.
     """

@@ -1,4 +1,4 @@
-"""Agreement of pairs of annotators against scikit-learn, the krippendorff package and NumPy; its uncertainty; what shrinkage is worth."""
+"""Agreement of pairs against scikit-learn, krippendorff and NumPy; uncertainty; the value of shrinkage."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_dic_is_the_frobenius_norm_by_loops() -> None:
 def test_predictions_without_agreement_have_less_than_1_by_the_diagonal_alone(
     kappa: float, published: float
 ) -> None:
-    """Ten annotators, all kappas alike, and predictions with kappa 0: two labels, all four cells of a pair by design."""
+    """Ten annotators with equal kappas, and predictions with kappa 0: two labels, designed pairs."""
     rng = np.random.default_rng(0)
     items, agree = 200_000, (1 + kappa) / 2
     truth = rng.integers(2, size=items)

@@ -21,9 +21,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from probcrowd.compute.compiled import compiled
 from probcrowd.data.rows import Rows
 from probcrowd.inference.aggregation.result import Answer
-from probcrowd.inference.posterior.gibbs_kernels import HALF_LOG_TWO_PI, compiled
+from probcrowd.inference.posterior.gibbs_kernels import HALF_LOG_TWO_PI
 
 PRIOR_MEAN = 1.0
 NEWTON_STEPS, HALVINGS, LONGEST_STEP, SHORTEST_STEP = 3, 30, 2.0, 1e-9

@@ -27,9 +27,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
+from probcrowd.compute.compiled import compiled
 from probcrowd.data.rows import Rows
 from probcrowd.inference.aggregation.result import Answer
-from probcrowd.inference.posterior.gibbs_kernels import compiled
 
 SETTLED = 1e-6  # change of messages whose root mean square is 1
 

@@ -23,10 +23,10 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.optimize import minimize
 
+from probcrowd.compute.compiled import compiled, inlined
 from probcrowd.data.rows import Rows
 from probcrowd.inference.aggregation.glad import Panel, make_panel
 from probcrowd.inference.aggregation.result import Answer
-from probcrowd.inference.posterior.gibbs_kernels import compiled, inlined
 from probcrowd.inference.posterior.label_switching import vote_shares
 
 Scores = tuple[Float64[np.ndarray, "j k l"], Float64[np.ndarray, "i k l"]]  # of annotators, of items

@@ -13,9 +13,9 @@ from jaxtyping import Float64, Int
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from probcrowd.compute.compiled import compiled
 from probcrowd.data.rows import Rows
 from probcrowd.inference.aggregation.e_step import sums_by_owner
-from probcrowd.inference.posterior.gibbs_kernels import compiled
 
 TINY = 1e-30  # stands for probability 0, whose logarithm cannot be taken away from a sum again
 ROUNDING = 1e-9

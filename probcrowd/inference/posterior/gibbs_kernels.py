@@ -17,17 +17,13 @@ gammas too small for a number: they are drawn as logarithms, log Gamma(a) = log 
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar
 
-import numba
 import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.random import Generator
 
+from probcrowd.compute.compiled import compiled, inlined
 from probcrowd.inference.posterior.gibbs_state import (
     COIN,
     CONFUSION,
@@ -39,28 +35,6 @@ from probcrowd.inference.posterior.gibbs_state import (
 )
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-
-Function = TypeVar("Function", bound=Callable[..., object])
-
-
-def compiled(function: Function, *, inlined: bool = False) -> Function:
-    """That function in machine code, without the interpreter's lock; kept on disk where a folder can be written."""
-    plain = inspect.unwrap(function)  # what checks shapes cannot be compiled
-    # Sums in any order, so that distances use vector instructions
-    options: dict[str, Any] = {
-        "nogil": True,
-        "forceinline": inlined,
-        "fastmath": {"reassoc", "contract"} if inlined else False,
-    }
-    try:
-        machine: Any = numba.njit(plain, cache=True, **options)
-    except RuntimeError:  # no folder for the cache
-        machine = numba.njit(plain, **options)
-    return machine
-
-
-# A call hands over every array of a record one by one, which takes longer than the work done for one item
-inlined = partial(compiled, inlined=True)
 
 
 @inlined
