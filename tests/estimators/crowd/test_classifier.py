@@ -399,7 +399,7 @@ def test_a_selected_strength_and_a_network_of_ones_own_are_read_again(
     read = load_crowd_classifier(tmp_path, linear)
     require_same(read, whole, seen)
     pd.testing.assert_frame_equal(read.strengths_, whole.strengths_, check_exact=True)
-    with pytest.raises(ValueError, match="has a network of its own: give it"):
+    with pytest.raises(ValueError, match="has a network of its own: pass it to load the fit"):
         load_crowd_classifier(tmp_path)
     with pytest.raises(ValueError, match="another network"):
         load_crowd_classifier(tmp_path, nn.Linear(3, 3))
