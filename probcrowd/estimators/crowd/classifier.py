@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from probcrowd.data.options import check_number, check_option
+from probcrowd.data.rows import Rows
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.crowd.methods import Start, Task, find_method, make_channel
 from probcrowd.estimators.crowd.strength import compare_strengths, select_strength
@@ -25,26 +26,19 @@ from probcrowd.estimators.network.fit import (
     build_network,
     example,
     numbers_of,
-    restore_fit,
     restore_network,
-    restore_rows,
+    restore_summary,
+    restore_training,
     save_network,
 )
-from probcrowd.estimators.network.inputs import (
-    Items,
-    class_codes,
-    read_items,
-    read_labels,
-    require_two_classes,
-)
+from probcrowd.estimators.network.inputs import class_codes, read_items
 from probcrowd.estimators.network.options import check_training
 from probcrowd.estimators.network.split import (
     ItemScores,
-    LabelledItems,
+    TrainingData,
     classes_permuted,
     gold_scores,
     held_out_scores,
-    split_items,
 )
 from probcrowd.inference.crowd.network_output import output_layer
 from probcrowd.models.crowd.base import ConfusionChannel
@@ -118,38 +112,30 @@ class CrowdClassifier(NetworkEstimator):
             FloatingPointError: the loss is no longer finite.
         """
         self._check(validation)
-        items = read_items(X, self.device)
-        table = read_labels(annotations, missing_label, items)
-        require_two_classes(table)
+        data = self._read(X, annotations, missing_label, self.selection)
         for name in ("strengths_", "strength_"):
             vars(self).pop(name, None)
-        share = float(self.validation_fraction) if self.selection == "held-out" else 0.0
-        trained, held_out = split_items(table, items, share, int(self.random_state), self.device)
-        network = self._network(items, len(table.classes))
-        scores, more = self._scores(held_out, items, table.classes, validation)
-        with self._open(folder, resume, network, table, items, more) as saved:
+        network, train = self._network(data), data.train
+        scores, more = self._scores(data, validation)
+        with self._open(folder, resume, network, data, more) as saved:
             strength = self.strength
             if strength == "selected":
                 assert scores is not None
-                search = partial(self._compare_strengths, items, trained, scores)
+                search = partial(self._compare_strengths, data, scores)
                 self.strengths_ = stored_table(saved, "strengths", search)
                 identifies = self.selection == "held-out" and find_method(self.method).volume is not None
                 strength = self.strength_ = select_strength(self.strengths_, strongest=identifies)
-            channel = self._channel(network, Task(trained.rows, trained.labels), items.shape, strength)
-            done = self._train(network, channel, trained, scores, saved)
-            if classes_permuted(network, channel, trained):
+            channel = self._channel(network, train.rows, train.labels, data.items.shape, strength)
+            trained = self._train(network, channel, data, scores, saved)
+            if classes_permuted(network, channel, train):
                 warnings.warn(
                     "the network's classes seem to be permuted: it calls one class what annotators call another; a "
                     "smaller strength, a lower learning rate or a larger initial_accuracy may prevent this",
                     stacklevel=2,
                 )
-            ids = {"items": items.ids, "annotators": table.annotators, "classes": table.classes}
-            self._set_fitted(
-                FittedNetwork(network, channel, done, trained.rows, ids, items.columns, items.shape)
-            )
+            self._set_fitted(FittedNetwork(network, channel, trained, *data.summary))
             if saved is not None:
-                own = self.network is not None
-                save_network(saved, self._fitted, {"own_network": own, "strength": strength})
+                save_network(saved, self._fitted, {"strength": strength})
         return self
 
     @property
@@ -197,11 +183,15 @@ class CrowdClassifier(NetworkEstimator):
         if (self.selection == "gold") != (validation is not None):
             raise ValueError("selection='gold' and validation=(X, classes) go together: give both or neither")
 
-    def _network(self, items: Items, num_classes: int) -> nn.Module:
-        network = small_network if self.network is None else self.network
-        module = build_network(network, (items.shape, num_classes), int(self.random_state), self.device)
+    def _network(self, data: TrainingData) -> nn.Module:
+        network, num_classes = (
+            small_network if self.network is None else self.network,
+            len(data.table.classes),
+        )
+        arguments = data.items.shape, num_classes
+        module = build_network(network, arguments, int(self.random_state), self.device)
         with torch.no_grad():
-            logits = module(example(items))
+            logits = module(example(data.items))
         if logits.ndim != 2 or logits.shape[1] != num_classes:
             raise ValueError(
                 f"the network returns {tuple(logits.shape)} for a batch of {len(logits)}; "
@@ -210,7 +200,12 @@ class CrowdClassifier(NetworkEstimator):
         return module
 
     def _channel(
-        self, network: nn.Module, task: Task, shape: tuple[int, ...], strength: float | None
+        self,
+        network: nn.Module,
+        rows: Rows,
+        labels: AnnotationTensors,
+        shape: tuple[int, ...],
+        strength: float | None,
     ) -> ConfusionChannel:
         with torch.no_grad():
             head = output_layer(network.eval(), torch.zeros(2, *shape, device=self.device))
@@ -219,47 +214,48 @@ class CrowdClassifier(NetworkEstimator):
         options = dict(self.options or {})
         with torch.random.fork_rng():
             torch.manual_seed(int(self.random_state) + 1)
-            task = replace(task, num_features=width)
-            channel = make_channel(self.method, task, self.initial_accuracy, strength, options)
+            channel = make_channel(
+                self.method, Task(rows, labels, width), self.initial_accuracy, strength, options
+            )
         channel.head = head or ""
         if channel.needs_features and head is None:
             raise ValueError(
                 f"{self.method} needs a network whose last layer is a torch.nn.Linear that returns the logits; "
                 f"{type(network).__name__} has none"
             )
-        least = MIN_BATCH_PER_CLASS * task.rows.num_classes
+        least = MIN_BATCH_PER_CLASS * rows.num_classes
         volume = find_method(self.method).volume == "truth" and not options.get("running")
         if volume and self.batch < least:
             warnings.warn(
-                f"batches of {self.batch} items determine a volume over {task.rows.num_classes} classes poorly: "
+                f"batches of {self.batch} items determine a volume over {rows.num_classes} classes poorly: "
                 f"set batch to at least {least}, or options={{'running': True}}",
                 stacklevel=3,
             )
         return channel.to(self.device)
 
     def _scores(
-        self, held_out: LabelledItems, items: Items, classes: pd.Index, validation: tuple[Any, Any] | None
+        self, data: TrainingData, validation: tuple[Any, Any] | None
     ) -> tuple[ItemScores | None, list[np.ndarray]]:
         """Scores of the items that select the epoch (None: the last epoch is the result), and their data."""
         if self.selection == "held-out":
-            return partial(held_out_scores, part=held_out), []
+            return partial(held_out_scores, part=data.held_out), []
         if validation is None:
             return None, []
-        known = read_items(validation[0], self.device, items.columns)
-        if known.shape != items.shape:
-            raise ValueError(f"validation: inputs of shape {known.shape}, those of X have {items.shape}")
-        codes = class_codes(validation[1], known, classes)
+        known, shape = read_items(validation[0], self.device, data.items.columns), data.items.shape
+        if known.shape != shape:
+            raise ValueError(f"validation: inputs of shape {known.shape}, those of X have {shape}")
+        codes = class_codes(validation[1], known, data.table.classes)
         return partial(gold_scores, items=known, truth=codes), [numbers_of(validation[0]), codes]
 
-    def _compare_strengths(self, items: Items, trained: LabelledItems, scores: ItemScores) -> pd.DataFrame:
+    def _compare_strengths(self, data: TrainingData, scores: ItemScores) -> pd.DataFrame:
         def fit_scores(strength: float) -> tuple[np.ndarray, bool] | None:
-            network = self._network(items, trained.rows.num_classes)
-            channel = self._channel(network, Task(trained.rows, trained.labels), items.shape, strength)
+            network, train = self._network(data), data.train
+            channel = self._channel(network, train.rows, train.labels, data.items.shape, strength)
             try:
-                self._train(network, channel, trained, scores)
+                self._train(network, channel, data, scores)
             except FloatingPointError:
                 return None
-            return scores(network, channel), classes_permuted(network, channel, trained)
+            return scores(network, channel), classes_permuted(network, channel, train)
 
         return compare_strengths(fit_scores)
 
@@ -287,13 +283,11 @@ def load_crowd_classifier(folder: Path | str, network: Network | None = None) ->
         ValueError: no finished fit, damaged files, or another network.
     """
     saved = load_fit(folder, "CrowdClassifier")
-    printed, shape = saved.parameters.pop("printed"), tuple(saved.state["shape"])
-    loaded = CrowdClassifier(network=network, **saved.parameters)
-    arguments = (shape, len(saved.ids["classes"]))
-    restored, rows = restore_network(saved, network, small_network, arguments, printed), restore_rows(saved)
-    strength = saved.state["strength"]
-    channel = loaded._channel(restored, Task(rows, AnnotationTensors.of(rows)), shape, strength)
-    loaded._set_fitted(FittedNetwork(**restore_fit(saved, restored, channel, rows)))
+    rows, _, _, shape = summary = restore_summary(saved)
+    restored = restore_network(saved, network, small_network, (shape, rows.num_classes))
+    loaded, strength = CrowdClassifier(network=network, **saved.parameters), saved.state["strength"]
+    channel = loaded._channel(restored, rows, AnnotationTensors.of(rows), shape, strength)
+    loaded._set_fitted(FittedNetwork(restored, *restore_training(saved, channel), *summary))
     if loaded.strength == "selected":
         loaded.strengths_, loaded.strength_ = load_table(folder, "strengths"), strength
     return loaded

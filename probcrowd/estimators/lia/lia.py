@@ -308,7 +308,8 @@ def restore_lia(folder: Path | str, estimator: str) -> LIA:
     saved = load_fit(folder, estimator)
     prior = saved.parameters.pop("prior")
     if isinstance(prior, dict):
-        prior = LIAPrior(**{n: tuple(v) if isinstance(v, list) else v for n, v in prior.items()})
+        sizes: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in prior.items()}
+        prior = LIAPrior(**sizes)
     lia = LIA(prior=prior, dependence="ignore", **saved.parameters)
     spreads = load_table(folder, "spreads") if prior == HELD_OUT else None
     lia._set_networks(*restore_fitted(saved), spreads)

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from probcrowd.data.columns import reject
 from probcrowd.data.files import some
-from probcrowd.data.table import Table
+from probcrowd.data.table import recode
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.network.fit import FittedNetwork, numbers_of
-from probcrowd.estimators.network.inputs import Items, class_codes, read_items
-from probcrowd.estimators.network.split import ItemScores, LabelledItems
+from probcrowd.estimators.network.inputs import Items, class_codes, read_items, read_labels, sorted_ids
+from probcrowd.estimators.network.split import ItemScores, TrainingData, split_items
 from probcrowd.inference.crowd.network_output import apply_network_to_all
 from probcrowd.inference.crowd.training import TrainingOptions, TrainingState, train
 from probcrowd.metrics.scores import hits, predicted
@@ -138,43 +138,58 @@ class NetworkEstimator(ClassifierMixin, BaseEstimator):
         places = torch.arange(len(items.ids), device=self.device)
         return items, apply_network_to_all(fitted.network, fitted.channel, items, places)
 
+    def _read(
+        self, X: Any, annotations: Any, missing_label: Any, selection: str, sort: bool = False
+    ) -> TrainingData:
+        """Read inputs and annotations, and hold items out if they select the epoch. sort: the annotators, by id."""
+        items = read_items(X, self.device)
+        table = read_labels(annotations, missing_label, items)
+        if len(table.classes) < 2:
+            raise ValueError(
+                f"all labels are the same, {some(table.classes)}, so there is nothing to learn: "
+                "declare the other classes in Annotations.from_frame"
+            )
+        if sort:
+            table = recode(table, sorted_ids(table.annotators), table.classes, len(table.classes))
+        share = float(self.validation_fraction) if selection == "held-out" else 0.0
+        parts = split_items(table, items, share, int(self.random_state), self.device)
+        return TrainingData(items, table, *parts)
+
     def _open(
         self,
         folder: Path | str | None,
         resume: bool,
         network: nn.Module,
-        table: Table,
-        items: Items,
+        data: TrainingData,
         more: Iterable[np.ndarray] = (),
     ) -> AbstractContextManager[FitFolder | None]:
         """The folder of the fit. It depends on all parameters that matter, the network, the data, and `more`."""
-        given = self.get_params(deep=False).items()
-        parameters = {name: value for name, value in given if name not in _NO_EFFECT}
-        tensors = sorted(module_tensors(network, "network").items())
+        given, table, tensors = self.get_params(deep=False), data.table, module_tensors(network, "network")
+        parameters = {name: value for name, value in given.items() if name not in _NO_EFFECT}
+        parameters |= {"options": dict(self.options or {}), "printed": repr(network)}
+        parameters["own_network"] = given.get("network", given.get("encoder")) is not None
+        arrays = [
+            table.item,
+            table.annotator,
+            table.label,
+            table.weight,
+            numbers_of(data.items.values),
+            *more,
+        ]
         return open_fit(
             folder,
             resume=resume,
             estimator=type(self).__name__,
-            parameters=parameters | {"options": dict(self.options or {}), "printed": repr(network)},
-            arrays=[
-                *(table.item, table.annotator, table.label, table.weight),
-                *(value.numpy() for _, value in tensors),
-                numbers_of(items.values),
-                *more,
-            ],
-            ids={
-                "table": table.items,
-                "items": items.ids,
-                "annotators": table.annotators,
-                "classes": table.classes,
-            },
+            parameters=parameters,
+            arrays=[*arrays, *(value.numpy() for _, value in sorted(tensors.items()))],
+            ids={"table": table.items, **data.ids},
         )
 
     def _train(
         self,
         network: nn.Module,
         channel: Channel,
-        part: LabelledItems,
+        data: TrainingData,
         scores: ItemScores | None,
         folder: FitFolder | None = None,
     ) -> TrainingState:
@@ -197,8 +212,8 @@ class NetworkEstimator(ClassifierMixin, BaseEstimator):
         return train(
             network,
             channel,
-            part.inputs,
-            part.labels,
+            data.train.inputs,
+            data.train.labels,
             training,
             seed=int(self.random_state),
             score=None if scores is None else lambda *both: float(scores(*both).mean()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,8 @@ from probcrowd.inference.crowd.training import TrainingState
 from probcrowd.models.crowd.base import Channel
 from probcrowd.storage.checkpoint import load_module, module_tensors
 from probcrowd.storage.fit import FitFolder, SavedFit, array_tensors, arrays_under
+
+C = TypeVar("C", bound=Channel)
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,17 @@ def save_network(
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a finished fit, with other tensors and values that belong to it."""
-    saved = module_tensors(fitted.network, "network") | module_tensors(fitted.channel, "channel")
-    saved |= array_tensors("rows", fitted.rows) | dict(tensors or {})
-    shared = {
-        "trained": vars(fitted.trained),
-        "columns": list(fitted.columns),
-        "shape": list(fitted.shape),
-    }
-    folder.save(fitted.ids, saved, shared | dict(state))
+    modules = module_tensors(fitted.network, "network") | module_tensors(fitted.channel, "channel")
+    state = {"trained": vars(fitted.trained), "shape": list(fitted.shape), **state}
+    state["columns"] = list(fitted.columns)
+    folder.save(fitted.ids, modules | array_tensors("rows", fitted.rows) | dict(tensors or {}), state)
+
+
+def restore_summary(saved: SavedFit) -> tuple[Rows, dict[str, pd.Index], tuple[str, ...], tuple[int, ...]]:
+    """The fields `rows`, `ids`, `columns` and `shape` of a saved `FittedNetwork`."""
+    ids, arrays = saved.ids, arrays_under("rows", saved.tensors)
+    rows = Rows(**arrays, num_annotators=len(ids["annotators"]), num_classes=len(ids["classes"]))
+    return rows, ids, tuple(saved.state["columns"]), tuple(saved.state["shape"])
 
 
 def restore_network(
@@ -83,19 +88,17 @@ def restore_network(
     network: nn.Module | Callable[..., nn.Module] | None,
     default: Callable[..., nn.Module],
     arguments: tuple[Any, ...],
-    printed: str,
 ) -> nn.Module:
     """The network of a saved fit. network: the one that the fit was given, None for the default.
 
     Raises:
         ValueError: another network, or one where the fit had the default.
     """
-    if saved.state["own_network"] != (network is not None):
-        raise ValueError(
-            "the fit has a network of its own: pass it to load the fit"
-            if network is None
-            else "the fit has the default network: load it without one"
-        )
+    printed, own = saved.parameters.pop("printed"), saved.parameters.pop("own_network")
+    if own and network is None:
+        raise ValueError("the fit has a network of its own: pass it to load the fit")
+    if network is not None and not own:
+        raise ValueError("the fit has the default network: load it without one")
     restored = build_network(default if network is None else network, arguments, 0, "cpu")
     if repr(restored) != printed:
         raise ValueError(f"the fit has another network than\n{restored}")
@@ -103,21 +106,7 @@ def restore_network(
     return restored
 
 
-def restore_rows(saved: SavedFit) -> Rows:
-    """The labels that a saved fit was trained on."""
-    arrays, ids = arrays_under("rows", saved.tensors), saved.ids
-    return Rows(**arrays, num_annotators=len(ids["annotators"]), num_classes=len(ids["classes"]))
-
-
-def restore_fit(saved: SavedFit, network: nn.Module, channel: Channel, rows: Rows) -> dict[str, Any]:
-    """The fields of a `FittedNetwork`; fills the channel."""
+def restore_training(saved: SavedFit, channel: C) -> tuple[C, TrainingState]:
+    """Fill the channel of a saved fit; the fields `channel` and `trained` of its `FittedNetwork`."""
     load_module(channel, saved.tensors, "channel")
-    return {
-        "network": network,
-        "channel": channel.eval(),
-        "trained": TrainingState(**saved.state["trained"]),
-        "rows": rows,
-        "ids": saved.ids,
-        "columns": tuple(saved.state["columns"]),
-        "shape": tuple(saved.state["shape"]),
-    }
+    return channel.eval(), TrainingState(**saved.state["trained"])

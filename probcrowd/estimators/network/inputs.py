@@ -134,15 +134,6 @@ def read_labels(annotations: Any, missing_label: Any, items: Items) -> Table:
     return read_table(annotations)
 
 
-def require_two_classes(table: Table) -> None:
-    """Raise a ValueError if all labels are the same."""
-    if len(table.classes) < 2:
-        raise ValueError(
-            f"all labels are the same, {some(table.classes)}, so there is nothing to learn: "
-            "declare the other classes in Annotations.from_frame"
-        )
-
-
 def class_codes(truth: Any, items: Items, classes: pd.Index) -> Int[np.ndarray, " i"]:
     """True classes, by item id or in the order of the items, as positions in `classes`; -1 where missing.
 
@@ -171,6 +162,14 @@ def class_codes(truth: Any, items: Items, classes: pd.Index) -> Int[np.ndarray, 
     if not (codes >= 0).any():
         raise ValueError(f"no item has a true class, for example {some(items.ids)}")
     return codes.astype(np.int64)
+
+
+def sorted_ids(ids: pd.Index) -> pd.Index:
+    """The ids sorted; as text if they cannot be compared."""
+    try:
+        return ids.sort_values()
+    except TypeError:
+        return ids[np.argsort(ids.astype(str), kind="stable")]
 
 
 def _tensor(values: np.ndarray, ids: pd.Index, device: str) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float64, Int
 from scipy.optimize import linear_sum_assignment
@@ -33,6 +34,27 @@ class LabelledItems:
     labels: AnnotationTensors
     place: Int[Tensor, " i"]
     inputs: Inputs
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Inputs and annotations of a fit, and the labelled items among them, split into a training and a held-out set."""
+
+    items: Items
+    table: Table
+    train: LabelledItems
+    held_out: LabelledItems
+
+    @property
+    def ids(self) -> dict[str, pd.Index]:
+        """The user's ids: items (all of X), annotators and classes."""
+        ids = {"annotators": self.table.annotators, "classes": self.table.classes}
+        return {"items": self.items.ids, **ids}
+
+    @property
+    def summary(self) -> tuple[Rows, dict[str, pd.Index], tuple[str, ...], tuple[int, ...]]:
+        """The fields `rows`, `ids`, `columns` and `shape` of a `FittedNetwork`."""
+        return self.train.rows, self.ids, self.items.columns, self.items.shape
 
 
 def split_items(

@@ -150,11 +150,3 @@ def renumbered(
     item, annotator = np.divmod(pairs, num_annotators)
     number = pd.Index(place).get_indexer(pd.Index(item))
     return (number * num_annotators + annotator)[number >= 0].astype(np.int64)
-
-
-def sorted_ids(ids: pd.Index) -> pd.Index:
-    """The ids sorted; as text if they cannot be compared."""
-    try:
-        return ids.sort_values()
-    except TypeError:
-        return ids[np.argsort(ids.astype(str), kind="stable")]

@@ -16,19 +16,17 @@ from pandas.api.types import is_numeric_dtype
 from torch import nn
 
 from probcrowd.data.rows import Rows
-from probcrowd.data.table import recode
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.network.fit import (
     FittedNetwork,
     build_network,
     example,
-    restore_fit,
     restore_network,
-    restore_rows,
+    restore_summary,
+    restore_training,
     save_network,
 )
-from probcrowd.estimators.network.inputs import read_items, read_labels, require_two_classes
-from probcrowd.estimators.network.split import held_out_scores, split_items
+from probcrowd.estimators.network.split import held_out_scores
 from probcrowd.estimators.simlabel.options import (
     check,
     embedding_shape,
@@ -36,7 +34,6 @@ from probcrowd.estimators.simlabel.options import (
     pair_codes,
     renumbered,
     soft_labelling,
-    sorted_ids,
 )
 from probcrowd.estimators.simlabel.results import FittedSimLabel, SimLabelResults
 from probcrowd.inference.crowd.network_output import apply_network_to_all
@@ -129,33 +126,26 @@ class SimLabel(SimLabelResults):
             FloatingPointError: the loss is no longer finite.
         """
         check(self)
-        items, seed = read_items(X, self.device), int(self.random_state)
-        table = read_labels(annotations, missing_label, items)
-        require_two_classes(table)
-        table = recode(table, sorted_ids(table.annotators), table.classes, len(table.classes))
-        share = float(self.validation_fraction) if self.selection == "held-out" else 0.0
-        trained, held_out = split_items(table, items, share, seed, self.device)
-        place = trained.place.cpu().numpy()
-        ids = {"items": items.ids, "annotators": table.annotators, "classes": table.classes}
+        data = self._read(X, annotations, missing_label, self.selection, sort=True)
+        items, train, ids = data.items, data.train, data.ids
+        place = train.place.cpu().numpy()
         pairs = pair_codes(withdrawn, ids["items"], ids["annotators"])
         encoder = small_encoder if self.encoder is None else self.encoder
-        network = build_network(encoder, (items.shape,), seed, self.device)
+        network = build_network(encoder, (items.shape,), int(self.random_state), self.device)
         embedding = embedding_shape(network, example(items))
-        with self._open(folder, resume, network, table, items, [pairs]) as saved:
-            channel = self._channel(embedding, trained.rows, trained.labels, ids["classes"], pairs, place)
-            scores = partial(held_out_scores, part=held_out) if share else None
-            done = self._train(network, channel, trained, scores, saved)
-            imputed, threshold = ImputedLabels.empty(trained.place.device), channel.options.threshold
-            if threshold is not None and done.selected > channel.options.warm_up:
-                seen = apply_network_to_all(network, channel, trained.inputs, trained.labels.items)
-                imputed = channel.impute(seen, threshold)
-            shared = network, channel, done, trained.rows, ids, items.columns, items.shape
-            self._set_fitted(FittedSimLabel(*shared, place, imputed, pairs))
+        with self._open(folder, resume, network, data, [pairs]) as saved:
+            channel = self._channel(embedding, train.rows, train.labels, ids["classes"], pairs, place)
+            scores = partial(held_out_scores, part=data.held_out) if self.selection == "held-out" else None
+            trained = self._train(network, channel, data, scores, saved)
+            imputed, threshold = ImputedLabels.empty(train.place.device), channel.options.threshold
+            if threshold is not None and trained.selected > channel.options.warm_up:
+                output = apply_network_to_all(network, channel, train.inputs, train.labels.items)
+                imputed = channel.impute(output, threshold)
+            self._set_fitted(FittedSimLabel(network, channel, trained, *data.summary, place, imputed, pairs))
             if saved is not None:
-                state = {"own_network": self.encoder is not None, "embedding": list(embedding)}
                 tensors = array_tensors("imputed", imputed)
-                tensors |= {"place": trained.place, "withdrawn": torch.from_numpy(pairs.copy())}
-                save_network(saved, self._fitted, state, tensors)
+                tensors |= {"place": train.place, "withdrawn": torch.from_numpy(pairs.copy())}
+                save_network(saved, self._fitted, {"embedding": list(embedding)}, tensors)
         return self
 
     def _channel(
@@ -190,18 +180,13 @@ def load_sim_label(folder: Path | str, encoder: Encoder | None = None) -> SimLab
         ValueError: no finished fit, damaged files, or another encoder.
     """
     saved = load_fit(folder, "SimLabel")
-    printed, shape = saved.parameters.pop("printed"), tuple(saved.state["shape"])
+    rows, ids, _, shape = summary = restore_summary(saved)
+    network = restore_network(saved, encoder, small_encoder, (shape,))
     loaded = SimLabel(encoder=encoder, **saved.parameters)
-    network = restore_network(saved, encoder, small_encoder, (shape,), printed)
-    rows = restore_rows(saved)
     place, pairs = (saved.tensors[name].numpy() for name in ("place", "withdrawn"))
-    classes = saved.ids["classes"]
-    channel = loaded._channel(
-        saved.state["embedding"], rows, AnnotationTensors.of(rows), classes, pairs, place
-    )
-    shared, imputed = (
-        restore_fit(saved, network, channel, rows),
-        ImputedLabels(**under("imputed", saved.tensors)),
-    )
-    loaded._set_fitted(FittedSimLabel(**shared, place=place, imputed=imputed, withdrawn=pairs))
+    labels, classes = AnnotationTensors.of(rows), ids["classes"]
+    channel = loaded._channel(saved.state["embedding"], rows, labels, classes, pairs, place)
+    imputed = ImputedLabels(**under("imputed", saved.tensors))
+    trained = restore_training(saved, channel)
+    loaded._set_fitted(FittedSimLabel(network, *trained, *summary, place, imputed, pairs))
     return loaded
