@@ -108,8 +108,8 @@ def _dawid_skene(task: Task, logit: float, strength: float, soft: bool = True) -
 def _posterior(rows: Rows) -> Float[Tensor, "i k"]:
     """p(class | labels) of Dawid-Skene."""
     sizes = rows.num_items, rows.num_annotators, rows.num_classes
-    ids = (pd.RangeIndex(size) for size in sizes)
-    table = Annotations(rows.item, rows.annotator, rows.label, *ids, rows.weight)
+    items, annotators, classes = (pd.RangeIndex(size) for size in sizes)
+    table = Annotations(rows.item, rows.annotator, rows.label, items, annotators, classes, rows.weight)
     return torch.from_numpy(DawidSkene(dependence="ignore").fit(table).probabilities_.to_numpy().copy())
 
 
