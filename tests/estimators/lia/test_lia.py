@@ -13,11 +13,9 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from threadpoolctl import threadpool_limits
 
 from probcrowd import MajorityVote
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.features import matched, standardised, standardiser, warn_of_units
 from probcrowd.estimators.lia import fitted as lia_asked
 from probcrowd.estimators.lia import lia as lia_module
 from probcrowd.estimators.lia.lia import LIA
@@ -955,46 +953,13 @@ def test_parameters_are_as_scikit_learn_has_them() -> None:
 # 8. Features as networks see them
 
 
-@pytest.mark.parametrize("shape", [(20, 3), (6, 40)])
-def test_standardised_features_are_centred_and_of_size_one(shape: tuple[int, int]) -> None:
-    x = np.random.default_rng(0).normal(3, np.linspace(0.5, 2, shape[1]), shape)
-    made = standardiser(x)
-    z = made.apply(x)
-    np.testing.assert_allclose(z.mean(0), 0, atol=1e-12)
-    assert math.isclose((z**2).mean(), 1, rel_tol=1e-12)
-    centred = x - x.mean(0)
-    np.testing.assert_allclose(
-        z @ z.T / z.shape[1], centred @ centred.T * len(x) / (centred**2).sum(), atol=1e-12
-    )
-    others = np.random.default_rng(1).normal(size=(4, shape[1]))
-    np.testing.assert_allclose(
-        made.apply(others) @ z.T / z.shape[1],
-        (others - x.mean(0)) @ centred.T * len(x) / (centred**2).sum(),
-        atol=1e-12,
-    )
-    if shape[0] > shape[1]:
-        assert made.axes is None
-        np.testing.assert_allclose(
-            z.std(0) / z[:, :1].std(), x.std(0) / x[:, :1].std()
-        )  # columns keep their relative spreads
-    else:
-        assert z.shape == (6, 5)  # six centred rows span five dimensions
-    np.testing.assert_allclose(standardiser(x * 1000).apply(x * 1000), z, atol=1e-9)
-
-
-def test_constant_features_say_nothing() -> None:
-    for shape in ((5, 2), (2, 5)):
-        z = standardiser(np.full(shape, 7.0)).apply(np.full((3, shape[1]), 7.0))
-        np.testing.assert_array_equal(z, np.zeros((3, 2 if shape[0] == 5 else 1)))
-    x = np.random.default_rng(0).normal(size=(5, 2))
-    wider = np.column_stack([x, np.full(5, 3.0)])
-    np.testing.assert_array_equal(standardiser(wider).apply(wider)[:, 2], 0)
+def test_constant_features_have_no_effect() -> None:
     fitted = LIA(**TINY).fit(small()[0], features=np.ones((15, 2)))
     assert fitted.truth_probabilities_.drop_duplicates().shape[0] == 1
 
 
 def test_of_wide_features_only_what_they_span_matters() -> None:
-    """More columns than items: no rotation of the columns changes an answer, though z has as many columns as items are apart."""
+    """With more columns than items, rotating the columns changes no answer; z has one column less than there are items."""
     table, features, _ = simulate(8, items=20, annotators=5, width=30, new=30)
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))
     fits = [
@@ -1007,63 +972,3 @@ def test_of_wide_features_only_what_they_span_matters() -> None:
     np.testing.assert_allclose(found[0], found[1], atol=1e-4)
     np.testing.assert_allclose(found[0].loc[fits[0].items_.index], fits[0].truth_probabilities_, atol=1e-9)
     assert found[0].iloc[20:].std().min() > 0.05
-
-
-def test_features_have_the_same_bits_on_any_number_of_threads() -> None:
-    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(200, 1000)))
-    found = []
-    for threads in (1, 2):
-        with threadpool_limits(threads, "blas"):
-            found.append(standardised(frame, frame.index, "features")[0])
-    np.testing.assert_array_equal(*found)
-
-
-def test_one_column_in_another_unit_is_told() -> None:
-    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 3)), columns=["a", "b", "c"])
-    warn_of_units(frame, "features")
-    warn_of_units(frame[["a"]] * 1000, "features")
-    warn_of_units(frame * 0, "features")
-    with pytest.warns(
-        UserWarning,
-        match=r"features: column 'b' has 9\d\.\d % of the variance of all columns; if their units differ, divide every column",
-    ):
-        standardised(frame.assign(b=10 * frame["b"]), frame.index, "features")
-
-
-def test_faults_of_features_are_named() -> None:
-    frame, ids = pd.DataFrame(np.eye(3), ["x", "y", "z"], ["a", "b", "c"]), pd.Index(["z", "x"])
-    np.testing.assert_array_equal(matched(frame, ids, "features"), np.eye(3)[[2, 0]])
-    assert list(matched(frame, ids, "features").index) == ["z", "x"] and standardised(
-        None, ids, "features"
-    ) == (None, None)
-    for given, wanted, words in (
-        (frame, ["x", "w", "v"], r"people: no features of 'w', 'v' \(2 in all\)$"),
-        (
-            np.eye(3),
-            ["0", "1"],
-            r"no features of '0', '1' \(2 in all\); ids are str in the annotations and int64 in the features",
-        ),
-        (frame.set_axis(["x", "y", "x"], axis=0), ["x"], "the item ids 'x' occur more than once"),
-        (frame.assign(b=["u", "v", "w"]), ["x"], "columns 'b' are not numbers; ids belong in the index"),
-        (np.arange(3), [0], r"an array of numbers with one row per item is needed, got shape \(3,\)"),
-        (frame["a"], ["x"], r"one row per item is needed, got shape \(3,\)"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            matched(given, pd.Index(wanted), "people")
-    twins = pd.concat([frame, frame.assign(b=2.0)], axis=1)  # names occur twice
-    np.testing.assert_array_equal(matched(twins, ids, "features"), twins.to_numpy()[[2, 0]])
-    with pytest.raises(ValueError, match="columns 'b' are not numbers"):
-        matched(pd.concat([frame, frame[["b"]].astype(str)], axis=1), ids, "features")
-    nullable = frame.astype("Float64").mask(frame == 1)
-    with pytest.raises(
-        ValueError,
-        match=r"features: missing or infinite values: fill them.*\(2 of 2 rows: 0, 1; values: 'z', 'x'\)",
-    ):
-        matched(nullable, ids, "features")
-    with pytest.raises(ValueError, match="features: a table without columns"):
-        standardised(frame[[]], ids, "features")
-    assert matched(frame > 0, ids, "features").dtypes.eq(np.float64).all()
-    pictures = np.arange(24.0).reshape(3, 2, 4)
-    np.testing.assert_array_equal(
-        matched(pictures, pd.Index([2, 0]), "features"), pictures.reshape(3, 8)[[2, 0]]
-    )

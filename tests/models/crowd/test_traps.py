@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from probcrowd.estimators.crowd.classifier import CrowdClassifier, load_crowd_classifier
-from probcrowd.estimators.crowd.strength import compare_strengths, select_strength
+from probcrowd.estimators.crowd.strength import select_strength
 
 QUICK: dict[str, Any] = {"epochs": 4, "batch": 16, "learning_rate": 0.01, "method": "ccem"}
 
@@ -73,21 +73,6 @@ def test_classes_that_changed_their_names_are_told_and_no_strength_that_does_it_
         [0.1, 0.2, 0.3],
     )
     assert select_strength(table, strongest=True) == 0.2 and select_strength(table, strongest=False) == 0.2
-
-
-def test_a_strength_whose_training_fails_is_left_out() -> None:
-    def scores(strength: float) -> tuple[np.ndarray, bool] | None:
-        return None if strength > 0.05 else (np.full(4, -1.0) - strength * np.arange(4), False)
-
-    table = compare_strengths(scores)
-    assert (
-        table.loc[0.1:, "permuted"].all()
-        and table.loc[0.1:, "score"].isna().all()
-        and not table.loc[:0.03, "permuted"].any()
-    )
-    assert select_strength(table, strongest=False) == 0.0 and select_strength(table, strongest=True) <= 0.03
-    with pytest.raises(FloatingPointError, match="training diverged at every strength"):
-        compare_strengths(lambda strength: None)
 
 
 def test_ids_of_true_classes_are_not_taken_for_places() -> None:
