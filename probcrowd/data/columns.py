@@ -33,6 +33,14 @@ _KINDS = {
 _SHOWN = 5
 
 
+NAMES = {
+    "item": ("item", "task"),
+    "annotator": ("annotator", "worker", "rater", "user"),
+    "label": ("label",),
+    "weight": (),
+}  # usual names of columns by role; a column of weights has to be named
+
+
 def reject(
     bad: Bool[np.ndarray, " n"], values: pd.Series | np.ndarray, message: str, unit: str = "rows"
 ) -> None:
@@ -46,6 +54,30 @@ def reject(
         for part in (list(map(repr, offending.index.tolist())), distinct)
     )
     raise ValueError(f"{message} ({len(offending)} of {len(bad)} {unit}: {rows}; values: {seen})")
+
+
+def find_columns(frame: pd.DataFrame, named: dict[str, Hashable | None]) -> dict[str, pd.Series]:
+    """Find the column of each role by its name or its usual names.
+
+    Raises:
+        ValueError: roles without a column or with several, all reported together.
+    """
+    candidates, problems = {}, []
+    for role, name in named.items():
+        wanted = NAMES[role] if name is None else (name,)
+        candidates[role] = [column for column in frame.columns if column in wanted]
+        if wanted and not candidates[role]:
+            problems.append(f"no column {' or '.join(map(repr, wanted))} for {role}=")
+        elif len(candidates[role]) > 1:
+            problems.append(f"several columns {', '.join(map(repr, candidates[role]))} for {role}=")
+    chosen = {role: columns[0] for role, columns in candidates.items() if columns}
+    if not problems and len(set(chosen.values())) < len(chosen):
+        roles = ", ".join(f"{role}={column!r}" for role, column in chosen.items())
+        problems.append(f"one column has two roles ({roles})")
+    if problems:
+        known = frame.columns.tolist()
+        raise ValueError(f"{'; '.join(problems)}: name one column for each. The columns are {known}")
+    return {role: pd.Series(frame[column]) for role, column in chosen.items()}
 
 
 def plain(column: pd.Series) -> pd.Series:

@@ -677,7 +677,7 @@ def test_minus_one_is_never_a_silent_class(matrix):
     message = message_of(Annotations.from_wide, matrix)
     says(
         message,
-        "-1 is the usual mark for 'not labelled': say missing_label=-1, or declare classes",
+        "-1 usually marks 'not labelled': set missing_label=-1, or declare classes",
         "rows: (0, 1), (1, 1);",
     )
     assert Annotations.from_wide(matrix, missing_label=-1).classes.tolist() == [0, 1]

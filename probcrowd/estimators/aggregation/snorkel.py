@@ -263,7 +263,7 @@ def _refuse_unsayable(table: Table) -> None:
     reject(
         repeated,
         pairs,
-        "several labels by one annotator of one item: snorkel takes one; say duplicates='first' or 'last' in `from_frame`",
+        "several labels by one annotator of one item: snorkel takes one; set duplicates='first' or 'last' in `from_frame`",
     )
 
 

@@ -12,8 +12,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from probcrowd.data.annotations import find_columns
-from probcrowd.data.columns import reject
+from probcrowd.data.columns import find_columns, reject
 from probcrowd.data.features import matched
 from probcrowd.data.files import by_item, some
 from probcrowd.data.table import Table

@@ -125,7 +125,7 @@ def _one_per_pair(pair: Int64[np.ndarray, " n"], last: bool) -> Int64[np.ndarray
 
 def _reject_repeated(item: pa.Array, annotator: pa.Array) -> None:
     pairs = list(dict.fromkeys(zip(item[:6].to_pylist(), annotator[:6].to_pylist(), strict=True)))
-    remedy = "say duplicates='first', 'last', 'count' or 'share', or remove rows"
+    remedy = "set duplicates='first', 'last', 'count' or 'share', or remove rows"
     raise ValueError(
         f"repeated (item, annotator) pairs; {remedy} ({len(item)} rows too many in a part of the data: {some(pairs)})"
     )

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool
 
-from probcrowd.data.annotations import find_columns
+from probcrowd.data.columns import find_columns
 from probcrowd.data.files import some
 
 _BATCH_ROWS = 2**20

@@ -709,7 +709,7 @@ def test_odd_tables(rows: list[tuple[str, str, int]], seen: bool) -> None:
 
 def test_missing_values_are_refused_by_name() -> None:
     table, features, _ = small()
-    with pytest.raises(ValueError, match="missing labels; say missing='skip'"):
+    with pytest.raises(ValueError, match="missing labels; set missing='skip'"):
         LIA(**TINY).fit(table.assign(label=table["label"].where(table.index != 3)))
     features.loc[7, 0], features.loc[9, 1], features.loc[19, 1] = (
         np.nan,
