@@ -40,16 +40,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from probcrowd.data.vote_tensors import DenseVotes, Support
-from probcrowd.inference.meta import jacobian as curvature
-from probcrowd.inference.meta.adaptation import Method, em, meta_loss, noisy_support
+from probcrowd.inference.meta import em
+from probcrowd.inference.meta.adaptation import Method
+from probcrowd.inference.meta.fit import Gradient, converge, iterate
 from probcrowd.inference.meta.guide import query_elbo
+from probcrowd.inference.meta.jacobian import em_jacobian
+from probcrowd.inference.meta.meta_loss import meta_loss
 from probcrowd.metrics.intervals import interval
 from probcrowd.models.encoders import embed
 from probcrowd.models.meta.prototype import Prior
 from probcrowd.runs.meta.configuration import MetaTraining
 from probcrowd.runs.meta.demo import demo_settings
 from probcrowd.runs.meta.evaluate import paired_difference, target_scores
-from probcrowd.runs.meta.train import class_sources, meta_train, new_encoder
+from probcrowd.runs.meta.network import new_network
+from probcrowd.runs.meta.sources import class_sources
+from probcrowd.runs.meta.train import meta_train
 from probcrowd.runs.meta.trained import load_run
 from probcrowd.simulate.annotators import Mixture, annotate, draw_confusion
 from probcrowd.simulate.episodes import EpisodeShape, EpisodeSource, draw_episodes
@@ -59,7 +64,7 @@ MOST_STEPS = 100
 PRIOR = Prior()
 SHAPE = EpisodeShape(ways=3, shots=5, queries=10, annotators=5)
 BASE, DENSE, NEUMANN = "unrolled, J = 2", "implicit, dense", "implicit, Neumann"
-CHOICES: dict[str, tuple[em.Gradient, int]] = {
+CHOICES: dict[str, tuple[Gradient, int]] = {
     **{f"unrolled, J = {steps}": ("unrolled", steps) for steps in STEPS},
     **{f"one-step, J = {steps}": ("one-step", steps) for steps in STEPS},
     DENSE: ("implicit", MOST_STEPS),
@@ -80,10 +85,11 @@ class Case:
     name: str
     support: Support
 
-    def adapted(self, embeddings: Tensor, choice: tuple[em.Gradient, int]) -> tuple[Tensor, Tensor]:
+    def adapted(self, embeddings: Tensor, choice: tuple[Gradient, int]) -> tuple[Tensor, Tensor]:
         """Prototypes and log class prior, which are what meta-training differentiates."""
         support, (gradient, steps) = replace(self.support, embeddings=embeddings), choice
-        return em.class_parameters(em.iterate(support, PRIOR, steps=steps, gradient=gradient), support, PRIOR)
+        fitted = em.class_parameters(iterate(support, PRIOR, steps=steps, gradient=gradient), support, PRIOR)
+        return fitted.prototypes, fitted.log_class_prior
 
 
 class LiveBytes(TorchDispatchMode):
@@ -139,7 +145,7 @@ def cases(network: nn.Module, source: EpisodeSource) -> list[Case]:
     with torch.no_grad():
         (embeddings,) = embed(network, source.inputs(episodes.support))
     return [
-        Case("64 tasks, digits, 3-way 5-shot, R = 5", noisy_support(embeddings, episodes)),
+        Case("64 tasks, digits, 3-way 5-shot, R = 5", episodes.noisy_support(embeddings)),
         simulated("64 tasks, 4-way 5-shot, R = 5", 64, torch.arange(20) // 5, 4, 5),
         simulated("4 tasks, 8-way, 100 items, R = 20", 4, torch.arange(100) % 8, 8, 20),
     ]
@@ -240,23 +246,23 @@ def directions(
     support, queries = embed(
         network, source.inputs(episodes.support).double(), source.inputs(episodes.query).double()
     )
-    task = noisy_support(support, episodes)
+    task = episodes.noisy_support(support)
 
     def gradients(responsibilities: Tensor) -> Directions:
         fitted = em.class_parameters(responsibilities, task, PRIOR)
-        loss = -query_elbo(queries, episodes.query_truth, *fitted)
+        loss = -query_elbo(queries, episodes.query_truth, fitted)
         found = torch.autograd.grad(loss, [support, *network.parameters()], retain_graph=True)
         return Directions(found[0].flatten(1), torch.cat([part.flatten() for part in found[1:]]))
 
     found = {}
     for name, (gradient, steps) in CHOICES.items():
         with counted_fallbacks(fallbacks if name == DENSE else Counter()):
-            responsibilities = em.iterate(task, PRIOR, steps=steps, gradient=gradient)
+            responsibilities = iterate(task, PRIOR, steps=steps, gradient=gradient)
             found[name] = gradients(responsibilities)
         if gradient == "unrolled":
             found[f"last M step, J = {steps}"] = gradients(responsibilities.detach())
-    reached = em.converge(task, PRIOR, steps=STEPS[-1] - 1)
-    saddle = reached.converged & (curvature.at(reached.value, task, PRIOR).largest_eigenvalue() >= 1)
+    reached = converge(task, PRIOR, steps=STEPS[-1] - 1)
+    saddle = reached.converged & (em_jacobian(reached.value, task, PRIOR).largest_eigenvalue() >= 1)
     settled = reached.converged & ~saddle
     fell = dict(fallbacks) or "none"
     words = f"before J = {STEPS[-1]}: {int(settled.sum())} tasks at a maximum, {int(saddle.sum())} at a saddle; {DENSE}, fell back: {fell}"
@@ -427,7 +433,7 @@ def main() -> None:
         show(f"memory: KiB per task, float32; {case.name}", memory_table(case))
 
     for state, network in (
-        ("untrained", new_encoder(base, (1, 8, 8), None)),
+        ("untrained", new_network(base, (1, 8, 8), None)),
         (f"trained with {BASE}", trained),
     ):
         for shots in (1, 5):

@@ -21,7 +21,10 @@ from torch import nn
 
 from probcrowd.data.images import ClassItems
 from probcrowd.data.vote_tensors import DenseVotes, Support
-from probcrowd.inference.meta.adaptation import Method, em, meta_loss
+from probcrowd.inference.meta import em
+from probcrowd.inference.meta.adaptation import Method
+from probcrowd.inference.meta.fit import Gradient, fit
+from probcrowd.inference.meta.meta_loss import meta_loss
 from probcrowd.models.encoders import MLP, Conv4, embed
 from probcrowd.models.meta.prototype import Prior
 from probcrowd.simulate.annotators import Mixture
@@ -110,16 +113,16 @@ def adaptation(tasks: int, repeats: int, device: str) -> dict[str, float]:
         torch.where(torch.rand(labels.shape, generator=generator) < 0.6, truth[:, None], labels).to(device),
         SHAPE.ways,
     )
-    shares = em.start(Support(embeddings, votes))
+    shares = em.vote_shares(Support(embeddings, votes))
     prior = Prior()
 
     def forward() -> None:
         with torch.no_grad():
-            em.fit(Support(embeddings, votes), prior, steps=3)
+            fit(Support(embeddings, votes), prior, steps=3)
 
-    def with_gradient(steps: int = 3, gradient: em.Gradient = "unrolled") -> None:
+    def with_gradient(steps: int = 3, gradient: Gradient = "unrolled") -> None:
         free = embeddings.detach().requires_grad_()
-        parameters = em.fit(Support(free, votes), prior, steps=steps, gradient=gradient, tolerance=1e-4)
+        parameters = fit(Support(free, votes), prior, steps=steps, gradient=gradient, tolerance=1e-4)
         (parameters.prototypes.square().sum() + parameters.log_class_prior.sum()).backward()
 
     def bare(gradient: bool) -> None:

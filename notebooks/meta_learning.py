@@ -38,13 +38,16 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from probcrowd.figures.base import confusion_figure
-from probcrowd.inference.meta.adaptation import PROTOTYPICAL, Method, em, noisy_support, predict
+from probcrowd.inference.meta import em
+from probcrowd.inference.meta.adaptation import PROTOTYPICAL, Method, predict
 from probcrowd.metrics.intervals import CENTRAL, interval
 from probcrowd.metrics.tensors import accuracy, confusion_error
 from probcrowd.runs.meta.configuration import MetaTraining
 from probcrowd.runs.meta.demo import Pixels, demo_settings
 from probcrowd.runs.meta.evaluate import paired_difference, target_scores
-from probcrowd.runs.meta.train import Sources, class_sources, generator_of, meta_train, new_encoder, validate
+from probcrowd.runs.meta.network import new_network
+from probcrowd.runs.meta.sources import Sources, class_sources, generator_of
+from probcrowd.runs.meta.train import meta_train, validate
 from probcrowd.runs.meta.trained import load_run
 from probcrowd.simulate.annotators import Mixture, draw_confusion
 from probcrowd.simulate.episodes import Episodes, EpisodeSource, draw_episodes
@@ -93,7 +96,7 @@ def trained_split(seed: int) -> Split:
     sources, method = class_sources(settings), settings.adaptation.method
     plain: dict[str, nn.Module] = {
         "pixels": nn.Flatten(),
-        "untrained": new_encoder(settings, sources.input_shape, None),
+        "untrained": new_network(settings, sources.input_shape, None),
         "trained": load_run(settings.out).encoder,
     }
 
@@ -384,7 +387,7 @@ def correlation_text(estimated: Tensor, true: Tensor) -> str:
 def estimates(split: Split, episodes: Episodes, mean: Tensor) -> dict[str, Tensor]:
     """Confusion matrices by every method of estimation."""
     space, source = split.spaces["trained"], split.target
-    blind = noisy_support(torch.zeros(*episodes.support.shape, 1), episodes)
+    blind = episodes.noisy_support(torch.zeros(*episodes.support.shape, 1))
     own = predict(space, source, episodes, OWN)[1].confusion
     return {
         "J = 2": own,

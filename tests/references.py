@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from probcrowd.data.vote_tensors import DenseVotes, Support
 from probcrowd.models.meta.prototype import Prior
@@ -159,3 +160,13 @@ def dawid_skene(labels: np.ndarray, num_classes: int, steps: int) -> np.ndarray:
                     joint[i] = joint[i] * error[j, :, labels[i, j]]
         lam = joint / joint.sum(1, keepdims=True)
     return lam
+
+
+def oracle_scores(labels: Tensor, confusion: Tensor) -> Tensor:
+    """ln p(labels of an item | class) with known confusion matrices (b, j, k, l): labels (b, i, j), -1 where missing -> (b, i, k)."""
+    logs = confusion.clamp(min=1e-12).log()  # a perfect expert has zeros
+    tasks, _, annotators = labels.shape
+    given = logs.transpose(2, 3)[
+        torch.arange(tasks)[:, None, None], torch.arange(annotators), labels.clamp(min=0)
+    ]  # (b, i, j, k)
+    return (given * (labels >= 0)[..., None]).sum(2)

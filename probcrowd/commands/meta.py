@@ -108,7 +108,7 @@ def demo(out: Path, splits: int, config: Path | None) -> None:
     from probcrowd.runs.meta.demo import demo_settings, demonstrate
     from probcrowd.runs.meta.evaluate import grid
 
-    result = demonstrate(demo_settings(out, config), splits=splits, say=click.echo)
+    result = demonstrate(demo_settings(out, config), splits=splits, report=click.echo)
     click.echo("\nquery accuracy, mean and 95 % interval over target tasks\n" + grid(result.table))
     click.echo(
         "\nmean differences on the same tasks, with 95 % intervals\n"

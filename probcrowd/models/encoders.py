@@ -1,4 +1,7 @@
-"""Networks that embed items, (n, *input) -> (n, d), or give logits of classes. Any `torch.nn.Module` with that signature does as well."""
+"""Networks from items to embeddings, (n, *input) -> (n, d), or to logits of classes.
+
+Any `torch.nn.Module` of that signature can replace them.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +25,21 @@ class MLP(nn.Sequential):
 
 
 class Conv4(nn.Sequential):
-    """Four blocks of 3x3 convolution, batch normalisation, ReLU and 2x2 pooling, then flattened: the usual few-shot network.
+    """The standard few-shot network: four blocks of 3x3 convolution, batch normalisation, ReLU, 2x2 pooling.
 
-    d is channels * (side // 16)^2: 64 for 28 x 28 images, 1,600 for 84 x 84 ones. In training mode batch statistics are those of all
-    images of the step; spread over processes, each process normalises its own share.
+    The output is flattened: d is channels * (side // 16)^2: 64 for 28 x 28 images, 1,600 for 84 x 84 ones. In
+    training mode batch statistics cover all images of the step; with several processes, each normalises its
+    own share.
 
     Raises:
-        ValueError: images smaller than 16 x 16, of which nothing is left after four poolings.
+        ValueError: images smaller than 16 x 16, which four poolings reduce to nothing.
     """
 
     def __init__(self, image_channels: int, side: int, channels: int = 64) -> None:
         if side < 16:
             raise ValueError(
-                f"Conv4 halves images four times and needs at least 16 x 16 pixels, got {side} x {side}: use the MLP"
+                f"Conv4 halves images four times and needs at least 16 x 16 pixels, got {side} x {side}: "
+                "use the MLP"
             )
         blocks: list[nn.Module] = []
         for inputs in (image_channels, channels, channels, channels):
@@ -48,12 +53,12 @@ class Conv4(nn.Sequential):
 
 
 def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """One hidden layer for numbers in any units: standardised by batches, 128 units, dropout of one half."""
+    """Build a classifier for inputs in any units: standardised by batch, 128 hidden units, dropout 0.5."""
     return nn.Sequential(*small_encoder(shape), nn.Linear(128, classes))
 
 
 def small_encoder(shape: tuple[int, ...]) -> nn.Sequential:
-    """The same without the last layer: 128 units."""
+    """Build the same network without its last layer: 128 outputs."""
     width = math.prod(shape)
     return nn.Sequential(
         nn.Flatten(), nn.BatchNorm1d(width, affine=False), nn.Linear(width, 128), nn.ReLU(), nn.Dropout(0.5)
@@ -61,7 +66,7 @@ def small_encoder(shape: tuple[int, ...]) -> nn.Sequential:
 
 
 def embed(encoder: nn.Module, *groups: Tensor) -> list[Tensor]:
-    """Embeddings (b, i, d) of groups of inputs (b, i, *input), all in one pass of the network."""
-    together = torch.cat([group.flatten(0, 1) for group in groups])
-    embeddings = encoder(together).split([group.shape[0] * group.shape[1] for group in groups])
+    """Embed groups of inputs (b, i, *input) as (b, i, d), all in one pass of the network."""
+    inputs = torch.cat([group.flatten(0, 1) for group in groups])
+    embeddings = encoder(inputs).split([group.shape[0] * group.shape[1] for group in groups])
     return [part.unflatten(0, group.shape[:2]) for part, group in zip(embeddings, groups, strict=True)]

@@ -1,8 +1,8 @@
-r"""Episodes: small tasks drawn from many classes, with disjoint support and query items and fresh simulated annotators.
+r"""Episodes: small tasks with disjoint support and query items and simulated annotators.
 
-An episode has K classes ("ways"), `shots` support items and `queries` query items of each, and R annotators who label the support
-items. Everything is drawn from one `torch.Generator`, as indices into the inputs, which are gathered when they are asked for, so a
-part of a batch costs only its own share.
+An episode has K classes ("ways"), `shots` support items and `queries` query items of each, and R annotators
+who label the support items. Everything is drawn from one `torch.Generator`, as indices into the inputs.
+Inputs are gathered on demand, so a part of a batch costs only its own share.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probcrowd.data.images import ClassItems
+from probcrowd.data.vote_tensors import DenseVotes, Support
 from probcrowd.simulate.annotators import Mixture, RandomMixture, annotate, draw_confusion
 
 
 @dataclass(frozen=True)
 class EpisodeShape:
-    """The size of every episode of a batch. `observed` is the probability that an annotator is asked about a support item.
+    """The size of episodes; `observed` is the probability that an annotator labels a support item.
 
-    imbalanced: half of the classes have two fifths of `shots` support items, rounded, and at least one, another half as many more; an odd one
-    has `shots`. Queries are balanced always.
+    imbalanced: half of the classes have two fifths of `shots` support items, rounded and at least one, the
+    other half as many more; with an odd number of classes, one has `shots`. Queries are always balanced.
     """
 
     ways: int
@@ -42,7 +43,7 @@ class EpisodeShape:
 
 @dataclass(frozen=True)
 class Episodes:
-    """A batch of episodes, b of them. `labels` (b, i, j) are the annotators' (-1: not asked); the truths are coded 0..K-1."""
+    """A batch of episodes: indices of items, true classes 0..K-1, and annotators' labels (-1: missing)."""
 
     support: Int[Tensor, "b i"]
     support_truth: Int[Tensor, "b i"]
@@ -57,13 +58,31 @@ class Episodes:
         return self.confusion.shape[2]
 
     def part(self, index: int, of: int) -> Episodes:
-        """Every `of`-th episode from the `index`-th on."""
+        """Return every `of`-th episode from the `index`-th on."""
         return Episodes(*(getattr(self, field.name)[index::of] for field in fields(self)))
+
+    def chunks(self, size: int) -> list[Episodes]:
+        """Split into batches of at most `size` consecutive episodes."""
+        columns = (getattr(self, field.name).split(size) for field in fields(self))
+        return [Episodes(*column) for column in zip(*columns, strict=True)]
+
+    def noisy_support(self, embeddings: Float[Tensor, "b i d"]) -> Support:
+        """Return the support sets with the annotators' labels; the truth stays hidden."""
+        return Support(embeddings, DenseVotes.from_labels(self.labels, self.ways, embeddings.dtype))
+
+    def clean_support(self, embeddings: Float[Tensor, "b i d"]) -> Support:
+        """Return the support sets with the truth, as the labels of one annotator who is always right."""
+        labels = self.support_truth[..., None]
+        return Support(embeddings, DenseVotes.from_labels(labels, self.ways, embeddings.dtype))
 
 
 @dataclass(frozen=True)
 class EpisodeSource:
-    """Tables that make drawing episodes a few tensor operations: `items[g, slot]` lists the items of class g, `families` its kin."""
+    """Tables that make drawing episodes a few tensor operations.
+
+    `items[g, slot]` lists the items of class g, `families[f, member]` the classes of family f; `sizes` and
+    `family_sizes` count the slots that are not padding.
+    """
 
     pool: Tensor
     scale: float
@@ -74,14 +93,14 @@ class EpisodeSource:
 
     @staticmethod
     def of(classes: ClassItems, device: torch.device | str = "cpu") -> EpisodeSource:
-        """The source of episodes over these classes."""
+        """Build the source of episodes over these classes."""
         items, sizes = _members(classes.label, len(classes.names))
         families, family_sizes = _members(classes.family, int(classes.family.max()) + 1)
         tables = (table.to(device) for table in (items, sizes, families, family_sizes))
         return EpisodeSource(classes.inputs.to(device), classes.scale, *tables)
 
     def inputs(self, index: Int[Tensor, "b i"]) -> Float[Tensor, "b i *shape"]:
-        """Inputs by index, as float32; pixels in 0..1."""
+        """Return inputs by index as float32, pixels in 0..1."""
         return self.pool[index].float() / self.scale
 
 
@@ -92,7 +111,7 @@ def draw_episodes(
     num_tasks: int,
     generator: torch.Generator,
 ) -> Episodes:
-    """A batch of episodes. The order of classes and of items within an episode carries no information.
+    """Draw a batch of episodes. The order of classes and of items within an episode carries no information.
 
     Raises:
         ValueError: fewer families than ways, or a class with fewer items than shots + queries.
@@ -101,15 +120,14 @@ def draw_episodes(
     truth = torch.arange(shape.ways, device=index.device)[:, None].expand_as(index)
     most = max(shape.support_sizes)
     sizes = torch.tensor(shape.support_sizes, device=index.device)
-    shown = (
+    used = (
         torch.arange(most, device=index.device) < sizes[:, None]
-    ).flatten()  # of the first items of each class
-    support, support_truth = (part[..., :most].flatten(1)[:, shown] for part in (index, truth))
+    ).flatten()  # of each class's support items
+    support, support_truth = (part[..., :most].flatten(1)[:, used] for part in (index, truth))
     query, query_truth = index[..., most:].flatten(1), truth[..., most:].flatten(1)
     confusion = draw_confusion(mixture, num_tasks, shape.annotators, shape.ways, generator)
-    observed = (
-        mixture.observed(num_tasks, generator) if isinstance(mixture, RandomMixture) else shape.observed
-    )
+    random = isinstance(mixture, RandomMixture)
+    observed = mixture.observed(num_tasks, generator) if random else shape.observed
     labels = annotate(support_truth, confusion, generator, observed=observed)
     return Episodes(support, support_truth, labels, query, query_truth, confusion)
 
@@ -117,8 +135,9 @@ def draw_episodes(
 def draw_items(
     source: EpisodeSource, shape: EpisodeShape, num_tasks: int, generator: torch.Generator
 ) -> Int[Tensor, "b k n"]:
-    """Which items each class of each episode shows, without annotators: first its support items, as many as the
-    largest class has, then its queries.
+    """Draw the items of each class of each episode, without annotators.
+
+    First come the support items, as many as the largest class has, then the queries.
 
     Raises:
         ValueError: see `draw_episodes`.
@@ -127,11 +146,13 @@ def draw_items(
     per_class = shots + shape.queries
     if shape.ways > len(source.families):
         raise ValueError(
-            f"episodes of {shape.ways} classes need as many kinds of classes, the source has {len(source.families)}"
+            f"episodes of {shape.ways} classes need as many families of classes, "
+            f"the source has {len(source.families)}"
         )
     if per_class > int(source.sizes.min()):
         raise ValueError(
-            f"{shots} shots + {shape.queries} queries need {per_class} items a class, one has {int(source.sizes.min())}"
+            f"{shots} shots + {shape.queries} queries need {per_class} items per class, "
+            f"one has {int(source.sizes.min())}"
         )
     device = source.items.device
 
@@ -141,15 +162,15 @@ def draw_items(
     family = uniform(num_tasks, len(source.families)).topk(shape.ways).indices  # (b, k)
     member = (uniform(num_tasks, shape.ways) * source.family_sizes[family]).long()
     chosen = source.families[family, member]  # (b, k)
-    room: Bool[Tensor, "b k slots"] = (
+    real: Bool[Tensor, "b k slots"] = (
         torch.arange(source.items.shape[1], device=device) < source.sizes[chosen][..., None]
     )
-    slots = uniform(*room.shape).masked_fill(~room, -1.0).topk(per_class).indices
+    slots = uniform(*real.shape).masked_fill(~real, -1.0).topk(per_class).indices
     return source.items[chosen].gather(2, slots)
 
 
 def _members(group: Int[Tensor, " n"], num_groups: int) -> tuple[Int[Tensor, "g slots"], Int[Tensor, " g"]]:
-    """Which rows belong to each group, padded with row 0, and how many."""
+    """Return the rows of each group, padded with row 0, and their numbers."""
     sizes = torch.bincount(group, minlength=num_groups)
     order = torch.argsort(group, stable=True)
     slot = torch.arange(len(group)) - (torch.cumsum(sizes, 0) - sizes)[group[order]]

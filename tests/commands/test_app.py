@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from probcrowd import Annotations, load_run, meta_train
 from probcrowd.commands.app import main
-from probcrowd.data.images import load
+from probcrowd.data.image_sets import load_classes
 from probcrowd.figures.base import accuracy_figure, confusion_figure
 from probcrowd.runs.meta.configuration import MetaTraining
 from probcrowd.runs.meta.demo import demonstrate
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def a_task(items: int = 24) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Support pixels, annotations and query pixels of three digits, under ids that look like a user's."""
-    digits = load("digits")
+    digits = load_classes("digits")
     generator = torch.Generator().manual_seed(0)
     chosen = torch.cat([torch.nonzero(digits.label == digit).flatten()[:items] for digit in (3, 5, 8)])
     chosen = chosen[torch.randperm(len(chosen), generator=generator)]
@@ -229,7 +229,7 @@ def test_input_that_cannot_be_right_is_refused_and_named(run: Path) -> None:
     with pytest.raises(ValueError, match=rf"ids '{query.index[0]}' occur more than once"):
         trained.adapt(support, annotations, pd.concat([query, query.iloc[:1]]))
     with pytest.raises(
-        ValueError, match=r"query: columns 'other' are not among the support's, which begin with 'pixel 0'"
+        ValueError, match=r"query: columns 'other' are not in the support, whose columns begin with 'pixel 0'"
     ):
         trained.adapt(support, annotations, query.rename(columns={"pixel 5": "other"}))
     with pytest.raises(
@@ -300,7 +300,7 @@ def test_numbers_as_class_names_survive_the_files(run: Path, tmp_path: Path) -> 
 def test_demo_in_small(tmp_path: Path) -> None:
     settings = MetaTraining.model_validate({"out": tmp_path / "demo", **TINY})
     said: list[str] = []
-    result = demonstrate(settings, splits=2, jobs=1, say=said.append)
+    result = demonstrate(settings, splits=2, jobs=1, report=said.append)
     assert set(result.table["method"]) >= {
         "EM, J = 1",
         "EM, J = 2",
@@ -312,7 +312,7 @@ def test_demo_in_small(tmp_path: Path) -> None:
     for name in ("scores.csv", "table.csv", "differences.csv", "accuracy.png", "confusion.png"):
         assert (tmp_path / "demo" / name).stat().st_size > 100
     again = demonstrate(
-        settings, splits=2, jobs=1, say=said.append
+        settings, splits=2, jobs=1, report=said.append
     )  # finished trainings are taken as they are
     pd.testing.assert_frame_equal(result.scores, again.scores)
     text = grid(result.table)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from probcrowd.data.images import ClassItems, augmented, load, select, split
+from probcrowd.data.image_sets import load_classes
+from probcrowd.data.images import ClassItems, augment_classes, select_classes, split_classes
 
 
 @pytest.fixture(scope="module")
 def digits() -> ClassItems:
-    return load("digits")
+    return load_classes("digits")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -50,7 +51,7 @@ def test_digits_are_1797_byte_images_of_ten_classes(digits: ClassItems) -> None:
 
 
 def test_split_deals_out_disjoint_classes_of_the_right_numbers(digits: ClassItems) -> None:
-    parts = split(digits, [5, 2, 3], seeded())
+    parts = split_classes(digits, [5, 2, 3], seeded())
     assert [len(part.names) for part in parts] == [5, 2, 3]
     assert sorted(name for part in parts for name in part.names) == list(digits.names)
     sums = pixel_sums(digits)
@@ -61,7 +62,7 @@ def test_split_deals_out_disjoint_classes_of_the_right_numbers(digits: ClassItem
 
 def test_split_is_decided_by_its_generator(digits: ClassItems) -> None:
     def names(seed: int) -> list[tuple[str, ...]]:
-        return [part.names for part in split(digits, [6, 4], seeded(seed))]
+        return [part.names for part in split_classes(digits, [6, 4], seeded(seed))]
 
     assert names(3) == names(3)
     assert len({str(names(seed)) for seed in range(20)}) > 10
@@ -71,7 +72,7 @@ def test_split_is_decided_by_its_generator(digits: ClassItems) -> None:
 def test_six_and_nine_are_never_parted(digits: ClassItems, sizes: list[int]) -> None:
     homes = set()
     for seed in range(100):
-        parts = split(digits, sizes, seeded(seed))
+        parts = split_classes(digits, sizes, seeded(seed))
         assert [len(part.names) for part in parts] == sizes
         home = [index for index, part in enumerate(parts) if "6" in part.names]
         assert home == [index for index, part in enumerate(parts) if "9" in part.names]
@@ -84,7 +85,7 @@ def test_six_and_nine_are_never_parted(digits: ClassItems, sizes: list[int]) -> 
 def test_every_class_lands_in_every_part_of_a_split(digits: ClassItems) -> None:
     seen = [set(), set(), set()]
     for seed in range(100):
-        for found, part in zip(seen, split(digits, [4, 3, 3], seeded(seed)), strict=True):
+        for found, part in zip(seen, split_classes(digits, [4, 3, 3], seeded(seed)), strict=True):
             found.update(part.names)
     assert seen == [set(digits.names)] * 3
 
@@ -98,11 +99,11 @@ def test_an_impossible_split_is_refused_with_the_numbers(
     with pytest.raises(
         ValueError, match=rf"10 classes in 9 inseparable groups cannot be split into {shown} classes"
     ):
-        split(digits, sizes, seeded())
+        split_classes(digits, sizes, seeded())
 
 
 def test_select_keeps_the_images_of_the_chosen_classes_in_the_given_order(digits: ClassItems) -> None:
-    chosen = select(digits, [7, 0, 9])
+    chosen = select_classes(digits, [7, 0, 9])
     assert chosen.names == ("7", "0", "9")
     sums = pixel_sums(digits)
     assert pixel_sums(chosen) == {name: sums[name] for name in ("7", "0", "9")}
@@ -112,31 +113,33 @@ def test_select_keeps_the_images_of_the_chosen_classes_in_the_given_order(digits
 
 def test_select_keeps_families_and_kin_together(digits: ClassItems) -> None:
     grouped = replace(digits, family=torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4]))
-    chosen = select(grouped, [9, 5, 4, 6, 0])
-    family, kin = chosen.family, chosen.kin
+    chosen = select_classes(grouped, [9, 5, 4, 6, 0])
+    family, group = chosen.family, chosen.group
     expected = torch.tensor([4, 0, 4, 1, 0])
     assert torch.equal(family[:, None] == family, expected[:, None] == expected)
     assert torch.equal(
-        kin[:, None] == kin, digits.kin[[9, 5, 4, 6, 0]][:, None] == digits.kin[[9, 5, 4, 6, 0]]
+        group[:, None] == group, digits.group[[9, 5, 4, 6, 0]][:, None] == digits.group[[9, 5, 4, 6, 0]]
     )
-    assert int(family.max()) == 2 and int(kin.max()) == 3  # numbered from 0 without gaps
+    assert int(family.max()) == 2 and int(group.max()) == 3  # numbered from 0 without gaps
 
 
 def test_warped_copies_follow_the_unchanged_originals_as_new_classes(digits: ClassItems) -> None:
-    few = select(digits, [6, 9, 3])
-    more = augmented(few, 2, seeded())
+    few = select_classes(digits, [6, 9, 3])
+    more = augment_classes(few, 2, seeded())
     n = len(few.inputs)
     assert torch.equal(more.inputs[:n], few.inputs) and torch.equal(more.label[:n], few.label)
     assert more.names == ("6", "9", "3", "6~1", "9~1", "3~1", "6~2", "9~2", "3~2")
     assert torch.equal(more.label, torch.cat([few.label, few.label + 3, few.label + 6]))
     assert more.inputs.shape == (3 * n, 1, 8, 8) and more.inputs.dtype == torch.uint8
-    assert torch.equal(more.kin, few.kin.repeat(3))
+    assert torch.equal(more.group, few.group.repeat(3))
     assert len(set(more.family.tolist())) == 9
     assert not torch.equal(more.inputs[n : 2 * n], few.inputs)
 
 
 def test_augmented_keeps_kin_together_in_a_split(digits: ClassItems) -> None:
-    for part in split(augmented(select(digits, [1, 6, 9, 3]), 1, seeded()), [4, 2, 2], seeded(1)):
+    for part in split_classes(
+        augment_classes(select_classes(digits, [1, 6, 9, 3]), 1, seeded()), [4, 2, 2], seeded(1)
+    ):
         origins = {name.split("~")[0] for name in part.names}
         assert len(part.names) == 2 * len(origins) and ("6" in origins) == ("9" in origins)
 
@@ -150,7 +153,7 @@ def test_all_images_of_a_copy_are_warped_alike_and_two_copies_differently(digits
         torch.arange(2),
         ("a", "b"),
     )
-    more = augmented(twins, 3, seeded())
+    more = augment_classes(twins, 3, seeded())
 
     def same(left: Tensor, right: Tensor) -> bool:
         return torch.equal(left, right)
@@ -164,8 +167,8 @@ def test_all_images_of_a_copy_are_warped_alike_and_two_copies_differently(digits
 
 
 def test_augmented_is_decided_by_its_generator(digits: ClassItems) -> None:
-    few = select(digits, [0, 1])
-    first, again, other = (augmented(few, 1, seeded(seed)).inputs for seed in (1, 1, 2))
+    few = select_classes(digits, [0, 1])
+    first, again, other = (augment_classes(few, 1, seeded(seed)).inputs for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -174,7 +177,7 @@ def test_a_warp_of_a_large_image_keeps_it_recognisable() -> None:
     image = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     image[..., 16:48, 16:48] = 200
     square = ClassItems(image, torch.tensor([0]), torch.tensor([0]), torch.tensor([0]), ("square",))
-    warped = augmented(square, 200, seeded()).inputs[1:].double().mean((1, 2, 3))
+    warped = augment_classes(square, 200, seeded()).inputs[1:].double().mean((1, 2, 3))
     assert float((warped > 10).double().mean()) > 0.95  # 50 before the warp
     assert 25 < float(warped.median()) < 100
 
@@ -183,22 +186,22 @@ def test_a_warp_of_a_large_image_keeps_it_recognisable() -> None:
 def test_inputs_that_are_no_images_are_not_warped(inputs: Tensor) -> None:
     items = ClassItems(inputs, torch.tensor([0, 0, 1, 1]), torch.arange(2), torch.arange(2), ("a", "b"))
     with pytest.raises(ValueError, match=r"only images.*the inputs have shape \(.*\): set augment = 0"):
-        augmented(items, 1, seeded())
+        augment_classes(items, 1, seeded())
 
 
 def test_a_file_of_byte_images_is_read_as_pixels(tmp_path: Path) -> None:
     images = np.arange(4 * 3 * 2 * 2, dtype=np.uint8).reshape(4, 3, 2, 2)
-    read = load(saved(tmp_path, inputs=images, labels=np.array(["cat", "ant", "cat", "bee"])))
+    read = load_classes(saved(tmp_path, inputs=images, labels=np.array(["cat", "ant", "cat", "bee"])))
     assert read.inputs.dtype == torch.uint8 and read.scale == 255 and read.input_shape == (3, 2, 2)
     assert torch.equal(read.inputs, torch.from_numpy(images))
     assert read.names == ("ant", "bee", "cat") and read.label.tolist() == [2, 0, 2, 1]
-    assert read.family.tolist() == read.kin.tolist() == [0, 1, 2]
+    assert read.family.tolist() == read.group.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, bool])
 def test_a_file_of_vectors_is_read_as_numbers(tmp_path: Path, dtype: type) -> None:
     vectors = np.array([[0, 1], [1, 1], [1, 0]], dtype=dtype)
-    read = load(saved(tmp_path, inputs=vectors, labels=np.array([7, 5, 7])))
+    read = load_classes(saved(tmp_path, inputs=vectors, labels=np.array([7, 5, 7])))
     assert read.inputs.dtype == torch.float32 and read.scale == 1 and read.input_shape == (2,)
     assert read.inputs.tolist() == vectors.astype(float).tolist()
     assert read.names == ("5", "7") and read.label.tolist() == [1, 0, 1]
@@ -208,7 +211,7 @@ def test_a_file_without_the_arrays_is_refused_with_what_it_holds(tmp_path: Path)
     with pytest.raises(
         ValueError, match=r"items\.npz holds the arrays \['images', 'labels'\], needs 'inputs'"
     ):
-        load(saved(tmp_path, images=np.zeros((2, 3)), labels=np.zeros(2)))
+        load_classes(saved(tmp_path, images=np.zeros((2, 3)), labels=np.zeros(2)))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_arrays_that_do_not_match_are_refused_with_their_shapes(
     tmp_path: Path, inputs: np.ndarray, labels: np.ndarray, shown: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"items\.npz: inputs have {shown}; needs \(n, \.\.\.\) and \(n,\)"):
-        load(saved(tmp_path, inputs=inputs, labels=labels))
+        load_classes(saved(tmp_path, inputs=inputs, labels=labels))
 
 
 def test_rows_that_are_not_finite_are_named(tmp_path: Path) -> None:
@@ -232,12 +235,12 @@ def test_rows_that_are_not_finite_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"items\.npz: inputs hold NaN or infinite values, in rows \[1, 4, 7\]"
     ):
-        load(saved(tmp_path, inputs=inputs, labels=np.arange(9)))
+        load_classes(saved(tmp_path, inputs=inputs, labels=np.arange(9)))
 
 
 def test_missing_labels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="label"):
-        load(saved(tmp_path, inputs=np.zeros((3, 2)), labels=np.array([0.0, np.nan, 1.0])))
+        load_classes(saved(tmp_path, inputs=np.zeros((3, 2)), labels=np.array([0.0, np.nan, 1.0])))
 
 
 @pytest.mark.parametrize("name", ["inputs", "labels"])
@@ -250,21 +253,21 @@ def test_pickled_objects_are_never_loaded(tmp_path: Path, name: str) -> None:
     trap = np.empty((1, 1) if name == "inputs" else 1, dtype=object)
     trap[0] = Trap()
     with pytest.raises(ValueError, match="allow_pickle=False"):
-        load(saved(tmp_path, **(arrays | {name: trap})))
+        load_classes(saved(tmp_path, **(arrays | {name: trap})))
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no file .*nothing\.npz"):
-        load(str(tmp_path / "nothing.npz"))
+        load_classes(str(tmp_path / "nothing.npz"))
 
 
 def test_an_unknown_name_is_refused_with_the_choice() -> None:
     with pytest.raises(
         ValueError,
-        match=r"unknown data set 'mnist': choose one of digits, labelme, olivetti, omniglot, tiny-imagenet, or .*\.npz",
+        match=r"unknown data set \(or path of a .npz file\) 'mnist': choose one of digits, labelme, olivetti, omniglot, tiny-",
     ):
-        load("mnist")
+        load_classes("mnist")
 
 
 @pytest.mark.parametrize(
@@ -276,10 +279,10 @@ def test_image_sets_say_which_variable_or_folder_they_miss(
 ) -> None:
     monkeypatch.delenv("PROBCROWD_DATA", raising=False)
     with pytest.raises(ValueError, match=f"{folder}.*: set PROBCROWD_DATA to the folder above it"):
-        load(name)
+        load_classes(name)
     monkeypatch.setenv("PROBCROWD_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=f"PROBCROWD_DATA has no folder '{folder}'"):
-        load(name)
+        load_classes(name)
 
 
 @pytest.mark.skipif(
@@ -296,7 +299,7 @@ def test_image_sets_say_which_variable_or_folder_they_miss(
 def test_image_sets_have_their_published_sizes(
     name: str, num_classes: int, per_class: int, shape: tuple[int, ...]
 ) -> None:
-    images = load(name)
+    images = load_classes(name)
     assert torch.equal(torch.bincount(images.label), torch.full((num_classes,), per_class))
     assert images.input_shape == shape and images.inputs.dtype == torch.uint8
     assert len(set(images.names)) == num_classes

@@ -11,7 +11,7 @@ from torch import nn
 from probcrowd import MetaTraining, load_run, meta_train
 from probcrowd.inference.meta.adaptation import Method
 from probcrowd.runs.meta.evaluate import paired_difference, target_scores
-from probcrowd.runs.meta.train import class_sources
+from probcrowd.runs.meta.sources import class_sources
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("PROBCROWD_DATA"), reason="PROBCROWD_DATA is not set: no images to train on"

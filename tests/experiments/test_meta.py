@@ -20,7 +20,8 @@ from threadpoolctl import threadpool_limits
 from torch.nn.functional import log_softmax, one_hot
 
 from probcrowd.commands.app import main
-from probcrowd.data.images import ClassItems, label_me
+from probcrowd.data.image_sets import label_me
+from probcrowd.data.images import ClassItems
 from probcrowd.experiments.meta import tables as meta_tables
 from probcrowd.experiments.meta.baselines import input_classifiers
 from probcrowd.experiments.meta.experiment import collect, reproduce_meta
@@ -33,7 +34,7 @@ from probcrowd.figures.base import share_figure
 from probcrowd.models.meta.prototype import Prior
 from probcrowd.runs.meta import evaluate
 from probcrowd.runs.meta.configuration import MetaTraining
-from probcrowd.runs.meta.train import class_sources
+from probcrowd.runs.meta.sources import class_sources
 from probcrowd.simulate.episodes import Episodes, EpisodeSource
 
 TINY = (
@@ -466,7 +467,7 @@ def test_labelme_tasks_have_real_labels_of_images_that_nothing_else_shows(tmp_pa
     said = {
         (task, names.index(name)): label for task, name, label in told[["task", "worker", "label"]].to_numpy()
     }
-    assert len(names) == images.said.shape[1] == 59 and Counter(images.part) == {
+    assert len(names) == images.labels.shape[1] == 59 and Counter(images.part) == {
         "support": 1000,
         "source": 1094,
         "query": 594,

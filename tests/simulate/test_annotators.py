@@ -1,4 +1,4 @@
-"""Simulated annotators: published decoding accuracies, the form of each kind's matrix, and labels that follow the matrix."""
+"""Simulated annotators: published decoding accuracies, each type's matrix, labels that follow the matrix."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from references import oracle_scores
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from probcrowd.metrics.tensors import accuracy
-from probcrowd.simulate.annotators import Mixture, annotate, draw_confusion, oracle_scores
+from probcrowd.simulate.annotators import Mixture, annotate, draw_confusion
 
 # Section 9.3 of the specification: one annotator, then majority vote and oracle for 3, 5 and 7 annotators; 4 classes
 DECODING = {
@@ -19,7 +20,7 @@ DECODING = {
     (0.1, 0.6, 0.3): (0.555, {3: (0.656, 0.756), 5: (0.752, 0.856), 7: (0.825, 0.912)}),
     (0.1, 0.5, 0.4): (0.515, {3: (0.604, 0.728), 5: (0.696, 0.829), 7: (0.767, 0.891)}),
 }
-# Section 6.3, in percent: one-shot tasks with two equal vote columns that are not empty, and with a class that nobody named
+# Section 6.3, in percent: one-shot tasks with two equal vote columns that are not empty, and with a class without votes
 DEGENERATE = {3: (2.67, 5.15), 5: (0.60, 0.24), 7: (0.20, 0.01)}
 
 KINDS = {
@@ -67,7 +68,7 @@ def test_majority_and_oracle_decoding_reach_the_published_accuracies(
 
 
 @pytest.mark.parametrize("size", DEGENERATE)
-def test_ties_and_unnamed_classes_are_as_frequent_as_published(size: int) -> None:
+def test_ties_and_classes_without_votes_are_as_frequent_as_published(size: int) -> None:
     ties, unnamed = DEGENERATE[size]
     generator, tasks = seeded(), 20_000
     truth = torch.arange(4).expand(tasks, 4)
@@ -135,7 +136,7 @@ def test_class_wise_spammers_are_uniform_for_half_of_the_classes_and_experts_for
     assert abs(float(skills.mean()) - 0.9) < 4 * 0.2 / math.sqrt(12 * len(skills))
 
 
-def test_kinds_are_drawn_anew_for_every_annotator_of_every_task_in_the_given_shares() -> None:
+def test_types_are_drawn_for_every_annotator_of_every_task_in_the_given_shares() -> None:
     shares = {"expert": 2.0, "hammer": 3.0, "spammer": 1.0, "flipper": 3.0, "class_spammer": 1.0}
     confusion = draw_confusion(Mixture(**shares), 20_000, 2, 5, seeded())
     rows = confusion.diagonal(dim1=2, dim2=3)
@@ -147,10 +148,10 @@ def test_kinds_are_drawn_anew_for_every_annotator_of_every_task_in_the_given_sha
         "spammer": (0.1 + 0.1 * 0.5**5, spammer),
         "flipper": (0.3, flipper),
     }  # some class-wise spammers guess every class
-    for share, found in counts.values():
+    for share, drawn in counts.values():
         for annotator in range(2):
-            assert abs(float(found[:, annotator].float().mean()) - share) < 4 * standard_error(share, 20_000)
-        both = float((found[:, 0] & found[:, 1]).float().mean())
+            assert abs(float(drawn[:, annotator].float().mean()) - share) < 4 * standard_error(share, 20_000)
+        both = float((drawn[:, 0] & drawn[:, 1]).float().mean())
         assert abs(both - share**2) < 4 * standard_error(share**2, 20_000)
     assert len(torch.unique(rows[..., 0][flipper])) > 0.99 * int(flipper.sum())  # and the numbers too
 
@@ -159,8 +160,8 @@ def test_labels_follow_the_confusion_matrix_of_their_annotator() -> None:
     confusion = draw_confusion(Mixture(1.0, 1.0, 0.0, 1.0, 1.0), 2, 4, 3, seeded(1))
     truth = (torch.arange(60_000) % 3).expand(2, -1)
     labels = annotate(truth, confusion, seeded(2))
-    said = one_hot(labels, 3).double()  # (b, i, j, l)
-    counts = torch.einsum("bijl,bik->bjkl", said, one_hot(truth, 3).double())
+    votes = one_hot(labels, 3).double()  # (b, i, j, l)
+    counts = torch.einsum("bijl,bik->bjkl", votes, one_hot(truth, 3).double())
     expected = 20_000 * confusion.double()
     possible = expected > 1e-3
     assert bool((counts[~possible] == 0).all())
@@ -195,41 +196,14 @@ def test_every_item_keeps_a_label_and_the_observed_share_is_as_computed(observed
     share = observed + (1 - observed) / annotators
     error = float(given.mean(-1).std()) / math.sqrt(tasks * items)  # over items, which are independent
     assert abs(float(given.mean()) - share) <= 4 * error + 1e-12
-    for annotator in range(annotators):  # the one who is always asked is no one in particular
+    for annotator in range(annotators):  # the one who always labels is drawn at random
         assert (
             abs(float(given[..., annotator].mean()) - share)
             <= 4 * standard_error(share, tasks * items) + 1e-12
         )
 
 
-def test_oracle_scores_are_log_likelihoods_with_missing_labels_left_out() -> None:
-    confusion = draw_confusion(Mixture(1.0, 1.0, 1.0, 1.0, 1.0), 3, 4, 3, seeded()).double()
-    labels = annotate(
-        torch.randint(3, (3, 6), generator=seeded(1)), confusion.float(), seeded(2), observed=0.6
-    )
-    assert bool((labels < 0).any())
-    scores = oracle_scores(labels, confusion)
-    for task in range(3):
-        for item in range(6):
-            for k in range(3):
-                said = [(j, label) for j, label in enumerate(labels[task, item].tolist()) if label >= 0]
-                value = sum(math.log(max(float(confusion[task, j, k, label]), 1e-12)) for j, label in said)
-                assert abs(float(scores[task, item, k]) - value) < 1e-10
-
-
-def test_the_oracle_trusts_a_perfect_expert_against_any_number_of_others() -> None:
-    others = draw_confusion(KINDS["hammer"], 1, 6, 4, seeded())
-    confusion = torch.cat([torch.eye(4).expand(1, 1, 4, 4), others], 1)
-    labels = torch.tensor([[[2, 0, 0, 0, 0, 0, 0], [-1, 1, 1, 1, 1, 1, 1], [-1, -1, -1, -1, -1, -1, 3]]])
-    scores = oracle_scores(labels, confusion)
-    assert bool(torch.isfinite(scores).all())
-    assert scores.argmax(-1).tolist() == [[2, 1, 3]]
-    assert torch.equal(
-        oracle_scores(torch.full((1, 1, 7), -1), confusion), torch.zeros(1, 1, 4)
-    )  # nothing said, nothing known
-
-
-def test_the_generator_decides_every_draw() -> None:
+def test_draws_depend_on_the_generator_alone() -> None:
     def draw(seed: int) -> tuple[Tensor, Tensor]:
         generator = seeded(seed)
         confusion = draw_confusion(Mixture(), 4, 5, 3, generator)
@@ -254,8 +228,6 @@ def test_the_generator_decides_every_draw() -> None:
         ((0.5, 0.5, math.inf), "spammer=inf"),
     ],
 )
-def test_mixtures_that_are_no_shares_are_refused_and_shown(
-    shares: tuple[float, float, float], shown: str
-) -> None:
+def test_invalid_shares_are_refused_and_shown(shares: tuple[float, float, float], shown: str) -> None:
     with pytest.raises(ValueError, match=rf"must be >= 0 with a positive, finite sum, got .*{shown}"):
         Mixture(*shares)

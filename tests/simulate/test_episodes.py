@@ -1,4 +1,4 @@
-"""Episodes: disjoint support and queries of the right classes, every class and item in use, and randomness from one generator."""
+"""Episodes: disjoint support and queries of the right classes, even use of items, one generator."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from probcrowd.data.images import ClassItems, load
-from probcrowd.simulate.annotators import Mixture
+from probcrowd.data.image_sets import load_classes
+from probcrowd.data.images import ClassItems
+from probcrowd.simulate.annotators import Mixture, RandomMixture
 from probcrowd.simulate.episodes import Episodes, EpisodeShape, EpisodeSource, draw_episodes
 
 SHAPE = EpisodeShape(ways=3, shots=2, queries=4, annotators=5)
 TASKS = 4000
 
 
-def crowded() -> ClassItems:
-    """11 classes of 6..9 items in shuffled rows; classes 0-2 are one family, 3 and 4 another."""
-    sizes = torch.tensor([6, 7, 8, 9, 6, 7, 8, 9, 6, 7, 8])
+def crowded(more: int = 0) -> ClassItems:
+    """11 classes of 6..9 items, or `more`, in shuffled rows; classes 0-2 are one family, 3 and 4 another."""
+    sizes = torch.tensor([6, 7, 8, 9, 6, 7, 8, 9, 6, 7, 8]) + more
     label = torch.repeat_interleave(torch.arange(11), sizes)[
         torch.randperm(int(sizes.sum()), generator=seeded(9))
     ]
@@ -65,7 +66,7 @@ def test_support_and_queries_share_no_item_and_repeat_none(
     assert bool((together.diff(dim=1) > 0).all())
 
 
-def test_every_item_is_of_the_class_that_its_truth_says(
+def test_items_belong_to_the_class_of_their_truth(
     batch: tuple[ClassItems, EpisodeSource, Episodes],
 ) -> None:
     classes, _, episodes = batch
@@ -96,8 +97,8 @@ def test_families_classes_ways_and_items_are_drawn_evenly(
     ways = chosen_classes(classes, episodes)
     members = source.family_sizes[classes.family].double()
     expected = 3 / 8 / members  # 3 of 8 families, then one of its members
-    found = torch.bincount(ways.flatten(), minlength=11) / TASKS
-    assert bool(((found - expected).abs() < 4 * (expected * (1 - expected) / TASKS).sqrt()).all())
+    share = torch.bincount(ways.flatten(), minlength=11) / TASKS
+    assert bool(((share - expected).abs() < 4 * (expected * (1 - expected) / TASKS).sqrt()).all())
     for way in range(3):  # the position within an episode says nothing
         share = torch.bincount(ways[:, way], minlength=11) / TASKS
         assert bool(((share - expected / 3).abs() < 4 * (expected / 3 / TASKS).sqrt()).all())
@@ -119,7 +120,15 @@ def test_parts_partition_a_batch_exactly(batch: tuple[ClassItems, EpisodeSource,
         assert sum(len(part.support) for part in parts) == TASKS
 
 
-def test_labels_are_what_the_confusion_matrices_say_of_the_support_truth(
+def test_chunks_are_consecutive_episodes(batch: tuple[ClassItems, EpisodeSource, Episodes]) -> None:
+    chunks = batch[2].chunks(1500)
+    assert [len(chunk.support) for chunk in chunks] == [1500, 1500, 1000]
+    for field in fields(Episodes):
+        joined = torch.cat([getattr(chunk, field.name) for chunk in chunks])
+        assert torch.equal(joined, getattr(batch[2], field.name))
+
+
+def test_labels_follow_the_confusion_matrices(
     batch: tuple[ClassItems, EpisodeSource, Episodes],
 ) -> None:
     episodes = batch[2]
@@ -127,10 +136,10 @@ def test_labels_are_what_the_confusion_matrices_say_of_the_support_truth(
     assert int(episodes.labels.min()) >= 0 and int(episodes.labels.max()) <= 2
     # E[one-hot label] is the row of the annotator's matrix: sum the differences within each annotator and class over all tasks
     truth = one_hot(episodes.support_truth, 3).double()
-    said = torch.einsum("bijl,bik->bjkl", one_hot(episodes.labels, 3).double(), truth)
+    counts = torch.einsum("bijl,bik->bjkl", one_hot(episodes.labels, 3).double(), truth)
     rows = 2 * episodes.confusion.double()
-    excess = (said - rows).mean(0)
-    assert bool((excess.abs() < 4.5 * (said - rows).std(0) / math.sqrt(TASKS)).all())
+    excess = (counts - rows).mean(0)
+    assert bool((excess.abs() < 4.5 * (counts - rows).std(0) / math.sqrt(TASKS)).all())
     # task by task as well: the matrices that go with a task explain its labels, those of another do not
     quality = episodes.confusion.diagonal(dim1=2, dim2=3).mean(-1).double()
     right = (episodes.labels == episodes.support_truth[..., None]).double().mean(1)
@@ -141,7 +150,7 @@ def test_labels_are_what_the_confusion_matrices_say_of_the_support_truth(
     assert abs(slope - 1) < 4 * error and abs(other_slope) < 4 * error
 
 
-def test_annotators_see_the_items_with_the_probability_asked_for() -> None:
+def test_labels_are_observed_with_the_given_probability() -> None:
     source = EpisodeSource.of(crowded())
     episodes = draw_episodes(source, replace(SHAPE, observed=0.4), Mixture(), TASKS, seeded(1))
     given = (episodes.labels >= 0).double()
@@ -150,7 +159,7 @@ def test_annotators_see_the_items_with_the_probability_asked_for() -> None:
     assert abs(float(given.mean()) - share) < 4 * math.sqrt(share * (1 - share) / given.numel())
 
 
-def test_other_annotators_leave_the_items_of_a_seed_as_they_are() -> None:
+def test_items_of_a_seed_do_not_depend_on_the_annotators() -> None:
     source = EpisodeSource.of(crowded())
     one = draw_episodes(source, replace(SHAPE, annotators=1), Mixture(), 10, seeded(5))
     many = draw_episodes(source, SHAPE, Mixture(0.0, 0.0, 1.0), 10, seeded(5))
@@ -159,7 +168,7 @@ def test_other_annotators_leave_the_items_of_a_seed_as_they_are() -> None:
     assert float((one.confusion - 1 / 3).abs().max()) > 0.1
 
 
-def test_the_generator_decides_every_draw() -> None:
+def test_draws_depend_on_the_generator_alone() -> None:
     source = EpisodeSource.of(crowded())
     first, again, other = (draw_episodes(source, SHAPE, Mixture(), 50, seeded(seed)) for seed in (1, 1, 2))
     for field in fields(Episodes):
@@ -172,7 +181,7 @@ def test_too_many_ways_are_refused_with_the_number_of_families() -> None:
     source = EpisodeSource.of(crowded())
     draw_episodes(source, replace(SHAPE, ways=8), Mixture(), 2, seeded())
     with pytest.raises(
-        ValueError, match="episodes of 9 classes need as many kinds of classes, the source has 8"
+        ValueError, match="episodes of 9 classes need as many families of classes, the source has 8"
     ):
         draw_episodes(source, replace(SHAPE, ways=9), Mixture(), 2, seeded())
 
@@ -183,14 +192,14 @@ def test_too_many_items_are_refused_with_the_smallest_class() -> None:
         source, replace(SHAPE, shots=1, queries=5), Mixture(), 200, seeded()
     )  # the whole of the smallest class
     assert full.query.shape == (200, 15)
-    with pytest.raises(ValueError, match="3 shots \\+ 4 queries need 7 items a class, one has 6"):
+    with pytest.raises(ValueError, match="3 shots \\+ 4 queries need 7 items per class, one has 6"):
         draw_episodes(source, replace(SHAPE, shots=3), Mixture(), 2, seeded())
 
 
-def test_pixels_are_scaled_to_one_and_numbers_are_left_alone(
+def test_pixels_are_scaled_to_one_and_other_numbers_are_not(
     batch: tuple[ClassItems, EpisodeSource, Episodes],
 ) -> None:
-    digits = load("digits")
+    digits = load_classes("digits")
     source = EpisodeSource.of(digits)
     index = torch.tensor([[0, 5, 9], [1796, 3, 3]])
     pixels = source.inputs(index)
@@ -199,3 +208,43 @@ def test_pixels_are_scaled_to_one_and_numbers_are_left_alone(
     assert float(source.inputs(torch.arange(1797)[None]).max()) == 1.0
     classes, numbers, episodes = batch
     assert torch.equal(numbers.inputs(episodes.query), classes.inputs[episodes.query])
+
+
+@pytest.mark.parametrize(
+    ("ways", "shots", "sizes"), [(4, 5, (2, 2, 8, 8)), (3, 3, (1, 3, 5)), (4, 1, (1, 1, 1, 1))]
+)
+def test_imbalanced_episodes_have_the_same_number_of_items(
+    ways: int, shots: int, sizes: tuple[int, ...]
+) -> None:
+    source = EpisodeSource.of(crowded(15))
+    shape = EpisodeShape(ways, shots, 4, 3, imbalanced=True)
+    drawn = draw_episodes(source, shape, Mixture(), 10, torch.Generator().manual_seed(0))
+    assert shape.support_sizes == sizes and sum(sizes) == ways * shots
+    for truth, support, query, query_truth in zip(
+        drawn.support_truth, drawn.support, drawn.query, drawn.query_truth, strict=True
+    ):
+        assert torch.bincount(truth, minlength=ways).tolist() == list(sizes)
+        assert torch.bincount(query_truth, minlength=ways).tolist() == [4] * ways
+        assert not set(support.tolist()) & set(query.tolist()) and len(set(support.tolist())) == len(support)
+
+
+def test_random_mixtures_differ_by_task_within_their_bounds() -> None:
+    mixture, generator = (
+        RandomMixture(Mixture(0.1, 0.5, 0.2, 0.0, 0.2), 0.4),
+        torch.Generator().manual_seed(0),
+    )
+    shares = mixture.shares(20_000, generator)
+    torch.testing.assert_close(shares.sum(-1), torch.ones(20_000))
+    assert float(shares[:, 3].max()) == 0 and float(shares[:, 1].std()) > 0.1
+    first, second = shares[:, 1] / 0.5, shares[:, 4] / 0.2
+    part = first / (first + second)  # of two standard exponentials: uniform
+    for bound in (0.1, 0.25, 0.5, 0.9):
+        assert abs(float((part < bound).double().mean()) - bound) < 4 * math.sqrt(
+            bound * (1 - bound) / 20_000
+        )
+    observed = mixture.observed(20_000, generator)
+    assert 0.4 <= float(observed.min()) < 0.401 and 0.999 < float(observed.max()) <= 1
+    source = EpisodeSource.of(crowded(15))
+    drawn = draw_episodes(source, EpisodeShape(3, 5, 1, 6), mixture, 400, generator)
+    by_task = (drawn.labels >= 0).float().mean((1, 2))
+    assert float(by_task.std()) > 0.1 and bool((drawn.labels >= 0).any(-1).all())

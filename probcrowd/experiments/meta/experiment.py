@@ -35,7 +35,8 @@ from probcrowd.experiments.meta.targets import KINDS, Target, targets
 from probcrowd.metrics.scores import scores as calibration
 from probcrowd.metrics.tensors import accuracy, confusion_error, log_loss
 from probcrowd.runs.meta.configuration import MetaTraining
-from probcrowd.runs.meta.train import class_sources, generator_of, meta_train
+from probcrowd.runs.meta.sources import class_sources, generator_of
+from probcrowd.runs.meta.train import meta_train
 from probcrowd.runs.meta.trained import load_run
 from probcrowd.simulate.episodes import Episodes, EpisodeSource, draw_episodes
 from probcrowd.storage.folder import RunFolder

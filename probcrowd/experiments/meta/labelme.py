@@ -13,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from probcrowd.data.images import ClassItems, label_me
+from probcrowd.data.image_sets import label_me
+from probcrowd.data.images import ClassItems
 from probcrowd.runs.meta.configuration import MetaTraining
-from probcrowd.runs.meta.train import generator_of
+from probcrowd.runs.meta.sources import generator_of
 from probcrowd.simulate.episodes import Episodes, EpisodeSource, draw_items
 
 LABELME = "labelme"
@@ -28,7 +29,7 @@ def labelme_episodes(settings: MetaTraining, shots: int) -> tuple[EpisodeSource,
     """
     images = label_me()
     truth, ways = torch.from_numpy(images.truth), int(images.truth.max()) + 1
-    features, said = torch.from_numpy(images.features), torch.from_numpy(images.said)
+    features, said = torch.from_numpy(images.features), torch.from_numpy(images.labels)
     classes, names = torch.arange(ways), tuple(map(str, range(ways)))
     generator, drawn = generator_of(settings, f"labelme/{shots}"), []
     for part, size in (("support", shots), ("query", settings.episode.queries)):

@@ -19,10 +19,10 @@ from probcrowd.experiments.meta.baselines import input_classifiers
 from probcrowd.experiments.meta.networks import VARIANTS, network_settings
 from probcrowd.inference.meta import em
 from probcrowd.inference.meta.adaptation import Method, predict
-from probcrowd.inference.meta.fine_tune import FineTuning, fine_tuned
+from probcrowd.inference.meta.fine_tune import FineTuning, fine_tune
 from probcrowd.inference.meta.maml import GradientSteps, maml_predict
 from probcrowd.runs.meta.configuration import MetaTraining
-from probcrowd.runs.meta.train import evaluating, new_encoder
+from probcrowd.runs.meta.network import evaluating, new_network
 from probcrowd.runs.meta.trained import load_run
 from probcrowd.simulate.episodes import Episodes, EpisodeSource
 
@@ -59,7 +59,7 @@ def context(
     """The context of one method, with its trained network, or with one as it starts."""
     if entry.network is None:
         return Context(
-            settings, new_encoder(settings, input_shape, None).to(device), settings.adaptation.method
+            settings, new_network(settings, input_shape, None).to(device), settings.adaptation.method
         )
     run = load_run(network_settings(settings, entry.network).out)
     method = (
@@ -129,7 +129,7 @@ def _fitted(channel: Literal["crowd-layer", "conal"]) -> Callable[[Context], Ans
     def made(context: Context) -> Answer:
         def answer(source: EpisodeSource, episodes: Episodes, generator: torch.Generator) -> Answers:
             method = FineTuning(channel, FITTED_STEPS, FITTED_RATE)
-            found = fine_tuned(context.network, source, episodes, method, generator)
+            found = fine_tune(context.network, source, episodes, method, generator)
             return {f"{steps} steps": (scores, None) for steps, scores in found.items()}
 
         return answer

@@ -6,7 +6,7 @@ from probcrowd.inference.meta.adaptation import FLAT_COUNT, FLAT_PRECISION
 from probcrowd.runs.meta.configuration import Adaptation, Annotators, MetaTraining
 
 _PRIOR = ("precision", "class_count", "label_count", "scale")
-_AVERAGED = {"inference": "variational", "spread": False}
+_AVERAGED = {"inference": "variational", "average_prototypes": False}
 _BEST = {
     **_AVERAGED,
     "steps": 5,

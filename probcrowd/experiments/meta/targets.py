@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from probcrowd.data.images import label_me
+from probcrowd.data.image_sets import label_me
 from probcrowd.experiments.meta.labelme import LABELME, labelme_episodes
 from probcrowd.runs.meta.configuration import MetaTraining
-from probcrowd.runs.meta.train import generator_of
+from probcrowd.runs.meta.sources import generator_of
 from probcrowd.simulate.annotators import Mixture
 from probcrowd.simulate.episodes import Episodes, EpisodeShape, EpisodeSource, draw_episodes
 
@@ -57,7 +57,7 @@ def targets(settings: MetaTraining, kind: str) -> Iterator[Target]:
     if kind == LABELME:
         for shots in settings.target.shots:
             simulated = settings.shape(shots, max(settings.episode.annotators))
-            yield Target(kind, shots, label_me().said.shape[1], 0.0, simulated, _USUAL)
+            yield Target(kind, shots, label_me().labels.shape[1], 0.0, simulated, _USUAL)
         return
     for shots, annotators in product(settings.target.shots, settings.target.annotators):
         shape = settings.shape(shots, annotators)

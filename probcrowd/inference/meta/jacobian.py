@@ -1,13 +1,15 @@
-r"""How the EM step bends: its Jacobian at given responsibilities r, in closed form.
+r"""The Jacobian of an EM step at given responsibilities r, in closed form.
 
-EM is r <- softmax(z(r)) with z the gradient of a convex function, so J = dT/dr = P G with both factors symmetric and positive
-semi-definite: P = softmax's Jacobian, diag(r_i) - r_i r_i' for each item, and G = dz/dr, block diagonal over classes k:
+EM is r <- softmax(z(r)) with z the gradient of a convex function, so J = dT/dr = P G with both factors
+symmetric and positive semi-definite: P is the Jacobian of softmax, diag(r_i) - r_i r_i' for each item, and G
+= dz/dr is block diagonal over classes k:
 
     G[k][i, n] = (u_i - m_k).(u_n - m_k) / (tau + s_k) + 1 / (s_k + b)
                  + sum_j [ sum_l V_ijl V_njl / C_jkl  -  V_ij. V_nj. / C_jk. ]
 
-m prototypes, s class sizes, C confusion counts with their prior, V votes, a dot sums over labels; i and n are both items. Hence the eigenvalues
-of J are real and >= 0, and below 1 exactly where the log posterior has a strict maximum.
+m prototypes, s class sizes, C confusion counts with their pseudo-counts, V votes; a dot sums over labels; i
+and n are both items. Hence the eigenvalues of J are real and >= 0, and all below 1 exactly where the log
+posterior has a strict maximum.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probcrowd.data.vote_tensors import Support, Votes
-from probcrowd.models.meta.prototype import Prior, label_counts
+from probcrowd.inference.meta.em import confusion_counts, expected_counts
+from probcrowd.models.meta.prototype import Prior
 
 DENSE_LIMIT = 4096  # unknowns per task; the dense matrix of one task then takes 134 MB in float64
 
 
 @dataclass(frozen=True)
-class Curvature:
-    """P and G at a point. `inverse_counts` (b, jl, k) is 1 / C, `inverse_totals` (b, j, k) 1 / C summed over l; 0 for absent classes."""
+class Jacobian:
+    """P and G at a point. `inverse_counts` is 1 / C, `inverse_totals` 1 / sum_l C; 0 for absent classes."""
 
     responsibilities: Float[Tensor, "b i k"]
     embeddings: Float[Tensor, "b i d"]
@@ -34,35 +37,34 @@ class Curvature:
     prototypes: Float[Tensor, "b k d"]
     inverse_precision: Float[Tensor, "b k"]
     inverse_class_counts: Float[Tensor, "b k"]
-    inverse_counts: Float[Tensor, "b jl k"]
+    inverse_counts: Float[Tensor, "b j l k"]
     inverse_totals: Float[Tensor, "b j k"]
 
     def softmax_product(self, vector: Float[Tensor, "b i k"]) -> Float[Tensor, "b i k"]:
-        """P @ vector."""
+        """Return P @ vector."""
         return self.responsibilities * (vector - (self.responsibilities * vector).sum(-1, keepdim=True))
 
     def logit_product(self, vector: Float[Tensor, "b i k"]) -> Float[Tensor, "b i k"]:
-        """G @ vector: how the logits of the next E step move when the responsibilities move by `vector`."""
+        """Return G @ vector: the change of the E step's logits if responsibilities change by `vector`."""
         sizes = vector.sum(1)  # (b, k)
-        moved = torch.bmm(vector.transpose(1, 2), self.embeddings) - sizes[..., None] * self.prototypes
-        moved = moved * self.inverse_precision[..., None]
-        counts = self.votes.counts(vector)
-        by_label = counts.unflatten(1, (self.votes.num_annotators, self.votes.num_labels))
-        # d log confusion = dC / C - dC. / C.
-        table = counts * self.inverse_counts - (by_label.sum(2) * self.inverse_totals).repeat_interleave(
-            self.votes.num_labels, 1
-        )
-        constant = sizes * self.inverse_class_counts - (moved * self.prototypes).sum(-1)
+        shift = torch.bmm(vector.transpose(1, 2), self.embeddings) - sizes[..., None] * self.prototypes
+        shift = shift * self.inverse_precision[..., None]
+        counts = expected_counts(vector, self.votes)
+        # d ln confusion = dC / C - dC. / C.
+        table = counts * self.inverse_counts - (counts.sum(2) * self.inverse_totals)[:, :, None]
+        constant = sizes * self.inverse_class_counts - (shift * self.prototypes).sum(-1)
         return (
-            torch.bmm(self.embeddings, moved.transpose(1, 2)) + constant[:, None] + self.votes.evidence(table)
+            torch.bmm(self.embeddings, shift.transpose(1, 2))
+            + constant[:, None]
+            + self.votes.evidence(table.flatten(1, 2))
         )
 
     def adjoint_product(self, vector: Float[Tensor, "b i k"]) -> Float[Tensor, "b i k"]:
-        """J' @ vector = G P vector."""
+        """Return J' @ vector = G P vector."""
         return self.logit_product(self.softmax_product(vector))
 
     def logit_matrix(self) -> Float[Tensor, "b k i i2"]:
-        """G, one block of items x items per class."""
+        """Return G, one block of items x items per class."""
         centred = self.embeddings[:, None] - self.prototypes[:, :, None]  # (b, k, i, d)
         blocks = (
             centred @ centred.transpose(2, 3) * self.inverse_precision[..., None, None]
@@ -72,12 +74,12 @@ class Curvature:
         given = votes.unflatten(2, (self.votes.num_annotators, self.votes.num_labels)).sum(3)  # (b, i, j)
         return (
             blocks
-            + torch.einsum("bip,bnp,bpk->bkin", votes, votes, self.inverse_counts)
+            + torch.einsum("bip,bnp,bpk->bkin", votes, votes, self.inverse_counts.flatten(1, 2))
             - torch.einsum("bij,bnj,bjk->bkin", given, given, self.inverse_totals)
         )
 
     def adjoint_matrix(self) -> Float[Tensor, "b n n"]:
-        """J' = G P with unknowns numbered item * classes + class.
+        """Return J' = G P with unknowns numbered item * classes + class.
 
         Raises:
             ValueError: more than `DENSE_LIMIT` unknowns in a task.
@@ -85,7 +87,8 @@ class Curvature:
         tasks, items, classes = self.responsibilities.shape
         if items * classes > DENSE_LIMIT:
             raise ValueError(
-                f"a dense solve of {items} items x {classes} classes per task is too large: use gradient='implicit-neumann'"
+                f"a dense solve of {items} items x {classes} classes per task is too large: use "
+                "gradient='implicit-neumann'"
             )
         softmax = (
             torch.diag_embed(self.responsibilities)
@@ -95,7 +98,10 @@ class Curvature:
         return product.reshape(tasks, items * classes, items * classes)
 
     def largest_eigenvalue(self, iterations: int = 60) -> Float[Tensor, " b"]:
-        """The largest eigenvalue of J, from below: power iteration with the Rayleigh quotient of the inner product of P."""
+        """Return the largest eigenvalue of J by power iteration, which approaches it from below.
+
+        It is the Rayleigh quotient in the inner product of P.
+        """
         generator = torch.Generator(device=self.responsibilities.device).manual_seed(0)
         vector = torch.randn(
             self.responsibilities.shape,
@@ -113,22 +119,24 @@ class Curvature:
         return quotient
 
 
-def at(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Curvature:
-    """The curvature of EM at these responsibilities."""
+def em_jacobian(responsibilities: Float[Tensor, "b i k"], support: Support, prior: Prior) -> Jacobian:
+    """Return the Jacobian of `em.em_step` at these responsibilities, without a graph."""
     responsibilities, embeddings = responsibilities.detach(), support.embeddings.detach()
     sizes = responsibilities.sum(1)
-    inverse_precision = 1 / (
-        sizes + torch.as_tensor(prior.precision, dtype=sizes.dtype, device=sizes.device).detach()
+    precision, class_count = (
+        torch.as_tensor(number, dtype=sizes.dtype, device=sizes.device).detach()
+        for number in (prior.precision, prior.class_count)
     )
-    counts = label_counts(responsibilities, support, prior).detach()  # (b, j, l, k)
+    inverse_precision = 1 / (sizes + precision)
+    counts = confusion_counts(responsibilities, support, prior).detach()  # (b, j, l, k)
     totals = counts.sum(2)
-    return Curvature(
+    return Jacobian(
         responsibilities,
         embeddings,
         support.votes,
         torch.bmm(responsibilities.transpose(1, 2), embeddings) * inverse_precision[..., None],
         inverse_precision,
-        1 / (sizes + torch.as_tensor(prior.class_count, dtype=sizes.dtype, device=sizes.device).detach()),
-        torch.where(counts > 0, 1 / counts, 0.0).flatten(1, 2),
+        1 / (sizes + class_count),
+        torch.where(counts > 0, 1 / counts, 0.0),
         torch.where(totals > 0, 1 / totals, 0.0),
     )

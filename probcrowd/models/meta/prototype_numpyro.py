@@ -1,4 +1,4 @@
-"""The prototype crowd of `probcrowd.models.meta.prototype` for one task, declared in NumPyro with the same sites; see there for the mathematics."""
+"""The prototype crowd of one task in NumPyro; `probcrowd.models.meta.prototype` states the mathematics."""
 
 from __future__ import annotations
 

@@ -1,23 +1,20 @@
-"""The settings of a meta-training run: one typed record, `MetaTraining`, and what is built from it.
+"""The settings of a meta-training run, `MetaTraining`, read from TOML by `probcrowd meta-train`.
 
-Every default here is the demo's or the paper's; `probcrowd meta-train` reads the record from TOML.
+Every default is that of the demonstration or of the paper (Kumagai et al. 2025).
 """
 
 from __future__ import annotations
 
-import math
-from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
-from pydantic import Field, model_validator
-from torch import nn
+from pydantic import BeforeValidator, Field, model_validator
 
 from probcrowd.inference.meta.adaptation import Method
+from probcrowd.inference.meta.fit import Gradient
+from probcrowd.inference.meta.label_aggregation import Aggregation
 from probcrowd.inference.meta.maml import GradientSteps
-from probcrowd.models.encoders import MLP, Conv4
-from probcrowd.models.meta.learned_prior import Learned, LearnedPrior
+from probcrowd.models.meta.learned_prior import Learned
 from probcrowd.models.meta.population import Population
 from probcrowd.models.meta.prototype import Prior
 from probcrowd.simulate.annotators import Mixture, RandomMixture
@@ -26,11 +23,16 @@ from probcrowd.storage.settings import Settings
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Hyphens = BeforeValidator(lambda name: name.replace("_", "-") if isinstance(name, str) else name)
 Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LEAST_IMPLICIT_STEPS = 20  # below this, EM rarely reaches its fixed point
 
 
 class Classes(Settings):
-    """How many classes are for training, validation and as targets; `augment` warps of each source class train as further classes."""
+    """Numbers of classes for training, validation and target tasks.
+
+    augment: warps of each training class, which are further classes.
+    """
 
     train: Positive = 4
     validation: Positive = 3
@@ -39,7 +41,7 @@ class Classes(Settings):
 
 
 class Encoder(Settings):
-    """The network; "own" is one that is passed from Python. `hidden` and `dimension` are the MLP's, `channels` the convolutional network's."""
+    """The network; "own" is passed from Python. `hidden`, `dimension`: of the MLP; `channels`: of Conv4."""
 
     kind: Literal["mlp", "conv4", "own"] = "mlp"
     hidden: tuple[Positive, ...] = (256, 256)
@@ -48,9 +50,9 @@ class Encoder(Settings):
 
 
 class Annotators(Settings):
-    """Shares of the kinds of simulated annotators, and the probability that one is asked about an item.
+    """Shares of the types of simulated annotators, and the probability `observed` that one labels an item.
 
-    random: every training task has other shares, around these, and another probability, between `observed` and 1.
+    random: every training task draws its shares around these, and its probability between `observed` and 1.
     """
 
     expert: Share = 0.1
@@ -62,18 +64,21 @@ class Annotators(Settings):
     random: bool = False
 
     @property
-    def drawn(self) -> Mixture | RandomMixture:
-        """What meta-training draws annotators from."""
+    def training_mixture(self) -> Mixture | RandomMixture:
+        """The mixture from which meta-training draws annotators."""
         return RandomMixture(self.mixture, self.observed) if self.random else self.mixture
 
     @property
     def mixture(self) -> Mixture:
-        """The shares as a record of `probcrowd.simulate.annotators`."""
+        """The shares as `probcrowd.simulate.annotators.Mixture`."""
         return Mixture(self.expert, self.hammer, self.spammer, self.flipper, self.class_spammer)
 
 
 class Episode(Settings):
-    """The size of episodes; of `shots` and of `annotators` each training step draws one value for all of its episodes."""
+    """The size of episodes.
+
+    Each training step draws one value of `shots` and one of `annotators` for all of its `tasks` episodes.
+    """
 
     ways: Annotated[int, Field(gt=1)] = 3
     shots: tuple[Positive, ...] = Field(default=(1, 3, 5), min_length=1)
@@ -83,15 +88,17 @@ class Episode(Settings):
 
 
 class Adaptation(Settings):
-    """How a task is adapted to, by prototypes or by gradient steps of `rate` (`probcrowd.inference.meta.maml`): see `probcrowd.inference.meta.adaptation.Method` and `probcrowd.models.meta.prototype.Prior`.
+    """How a task is adapted to: by prototypes, or with MAML by `steps` gradient steps of `rate`.
 
-    With an implicit gradient `steps` is the most EM steps that a task may take to its fixed point: allow 100 or more.
+    The other fields are those of `probcrowd.inference.meta.adaptation.Method` and, from precision to
+    accuracy, of `probcrowd.models.meta.prototype.Prior`. learned: what is learned beside the network. With an
+    implicit gradient, `steps` limits the EM steps to the fixed point: allow 100 or more.
     """
 
     learner: Literal["prototypes", "maml"] = "prototypes"
-    labels: Literal["joint", "dawid-skene", "majority-vote"] = "joint"
+    labels: Annotated[Literal["joint"] | Aggregation, Hyphens] = "joint"
     steps: Positive = 2
-    gradient: Literal["unrolled", "implicit", "implicit-neumann", "one-step"] = "unrolled"
+    gradient: Annotated[Gradient, Hyphens] = "unrolled"
     pseudo_annotators: bool = True
     precision: Number = 0.1
     class_count: Number = 10.0
@@ -99,7 +106,7 @@ class Adaptation(Settings):
     accuracy: Annotated[float, Field(gt=0, lt=1)] | None = None
     inference: Literal["map", "variational"] = "map"
     population: bool = False
-    spread: bool = True
+    average_prototypes: bool = True
     learned: tuple[Learned, ...] = ()
     clean_share: Share = 0.0
     separate: bool = False
@@ -107,64 +114,56 @@ class Adaptation(Settings):
     rate: Number = 0.1
 
     @model_validator(mode="after")
-    def _meaningful(self) -> "Adaptation":
+    def _check(self) -> "Adaptation":
         if self.separate and not self.learned:
             raise ValueError(
-                "separate = true leaves nothing to learn from annotators: name what is learned beside the network in `learned`"
+                "separate = true leaves nothing to learn from annotators: name what is learned beside the "
+                "network "
+                "in `learned`"
             )
         if "accuracy" in self.learned and self.accuracy is None:
-            raise ValueError("an accuracy to learn needs one to start from: give accuracy")
+            raise ValueError("learning the accuracy needs an initial value: set accuracy")
         if "population" in self.learned and not self.population:
-            raise ValueError("a population to learn needs one to start from: set population = true")
-        _ = self.method  # which refuses what has no meaning
-        return self
-
-    @model_validator(mode="after")
-    def _enough_steps(self) -> "Adaptation":
-        if self.gradient.startswith("implicit") and self.steps < 20:
+            raise ValueError("learning the population needs an initial one: set population = true")
+        if self.gradient.startswith("implicit") and self.steps < LEAST_IMPLICIT_STEPS:
             raise ValueError(
-                f"gradient = {self.gradient!r} iterates to a fixed point and needs steps = 100 or more, got {self.steps}"
+                f"gradient = {self.gradient!r} iterates to a fixed point and needs steps = 100 or more, "
+                f"got {self.steps}"
             )
+        _ = self.method  # raises if the combination has no meaning
         return self
 
     @property
     def method(self) -> Method:
-        """The same as a record of `probcrowd.inference.meta.adaptation`."""
-        prior = Prior(self.precision, self.class_count, self.label_count, self.accuracy)
+        """The adaptation of prototypes."""
         return Method(
-            self.labels,
-            self.steps,
-            self.gradient,
-            self.pseudo_annotators,
-            prior,
+            labels=self.labels,
+            steps=self.steps,
+            gradient=self.gradient,
+            pseudo_annotators=self.pseudo_annotators,
+            prior=Prior(self.precision, self.class_count, self.label_count, self.accuracy),
             inference=self.inference,
-            population=Population.usual() if self.population else None,
-            spread=self.spread,
+            population=Population.default() if self.population else None,
+            average_prototypes=self.average_prototypes,
             clean_share=self.clean_share,
             separate=self.separate,
             tie_noise=self.tie_noise,
         )
 
     @property
-    def gradient_steps(self) -> GradientSteps:
-        """The same as a record of `probcrowd.inference.meta.maml`, for majority labels."""
+    def training_method(self) -> Method | GradientSteps:
+        """The adaptation of the chosen learner."""
+        if self.learner == "prototypes":
+            return self.method
         return GradientSteps(steps=self.steps, rate=self.rate, prior=self.method.prior)
-
-    def network(self, encoder: nn.Module, input_shape: tuple[int, ...], ways: int) -> nn.Module:
-        """The encoder with what is learned beside it: parts of the prior, or a last layer of as many classes as episodes have."""
-        if self.learner == "maml":
-            with torch.no_grad():
-                width = deepcopy(encoder).eval()(torch.zeros(1, *input_shape)).shape[-1]
-            return nn.Sequential(encoder, nn.Linear(width, ways))
-        method = self.method
-        return (
-            LearnedPrior(encoder, self.learned, method.prior, method.population) if self.learned else encoder
-        )
 
 
 class Training(Settings):
-    """Adam on equation (10); every `validate_every` steps `validation_tasks` tasks of each size are scored, and training stops when
-    `patience` validations in a row brought nothing better. The best network is kept."""
+    """Adam on equation (10), with early stopping.
+
+    Every `validate_every` steps, `validation_tasks` tasks of each size are scored; training stops after
+    `patience` validations without an improvement. The best network is the result.
+    """
 
     steps: Positive = 2000
     learning_rate: Number = 1e-3
@@ -175,7 +174,10 @@ class Training(Settings):
 
 
 class Target(Settings):
-    """The target tasks that `probcrowd evaluate` draws: `tasks` for each number of shots, of annotators and each share of spammers."""
+    """The target tasks of `probcrowd evaluate`.
+
+    There are `tasks` for each number of shots, number of annotators and share of spammers.
+    """
 
     tasks: Positive = 50
     shots: tuple[Positive, ...] = Field(default=(1, 3, 5), min_length=1)
@@ -191,7 +193,7 @@ class Target(Settings):
 
 
 class MetaTraining(Settings):
-    """Everything that a run depends on, its folder `out` included."""
+    """All settings of a run, with its folder `out`."""
 
     out: Path = Path("outputs/digits")
     data: str = "digits"
@@ -206,26 +208,7 @@ class MetaTraining(Settings):
     target: Target = Target()
 
     def shape(self, shots: int, annotators: int) -> EpisodeShape:
-        """The shape of this run's episodes with so many shots and annotators."""
+        """Return the shape of this run's episodes with these numbers of shots and annotators."""
         return EpisodeShape(
             self.episode.ways, shots, self.episode.queries, annotators, self.annotators.observed
         )
-
-
-def build_encoder(settings: Encoder, input_shape: tuple[int, ...]) -> nn.Module:
-    """The network for inputs of this shape; its weights come from torch's global generator, which the caller seeds.
-
-    Raises:
-        ValueError: a convolutional network for inputs that are not images of a sufficient size, or `kind` is "own".
-    """
-    if settings.kind == "own":
-        raise ValueError(
-            "encoder.kind is 'own': such a run needs its network passed as `encoder`, from Python"
-        )
-    if settings.kind == "mlp":
-        return MLP(math.prod(input_shape), settings.hidden, settings.dimension)
-    if len(input_shape) != 3:
-        raise ValueError(
-            f"encoder.kind is 'conv4', but inputs have shape {input_shape}, not (channels, height, width): use 'mlp'"
-        )
-    return Conv4(input_shape[0], min(input_shape[1:]), settings.channels)

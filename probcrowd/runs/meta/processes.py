@@ -1,4 +1,4 @@
-"""One process, or several that `torchrun` started: who leads, how gradients are shared, how all stop together."""
+"""One process, or several started by `torchrun` that share gradients and stop together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import distributed, nn
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `size`; only the leader writes files and shows progress."""
+    """This process among `size`. Only the leader writes files and shows progress."""
 
     rank: int
     size: int
@@ -21,15 +21,15 @@ class Processes:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process writes."""
         return self.rank == 0
 
-    def share_gradients(self, encoder: nn.Module) -> nn.Module:
-        """The network, wrapped so that backward averages gradients over all processes."""
-        return nn.parallel.DistributedDataParallel(encoder) if self.size > 1 else encoder
+    def share_gradients(self, network: nn.Module) -> nn.Module:
+        """Wrap the network so that backward averages gradients over all processes."""
+        return nn.parallel.DistributedDataParallel(network) if self.size > 1 else network
 
     def agree(self, value: bool) -> bool:
-        """The leader's value, in every process; waits for all."""
+        """Return the leader's value in every process; wait for all."""
         if self.size == 1:
             return value
         flag = torch.tensor([int(value)], device=self.device)
@@ -39,21 +39,19 @@ class Processes:
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """The group that torchrun's environment variables describe, or this process alone.
+    """Open the group that torchrun's environment variables describe, or a group of this process alone.
 
     Raises:
-        ValueError: a GPU is asked for and there is none.
+        ValueError: `device` is "cuda" and there is no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device is 'cuda', but this torch finds no GPU: set device = \"cpu\", or install a torch with CUDA"
+            "device is 'cuda', but this torch finds no GPU: set device = \"cpu\", or install a torch with "
+            "CUDA"
         )
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    chosen = (
-        torch.device(device, int(os.environ.get("LOCAL_RANK", "0")))
-        if device == "cuda"
-        else torch.device(device)
-    )
+    local = torch.device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    chosen = local if device == "cuda" else torch.device(device)
     if size == 1:
         yield Processes(0, 1, chosen)
         return

@@ -1,4 +1,4 @@
-"""Meta-training: its loss by hand, the methods it compares, the specification's accuracies on ideal latents, and that training trains."""
+"""Adaptation and the meta-training loss: by hand, on ideal embeddings with known accuracies, and trained."""
 
 from __future__ import annotations
 
@@ -14,21 +14,16 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from probcrowd.data.images import load, select
+from probcrowd.data.image_sets import load_classes
+from probcrowd.data.images import select_classes
 from probcrowd.data.vote_tensors import DenseVotes, Support
 from probcrowd.inference.meta import em
-from probcrowd.inference.meta import jacobian as curvature
-from probcrowd.inference.meta.adaptation import (
-    PROTOTYPICAL,
-    Method,
-    adapt,
-    dawid_skene,
-    majority,
-    meta_loss,
-    noisy_support,
-    predict,
-)
+from probcrowd.inference.meta.adaptation import PROTOTYPICAL, Method, adapt, predict
+from probcrowd.inference.meta.fit import Gradient, converge, fit
 from probcrowd.inference.meta.guide import point_guide, query_elbo, query_labels
+from probcrowd.inference.meta.jacobian import em_jacobian
+from probcrowd.inference.meta.label_aggregation import dawid_skene, majority
+from probcrowd.inference.meta.meta_loss import meta_loss
 from probcrowd.metrics.tensors import accuracy, log_loss
 from probcrowd.models.encoders import MLP, embed
 from probcrowd.models.meta.prototype import Prior, log_predictive
@@ -51,7 +46,7 @@ ACCURACIES = {
 
 @dataclass(frozen=True)
 class Latents:
-    """Tasks whose embeddings are what the model says they are: support and query embeddings, truths and annotations."""
+    """Tasks whose embeddings follow the model: support and query embeddings, truths and annotations."""
 
     support: Support
     truth: Tensor
@@ -64,7 +59,7 @@ class Latents:
         return accuracy(scores, self.query_truth).mean(1)
 
     def known(self) -> Support:
-        """The same support sets with one annotator, who is right."""
+        """Return the same support sets labelled by one annotator who is always right."""
         return Support(
             self.support.embeddings, DenseVotes.from_labels(self.truth[..., None], 4, self.queries.dtype)
         )
@@ -98,56 +93,56 @@ def ideal_latents(
 def accuracies(distance: float, shots: int, annotators: int) -> dict[str | int, Tensor]:
     """Accuracy of every task, the same tasks for every method."""
     latents = ideal_latents(distance, shots, annotators)
-    found: dict[str | int, Tensor] = {
+    result: dict[str | int, Tensor] = {
         steps: latents.score(adapt(latents.support, Method(steps=steps, prior=PRIOR)))
         for steps in (1, 2, 3, 5, 10)
     }
-    found["dawid-skene"] = latents.score(
+    result["dawid-skene"] = latents.score(
         adapt(latents.support, Method(labels="dawid-skene", steps=3, prior=PRIOR))
     )
-    found["clean"] = latents.score(em.fit(latents.known(), Prior(0.0, 1.0, 0.5), steps=1))
-    return found
+    result["clean"] = latents.score(fit(latents.known(), Prior(0.0, 1.0, 0.5), steps=1))
+    return result
 
 
 @pytest.mark.parametrize("cell", ACCURACIES)
 def test_accuracies_on_ideal_latents_are_those_of_the_specification(cell: tuple[int, int, int]) -> None:
     by_steps, labels_only, clean = ACCURACIES[cell]
-    found = {method: float(values.mean()) for method, values in accuracies(*cell).items()}
-    assert found == pytest.approx({**by_steps, "dawid-skene": labels_only, "clean": clean}, abs=0.012)
+    result = {method: float(values.mean()) for method, values in accuracies(*cell).items()}
+    assert result == pytest.approx({**by_steps, "dawid-skene": labels_only, "clean": clean}, abs=0.012)
 
 
-def test_one_e_step_that_sees_the_embeddings_is_worth_more_than_labels_alone() -> None:
+def test_one_e_step_with_embeddings_is_worth_more_than_labels_alone() -> None:
     """Paired on the same tasks, at distance 5 with 5 shots and 5 annotators."""
-    found = {method: float(values.mean()) for method, values in accuracies(5, 5, 5).items()}
-    assert found[2] - found[1] >= 0.025
-    assert found[2] - found["dawid-skene"] >= 0.025
-    assert -0.002 < found[2] - found[10] < 0.012
+    result = {method: float(values.mean()) for method, values in accuracies(5, 5, 5).items()}
+    assert result[2] - result[1] >= 0.025
+    assert result[2] - result["dawid-skene"] >= 0.025
+    assert -0.002 < result[2] - result[10] < 0.012
 
 
 def test_em_converges_in_a_few_steps_on_ideal_latents() -> None:
     latents = ideal_latents(5, 5, 3, tasks=60, mixtures=[Mixture()])
     totals, (first, second) = latents.support.votes.totals(), torch.triu_indices(4, 4, 1)
     tied = (totals[..., first] == totals[..., second]).all(1).any(1)
-    reached = em.converge(latents.support, PRIOR, steps=100, tolerance=1e-8)
+    reached = converge(latents.support, PRIOR, steps=100, tolerance=1e-8)
     assert int((~tied).sum()) > 50
     assert bool(reached.converged[~tied].all())
     assert float(reached.steps[~tied].double().median()) <= 10
-    rates = curvature.at(reached.value, latents.support, PRIOR).largest_eigenvalue()
+    rates = em_jacobian(reached.value, latents.support, PRIOR).largest_eigenvalue()
     assert float(rates[~tied].median()) <= 0.02 and float(rates.min()) >= 0
 
 
 def clean_fit(embeddings: Tensor, truth: Tensor, ways: int, prior: Prior) -> em.Parameters:
     """One M step on the labels of one annotator who is always right."""
     support = Support(embeddings, DenseVotes.from_labels(truth[..., None], ways, embeddings.dtype))
-    return em.m_step(em.start(support), support, prior)
+    return em.m_step(em.vote_shares(support), support, prior)
 
 
 @pytest.mark.parametrize(("shots", "tolerance"), [(1, 0.02), (5, 0.004)])
-def test_unanimous_right_labels_are_as_good_as_the_truth(shots: int, tolerance: float) -> None:
+def test_unanimous_correct_labels_are_as_good_as_the_truth(shots: int, tolerance: float) -> None:
     latents = ideal_latents(5, shots, 3)
     votes = DenseVotes.from_labels(latents.truth[..., None].expand(-1, -1, 3), 4, torch.float64)
     unanimous = Support(latents.support.embeddings, votes)
-    by_steps = [float(latents.score(em.fit(unanimous, PRIOR, steps=steps)).mean()) for steps in (1, 2, 3)]
+    by_steps = [float(latents.score(fit(unanimous, PRIOR, steps=steps)).mean()) for steps in (1, 2, 3)]
     assert max(by_steps) - min(by_steps) <= 0.001
     network = float(
         latents.score(clean_fit(latents.support.embeddings, latents.truth, 4, PROTOTYPICAL)).mean()
@@ -184,35 +179,34 @@ def equation_10(queries: Tensor, truth: Tensor, prototypes: Tensor, class_prior:
 
 def test_the_query_elbo_is_equation_10_and_so_is_its_gradient() -> None:
     support, prior, queries, truth = fixture()
-    found = []
+    result = []
     for way in ("Trace_ELBO", "query_elbo", "by hand"):
         labelled, scored = support.embeddings.clone().requires_grad_(), queries.clone().requires_grad_()
-        parameters = em.fit(Support(labelled, support.votes, support.items), prior, steps=2)
-        point = parameters.prototypes, parameters.log_class_prior
+        parameters = fit(Support(labelled, support.votes, support.items), prior, steps=2)
         if way == "Trace_ELBO":
             loss = Trace_ELBO().differentiable_loss(
-                partial(query_labels, scored, truth, 4), partial(point_guide, *point)
+                partial(query_labels, scored, truth, 4), partial(point_guide, parameters)
             )
         elif way == "query_elbo":
-            loss = -query_elbo(scored, truth, *point)
+            loss = -query_elbo(scored, truth, parameters)
         else:
             loss = equation_10(scored, truth, parameters.prototypes, parameters.class_prior)
-        found.append([loss.detach(), *torch.autograd.grad(loss, [labelled, scored])])
-    for by_trace, by_replay, by_hand in zip(*found, strict=True):
+        result.append([loss.detach(), *torch.autograd.grad(loss, [labelled, scored])])
+    for by_trace, by_replay, by_hand in zip(*result, strict=True):
         close(by_trace, by_hand, 1e-10)
         close(by_replay, by_hand, 1e-10)
     # the query embeddings' gradient in closed form: softmax minus truth, times the prototypes
-    parameters = em.fit(support, prior, steps=2)
+    parameters = fit(support, prior, steps=2)
     excess = log_predictive(queries, parameters.prototypes, parameters.log_class_prior).exp() - one_hot(
         truth, 4
     )
-    close(found[0][2], excess @ parameters.prototypes, 1e-10)
-    assert float(found[0][1].abs().max()) > 1e-3
+    close(result[0][2], excess @ parameters.prototypes, 1e-10)
+    assert float(result[0][1].abs().max()) > 1e-3
 
 
 @cache
 def digit_source() -> EpisodeSource:
-    return EpisodeSource.of(select(load("digits"), [0, 1, 2, 3, 4, 5]))
+    return EpisodeSource.of(select_classes(load_classes("digits"), [0, 1, 2, 3, 4, 5]))
 
 
 def digit_episodes(tasks: int, seed: int, *, shots: int = 3, observed: float = 1.0) -> Episodes:
@@ -230,7 +224,7 @@ def test_meta_loss_of_joint_em_equals_the_loops_over_the_paper() -> None:
     prior = Prior(0.3, 2.0, 0.7)
     total = 0.0
     with torch.no_grad():
-        found = float(meta_loss(encoder, digit_source(), episodes, Method(steps=3, prior=prior)))
+        result = float(meta_loss(encoder, digit_source(), episodes, Method(steps=3, prior=prior)))
         for index in range(3):
             pixels = [
                 digit_source().pool[rows[index]].float().flatten(1) / 255
@@ -243,19 +237,19 @@ def test_meta_loss_of_joint_em_equals_the_loops_over_the_paper() -> None:
                 lam = ref.e_step(*ref.m_step(lam, task), task)
             mu, pi, _ = (torch.from_numpy(array)[None] for array in ref.m_step(lam, task))
             total += float(equation_10(queries[None], episodes.query_truth[index : index + 1], mu, pi))
-    assert found == pytest.approx(total / 3, rel=1e-5)  # single precision
+    assert result == pytest.approx(total / 3, rel=1e-5)  # single precision
 
 
 def test_meta_loss_uses_the_true_support_labels_only_without_pseudo_annotators() -> None:
     encoder, episodes = small_network(), digit_episodes(4, 2)
-    lied = replace(episodes, support_truth=episodes.support_truth.flip(1))
-    silenced = replace(episodes, labels=torch.zeros_like(episodes.labels))
+    other_truth = replace(episodes, support_truth=episodes.support_truth.flip(1))
+    other_labels = replace(episodes, labels=torch.zeros_like(episodes.labels))
 
     def loss(chosen: Episodes, *, noisy: bool) -> float:
         return float(meta_loss(encoder, digit_source(), chosen, Method(pseudo_annotators=noisy)).detach())
 
-    assert loss(episodes, noisy=True) == loss(lied, noisy=True) != loss(silenced, noisy=True)
-    assert loss(episodes, noisy=False) == loss(silenced, noisy=False) != loss(lied, noisy=False)
+    assert loss(episodes, noisy=True) == loss(other_truth, noisy=True) != loss(other_labels, noisy=True)
+    assert loss(episodes, noisy=False) == loss(other_labels, noisy=False) != loss(other_truth, noisy=False)
 
 
 def test_one_step_of_joint_em_is_prototypes_on_soft_votes_bit_for_bit() -> None:
@@ -263,7 +257,7 @@ def test_one_step_of_joint_em_is_prototypes_on_soft_votes_bit_for_bit() -> None:
     embeddings = torch.randn(20, 12, 16, generator=torch.Generator().manual_seed(0))
     counts = one_hot(episodes.labels + 1, 5)[..., 1:].sum(2).float()
     soft = counts / counts.sum(-1, keepdim=True)
-    support = noisy_support(embeddings, episodes)
+    support = episodes.noisy_support(embeddings)
     by_hand = em.m_step(soft, support, PRIOR)
     joint, more = (adapt(support, Method(steps=steps, prior=PRIOR)) for steps in (1, 2))
     assert torch.equal(joint.prototypes, by_hand.prototypes) and torch.equal(
@@ -275,7 +269,7 @@ def test_one_step_of_joint_em_is_prototypes_on_soft_votes_bit_for_bit() -> None:
 def test_dawid_skene_prototypes_are_joint_em_without_the_embedding_term_of_the_e_step() -> None:
     support, prior, _, _ = fixture()
     assert support.items is not None
-    lam = em.start(support)
+    lam = em.vote_shares(support)
     for steps in range(1, 5):
         # After as many M as E steps; the M step sees the embeddings, the E step only class prior and annotations
         parameters = em.m_step(lam, support, prior)
@@ -301,7 +295,7 @@ def test_majority_shares_ties_and_leaves_items_without_labels_empty() -> None:
     close(majority(totals), expected, 1e-7)
 
 
-def test_majority_prototypes_are_means_of_the_items_that_most_annotators_named() -> None:
+def test_majority_prototypes_are_means_of_the_items_of_each_majority() -> None:
     labels = torch.tensor([[[0, 0, 1], [1, 1, 1], [0, 1, -1], [1, -1, -1]]])
     embeddings = torch.tensor([[[1.0], [2.0], [4.0], [8.0]]], dtype=torch.float64)
     support = Support(embeddings, DenseVotes.from_labels(labels, 2, torch.float64))
@@ -351,16 +345,16 @@ def settled_episodes(encoder: nn.Module, tasks: int, shots: int) -> Episodes:
     episodes = digit_episodes(8 * tasks, 4, shots=shots)
     with torch.no_grad():
         (embeddings,) = embed(encoder, digit_source().inputs(episodes.support))
-    support = noisy_support(embeddings.double(), episodes)
-    reached = em.converge(support, Prior(), steps=1000)
-    fast = reached.converged & (curvature.at(reached.value, support, Prior()).largest_eigenvalue() < 0.85)
-    kept = fast.nonzero().flatten()[:tasks]
-    assert len(kept) == tasks
-    return Episodes(*(getattr(episodes, field.name)[kept] for field in fields(Episodes)))
+    support = episodes.noisy_support(embeddings.double())
+    reached = converge(support, Prior(), steps=1000)
+    fast = reached.converged & (em_jacobian(reached.value, support, Prior()).largest_eigenvalue() < 0.85)
+    retained = fast.nonzero().flatten()[:tasks]
+    assert len(retained) == tasks
+    return Episodes(*(getattr(episodes, field.name)[retained] for field in fields(Episodes)))
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_gradient_reaches_every_parameter_and_is_the_slope_of_the_loss(name: str) -> None:
+def test_gradients_are_the_slope_of_the_loss_in_every_parameter(name: str) -> None:
     """Along a random direction, by central differences; the one-step gradient is no slope and says something else."""
     encoder, other, method = smooth_network(), smooth_network(), METHODS[name]
     episodes = settled_episodes(encoder, 4, 3)
@@ -392,7 +386,7 @@ def test_a_gradient_reaches_every_parameter_and_is_the_slope_of_the_loss(name: s
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "implicit-neumann"])
-def test_tasks_with_a_fixed_point_need_no_fallback_in_single_precision(gradient: em.Gradient) -> None:
+def test_tasks_at_a_fixed_point_need_no_fallback_in_single_precision(gradient: Gradient) -> None:
     """A warning, which is an error here, would mean the one-step gradient: the tolerance must be one that rounding lets through."""
     method = Method(steps=1000, gradient=gradient)
     single, double = small_network(), small_network().double()
@@ -435,7 +429,7 @@ def trained(steps: int, seed: int) -> MLP:
     return encoder
 
 
-def test_meta_training_lowers_the_loss_and_is_decided_by_its_seed() -> None:
+def test_meta_training_lowers_the_loss_and_depends_on_its_seed() -> None:
     fixed = digit_episodes(200, 10**6)
     new, encoder, again, other = small_network(7), trained(60, 7), trained(60, 7), trained(60, 8)
     losses, hits = [], []

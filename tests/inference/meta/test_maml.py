@@ -1,4 +1,4 @@
-"""MAML: the batched inner loop is a plain one, its outer gradient is of second order, labels are what they should be, nothing is changed."""
+"""MAML: the inner loop equals a plain one, the outer gradient is of second order, the network is unchanged."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from probcrowd.data.vote_tensors import DenseVotes, Support
-from probcrowd.inference.meta.adaptation import dawid_skene, majority
+from probcrowd.inference.meta.batch_norm import without_running_statistics
+from probcrowd.inference.meta.label_aggregation import dawid_skene, majority
 from probcrowd.inference.meta.maml import (
     GradientSteps,
-    adapted_log_classes,
+    adapted_log_probabilities,
     label_probabilities,
     maml_loss,
     maml_predict,
-    without_running_statistics,
 )
 from probcrowd.metrics.tensors import accuracy
 from probcrowd.models.encoders import MLP, Conv4
@@ -46,7 +46,7 @@ def looped(
     second_order: bool = True,
 ) -> Tensor:
     """One task after the other, one parameter after the other, by torch.autograd; batch normalisation as `net` does it."""
-    found = []
+    result = []
     for x, given, x_query in zip(support, labels, queries, strict=True):
         weights: dict[str, Tensor] = dict(net.named_parameters())
         for _ in range(method.steps):
@@ -56,8 +56,8 @@ def looped(
                 name: weight - method.rate * slope
                 for (name, weight), slope in zip(weights.items(), slopes, strict=True)
             }
-        found.append(torch.log_softmax(functional_call(net, weights, (x_query,)), -1))
-    return torch.stack(found)
+        result.append(torch.log_softmax(functional_call(net, weights, (x_query,)), -1))
+    return torch.stack(result)
 
 
 def looped_loss(
@@ -71,10 +71,10 @@ def looped_loss(
     """Outer loss with true labels."""
     known = nn.functional.one_hot(episodes.support_truth, episodes.ways).double()
     support, queries = source.inputs(episodes.support).double(), source.inputs(episodes.query).double()
-    found = looped(net, support, known, queries, method, second_order=second_order)
+    result = looped(net, support, known, queries, method, second_order=second_order)
     losses = [
         nn.functional.nll_loss(each, truth, reduction="sum")
-        for each, truth in zip(found, episodes.query_truth, strict=True)
+        for each, truth in zip(result, episodes.query_truth, strict=True)
     ]
     return torch.stack(losses).mean()
 
@@ -83,23 +83,23 @@ def slopes_of(loss: Tensor, net: nn.Module) -> Tensor:
     return torch.cat([slope.flatten() for slope in torch.autograd.grad(loss, list(net.parameters()))])
 
 
-def test_loss_and_outer_gradient_are_those_of_a_plain_loop() -> None:
+def test_loss_and_outer_gradient_equal_a_plain_loop() -> None:
     net, source, episodes = network(), blobs(), episodes_of(blobs())
-    found, wanted = maml_loss(net, source, episodes, METHOD), looped_loss(net, source, episodes, METHOD)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-11)
-    torch.testing.assert_close(slopes_of(found, net), slopes_of(wanted, net), rtol=0, atol=1e-10)
+    result, expected = maml_loss(net, source, episodes, METHOD), looped_loss(net, source, episodes, METHOD)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(slopes_of(result, net), slopes_of(expected, net), rtol=0, atol=1e-10)
 
 
 def test_outer_gradient_is_of_second_order() -> None:
     net, source, episodes = network(), blobs(), episodes_of(blobs())
-    found = slopes_of(maml_loss(net, source, episodes, METHOD), net)
+    result = slopes_of(maml_loss(net, source, episodes, METHOD), net)
     first_order = slopes_of(looped_loss(net, source, episodes, METHOD, second_order=False), net)
-    assert float((found - first_order).norm() / found.norm()) > 0.05
+    assert float((result - first_order).norm() / result.norm()) > 0.05
 
 
 @pytest.mark.parametrize("observed", [1.0, 0.4])
 @pytest.mark.parametrize("labels", ["majority-vote", "dawid-skene"])
-def test_predictions_are_those_of_a_plain_loop_on_the_labels_of_annotators(
+def test_predictions_equal_a_plain_loop_on_the_annotators_labels(
     labels: Literal["majority-vote", "dawid-skene"], observed: float
 ) -> None:
     net, source, episodes = network(), blobs(), episodes_of(blobs(), 5, replace(SHAPE, observed=observed))
@@ -109,33 +109,33 @@ def test_predictions_are_those_of_a_plain_loop_on_the_labels_of_annotators(
     soft = (
         majority(votes.totals()) if labels == "majority-vote" else dawid_skene(blind, method.prior, steps=3)
     )
-    wanted = looped(
+    expected = looped(
         net, source.inputs(episodes.support).double(), soft, source.inputs(episodes.query).double(), method
     )
-    found = maml_predict(net, source, episodes, method, chunk=2)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-11)
+    result = maml_predict(net, source, episodes, method, chunk=2)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-11)
     with torch.no_grad():
-        assert torch.equal(maml_predict(net, source, episodes, method, chunk=2), found)
-    assert not found.requires_grad
+        assert torch.equal(maml_predict(net, source, episodes, method, chunk=2), result)
+    assert not result.requires_grad
 
 
-def test_no_steps_leave_the_network_as_it_is() -> None:
+def test_without_steps_predictions_are_those_of_the_network() -> None:
     net, source, episodes = network(), blobs(), episodes_of(blobs())
-    wanted = torch.log_softmax(net(source.inputs(episodes.query).double().flatten(0, 1)), -1).view(4, 15, 3)
+    expected = torch.log_softmax(net(source.inputs(episodes.query).double().flatten(0, 1)), -1).view(4, 15, 3)
     torch.testing.assert_close(
-        maml_predict(net, source, episodes, GradientSteps(steps=0)), wanted, rtol=0, atol=1e-12
+        maml_predict(net, source, episodes, GradientSteps(steps=0)), expected, rtol=0, atol=1e-12
     )
 
 
-def test_annotators_who_are_right_give_the_true_labels() -> None:
+def test_annotators_who_are_always_right_give_the_true_labels() -> None:
     source = blobs()
     episodes = episodes_of(source)
     right = replace(episodes, labels=episodes.support_truth[..., None].expand(-1, -1, 5))
     for labels in ("majority-vote", "dawid-skene"):
-        found = label_probabilities(right, GradientSteps(labels), torch.float64)
-        assert torch.equal(found.argmax(-1), episodes.support_truth)
+        result = label_probabilities(right, GradientSteps(labels), torch.float64)
+        assert torch.equal(result.argmax(-1), episodes.support_truth)
         assert labels == "dawid-skene" or torch.equal(
-            found, nn.functional.one_hot(episodes.support_truth, 3).double()
+            result, nn.functional.one_hot(episodes.support_truth, 3).double()
         )
     net = network()
     log_class = maml_predict(net, source, right, METHOD)
@@ -143,27 +143,27 @@ def test_annotators_who_are_right_give_the_true_labels() -> None:
     torch.testing.assert_close(maml_loss(net, source, episodes, METHOD), by_hand, rtol=0, atol=1e-11)
 
 
-def test_items_without_labels_have_no_part_in_the_steps() -> None:
+def test_items_without_labels_do_not_affect_the_steps() -> None:
     net, source, episodes = network(), blobs(), episodes_of(blobs(), 2)
     support, queries = source.inputs(episodes.support).double(), source.inputs(episodes.query).double()
     labels = label_probabilities(episodes, METHOD, torch.float64)
     silent = torch.cat([labels[:, :9], torch.zeros(2, 3, 3, dtype=torch.float64)], 1)
-    found = adapted_log_classes(net, support, silent, queries, METHOD)
-    wanted = adapted_log_classes(net, support[:, :9], labels[:, :9], queries, METHOD)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    result = adapted_log_probabilities(net, support, silent, queries, METHOD)
+    expected = adapted_log_probabilities(net, support[:, :9], labels[:, :9], queries, METHOD)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_convolutions_are_normalised_by_the_task_at_hand_and_left_unchanged(training: bool) -> None:
+def test_batch_normalisation_is_by_task_and_leaves_the_network_unchanged(training: bool) -> None:
     torch.manual_seed(4)
     net = nn.Sequential(Conv4(1, 16, 4), nn.Linear(4, 3)).double().train(training)
     before, mode = deepcopy(net.state_dict()), [module.training for module in net.modules()]
     source, method = images(), GradientSteps(steps=2, rate=0.1)
     episodes = episodes_of(source, 3, replace(SHAPE, queries=2))
     plain = deepcopy(net).train()  # in training mode a batch is normalised by itself
-    found, wanted = maml_loss(net, source, episodes, method), looped_loss(plain, source, episodes, method)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
-    torch.testing.assert_close(slopes_of(found, net), slopes_of(wanted, plain), rtol=0, atol=1e-8)
+    result, expected = maml_loss(net, source, episodes, method), looped_loss(plain, source, episodes, method)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(slopes_of(result, net), slopes_of(expected, plain), rtol=0, atol=1e-8)
     maml_predict(net, source, episodes, method)
     after = net.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)

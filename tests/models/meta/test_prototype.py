@@ -22,6 +22,7 @@ from torch import Tensor
 
 from probcrowd.data.vote_tensors import DenseVotes, SparseVotes, Support, Votes
 from probcrowd.inference.meta import em
+from probcrowd.inference.meta.fit import fit
 from probcrowd.inference.meta.guide import em_guide
 from probcrowd.models.meta.prototype import Prior, prototype_crowd
 
@@ -38,7 +39,9 @@ def random_point(
     class_prior = rng.dirichlet(np.full(num_classes, 2.0), tasks)
     confusion = rng.dirichlet(np.full(num_classes, 1.5), (tasks, num_annotators, num_classes))
     return em.Parameters(
-        *(torch.from_numpy(array) for array in (prototypes, np.log(class_prior), np.log(confusion)))
+        torch.from_numpy(prototypes),
+        torch.from_numpy(np.log(class_prior)),
+        log_confusion=torch.from_numpy(np.log(confusion)),
     )
 
 
@@ -177,7 +180,7 @@ def test_under_the_em_guide_the_elbo_is_the_bound_and_the_log_posterior(prior: P
         support.embeddings[:1], replace(everything, matrix=everything.matrix[:1])
     )  # without padding
     for some in (whole, Support(support.embeddings, everything, support.items)):
-        parameters = em.fit(some, prior, steps=steps)
+        parameters = fit(some, prior, steps=steps)
         elbo = -ENUMERATION.loss(declared(some, prior, 4), partial(em_guide, some, prior, steps=steps))
         assert (
             abs(elbo - float(em.evidence_bound(em.e_step(parameters, some), parameters, some, prior).sum()))
@@ -189,7 +192,7 @@ def test_under_the_em_guide_the_elbo_is_the_bound_and_the_log_posterior(prior: P
 def test_any_other_distribution_over_the_truths_gives_a_lower_elbo() -> None:
     support, prior = batch_b()
     support = Support(support.embeddings, support.votes, support.items)
-    parameters = em.fit(support, prior, steps=2)
+    parameters = fit(support, prior, steps=2)
     best = float(em.log_posterior(parameters, support, prior).sum())
     assert support.items is not None
     shown = support.items[:, None]
@@ -212,7 +215,7 @@ def test_any_other_distribution_over_the_truths_gives_a_lower_elbo() -> None:
 
 def test_the_elbo_trains_embeddings_and_prior_through_em() -> None:
     support, _ = batch_b()
-    found = []
+    result = []
     for use_pyro in (True, False):
         embeddings = support.embeddings.clone().requires_grad_()
         numbers = [
@@ -224,9 +227,9 @@ def test_the_elbo_trains_embeddings_and_prior_through_em() -> None:
                 declared(free, prior, 4), partial(em_guide, free, prior, steps=3)
             )
         else:
-            loss = -em.log_posterior(em.fit(free, prior, steps=3), free, prior).sum()
-        found.append(torch.autograd.grad(loss, [embeddings, *numbers]))
-    for left, right in zip(*found, strict=True):
+            loss = -em.log_posterior(fit(free, prior, steps=3), free, prior).sum()
+        result.append(torch.autograd.grad(loss, [embeddings, *numbers]))
+    for left, right in zip(*result, strict=True):
         close(left, right, 1e-10)
         assert float(left.abs().max()) > 1e-3
 
