@@ -30,12 +30,11 @@ from scipy.sparse import csr_matrix
 from scipy.special import logsumexp
 
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.packed import occurring, pack
+from probcrowd.data.table import occurring, pack
 from probcrowd.estimators.aggregation.dawid_skene import DawidSkene
 from probcrowd.inference.aggregation.e_step import e_step
-from probcrowd.inference.aggregation.em import InMemory, fit_table
+from probcrowd.inference.aggregation.em import InMemory, fit_table, group_patterns
 from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows
-from probcrowd.inference.aggregation.patterns import collapsed
 from probcrowd.models.priors import DirichletPrior
 
 PASSES, PSEUDO = 20, 0.01
@@ -198,7 +197,7 @@ def judges() -> None:
         cells = occurring(key, annotators, 2, 2)
         packed = pack(item, key, cells, items)
         middle = time.perf_counter()
-        patterns, place = collapsed(packed, cells)
+        patterns, place = group_patterns(packed, cells)
         collapsing = min(collapsing, time.perf_counter() - middle)
         packing = min(packing, middle - began)
     assert place is not None

@@ -23,9 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probcrowd.data.packed import Cells
+from probcrowd.data.table import Cells
 from probcrowd.inference.aggregation.em import fit_table
-from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows, right_counts, row_totals
+from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows, row_totals
+from probcrowd.inference.aggregation.one_coin import right_counts
 from probcrowd.inference.out_of_core.buckets import Map, in_turn, write_probabilities
 from probcrowd.inference.out_of_core.dask import OnCluster
 from probcrowd.inference.out_of_core.pack import shuffle
@@ -115,7 +116,7 @@ def fit(source: Path, work: Path, map: Map, passes: int, bucket_rows: int) -> No
         f"buckets        {made - begun:7.1f} s: scatter {watch.seconds['scatter']:.1f}, pack {watch.seconds['pack_bucket']:.1f}"
     )
     print(
-        f"fit            {fitted - made:7.1f} s: votes {watch.seconds['count_votes']:.1f}, {result.passes} passes, converged: {result.converged}"
+        f"fit            {fitted - made:7.1f} s: votes {watch.seconds['bucket_votes']:.1f}, {result.passes} passes, converged: {result.converged}"
     )
     print(f"a pass         {per_pass:7.2f} s: {1e9 * per_pass / rows:.2f} ns per annotation")
     print(f"probabilities  {written - fitted:7.1f} s")

@@ -216,3 +216,22 @@ def read_weights(column: pd.Series) -> Float64[np.ndarray, " n"]:
         "weights must be finite and > 0; correct or remove these rows",
     )
     return weights
+
+
+def gold_codes(items: pd.Index, classes: pd.Index, gold: pd.Series | None) -> Int64[np.ndarray, " i"]:
+    """Return the known class of each item as a position in `classes`, -1 where it is unknown."""
+    if gold is None:
+        return np.full(len(items), -1, dtype=np.int64)
+    known = gold.loc[gold.notna() & gold.index.isin(items)]
+    reject(
+        known.index.duplicated(keep=False),
+        pd.Series(known.index),
+        "items with more than one gold label: keep one each",
+    )
+    codes = classes.get_indexer(known.to_numpy())
+    reject(
+        codes < 0,
+        known,
+        f"gold labels that are none of the classes {list(classes[:10])}: declare `classes`, or mend the labels",
+    )
+    return pd.Series(codes, index=known.index).reindex(items, fill_value=-1).to_numpy(np.int64)

@@ -1,27 +1,45 @@
-"""A table of annotations as an estimator takes it: in any of the forms users have, with abstentions set apart, coded by a fit's ids where there was one."""
+"""Annotations as codes, and packed by item for EM.
+
+`Table` holds one row per annotation, with abstentions set apart. `Packed` sorts the rows by item and stores
+each as one integer, its cell:
+
+    cell p = a pair (annotator[p], label[p]) that occurs; parameters have K numbers per cell,
+             e.g. table[p, k] = P(j says l | truth is k)
+    item i has the cells cell[starts[i] : starts[i + 1]], weight w each, and stands for times[i] equal items
+
+Pairs that never occur have no cell, so parameters take cells x K numbers and never annotators x K x K. Labels
+may outnumber classes: an abstention that counts as an event is a label that is no class.
+"""
 
 from __future__ import annotations
 
-import warnings
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int32, Int64, Integer
 
+from probcrowd.compute.compiled import fast
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.columns import reject
-from probcrowd.data.files import some
-from probcrowd.data.packed import Cells, Packed, occurring, pack
-from probcrowd.data.rows import Rows, gold_codes
+from probcrowd.data.columns import gold_codes
+from probcrowd.data.rows import Rows
 
 Abstentions = Literal["ignore", "event"]
+Shares = TypeVar("Shares")
+_MOST_FLAGS = 2**26  # pairs that are marked one by one; beyond, they are sorted
+_ROWS_PER_RANGE, _ROWS_PER_CELL = 250_000, 4  # at least, so that a range's own table of counts costs little
+_NONE, _NO_GOLD = np.zeros(0), np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as codes: label[n] < len(classes) is a class, label[n] = len(classes) an abstention that counts as an event.
+    """Rows as codes: label[n] < len(classes) is a class, label[n] = len(classes) an abstention that counts
+    as an event.
 
     gold: the known class of each item, or -1.
     """
@@ -43,12 +61,11 @@ class Table:
 
     @property
     def rows(self) -> Rows:
-        """The rows sorted by item, for methods that know no abstentions."""
+        """The rows sorted by item, for methods without abstentions."""
         order = np.argsort(self.item, kind="stable")
         sizes = len(self.annotators), len(self.classes)
-        return Rows(
-            self.item[order], self.annotator[order], self.label[order], self.weights[order], self.gold, *sizes
-        )
+        columns = (each[order] for each in (self.item, self.annotator, self.label, self.weights))
+        return Rows(*columns, self.gold, *sizes)
 
     @property
     def weights(self) -> Float64[np.ndarray, " n"]:
@@ -64,12 +81,10 @@ class Table:
         """The rows by item, where every pair has one of those cells."""
         return pack(self.item, self.key, cells, len(self.items), weight=self.weight, gold=self.gold)
 
-    def kept(self, rows: np.ndarray) -> Table:
+    def select(self, rows: np.ndarray) -> Table:
         """Those rows alone; items and annotators keep their places."""
-        weight = None if self.weight is None else self.weight[rows]
-        return replace(
-            self, item=self.item[rows], annotator=self.annotator[rows], label=self.label[rows], weight=weight
-        )
+        parts = {name: getattr(self, name)[rows] for name in ("item", "annotator", "label")}
+        return replace(self, **parts, weight=None if self.weight is None else self.weight[rows])
 
 
 def read_table(
@@ -80,96 +95,206 @@ def read_table(
     abstentions: Abstentions = "ignore",
     classes: pd.Index | None = None,
 ) -> Table:
-    """The table of an `Annotations`, or of a data frame in long form.
+    """Read the table of an `Annotations`, or of a data frame in long form.
 
-    classes: those of a fit, where there was one. Gold labels are then coded by these, and nobody need abstain, or all may.
+    classes: those of a fit. Gold labels are then coded by them, and the table may have no abstention, or
+    nothing else.
 
     Raises:
         TypeError: something else, or gold labels that are no Series by item id.
-        ValueError: any fault of the table; an abstention that nobody gave; gold labels that are none of the classes.
+        ValueError: any fault of the table; an abstention that does not occur; gold labels that are none of
+            the classes.
     """
-    said = _annotations(annotations)
-    if abstention is None:
-        marks = np.zeros(said.num_classes, bool)
-    else:
-        marks = np.asarray(said.classes.astype(object) == abstention, dtype=bool)
-        if classes is None and not marks.any():
-            raise ValueError(
-                f"nobody gave the label {abstention!r} that stands for an abstention; labels are {list(said.classes[:10])}"
-            )
-    if classes is None and marks.all():
-        raise ValueError("every label is an abstention")
-    code = np.where(marks, (~marks).sum(), np.cumsum(~marks) - 1)
-    label, named = code[said.label], said.classes[~marks]
-    silent = marks[said.label]
-    counts = abstentions == "event" and bool(marks.any())
-    table = Table(
-        said.item,
-        said.annotator,
-        label,
-        said.weight,
-        gold_codes(said.items, named if classes is None else classes, _by_item(gold)),
-        said.items,
-        said.annotators,
-        named,
-        len(named) + counts,
-    )
-    return table if counts else table.kept(~silent)
-
-
-def recode(table: Table, annotators: pd.Index, classes: pd.Index, num_labels: int) -> Table:
-    """The table in the codes of a fit, by which its gold labels are already; annotators that the fit does not know come after those it does, labels it does not know are refused."""
-    place = classes.get_indexer(table.classes)
-    used = np.unique(table.label[table.label < len(table.classes)])
-    unknown = np.zeros(len(table.classes), bool)
-    unknown[used] = place[used] < 0
-    if unknown.any():
-        wrong = np.isin(table.label, np.flatnonzero(unknown))
-        named = pd.Series(table.classes[table.label[wrong]], index=table.items[table.item[wrong]])
-        reject(
-            np.ones(len(named), bool),
-            named,
-            f"labels of items that the fit does not know: its classes are {list(classes[:10])}",
-        )
-    if table.num_labels > len(table.classes) and num_labels == len(classes):
-        raise ValueError("the fit ignored abstentions, so they can be no events here")
-    places = np.append(place, len(classes))
-    new = table.annotators[annotators.get_indexer(table.annotators) < 0]
-    everyone = annotators.append(new) if len(new) else annotators
-    seats = everyone.get_indexer(table.annotators)
-    return replace(
-        table,
-        annotator=seats[table.annotator].astype(np.int64),
-        label=places[table.label].astype(np.int64),
-        annotators=everyone,
-        classes=classes,
-        num_labels=num_labels,
-    )
-
-
-def warn_of_unknown(table: Table, num_known: int, meaning: str) -> None:
-    """Tells which annotators of a new table the fit has not seen, and what becomes of their labels."""
-    unknown = table.annotators[num_known:]
-    if len(unknown):
-        warnings.warn(
-            f"{len(unknown)} annotators are not known from the fit and {meaning}: {some(unknown)}",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def _annotations(annotations: Any) -> Annotations:
-    if isinstance(annotations, Annotations):
-        return annotations
     if isinstance(annotations, pd.DataFrame):
-        return Annotations.from_frame(annotations)
-    kind = type(annotations).__name__
-    raise TypeError(
-        f"annotations must be a data frame with item, annotator and label, or an Annotations, not {kind}: a matrix goes to Annotations.from_wide"
-    )
+        annotations = Annotations.from_frame(annotations)
+    if not isinstance(annotations, Annotations):
+        raise TypeError(
+            "annotations must be a data frame with item, annotator and label, or an Annotations, not "
+            f"{type(annotations).__name__}: a matrix goes to Annotations.from_wide"
+        )
+    if not (gold is None or isinstance(gold, pd.Series)):
+        raise TypeError(f"gold labels must be a Series by item id, not {type(gold).__name__}")
+    given = annotations.classes
+    silent = np.zeros(len(given), bool)
+    if abstention is not None:
+        silent = np.asarray(given.astype(object) == abstention, dtype=bool)
+        if classes is None and not silent.any():
+            raise ValueError(f"no row has the abstention label {abstention!r}; labels are {list(given[:10])}")
+    if classes is None and silent.all():
+        raise ValueError("every label is an abstention")
+    code = np.where(silent, (~silent).sum(), np.cumsum(~silent) - 1)
+    named, event = given[~silent], abstentions == "event" and bool(silent.any())
+    columns = annotations.item, annotations.annotator, code[annotations.label], annotations.weight
+    known = gold_codes(annotations.items, named if classes is None else classes, gold)
+    ids = annotations.items, annotations.annotators, named
+    table = Table(*columns, known, *ids, len(named) + event)
+    return table if event else table.select(~silent[annotations.label])
 
 
-def _by_item(gold: Any) -> pd.Series | None:
-    if gold is None or isinstance(gold, pd.Series):
-        return gold
-    raise TypeError(f"gold labels must be a Series by item id, not {type(gold).__name__}")
+@dataclass(frozen=True)
+class Cells:
+    """The (annotator, label) pairs that occur, as codes; labels >= num_classes are events, not classes."""
+
+    annotator: Int64[np.ndarray, " p"]
+    label: Int64[np.ndarray, " p"]
+    num_annotators: int
+    num_labels: int
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.annotator)
+
+    @property
+    def key(self) -> Int64[np.ndarray, " p"]:
+        """The pair as one number."""
+        return self.annotator * self.num_labels + self.label
+
+    def joined(self, key: Int64[np.ndarray, " m"], num_annotators: int) -> Cells:
+        """These cells, in their places, followed by those of `key` that are new."""
+        new = pd.unique(key)
+        new = np.sort(new[pd.Index(self.key).get_indexer(new) < 0])
+        key = np.concatenate([self.key, new])
+        annotator, label = np.divmod(key, self.num_labels)
+        return replace(self, annotator=annotator, label=label, num_annotators=num_annotators)
+
+    def locate(self, key: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
+        """The cell of each pair, -1 where it has none."""
+        return pd.Index(self.key).get_indexer(key).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Annotations by item. weight, gold and times are None where every one is 1, no class is known, every
+    item stands for itself.
+    """
+
+    starts: Int64[np.ndarray, " starts"]
+    cell: Int32[np.ndarray, " n"]
+    weight: Float64[np.ndarray, " n"] | None = None
+    gold: Int32[np.ndarray, " i"] | None = None
+    times: Float64[np.ndarray, " i"] | None = None
+
+    @property
+    def num_items(self) -> int:
+        """The number of items, each pattern counted once."""
+        return len(self.starts) - 1
+
+    @property
+    def size(self) -> Int64[np.ndarray, " i"]:
+        """The number of rows of each item."""
+        return np.diff(self.starts)
+
+    @property
+    def weights(self) -> Float64[np.ndarray, " n"]:
+        """The weight of every row."""
+        return np.ones(len(self.cell)) if self.weight is None else self.weight
+
+    @property
+    def known(self) -> Int32[np.ndarray, " i"]:
+        """The known class of every item, or -1."""
+        return np.full(self.num_items, -1, np.int32) if self.gold is None else self.gold
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """starts, cell, weight, gold, times for compiled loops; empty arrays stand for None."""
+        weight, gold, times = self.weight, self.gold, self.times
+        optional = (_NONE if weight is None else weight, _NO_GOLD if gold is None else gold)
+        return self.starts, self.cell, *optional, _NONE if times is None else times
+
+    def take(self, items: Int64[np.ndarray, " m"]) -> Packed:
+        """Those items alone, in that order."""
+        size = self.size[items]
+        starts = np.concatenate([[0], np.cumsum(size)])
+        rows = np.repeat(self.starts[items] - starts[:-1], size) + np.arange(starts[-1])
+        parts = (self.weight, rows), (self.gold, items), (self.times, items)
+        return Packed(starts, self.cell[rows], *(None if a is None else a[b] for a, b in parts))
+
+    def vote_shares(self, cells: Cells) -> Float64[np.ndarray, "i k"]:
+        """Each class's share of an item's labels; its known class where there is gold; 1/K where no label is
+        a class.
+        """
+        totals = np.zeros((self.num_items, cells.num_classes))
+        in_ranges(lambda low, high: _add_votes(*self.arrays[:4], cells.label, low, high, totals), self)
+        return vote_shares(totals, 1 / cells.num_classes)
+
+
+def pack(
+    item: Integer[np.ndarray, " n"],
+    key: Int64[np.ndarray, " n"],
+    cells: Cells,
+    num_items: int,
+    *,
+    weight: Float64[np.ndarray, " n"] | None = None,
+    gold: Integer[np.ndarray, " i"] | None = None,
+) -> Packed:
+    """Pack annotations by item; every pair of `key` has a cell. Rows may come in any order."""
+    starts = np.concatenate([[0], np.cumsum(np.bincount(item, minlength=num_items))])
+    room = cells.num_annotators * cells.num_labels
+    if room > max(_MOST_FLAGS, len(key)):
+        cell = cells.locate(key)
+    else:
+        lookup = np.full(room, -1, np.int32)
+        lookup[cells.key] = np.arange(len(cells), dtype=np.int32)
+        cell = lookup[key]
+    if (item[1:] < item[:-1]).any():
+        order = np.argsort(item, kind="stable")
+        cell, weight = cell[order], None if weight is None else weight[order]
+    if gold is not None:
+        gold = gold.astype(np.int32) if (gold >= 0).any() else None
+    return Packed(starts, cell, None if weight is None or (weight == 1).all() else weight, gold)
+
+
+def occurring(key: Int64[np.ndarray, " n"], num_annotators: int, num_labels: int, num_classes: int) -> Cells:
+    """Return the cells of those pairs, ordered by annotator and label."""
+    if num_annotators * num_labels <= max(_MOST_FLAGS, len(key)):
+        flags = np.zeros(num_annotators * num_labels, bool)
+        flags[key] = True
+        pairs = np.flatnonzero(flags)
+    else:
+        pairs = np.sort(pd.unique(key))
+    annotator, label = np.divmod(pairs, num_labels)
+    return Cells(annotator, label, num_annotators, num_labels, num_classes)
+
+
+def vote_shares(totals: Shares, empty: float = 0.0) -> Shares:
+    """Divide votes (..., k) by their sum over classes; items without votes get `empty` for every class.
+    NumPy or torch.
+    """
+    votes: Any = totals
+    total = votes.sum(-1)[..., None]
+    return votes / (total + (total == 0)) + (total == 0) * empty
+
+
+def in_ranges(part: Callable[[int, int], Any], packed: Packed, num_cells: int = 0) -> list[Any]:
+    """Run `part(low, high)` in threads, on up to eight contiguous ranges of items with about equally many
+    rows; results in order.
+
+    The ranges depend on the sizes alone, so sums over them have the same bits on any number of cores.
+    """
+    ranges = max(1, min(8, len(packed.cell) // max(_ROWS_PER_RANGE, _ROWS_PER_CELL * num_cells)))
+    if ranges == 1:
+        return [part(0, packed.num_items)]
+    bounds = np.searchsorted(packed.starts, np.linspace(0, len(packed.cell), ranges + 1)[1:-1])
+    bounds = [0, *map(int, bounds), packed.num_items]
+    return list(_pool(os.getpid()).map(part, bounds[:-1], bounds[1:]))
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """The threads of a process: after a fork the parent's threads are gone, and waiting for them would never
+    end.
+    """
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
+
+
+@fast
+def _add_votes(
+    starts: Any, cell: Any, weight: Any, gold: Any, label: Any, low: int, high: int, totals: Any
+) -> None:
+    for i in range(low, high):
+        if gold.size and gold[i] >= 0:
+            totals[i, gold[i]] = 1.0
+            continue
+        for n in range(starts[i], starts[i + 1]):
+            if label[cell[n]] < totals.shape[1]:
+                totals[i, label[cell[n]]] += weight[n] if weight.size else 1.0

@@ -1,8 +1,9 @@
-"""The aggregators by the names that the command takes."""
+"""The aggregators by name: the one place to register a new one.
+
+The command, `compare_aggregators`, messages that name alternatives, and the contract tests read these tables.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from probcrowd.data.options import find_name
 from probcrowd.estimators.aggregation.coins import MACE, OneCoin, ZenCrowd
@@ -14,7 +15,7 @@ from probcrowd.estimators.lia.lia import LIA
 from probcrowd.estimators.lia.network_aggregator import NetworkAggregator
 from probcrowd.estimators.lia.two_stage import TwoStage
 
-AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
+AGGREGATORS: dict[str, type[Aggregator]] = {
     "majority-vote": MajorityVote,
     "dawid-skene": DawidSkene,
     "fast-dawid-skene": FastDawidSkene,
@@ -27,14 +28,14 @@ AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "kos": KOS,
 }
 # Those that take features of the items
-NETWORKS: dict[str, Callable[..., NetworkAggregator]] = {"lia": LIA, "two-stage": TwoStage}
+NETWORKS: dict[str, type[NetworkAggregator]] = {"lia": LIA, "two-stage": TwoStage}
 
 
-def find_aggregator(name: str) -> Callable[..., Aggregator]:
-    """The aggregator of that name, with underscores or hyphens.
+def find_aggregator(name: str) -> type[Aggregator]:
+    """Return the aggregator of that name, with underscores or hyphens.
 
     Raises:
         ValueError: there is none.
     """
-    known: dict[str, Callable[..., Aggregator]] = {**AGGREGATORS, **NETWORKS}
+    known: dict[str, type[Aggregator]] = {**AGGREGATORS, **NETWORKS}
     return known[find_name("model", name, known)]

@@ -33,10 +33,11 @@ from tqdm import tqdm
 import probcrowd
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.table import read_table
-from probcrowd.estimators.base import MOST_CONFUSION, Aggregator
+from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.catalogue import AGGREGATORS, NETWORKS, find_aggregator
 from probcrowd.estimators.lia.lia import LIA
 from probcrowd.estimators.lia.options import HELD_OUT
+from probcrowd.estimators.results import MOST_CONFUSION
 from probcrowd.figures.aggregation import annotator_map_figure, annotators_figure, confidence_figure
 from probcrowd.figures.base import SHOWN, confusion_figure, save_figure
 from probcrowd.metrics.intervals import interval

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 import probcrowd
-from probcrowd.data.packed import Cells
-from probcrowd.inference.aggregation.annotator_summary import RowPosterior, annotator_table
-from probcrowd.inference.aggregation.e_step import Scores, Statistics, held_out
+from probcrowd.data.table import Cells
+from probcrowd.inference.aggregation.annotator_summary import RowPosterior, annotator_table, held_out
+from probcrowd.inference.aggregation.e_step import Scores, Statistics
 from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows
 from probcrowd.inference.out_of_core.buckets import load_bucket, write_probabilities
 from probcrowd.inference.out_of_core.fit import fit_parquet

@@ -1,13 +1,17 @@
-r"""The label model of weak supervision as an aggregator, computed by the package snorkel (Ratner et al. 2019, arXiv:1810.02840).
+r"""The label model of weak supervision as an aggregator, computed by the package snorkel (Ratner et al. 2019,
+arXiv:1810.02840).
 
-    o_i = one-hot labels of item i by all annotators (J K), zeros where one gave none     O = mean_i o_i o_i^T     P = diag(class balance)
-    mu[(j, l), k] = P(annotator j gives a label, and it is l | truth k)      sums over l to the share of items that j labelled
+    o_i = one-hot labels of item i by all annotators (J K), zeros where there are none
+    O = mean_i o_i o_i^T,     P = diag(class balance)
+    mu[(j, l), k] = P(annotator j gives a label, and it is l | truth k)
+                    sums over l to the share of items that j labelled
 
     minimise  |(O - mu P mu^T) between different annotators|^2 + |mu P 1 - diag O|^2 + |l2 (mu - mu_0)|^2
     p(k | labels of item i)  ~  P_k prod of mu[(j, l), k] over the labels l of item i, each by its annotator j
 
-These are moments of pairs of annotators, matched by gradient descent for a fixed number of epochs. Items enter through O alone, and who
-does not label an item says nothing of its class. Two label models with which others compare have no package that runs: see `MISSING`.
+These are moments of pairs of annotators, matched by gradient descent for a fixed number of epochs. Items
+enter through O alone, and who does not label an item says nothing of its class. Two label models with which
+others compare have no package that runs: see `MISSING`.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -23,97 +28,89 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int16
 from scipy.special import softmax
-from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.data.columns import reject
 from probcrowd.data.options import check_number, check_whole
 from probcrowd.data.rows import Rows
 from probcrowd.data.table import Table
 from probcrowd.estimators.aggregation.item_models import ItemModel
+from probcrowd.estimators.results import Fitted
 from probcrowd.inference.aggregation.e_step import sums_by_owner
-from probcrowd.inference.aggregation.result import Answer
+from probcrowd.inference.aggregation.result import Result
 
 MOST_CELLS = 2 * 10**8
 MISSING: dict[str, str] = {
     "Snorkel": (
-        "The generative model of the first Snorkel (Ratner et al. 2017, arXiv:1711.10160), fitted by Gibbs sampling on a factor "
-        "graph, is in no package on PyPI: snorkel starts there at 0.9.0, whose LabelModel is the method of MeTaL."
+        "The generative model of the first Snorkel (Ratner et al. 2017, arXiv:1711.10160), fitted by Gibbs "
+        "sampling on a factor graph, is in no package on PyPI: snorkel starts there at 0.9.0, whose "
+        "LabelModel is the method of MeTaL."
     ),
     "MeTaL": (
-        "snorkel-metal 0.5.0, the last release (2019), installs but does not run. Importing it needs tensorboardX, which it does not "
-        "declare; then every fit ends in AttributeError: 'Graph' object has no attribute 'node', which networkx removed in 2.4. An "
-        "older networkx does not install beside torch 2.13 (which needs 2.5.1 or newer) and does not import on Python 3.11 "
-        "(fractions.gcd). Its method, without declared dependencies between annotators, is that of SnorkelLabelModel, with the same "
+        "snorkel-metal 0.5.0, the last release (2019), installs but does not run. Importing it needs "
+        "tensorboardX, which it does not declare; then every fit ends in AttributeError: 'Graph' object has "
+        "no attribute 'node', which networkx removed in 2.4. An older networkx does not install beside torch "
+        "2.13 (which needs 2.5.1 or newer) and does not import on Python 3.11 (fractions.gcd). Its method, "
+        "without declared dependencies between annotators, is that of SnorkelLabelModel, with the same "
         "defaults."
     ),
 }
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class SnorkelLabelModel(ItemModel):
-    """The LabelModel of snorkel 0.10 (`pip install "probcrowd[label-models]"`): annotators' confusion from the moments of pairs of them.
+    """The LabelModel of snorkel 0.10 (`pip install "probcrowd[label-models]"`): annotators' confusion from
+    the moments of pairs of them.
 
-    It is the matrix completion of MeTaL (Ratner et al. 2019, AAAI, arXiv:1810.02840), for annotators who err independently; not the
-    generative model of the Snorkel paper of 2017. Neither that nor the package snorkel-metal can be run; `MISSING` says why. After 100
-    epochs it need not have settled: the answer may depend on `random_state`.
+    It is the matrix completion of MeTaL (Ratner et al. 2019, AAAI, arXiv:1810.02840), for annotators who err
+    independently; not the generative model of the Snorkel paper of 2017. Neither that nor the package
+    snorkel-metal can be run; `MISSING` says why. After 100 epochs it need not have settled: the answer may
+    depend on `random_state`.
 
-    snorkel holds a dense matrix of labelled items x annotators. Memory: 8 K + 20 bytes a cell (K classes), and 35 bytes a cell of the
-    square matrix over (annotator, class), with which time grows as well: 3,000 annotators take 20 s before the first epoch.
+    snorkel holds a dense matrix of labelled items x annotators. Memory: 8 K + 20 bytes a cell (K classes),
+    and 35 bytes a cell of the square matrix over (annotator, class), with which time grows as well: 3,000
+    annotators take 20 s before the first epoch.
 
-    Items without labels have the class balance; of new items, labels by annotators of the fit count. There is no use for gold: known items
-    are as unknown in the fit, and certain afterwards. There is no objective (`log_posterior_` is empty, `n_iter_` 0) and no stopping rule
-    (`converged_` is False). `confusion_` and `annotators_` are posterior means given the label probabilities, as for `GLAD`; what snorkel
-    learned is `propensity_`. Global random states are left as they were.
+    Items without labels have the class balance; of new items, labels by annotators of the fit count. There is
+    no use for gold: known items are as unknown in the fit, and certain afterwards. There is no objective
+    (`log_posterior_` is empty, `n_iter_` 0) and no stopping rule (`converged_` is False). `confusion_` and
+    `annotators_` are posterior means given the label probabilities, as for `GLAD`; what snorkel learned is
+    `propensity_`. Global random states are left as they were.
 
     Args:
-        epochs: gradient steps. learning_rate: their size. l2: the penalty above, and the weight decay of the steps. Defaults are snorkel's.
-        class_balance: p(class) by class, a dict or a Series (as `class_prior_` of another aggregator); None: uniform, as in snorkel.
+        epochs: gradient steps. learning_rate: their size. l2: the penalty above, and the weight decay of the
+            steps. Defaults are snorkel's.
+        class_balance: p(class) by class, a dict or a Series (as `class_prior_` of another aggregator); None:
+            uniform, as in snorkel.
         random_state: the seed, which scales the start.
         dependence, abstention: as for `DawidSkene`; dependence: "warn" or "ignore".
 
     `fit` raises:
         ImportError: snorkel is not there.
-        TypeError, ValueError: parameters without a meaning. What a label matrix cannot say: weights other than 1, several labels by one
-            annotator of one item. Fewer than three annotators with labels; more than 2 * 10^8 cells of either matrix; a fit that diverges.
+        TypeError, ValueError: parameters without a meaning. What a label matrix cannot say: weights other
+            than 1, several labels by one annotator of one item. Fewer than three annotators with labels; more
+            than 2 * 10^8 cells of either matrix; a fit that diverges.
     """
 
-    def __init__(
-        self,
-        *,
-        epochs: int = 100,
-        learning_rate: float = 0.01,
-        l2: float = 0.0,
-        class_balance: Any = None,
-        random_state: int = 0,
-        dependence: str = "warn",
-        abstention: Any = None,
-    ) -> None:
-        self.epochs = epochs
-        self.learning_rate = learning_rate
-        self.l2 = l2
-        self.class_balance = class_balance
-        self.random_state = random_state
-        self.dependence = dependence
-        self.abstention = abstention
-
-    @property
-    def class_prior_(self) -> pd.Series:
-        """The class balance that the fit was given, by class."""
-        check_is_fitted(self, "classes_")
-        return pd.Series(self._balance, self.classes_.rename("class"), name="class_prior")
+    epochs: int = 100
+    learning_rate: float = 0.01
+    l2: float = 0.0
+    class_balance: Any = None
+    random_state: int = 0
 
     @property
     def propensity_(self) -> pd.DataFrame:
-        """P(the annotator gives an item that label | true class), snorkel's parameters, laid out as `confusion_`.
+        """P(the annotator gives an item that label | true class), snorkel's parameters, laid out as
+        `confusion_`.
 
-        Rows sum to about the share of labelled items that have a label by the annotator. snorkel keeps every number in [e, 1 - e], with
-        e = 10^-ceil(log10 I) for I items, 0.01 at most.
+        Rows sum to about the share of labelled items that have a label by the annotator. snorkel keeps every
+        number in [e, 1 - e], with e = 10^-ceil(log10 I) for I items, 0.01 at most.
         """
-        check_is_fitted(self, "classes_")
+        fitted = self._record
         rows = pd.MultiIndex.from_product(
-            [self._annotator_ids, self.classes_], names=["annotator", "true_class"]
+            [fitted.annotators, self.classes_], names=["annotator", "true_class"]
         )
         return pd.DataFrame(
-            self._parameters["propensity"].reshape(len(rows), -1), rows, self.classes_.rename("label")
+            fitted.model["propensity"].reshape(len(rows), -1), rows, self.classes_.rename("label")
         )
 
     def _check(self) -> None:
@@ -124,38 +121,42 @@ class SnorkelLabelModel(ItemModel):
         if not isinstance(self.random_state, Integral) or not 0 <= self.random_state < 2**32:
             raise ValueError(f"random_state={self.random_state!r}: choose a whole number from 0 to 2^32 - 1")
 
-    def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
-        _refuse_unsayable(table)
-        self._balance = _read_balance(self.class_balance, table.classes)
-        super()._fit(table, history)
+    def _solve(self, table: Table) -> Fitted:
+        _require_matrix(table)
+        return super()._solve(table)
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
-        _refuse_unsayable(table)
+        _require_matrix(table)
         return super()._predict(table)
 
-    def _solve(self, rows: Rows) -> Answer:
+    def _fit_rows(self, rows: Rows, classes: pd.Index) -> Result:
         settings = {
             "n_epochs": int(self.epochs),
             "lr": float(self.learning_rate),
             "l2": float(self.l2),
             "seed": int(self.random_state),
         }
-        propensity = _learn(_matrix(rows), self._balance, settings)
-        return Answer(_bayes(rows, propensity, self._balance), np.empty(0), False, {"propensity": propensity})
+        balance = _read_balance(self.class_balance, classes)
+        propensity = _learn(_matrix(rows), balance, settings)
+        parameters = {"propensity": propensity, "class_prior": balance}
+        return Result(_bayes(rows, propensity, balance), np.empty(0), False, parameters)
 
-    def _solve_new(self, rows: Rows) -> Float64[np.ndarray, "i k"]:
-        return _bayes(rows, self._parameters["propensity"], self._balance)
+    def _predict_rows(self, rows: Rows) -> Float64[np.ndarray, "i k"]:
+        return _bayes(rows, self._fitted.model["propensity"], self._fitted.class_prior)
 
 
 def _bayes(
     rows: Rows, propensity: Float64[np.ndarray, "j k l"], balance: Float64[np.ndarray, " k"]
 ) -> Float64[np.ndarray, "i k"]:
-    """What snorkel's `predict_proba` says, without its dense matrix and without underflow; items with gold are certain."""
-    said = np.log(propensity)[rows.annotator, :, rows.label]  # (n, k)
-    found = softmax(sums_by_owner(said, rows.item, rows.num_items) + np.log(balance), axis=1)
+    """What snorkel's `predict_proba` says, without its dense matrix and without underflow; items with gold
+    are certain.
+    """
+    log_likelihood = np.log(propensity)[rows.annotator, :, rows.label]  # (n, k)
+    sums = sums_by_owner(log_likelihood, rows.item, rows.num_items)
+    probabilities = softmax(sums + np.log(balance), axis=1)
     known = np.flatnonzero(rows.gold >= 0)
-    found[known] = np.eye(rows.num_classes)[rows.gold[known]]
-    return found
+    probabilities[known] = np.eye(rows.num_classes)[rows.gold[known]]
+    return probabilities
 
 
 def _matrix(rows: Rows) -> Int16[np.ndarray, "v j"]:
@@ -172,7 +173,8 @@ def _matrix(rows: Rows) -> Int16[np.ndarray, "v j"]:
     ):
         if size > MOST_CELLS:
             raise ValueError(
-                f"snorkel needs a dense matrix {what}, which has {size:,} cells, more than {MOST_CELLS:,}: choose another aggregator"
+                f"snorkel needs a dense matrix {what}, which has {size:,} cells, more than {MOST_CELLS:,}: "
+                "choose another aggregator"
             )
     matrix = np.full((len(items), rows.num_annotators), -1, np.int16)
     matrix[place, rows.annotator] = rows.label
@@ -197,14 +199,17 @@ def _learn(
                 raise
             number = matrix.shape[1]
             raise ValueError(
-                f"the fit diverged with learning_rate={settings['lr']!r} and {number} annotators: choose a lower one"
+                f"the fit diverged with learning_rate={settings['lr']!r} and {number} annotators: "
+                "choose a lower one"
             ) from error
         mu = model.mu.detach().numpy().astype(np.float64)  # (j l, k)
     return np.ascontiguousarray(mu.reshape(matrix.shape[1], len(balance), -1).transpose(0, 2, 1))
 
 
 def _label_model() -> Any:
-    """snorkel's LabelModel; where it would look for a permutation of NaN without end, it raises as it does elsewhere."""
+    """snorkel's LabelModel; where it would look for a permutation of NaN without end, it raises as it does
+    elsewhere.
+    """
     try:
         from snorkel.labeling.model import LabelModel
     except ImportError as error:
@@ -223,7 +228,9 @@ def _label_model() -> Any:
 
 @contextmanager
 def _as_found() -> Iterator[None]:
-    """Within: float32 on the CPU, with gradients, and whatever is seeded or drawn; afterwards: global states as they were before."""
+    """Within: float32 on the CPU, with gradients, and whatever is seeded or drawn; afterwards: global states
+    as they were before.
+    """
     import torch
 
     drawn, numpy_drawn, torch_drawn, seed = (
@@ -247,8 +254,8 @@ def _as_found() -> Iterator[None]:
         torch.cuda.set_rng_state_all(cuda_drawn)
 
 
-def _refuse_unsayable(table: Table) -> None:
-    """Refuses what a matrix with one label by item and annotator cannot say."""
+def _require_matrix(table: Table) -> None:
+    """Raise ValueError for annotations that are not one unweighted label by item and annotator."""
     items, annotators = table.items.take(table.item), table.annotators.take(table.annotator)
     weights = pd.Series(table.weights, index=items)
     reject(
@@ -263,7 +270,8 @@ def _refuse_unsayable(table: Table) -> None:
     reject(
         repeated,
         pairs,
-        "several labels by one annotator of one item: snorkel takes one; set duplicates='first' or 'last' in `from_frame`",
+        "several labels by one annotator of one item: snorkel takes one; "
+        "set duplicates='first' or 'last' in `from_frame`",
     )
 
 

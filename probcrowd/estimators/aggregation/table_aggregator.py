@@ -1,244 +1,262 @@
-"""Aggregators whose annotators are tables: what Dawid-Skene, its relatives, coins and MACE share."""
+"""Aggregators that describe annotators by probability tables and are fitted by EM."""
 
 from __future__ import annotations
 
-import abc
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64, Int64
-from sklearn.utils.validation import check_is_fitted
+from jaxtyping import Float64
+from sklearn.utils.metaestimators import available_if
 
-from probcrowd.data.columns import declare, reject
 from probcrowd.data.options import check_option
-from probcrowd.data.packed import Cells, Packed, occurring
-from probcrowd.data.table import Table
-from probcrowd.estimators.base import Aggregator
+from probcrowd.data.table import Cells, Packed, Table, occurring
+from probcrowd.estimators.aggregation.history import read_history
+from probcrowd.estimators.aggregation.incremental import (
+    Additions,
+    add_labels,
+    packed_with_additions,
+    refit_gap,
+    results_with_additions,
+)
+from probcrowd.estimators.base import Aggregator, Self
+from probcrowd.estimators.results import Fitted, ItemResults
 from probcrowd.inference.aggregation.annotator_summary import RowPosterior
-from probcrowd.inference.aggregation.averaging import averaged_probabilities, discounted
-from probcrowd.inference.aggregation.e_step import Scores, e_step
-from probcrowd.inference.aggregation.em import Fit, InMemory, fit_table
-from probcrowd.inference.aggregation.m_step import AnnotatorModel, Averaging
-from probcrowd.inference.aggregation.patterns import collapsed
-from probcrowd.models.priors import DirichletPrior, PriorName
+from probcrowd.inference.aggregation.e_step import Scores, Statistics, e_step
+from probcrowd.inference.aggregation.em import Fit, InMemory, fit_table, group_patterns
+from probcrowd.inference.aggregation.m_step import (
+    AnnotatorModel,
+    Averaging,
+    ClassPrior,
+    DirichletRows,
+    averaged_probabilities,
+    discounted,
+)
+from probcrowd.models.priors import DirichletPrior, PriorName, rows_base
 
 Confidence = Literal["averaged", "variational", "plug-in"]
 _CONFIDENCES, _PRIORS = get_args(Confidence), get_args(PriorName)
+_PRIOR: Any = "accurate"
+_CONFIDENCE: Any = "averaged"
+_LEAST_COUNT = 1e-6  # of `counts_`
 
 
 @dataclass(frozen=True)
-class Design:
-    """What a channel is made of: the pairs that occur, and earlier counts by cell."""
+class TableFit:
+    """What EM learned.
 
-    cells: Cells
-    history: Float64[np.ndarray, "p k"] | None = None
+    mode: the fit at the posterior mode. last: the fit whose scores the label probabilities come from.
+    statistics: expected counts under `last`, and shares (m, k): the responsibilities that make them, of
+    patterns of items. place: the pattern of each item; None: each has its own. additions: labels that came
+    after the fit.
+    """
 
-    def joined(self, key: Int64[np.ndarray, " n"], num_annotators: int) -> Design:
-        """With the pairs of `key` that are new."""
-        cells = self.cells.joined(key, num_annotators)
-        grown = len(cells) - len(self.cells)
-        return Design(cells, None if self.history is None else np.pad(self.history, ((0, grown), (0, 0))))
+    mode: Fit
+    last: Fit
+    statistics: Statistics
+    patterns: Packed
+    place: np.ndarray | None
+    shares: np.ndarray
+    additions: Additions | None = None
+
+    def by_item(self, values: Float64[np.ndarray, "m k"]) -> Float64[np.ndarray, "i k"]:
+        """Spread values of patterns over items."""
+        return values if self.place is None else values[self.place]
+
+    def with_labels(
+        self, statistics: Statistics, scores: Scores, mode: Scores, additions: Additions
+    ) -> TableFit:
+        """Return the fit after labels were added."""
+        return replace(
+            self,
+            mode=replace(self.mode, statistics=statistics, scores=mode),
+            last=replace(self.last, statistics=statistics, scores=scores),
+            statistics=statistics,
+            additions=additions,
+        )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class TableAggregator(Aggregator):
-    """An aggregator fitted by `fit_table`; what a subclass declares are its channels."""
+    """An aggregator fitted by `fit_table`, by default with independent Dirichlet rows under `prior`.
 
-    max_iter: int
-    tolerance: float
-    confidence: Confidence = "averaged"
-    progress: bool
-    _hard = False
-    _prior_kind: type = DirichletPrior
-    _takes_discount = True
+    A subclass with another model of annotators overrides `annotator_model`. hard: whether the most probable
+    class takes all. incremental: whether `partial_fit` adds labels. prior_kind: the record that `prior` may
+    be.
+    """
 
-    @abc.abstractmethod
-    def _channel(self, design: Design, *, averaged: bool) -> AnnotatorModel:
-        """The model of confusion: for the mode, or averaged over parameters."""
+    max_iter: int = 1000
+    progress: bool = False
 
-    @abc.abstractmethod
-    def _base(self, num_classes: int, num_labels: int) -> Float64[np.ndarray, "k l"]:
-        """Concentrations of the Dirichlet rows that the annotators' table is made of."""
+    supports = frozenset({"discount"})
+    prior, confidence = _PRIOR, _CONFIDENCE
+    hard = incremental = False
+    prior_kind = DirichletPrior
 
-    def _find(self, source: InMemory, design: Design) -> Fit:
-        """The mode, from the vote shares."""
-        return fit_table(source, self._channel(design, averaged=False), **self._passes)
+    def annotator_model(
+        self, cells: Cells, history: Float64[np.ndarray, "p k"] | None = None, *, averaged: bool = False
+    ) -> AnnotatorModel:
+        """Return the model of annotators: for the posterior mode, or averaged over parameters. history:
+        earlier counts by cell.
+        """
+        class_prior, base = rows_base(self.prior, cells.num_classes, cells.num_labels)
+        return DirichletRows(cells, base, ClassPrior(class_prior, averaged), history, averaged)
 
-    def _averaging(self, design: Design) -> Averaging | None:
-        """The channel whose posterior means label probabilities come from; None where the fit's own scores are the answer."""
-        made = self._channel(design, averaged=False)
-        return made if isinstance(made, Averaging) and self.confidence == "averaged" else None
+    @available_if(lambda self: self.incremental)
+    def partial_fit(self: Self, annotations: Any, gold: pd.Series | None = None) -> Self:
+        """Add labels without refitting; the cost depends on the items touched, not on the size of the table.
+        The first call is `fit`.
 
-    def _scores(self, design: Design) -> Scores:
-        """Scores of items that are new, by cells of the fit and new ones."""
-        averaging, size = self._averaging(design), len(design.cells)
-        if averaging is not None:
-            return averaging.means(self._statistics.extended(size)).scores
-        return self._channel(design, averaged=self.confidence == "variational").scores(
-            self._last.statistics.extended(size)
-        )
+        Items and annotators may be old or new. gold: the known class of items old or new, with or without
+        labels in `annotations`; those of other items are ignored. Everything follows but `log_posterior_`,
+        `converged_` and `dependence_`, which stay those of the last full fit. `refit_gap_` estimates how far
+        the results may be from a full fit.
 
-    @property
-    def _passes(self) -> dict[str, Any]:
-        return {
-            name: getattr(self, name)
-            for name in ("max_iter", "tolerance", "accelerate", "progress")
-            if hasattr(self, name)
-        }
-
-    def _check(self) -> None:
-        super()._check()
-        check_option("confidence", self.confidence, _CONFIDENCES)
-        prior = getattr(self, "prior", "flat")
-        if not isinstance(prior, self._prior_kind) and not (isinstance(prior, str) and prior in _PRIORS):
-            names = ", ".join(map(repr, _PRIORS))
-            raise ValueError(f"prior={prior!r}: choose {names}, or give a {self._prior_kind.__name__}")
-
-    def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
-        table, earlier = _read_history(table, history, self.abstention)
-        keys = table.key if earlier is None else np.concatenate([table.key, earlier[0]])
-        cells = occurring(keys, len(table.annotators), table.num_labels, len(table.classes))
-        design = Design(cells, None if earlier is None else _at_cells(cells, *earlier))
-        packed = table.packed(cells)
-        patterns, place = collapsed(packed, cells)
-        source = InMemory(patterns, cells)
-        mode = fit = self._find(source, design)
-        if self.confidence == "variational":
-            fit = fit_table(source, self._channel(design, averaged=True), mode.statistics, **self._passes)
-        found = np.zeros((patterns.num_items, cells.num_classes))
-        expectation = e_step(patterns, fit.scores, hard=self._hard, responsibilities=found)
-        self._design, self._cells, self._packed, self._patterns, self._place = (
-            design,
-            cells,
-            packed,
-            patterns,
-            place,
-        )
-        self._mode, self._last, self._statistics, self._shares = mode, fit, expectation.statistics, found
-        self._answer(
-            table, found if place is None else found[place], mode.objective, mode.converged and fit.converged
-        )
-
-    def _finish(self) -> None:
-        """Label probabilities from the shares that the items have in the counts, once dependence is known."""
-        found = self._averaged(self._patterns, self._shares)
-        probabilities = found if self._place is None else found[self._place]
-        self._answered = replace(self._answered, responsibilities=probabilities)
-
-    def _averaged(self, packed: Packed, shares: Float64[np.ndarray, "i k"]) -> Float64[np.ndarray, "i k"]:
-        averaging = self._averaging(self._design)
-        if averaging is not None:
-            return averaged_probabilities(
-                packed, self._design.cells, shares, averaging.means(self._statistics), self._copying
-            )
-        if not self._copying and not self._hard:
-            return shares
-        found = np.zeros_like(shares)
-        e_step(discounted(packed, self._copying), self._last.scores, responsibilities=found)
-        return found
-
-    def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
-        design = self._design.joined(table.key, len(table.annotators))
-        packed = table.packed(design.cells)
-        found = np.zeros((len(table.items), design.cells.num_classes))
-        e_step(discounted(packed, self._copying), self._scores(design), responsibilities=found)
-        return found
-
-    def _of_annotators(self) -> tuple[RowPosterior, Float64[np.ndarray, " k"], Packed | None]:
-        cells = self._design.cells
-        rows = RowPosterior(
-            cells,
-            self._base(cells.num_classes, cells.num_labels),
-            self._statistics.counts,
-            self._design.history,
-        )
-        return rows, self.class_prior_.to_numpy(), self._patterns
+        Raises:
+            TypeError, ValueError: as `fit`; also a class that the fit does not know, an (item, annotator)
+                pair that it has, or a known class of an item that contradicts an earlier one; ids of another
+                kind than earlier ones. The estimator is then unchanged.
+        """
+        if not hasattr(self, "classes_"):
+            return self.fit(annotations, gold)
+        self._fitted = add_labels(self, self._fitted, self._read(annotations, gold), gold)
+        return self
 
     @property
-    def class_prior_(self) -> pd.Series:
-        """p(class) by class, at the mode."""
-        check_is_fitted(self, "classes_")
-        return pd.Series(
-            np.exp(self._mode.scores.log_prior), self.classes_.rename("class"), name="class_prior"
-        )
+    def refit_gap_(self) -> pd.Series:
+        """How far results may be from those of a full fit of all labels.
 
-    def _confusion_array(self) -> Float64[np.ndarray, "j k l"]:
-        cells = self._design.cells
-        rows = RowPosterior(
-            cells, self._base(cells.num_classes, cells.num_labels), np.exp(self._mode.scores.log_table)
-        )
-        made = np.zeros((cells.num_annotators, cells.num_classes, cells.num_labels))
-        for where, (dense,) in rows.chunks(rows.counts):
-            made[where] = dense
-        # A label that an annotator never used has what the others leave, in the proportions of the prior's mode
-        seen = np.zeros((cells.num_annotators, cells.num_labels), bool)
-        seen[cells.annotator, cells.label] = True
-        shares = np.where(seen[:, None], 0.0, np.maximum(rows.base - 1, 0)[None])
-        shares += np.where(~seen[:, None] & (shares.sum(2, keepdims=True) == 0), 1.0, 0.0)
-        total = shares.sum(2, keepdims=True)
-        left = np.maximum(1 - made.sum(2, keepdims=True), 0)
-        return made + left * np.divide(shares, total, out=np.zeros_like(shares), where=total > 0)
+        labels_added; share_added: of all labels; mean_shift and largest_shift: by how much the log odds of an
+        item that was not touched would change if its responsibilities were computed again with the present
+        tables, as a mean over labels times labels per item, and at most. A full fit moves on from there:
+        expect some times the mean shift where EM is slow.
+        """
+        if not self.incremental:
+            raise AttributeError(f"{type(self).__name__} has no partial_fit, hence no refit_gap_")
+        return refit_gap(self._record, lambda fitted: self.new_scores(fitted, fitted.rows.cells))
 
     @property
     def counts_(self) -> pd.DataFrame:
-        """Expected counts by annotator, true_class and label, those above 1e-6: what a later fit takes as `history`."""
-        cells, counts = self._design.cells, self._statistics.counts
-        counts = counts if self._design.history is None else counts + self._design.history
-        p, k = np.nonzero(counts > 1e-6)
+        """Expected counts by annotator, true_class and label, those above 1e-6: what a later fit takes as
+        `history`.
+        """
+        fitted = self._record
+        cells, counts = fitted.rows.cells, fitted.rows.counts
+        counts = counts if fitted.rows.history is None else counts + fitted.rows.history
+        p, k = np.nonzero(counts > _LEAST_COUNT)
         columns = {
-            "annotator": self._annotator_ids.take(cells.annotator[p]),
+            "annotator": fitted.annotators.take(cells.annotator[p]),
             "true_class": self.classes_.take(k),
-            "label": self._label_ids.take(cells.label[p]),
+            "label": fitted.labels.take(cells.label[p]),
             "count": counts[p, k],
         }
         return pd.DataFrame(columns)
 
+    def _check(self) -> None:
+        super()._check()
+        check_option("confidence", self.confidence, _CONFIDENCES)
+        if not isinstance(self.prior, self.prior_kind) and self.prior not in _PRIORS:
+            names = ", ".join(map(repr, _PRIORS))
+            raise ValueError(f"prior={self.prior!r}: choose {names}, or give a {self.prior_kind.__name__}")
 
-def _read_history(
-    table: Table, history: pd.DataFrame | None, abstention: Any
-) -> tuple[Table, tuple[np.ndarray, np.ndarray, np.ndarray] | None]:
-    """The table with the annotators of the history, and the history as keys, classes and counts."""
-    if history is None:
-        return table, None
-    if not isinstance(history, pd.DataFrame):
-        raise TypeError(f"the history must be a data frame, as `counts_` is, not {type(history).__name__}")
-    missing = {"annotator", "true_class", "label", "count"} - set(history.columns)
-    if missing:
-        raise ValueError(
-            f"the history needs the columns annotator, true_class, label and count; {', '.join(sorted(missing))} is missing"
-        )
-    column: dict[str, pd.Series] = {
-        name: history.loc[:, name] for name in ("annotator", "true_class", "label", "count")
-    }
-    reject(
-        column["annotator"].isna().to_numpy(bool), column["annotator"], "missing annotator ids in the history"
-    )
-    count = pd.Series(pd.to_numeric(column["count"], errors="coerce")).to_numpy(np.float64, na_value=np.nan)
-    reject(
-        ~(np.isfinite(count) & (count >= 0)), column["count"], "counts of the history must be finite and >= 0"
-    )
-    new = pd.Index(column["annotator"].unique())
-    new = new[table.annotators.get_indexer(new) < 0]
-    # Ids of another kind ("1" and 1) would be other annotators, and their history lost
-    table = (
-        replace(table, annotators=declare(table.annotators.append(new), "annotators")) if len(new) else table
-    )
-    known = table.classes.get_indexer(pd.Index(column["true_class"]))
-    reject(
-        known < 0, column["true_class"], f"classes of the history that are none of {list(table.classes[:10])}"
-    )
-    label = table.classes.get_indexer(pd.Index(column["label"]))
-    if table.num_labels > len(table.classes):
-        label = np.where(np.asarray(column["label"] == abstention, dtype=bool), len(table.classes), label)
-    reject(label < 0, column["label"], f"labels of the history that are none of {list(table.classes[:10])}")
-    key = table.annotators.get_indexer(pd.Index(column["annotator"])) * table.num_labels + label
-    return table, (key.astype(np.int64), known.astype(np.int64), count)
+    def _solve(self, table: Table, history: pd.DataFrame | None = None) -> Fitted:
+        earlier, keys = None, table.key
+        if history is not None:
+            table, earlier = read_history(table, history, self.abstention)
+            keys = np.concatenate([table.key, earlier.key])
+        cells = occurring(keys, len(table.annotators), table.num_labels, len(table.classes))
+        counts = None if earlier is None else earlier.by_cell(cells)
+        packed = table.packed(cells)
+        patterns, place = group_patterns(packed, cells)
+        source = InMemory(patterns, cells)
+        mode = last = self._fit_mode(source, counts)
+        if self.confidence == "variational":
+            model = self.annotator_model(cells, counts, averaged=True)
+            last = fit_table(source, model, mode.statistics, **self._options)
+        shares = np.zeros((patterns.num_items, cells.num_classes))
+        statistics = e_step(patterns, last.scores, hard=self.hard, responsibilities=shares).statistics
+        tables = TableFit(mode, last, statistics, patterns, place, shares)
+        labels = table.classes
+        if table.num_labels > len(labels):
+            labels = labels.astype(object).append(pd.Index([self.abstention], dtype=object))
+        results = self._described(table, tables.by_item(shares), len(table.annotators))
+        rows = RowPosterior(cells, self._base(tables, cells), statistics.counts, counts)
+        prior, converged = self._class_prior(tables, cells), mode.converged and last.converged
+        ids = table.annotators, table.classes, labels
+        return Fitted(results, *ids, packed, rows, prior, prior, mode.objective, converged, tables)
 
+    def _finish(self, fitted: Fitted) -> Fitted:
+        """Average label probabilities over parameters, from the responsibilities that make the counts."""
+        tables: TableFit = fitted.model
+        probabilities = self.item_probabilities(fitted, tables.patterns, tables.shares)
+        return replace(fitted, items=replace(fitted.items, responsibilities=tables.by_item(probabilities)))
 
-def _at_cells(
-    cells: Cells, key: np.ndarray, true_class: np.ndarray, counts: np.ndarray
-) -> Float64[np.ndarray, "p k"]:
-    made = np.zeros((len(cells), cells.num_classes))
-    np.add.at(made, (cells.locate(key), true_class), counts)
-    return made
+    def item_probabilities(
+        self, fitted: Fitted, packed: Packed, shares: Float64[np.ndarray, "i k"]
+    ) -> Float64[np.ndarray, "i k"]:
+        """Return label probabilities of items that have the responsibilities `shares` in the counts."""
+        tables, cells = fitted.model, fitted.rows.cells
+        averaging = self._averaging(tables, cells, fitted.rows.history)
+        if averaging is not None:
+            return averaged_probabilities(
+                packed, cells, shares, averaging.means(tables.statistics), fitted.copying
+            )
+        if not fitted.copying and not self.hard:
+            return shares
+        probabilities = np.zeros_like(shares)
+        e_step(discounted(packed, fitted.copying), tables.last.scores, responsibilities=probabilities)
+        return probabilities
+
+    def new_scores(self, fitted: Fitted, cells: Cells) -> Scores:
+        """Return scores of items outside the counts; `cells`: those of the fit, then new ones."""
+        tables, history = fitted.model, fitted.rows.history
+        if history is not None:
+            history = np.pad(history, ((0, len(cells) - len(history)), (0, 0)))
+        averaging = self._averaging(tables, cells, history)
+        if averaging is not None:
+            return averaging.means(tables.statistics.extended(len(cells))).scores
+        model = self.annotator_model(cells, history, averaged=self.confidence == "variational")
+        return model.scores(tables.last.statistics.extended(len(cells)))
+
+    def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
+        fitted = self._fitted
+        cells = fitted.rows.cells.joined(table.key, len(table.annotators))
+        packed = discounted(table.packed(cells), fitted.copying)
+        probabilities = np.zeros((len(table.items), cells.num_classes))
+        e_step(packed, self.new_scores(fitted, cells), responsibilities=probabilities)
+        return probabilities
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        names = ("max_iter", "tolerance", "progress")
+        given = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return given | {"accelerate": getattr(self, "accelerate", False)}
+
+    def _fit_mode(self, source: InMemory, history: Float64[np.ndarray, "p k"] | None) -> Fit:
+        """Run EM from the vote shares to the posterior mode."""
+        return fit_table(source, self.annotator_model(source.cells, history), hard=self.hard, **self._options)
+
+    def _averaging(
+        self, tables: TableFit, cells: Cells, history: Float64[np.ndarray, "p k"] | None
+    ) -> Averaging | None:
+        """Return the model whose posterior means give label probabilities; None: the E step gives them."""
+        model = self.annotator_model(cells, history)
+        return model if isinstance(model, Averaging) and self.confidence == "averaged" else None
+
+    def _base(self, tables: TableFit, cells: Cells) -> Float64[np.ndarray, "k l"]:
+        """Return concentrations of the Dirichlet rows in summaries of annotators."""
+        return rows_base(self.prior, cells.num_classes, cells.num_labels)[1]
+
+    def _class_prior(self, tables: TableFit, cells: Cells) -> Float64[np.ndarray, " k"]:
+        """Return p(class), at the mode."""
+        return np.exp(tables.mode.scores.log_prior)
+
+    def _item_results(self) -> ItemResults:
+        return results_with_additions(self._fitted)
+
+    def _packed_annotations(self) -> Packed:
+        return packed_with_additions(self._fitted)
+
+    def _confusion(self) -> Float64[np.ndarray, "j k l"]:
+        return self._fitted.mode_confusion(np.exp(self._fitted.model.mode.scores.log_table))

@@ -26,6 +26,7 @@ from probcrowd.estimators.lia.saved import (
     save_fitted,
     save_state,
 )
+from probcrowd.estimators.results import Fitted as FittedAggregator
 from probcrowd.inference.lia.em import Fitted, fit_lia
 from probcrowd.inference.lia.held_out_prior import search_prior_scales
 from probcrowd.inference.lia.objectives import OBJECTIVES, ObjectiveName
@@ -78,7 +79,7 @@ class LIA(NetworkAggregator):
     dependence: str = "warn"
     abstention: Any = None
 
-    _unknown = "are taken as typical annotators"
+    unknown = "are taken as typical annotators"
     _others = None, None  # features of items and of annotators that the fit does not have
 
     def fit(
@@ -108,10 +109,9 @@ class LIA(NetworkAggregator):
             FloatingPointError: the objective is no longer finite.
         """
         if history is not None:
-            raise ValueError("LIA takes no history; DawidSkene, FastDawidSkene, OneCoin and ZenCrowd do")
+            self._require("history", "takes no history", "do")
         given = (features, annotator_features, folder, resume)
-        self._fitted(annotations, gold, lambda table: self._fit_table(table, *given))
-        return self
+        return self._fit(annotations, gold, lambda table: self._solve(table, *given))
 
     @property
     def competence_(self) -> pd.DataFrame:
@@ -123,7 +123,7 @@ class LIA(NetworkAggregator):
     def difficulty_(self) -> pd.Series:
         """By item: the probability that a typical annotator is wrong about it."""
         check_is_fitted(self, "classes_")
-        items = pd.Index(self._answered.items, name="item")
+        items = pd.Index(self._fitted.items.items, name="item")
         return pd.Series(self._network.difficulty(), items, name="difficulty")
 
     @property
@@ -136,7 +136,7 @@ class LIA(NetworkAggregator):
         check_is_fitted(self, "classes_")
         accuracy = np.einsum("jkk,k->j", self._network.competence(), self.class_prior_.to_numpy())
         num_labels = self.annotators_["num_labels"].to_numpy()
-        points = self._network.annotator_map(self._annotator_ids)
+        points = self._network.annotator_map(self._fitted.annotators)
         return points.assign(accuracy=accuracy, num_labels=num_labels)
 
     @property
@@ -166,10 +166,10 @@ class LIA(NetworkAggregator):
         check_is_fitted(self, "classes_")
         if items is not None and features is not None:
             raise ValueError("give items of the fit or features of others, not both")
-        columns = _places(self._annotator_ids, annotators, "annotators")
+        columns = _places(self._fitted.annotators, annotators, "annotators")
         if features is None:
-            seen, place = None, _places(self._answered.items, items, "items")
-            ids, posterior = self._answered.items.take(place), self._network.posterior[place]
+            seen, place = None, _places(self._fitted.items.items, items, "items")
+            ids, posterior = self._fitted.items.items.take(place), self._network.posterior[place]
         else:
             frame = by_item(features, "features")
             seen, place, ids = self._standardise(frame, "features"), np.full(len(frame), -1), frame.index
@@ -179,7 +179,7 @@ class LIA(NetworkAggregator):
                 f"{len(place):,} items x {len(columns):,} annotators are too many for one table: choose some of either"
             )
         right = self._network.probability_right(posterior, place, seen, columns)
-        names = pd.Index(self._annotator_ids.take(columns), name="annotator")
+        names = pd.Index(self._fitted.annotators.take(columns), name="annotator")
         return pd.DataFrame(right, pd.Index(ids, name="item"), names)
 
     def predict_proba(
@@ -205,28 +205,27 @@ class LIA(NetworkAggregator):
         if features is None and annotator_features is None:
             return super().predict_proba(annotations)
         check_is_fitted(self, "classes_")
-        table = self._new(annotations) if annotator_features is None else self._read(annotations)
         asked = copy(self)
         asked._others = features, annotator_features  # pyright: ignore[reportAttributeAccessIssue]
-        return self._describe(table, asked._answers(table)).probability_frame(self.classes_)
+        return asked._results(annotations, warn=annotator_features is None).probability_frame(self.classes_)
 
     def _competence_frame(self, question: int | None) -> pd.DataFrame:
         rows = pd.MultiIndex.from_product(
-            [self._annotator_ids, self.classes_], names=["annotator", "true_class"]
+            [self._fitted.annotators, self.classes_], names=["annotator", "true_class"]
         )
         matrices = self._network.competence(question).reshape(len(rows), -1)
         return pd.DataFrame(matrices, rows, self.classes_.rename("label"))
 
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
         features, annotator_features = self._others
-        place = self._answered.items.get_indexer(table.items)
+        place = self._fitted.items.items.get_indexer(table.items)
         seen = annotators = None
         if features is not None:
             seen = np.zeros((len(place), self._standard("features").width))
             new = np.flatnonzero(place < 0)
             seen[new] = self._standardise(matched(features, table.items[new], "features"), "features")
         if annotator_features is not None:
-            name, new_ids = "annotator_features", table.annotators[len(self._annotator_ids) :]
+            name, new_ids = "annotator_features", table.annotators[len(self._fitted.annotators) :]
             self._standard(name)
             annotators = self._standardise(matched(annotator_features, new_ids, name), name)
         if OBJECTIVES[self.objective].prediction == "truth network":
@@ -237,10 +236,7 @@ class LIA(NetworkAggregator):
         super()._check()
         check(self)
 
-    def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
-        raise NotImplementedError  # `fit` trains
-
-    def _fit_table(
+    def _solve(
         self,
         table: Table,
         features: Any,
@@ -248,7 +244,7 @@ class LIA(NetworkAggregator):
         folder: Path | str | None,
         resume: bool,
         questions: tuple[Int64[np.ndarray, " i"], int] | None = None,
-    ) -> None:
+    ) -> FittedAggregator:
         """Fit, in a folder if one is given. questions: that of each item, and how many there are."""
         item, item_standard = standardised(features, table.items, "features")
         annotator, annotator_standard = standardised(
@@ -275,23 +271,23 @@ class LIA(NetworkAggregator):
                 options["state"] = None if saved.checkpoint is None else restore_state(saved.checkpoint)
             prior = resolve_prior(self, spreads)
             fitted = fit_lia(rows, inputs, prior, objective, schedule, **options)
-            self._set_networks(table, inputs, standards, fitted, spreads)
             if saved is not None:
                 save_fitted(saved, table, inputs, standards, fitted)
+        return self._with_networks(table, inputs, standards, fitted, spreads)
 
-    def _set_networks(
+    def _with_networks(
         self,
         table: Table,
         inputs: Inputs,
         standards: Standards,
         fitted: Fitted,
         spreads: pd.DataFrame | None,
-    ) -> None:
+    ) -> FittedAggregator:
         self.prior_ = resolve_prior(self, spreads)
         probabilities = fitted.posterior
         if OBJECTIVES[self.objective].prediction == "truth network":  # gold stays certain
             probabilities = np.where(table.gold[:, None] >= 0, fitted.posterior, fitted.truth)
-        self._set_fitted(table, inputs, standards, fitted, probabilities, spreads)
+        return self._summarise_networks(table, inputs, standards, fitted, probabilities, spreads)
 
 
 def load_lia(folder: Path | str) -> LIA:
@@ -312,10 +308,7 @@ def restore_lia(folder: Path | str, estimator: str) -> LIA:
         prior = LIAPrior(**sizes)
     lia = LIA(prior=prior, dependence="ignore", **saved.parameters)
     spreads = load_table(folder, "spreads") if prior == HELD_OUT else None
-    lia._set_networks(*restore_fitted(saved), spreads)
-    lia._look_for_dependence()
-    lia._made = {}
-    return lia
+    return lia._set(lia._with_networks(*restore_fitted(saved), spreads))
 
 
 def _places(ids: pd.Index, chosen: Any, name: str) -> Int64[np.ndarray, " p"]:

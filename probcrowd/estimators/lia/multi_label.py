@@ -17,6 +17,7 @@ from probcrowd.data.features import matched
 from probcrowd.data.files import by_item, some
 from probcrowd.data.table import Table
 from probcrowd.estimators.lia.lia import LIA, restore_lia
+from probcrowd.estimators.results import Fitted
 from probcrowd.inference.lia.objectives import ObjectiveName
 from probcrowd.models.lia.prior import LIAPrior
 
@@ -85,7 +86,7 @@ class MultiLabelLIA(BaseEstimator):
         known = None if gold is None else _with_joined_index(_by_pair(gold))
         lia = LIA(dependence="ignore", **self.get_params(deep=False))
 
-        def fit(table: Table) -> None:
+        def fit(table: Table) -> Fitted:
             pairs = _split(table.items)
             code, questions = pd.factorize(pairs.get_level_values("question"), sort=True)
             items, repeated = pairs.get_level_values("item"), None
@@ -93,9 +94,9 @@ class MultiLabelLIA(BaseEstimator):
                 unique = matched(features, items.unique(), "features")
                 repeated = unique.take(unique.index.get_indexer(items)).set_axis(table.items, axis=0)
             asked = code.astype(np.int64), len(questions)
-            lia._fit_table(table, repeated, annotator_features, folder, resume, asked)
+            return lia._solve(table, repeated, annotator_features, folder, resume, asked)
 
-        lia._fitted(frame, known, fit)
+        lia._fit(frame, known, fit)
         return self._set_fitted(lia)
 
     def predict(self) -> pd.Series:

@@ -12,14 +12,17 @@ from probcrowd.data.files import by_item
 from probcrowd.data.table import Table
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.lia.fitted import FittedLIA
+from probcrowd.estimators.results import Fitted as FittedAggregator
 from probcrowd.inference.lia.em import Fitted
 from probcrowd.models.lia.prior import Inputs
 
 
 class NetworkAggregator(Aggregator):
-    """What `LIA` and `TwoStage` share."""
+    """What `LIA` and `TwoStage` share. `class_prior_` is the mean of h(x) over the fitted items."""
 
-    _network: FittedLIA
+    @property
+    def _network(self) -> FittedLIA:
+        return self._fitted.model
 
     def predict_items(self, features: pd.DataFrame | np.ndarray) -> pd.DataFrame:
         """h(x) by item and class, for items without labels. features: as in `fit`, with the same columns.
@@ -37,13 +40,7 @@ class NetworkAggregator(Aggregator):
     def truth_probabilities_(self) -> pd.DataFrame:
         """h(x) of the fitted items, by item and class: what the network predicts from their features alone."""
         check_is_fitted(self, "classes_")
-        return self._truth_frame(self._network.truth.copy(), self._answered.items)
-
-    @property
-    def class_prior_(self) -> pd.Series:
-        """Mean of h(x) over the fitted items, by class."""
-        check_is_fitted(self, "classes_")
-        return pd.Series(self._network.truth.mean(0), self.classes_.rename("class"), name="class_prior")
+        return self._truth_frame(self._network.truth.copy(), self._fitted.items.items)
 
     @property
     def parameters_(self) -> dict[str, np.ndarray]:
@@ -60,7 +57,7 @@ class NetworkAggregator(Aggregator):
     def _truth_frame(self, probabilities: Float64[np.ndarray, "i k"], items: pd.Index) -> pd.DataFrame:
         return pd.DataFrame(probabilities, pd.Index(items, name="item"), self.classes_.rename("class"))
 
-    def _set_fitted(
+    def _summarise_networks(
         self,
         table: Table,
         inputs: Inputs,
@@ -68,14 +65,13 @@ class NetworkAggregator(Aggregator):
         fitted: Fitted,
         probabilities: Float64[np.ndarray, "i k"],
         spreads: pd.DataFrame | None = None,
-    ) -> None:
-        """Set what answers need. probabilities: of the items' labels."""
+    ) -> FittedAggregator:
+        """Return the record of the fit. probabilities: of the items' labels."""
         parameters = {name: value.double() for name, value in fitted.parameters.items()}
         found = len(table.classes), fitted.posterior, fitted.truth, spreads
-        self._network = FittedLIA(parameters, inputs, standards, *found)
-        cells = table.cells
-        self._count(table.packed(cells), cells, probabilities)
-        self._answer(table, probabilities, fitted.values, fitted.converged)
+        network = FittedLIA(parameters, inputs, standards, *found)
+        parts = fitted.values, fitted.converged, fitted.truth.mean(0), network
+        return self._summarise(table, probabilities, *parts)
 
     def _standardise(self, frame: pd.DataFrame, name: str) -> Float64[np.ndarray, "i w"]:
         """Features as inputs of the networks. name: "features" of items or "annotator_features"."""

@@ -18,6 +18,7 @@ from probcrowd.data.table import Table
 from probcrowd.estimators.aggregation.majority import MajorityVote
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.lia.network_aggregator import NetworkAggregator
+from probcrowd.estimators.results import Fitted
 from probcrowd.inference.lia.em import Schedule, fit_lia
 from probcrowd.inference.lia.objectives import OBJECTIVES
 from probcrowd.models.lia.prior import Inputs, LIAPrior
@@ -49,7 +50,7 @@ class TwoStage(NetworkAggregator):
     dependence: str = "ignore"
     abstention: Any = None
 
-    _unknown = "are ignored: predictions depend on features alone"
+    unknown = "are ignored: predictions depend on features alone"
 
     def fit(
         self,
@@ -68,19 +69,17 @@ class TwoStage(NetworkAggregator):
         Raises:
             TypeError, ValueError: invalid tables, items without features, what the first stage refuses.
         """
-        self._fitted(
-            annotations, gold, lambda table: self._train(table, annotations, gold, history, features)
-        )
-        return self
+        given = annotations, gold, history, features
+        return self._fit(annotations, gold, lambda table: self._solve(table, *given))
 
-    def _train(
+    def _solve(
         self,
         table: Table,
         annotations: Any,
         gold: pd.Series | None,
         history: pd.DataFrame | None,
         features: Any,
-    ) -> None:
+    ) -> Fitted:
         item, standard = standardised(features, table.items, "features")
         first: Any = (
             MajorityVote(dependence="ignore", abstention=self.abstention)
@@ -95,12 +94,12 @@ class TwoStage(NetworkAggregator):
             )
         targets = first.probabilities_.reindex(index=table.items, columns=table.classes).to_numpy()
         # Labels have had their effect in the first stage
-        rows = replace(table.kept(table.item < 0).rows, gold=np.full(len(table.items), -1))
+        rows = replace(table.select(table.item < 0).rows, gold=np.full(len(table.items), -1))
         prior, seed = LIAPrior() if self.prior is None else self.prior, int(self.random_state)
         schedule, inputs = Schedule(1, self.steps, 0), Inputs(item)
         fitted = fit_lia(rows, inputs, prior, OBJECTIVES["joint"], schedule, seed=seed, start=targets)
         fitted = replace(fitted, values=fitted.values + xlogy(targets, fitted.truth).sum())
-        self._set_fitted(table, inputs, (standard, None), fitted, fitted.truth)
+        return self._summarise_networks(table, inputs, (standard, None), fitted, fitted.truth)
 
     def _check(self) -> None:
         super()._check()
@@ -111,8 +110,5 @@ class TwoStage(NetworkAggregator):
         check_whole("steps", self.steps)
         check_whole("random_state", self.random_state, 0)
 
-    def _fit(self, table: Table, history: pd.DataFrame | None) -> None:
-        raise NotImplementedError  # `fit` trains
-
     def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
-        return self._network.truth_at(self._answered.items.get_indexer(table.items))
+        return self._network.truth_at(self._fitted.items.items.get_indexer(table.items))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from probcrowd.data.columns import reject
 from probcrowd.data.files import some
-from probcrowd.data.table import recode
+from probcrowd.data.recode import recode
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.network.fit import FittedNetwork, numbers_of
 from probcrowd.estimators.network.inputs import Items, class_codes, read_items, read_labels, sorted_ids

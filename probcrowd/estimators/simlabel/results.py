@@ -13,8 +13,8 @@ from jaxtyping import Int
 from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.data.files import some
+from probcrowd.data.recode import recode
 from probcrowd.data.rows import Rows
-from probcrowd.data.table import recode
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.estimators.network.estimator import NetworkEstimator
 from probcrowd.estimators.network.fit import FittedNetwork

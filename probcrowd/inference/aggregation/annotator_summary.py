@@ -1,22 +1,28 @@
-r"""What expected counts say of annotators: confusion, accuracy, information and spamming, with intervals, in closed form.
+r"""Summaries of annotators from expected counts: confusion, accuracy, information and spamming, with
+intervals, in closed form.
 
-Rows of confusion have the posterior Dirichlet(a + n), n the expected counts, with means m and totals A + N; the weights w are the class prior.
+Rows of confusion have the posterior Dirichlet(a + n), n the expected counts, with means m and totals A + N;
+the weights w are the class prior.
 
-    accuracy     = sum_k w_k confusion[k, k]                     mean and variance are exact; interval: the Beta with both
-    information  = H(sum_k w_k confusion[k, :]) - sum_k w_k H(confusion[k, :])      in bits; of the truth, by one label
-                   mean: the second term exact, the first to second order; variance: delta method, plus that of the second order, which is
-                   what is left at a spammer; interval: the Gamma with both
-    P(spamming)  = p s / (p s + (1 - p) r),   r = prod_k B(a_k + h_k) / B(a_k),   s = B(b + sum_k h_k) / B(b),   p = 0.1 a priori
+    accuracy     = sum_k w_k confusion[k, k]        mean and variance are exact; interval: the Beta with both
+    information  = H(sum_k w_k confusion[k, :]) - sum_k w_k H(confusion[k, :])     in bits
+                   mean: the second term exact, the first to second order; variance: delta method, plus that
+                   of the second order, which is what is left at a spammer; interval: the Gamma with both
+    P(spamming)  = p s / (p s + (1 - p) r),      p = 0.1 a priori
+                   r = prod_k B(a_k + h_k) / B(a_k),     s = B(b + sum_k h_k) / B(b)
 
-B is the multivariate Beta function. A spammer's labels do not depend on the truth: one row for all classes, of concentrations b, the mean of a over
-classes. h are counts from `held_out`, in which an annotator's own label has no say in what the truth is; else whoever is alone on
-an item looks perfect. These are posteriors given the responsibilities, so they leave out what is uncertain about those.
+B is the multivariate Beta function. A spammer's labels do not depend on the truth: one row for all classes,
+of concentrations b, the mean of a over classes. h are counts from `held_out`, which leaves an annotator's own
+label out of the truth; otherwise the only annotator of an item looks perfect. These are posteriors given the
+responsibilities, so they omit the uncertainty about those.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +30,9 @@ from jaxtyping import Float64
 from scipy.special import digamma, expit, gammaln
 from scipy.stats import beta, gamma
 
-from probcrowd.data.packed import Cells
+from probcrowd.compute.compiled import fast
+from probcrowd.data.table import Cells, Packed, in_ranges
+from probcrowd.inference.aggregation.e_step import Scores, Statistics, scaled
 from probcrowd.metrics.intervals import ANNOTATOR_LEVEL, central
 
 SPAM_PRIOR = 0.1
@@ -33,7 +41,9 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True)
 class RowPosterior:
-    """Dirichlet posteriors of confusion rows: counts by cell (p, k) on top of concentrations that all share (k, l) and of earlier counts (p, k)."""
+    """Dirichlet posteriors of confusion rows: counts by cell (p, k) on top of concentrations that all share
+    (k, l) and of earlier counts (p, k).
+    """
 
     cells: Cells
     base: Float64[np.ndarray, "k l"]
@@ -64,7 +74,9 @@ def annotator_table(
     class_prior: Float64[np.ndarray, " k"],
     held_out: Float64[np.ndarray, "p k"] | None = None,
 ) -> pd.DataFrame:
-    """By annotator code: num_labels (weights summed), accuracy, information_bits (mean, _lower, _upper: central 90 %), spammer."""
+    """By annotator code: num_labels (weights summed), accuracy, information_bits (mean, _lower, _upper:
+    central 90 %), spammer.
+    """
     history = posterior.counts * 0 if posterior.history is None else posterior.history
     left = posterior.counts if held_out is None else held_out
     parts = []
@@ -139,3 +151,51 @@ def confusion_table(posterior: RowPosterior) -> Float64[np.ndarray, "j k l"]:
         rows = posterior.base + earlier + counts
         made[where] = rows / rows.sum(2, keepdims=True)
     return made
+
+
+def held_out(packed: Packed, scores: Scores) -> Statistics:
+    """Return expected counts with each row's own label left out of its item's responsibilities: annotators
+    against all others.
+    """
+    _, _, table, prior = scaled(scores)
+    log_table, log_prior = np.log(table), np.log(prior)
+
+    def part(low: int, high: int) -> np.ndarray:
+        counts = np.zeros(table.shape)
+        _held_out(*packed.arrays, log_table, log_prior, low, high, counts)
+        return counts
+
+    counts = np.asarray(sum(in_ranges(part, packed, len(table))))
+    return Statistics(counts, np.zeros(len(prior)))
+
+
+@fast
+def _held_out(
+    starts: Any, cell: Any, weight: Any, gold: Any, times: Any,
+    log_table: Any, log_prior: Any, low: int, high: int, counts: Any,
+) -> None:  # fmt: skip
+    num_classes = log_prior.size
+    all_of, r = np.empty(num_classes), np.empty(num_classes)
+    for i in range(low, high):
+        share = times[i] if times.size else 1.0
+        for k in range(num_classes):
+            all_of[k] = log_prior[k]
+        for n in range(starts[i], starts[i + 1]):
+            w = weight[n] if weight.size else 1.0
+            for k in range(num_classes):
+                all_of[k] += w * log_table[cell[n], k]
+        for n in range(starts[i], starts[i + 1]):
+            w = weight[n] if weight.size else 1.0
+            if gold.size and gold[i] >= 0:
+                counts[cell[n], gold[i]] += share * w
+                continue
+            most = -math.inf
+            for k in range(num_classes):
+                r[k] = all_of[k] - w * log_table[cell[n], k]
+                most = max(most, r[k])
+            top = 0.0
+            for k in range(num_classes):
+                r[k] = math.exp(r[k] - most)
+                top += r[k]
+            for k in range(num_classes):
+                counts[cell[n], k] += share * w * r[k] / top

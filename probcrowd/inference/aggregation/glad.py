@@ -1,16 +1,20 @@
-r"""GLAD: every annotator has an ability, every item an ease, and right labels come from their product (Whitehill et al., 2009).
+r"""GLAD: every annotator has an ability, every item an ease, and right labels come from their product
+(Whitehill et al., 2009).
 
-    z_i ~ Uniform(K)     ability_j ~ Normal(1, 1)     log_ease_i ~ Normal(1, 1)     t_ij = ability_j exp(log_ease_i)
+    z_i ~ Uniform(K)   ability_j ~ Normal(1, 1)   log_ease_i ~ Normal(1, 1)   t_ij = ability_j exp(log_ease_i)
     p(label = z) = sigmoid(t_ij),     p(label = l) = (1 - sigmoid(t_ij)) / (K - 1) for every other class l
 
-log sigmoid(t) - log(1 - sigmoid(t)) = t, so that, with the weight w_n of a row as the number of times it counts,
+log sigmoid(t) - log(1 - sigmoid(t)) = t, so that, with the weight w_n of a row as the number of times it
+counts,
 
-    s_ik = log p(labels of item i | truth k) = sum_n w_n (t_n [l_n = k] - softplus(t_n)) - log(K - 1) sum_n w_n [l_n != k]
+    s_ik = log p(labels of item i | truth k)
+         = sum_n w_n (t_n [l_n = k] - softplus(t_n)) - log(K - 1) sum_n w_n [l_n != k]
 
-An iteration raises the log posterior, with the truth summed out, in two blocks. Abilities given q = softmax(s): Newton's method on the
-expected complete log posterior, which falls apart into one concave function per annotator (the M step of EM). Ease given abilities:
-Newton's method on log mean_k exp(s_ik) itself, one function per item, not concave, so that a step which lowers it is halved; q follows.
-Time per iteration and memory grow with n + i k.
+An iteration raises the log posterior, with the truth summed out, in two blocks. Abilities given q =
+softmax(s): Newton's method on the expected complete log posterior, which falls apart into one concave
+function per annotator (the M step of EM). Ease given abilities: Newton's method on log mean_k exp(s_ik)
+itself, one function per item, not concave, so that a step which lowers it is halved; q follows. Time per
+iteration and memory grow with n + i k.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from jaxtyping import Float64, Int64
 
 from probcrowd.compute.compiled import compiled
 from probcrowd.data.rows import Rows
-from probcrowd.inference.aggregation.result import Answer
+from probcrowd.inference.aggregation.result import Result
 from probcrowd.inference.posterior.gibbs_kernels import HALF_LOG_TWO_PI
 
 PRIOR_MEAN = 1.0
@@ -32,7 +36,9 @@ MOST_STEPS = 100  # for the ease of items outside the fit, found at once
 
 
 class Panel(NamedTuple):
-    """Rows sorted by item, as arrays: those of item i are first_of_item[i] onwards, those of annotator j order[first_of_annotator[j]:]."""
+    """Rows sorted by item, as arrays: those of item i are first_of_item[i] onwards, those of annotator j
+    order[first_of_annotator[j]:].
+    """
 
     item: Int64[np.ndarray, " n"]
     annotator: Int64[np.ndarray, " n"]
@@ -44,11 +50,13 @@ class Panel(NamedTuple):
     first_of_annotator: Int64[np.ndarray, " j+1"]
 
 
-def fit_glad(rows: Rows, *, max_iter: int = 100, tolerance: float = 1e-6) -> Answer:
-    """Label probabilities at a mode of abilities and ease, sought from the prior means on; objective: the log posterior, with constants.
+def fit_glad(rows: Rows, *, max_iter: int = 100, tolerance: float = 1e-6) -> Result:
+    """Label probabilities at a mode of abilities and ease, sought from the prior means on; objective: the
+    log posterior, with constants.
 
-    Converged when an iteration gains less than `tolerance` per item. parameters: ability (j), log_ease (i). Without rows both keep their
-    prior mean, and such an item the uniform class prior. One class: nothing to infer, all probabilities are 1 and there is no objective.
+    Converged when an iteration gains less than `tolerance` per item. parameters: ability (j), log_ease (i).
+    Without rows both keep their prior mean, and such an item the uniform class prior. One class: nothing to
+    infer, all probabilities are 1 and there is no objective.
     """
     panel = make_panel(rows)
     ability, log_ease = np.full(rows.num_annotators, PRIOR_MEAN), np.full(rows.num_items, PRIOR_MEAN)
@@ -69,11 +77,12 @@ def fit_glad(rows: Rows, *, max_iter: int = 100, tolerance: float = 1e-6) -> Ans
             ability, log_ease, probabilities = before
             break
         history.append(float(value))
-    return Answer(probabilities, np.array(history), converged, {"ability": ability, "log_ease": log_ease})
+    return Result(probabilities, np.array(history), converged, {"ability": ability, "log_ease": log_ease})
 
 
 def new_items_glad(rows: Rows, parameters: dict[str, np.ndarray]) -> Float64[np.ndarray, "i k"]:
-    """Label probabilities of other items: abilities as fitted, ease at its mode given them, which is how the fit treats its own items.
+    """Label probabilities of other items: abilities as fitted, ease at its mode given them, which is how the
+    fit treats its own items.
 
     The mode is sought from the prior mean on, where an item without rows stays, its probabilities uniform.
     """
@@ -90,7 +99,9 @@ def new_items_glad(rows: Rows, parameters: dict[str, np.ndarray]) -> Float64[np.
 
 
 def make_panel(rows: Rows) -> Panel:
-    """The rows by item, then annotator, label and weight, so that the order they came in cannot touch a digit of the answer."""
+    """The rows by item, then annotator, label and weight, so that the order they came in cannot touch a
+    digit of the answer.
+    """
     sort = np.lexsort((rows.weight, rows.label, rows.annotator, rows.item))
     item, annotator, label = (
         np.asarray(codes)[sort].astype(np.int64) for codes in (rows.item, rows.annotator, rows.label)
@@ -168,9 +179,11 @@ def ease_value(
     q: Float64[np.ndarray, " k"],
     rate: Float64[np.ndarray, " k"],
 ) -> tuple[float, float, float]:
-    """Log posterior of one item's log ease, without the Normal's constant, its slope and a negative curvature; q = softmax(s) in place.
+    """Log posterior of one item's log ease, without the Normal's constant, its slope and a negative
+    curvature; q = softmax(s) in place.
 
-    Where the second derivative is not safely negative, the curvature of the Gauss-Newton method stands in for it.
+    Where the second derivative is not safely negative, the curvature of the Gauss-Newton method stands in for
+    it.
     """
     ease, spread = math.exp(log_ease), math.log(q.size - 1)
     q[:], rate[:] = 0.0, 0.0
@@ -211,7 +224,9 @@ def raise_ease(
     log_ease: Float64[np.ndarray, " i"],
     q: Float64[np.ndarray, "i k"],
 ) -> float:
-    """Newton steps for every item's ease, in place, then its label probabilities; the sum of the items' log posteriors."""
+    """Newton steps for every item's ease, in place, then its label probabilities; the sum of the items' log
+    posteriors.
+    """
     rate, total = np.empty(q.shape[1]), 0.0
     for i in range(log_ease.size):
         value, slope, curvature = ease_value(i, log_ease[i], panel, ability, q[i], rate)

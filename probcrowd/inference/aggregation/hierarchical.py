@@ -1,17 +1,22 @@
-r"""Dawid-Skene with a population of annotators: rows of class k come from one Dirichlet, whose concentrations are learned from the counts.
+r"""Dawid-Skene with a population of annotators: rows of class k come from one Dirichlet, whose concentrations
+are learned from the counts.
 
     confusion[j, k, :] ~ Dirichlet(c[k, :])
     c maximises  sum_jk log B(c_k + n_jk) / B(c_k)  +  sum_k log Dirichlet(pseudo-annotator's row; c_k)
 
-B is the multivariate Beta function, n the expected counts. The pseudo-annotator is one typical draw from Dirichlet(base): without annotators
-c = base, with many it does not matter, and it keeps c finite where all annotators are alike. Given c, rows have the averaged scores of
-`channels.DirichletRows`; log likelihood + penalty bounds the log evidence of c and the pseudo-annotator, and never falls, since c is improved by
-minorisation (Minka 2000): bounding log B and log Gamma(C), C = sum_l c_l, by what touches them at the present c leaves, for each c_l alone,
+B is the multivariate Beta function, n the expected counts. The pseudo-annotator is one typical draw from
+Dirichlet(base): without annotators c = base, with many it does not matter, and it keeps c finite where all
+annotators are alike. Given c, rows have the averaged scores of `channels.DirichletRows`; log likelihood +
+penalty bounds the log evidence of c and the pseudo-annotator, and never falls, since c is improved by
+minorisation (Minka 2000): bounding log B and log Gamma(C), C = sum_l c_l, by what touches them at the present
+c leaves, for each c_l alone,
 
-    A_l / c_l - D + psi(C) - psi(c_l) + g_l = 0      A_l = c_l sum_j psi(c_l + n_jl) - psi(c_l),  D = sum_j psi(C + N_j) - psi(C),  g = E log row
+    A_l / c_l - D + psi(C) - psi(c_l) + g_l = 0
+    A_l = c_l sum_j psi(c_l + n_jl) - psi(c_l),     D = sum_j psi(C + N_j) - psi(C),     g = E log row
 
-Where a count n is below 1, A_l log c_l does not bound log Gamma(c_l + n) / Gamma(c_l), but - A_l c / c_l does, c being the present one, as
-c^2 (psi(c + n) - psi(c)) increases; the step is no longer the highest point of a bound, but its end is not below its start.
+Where a count n is below 1, A_l log c_l does not bound log Gamma(c_l + n) / Gamma(c_l), but - A_l c / c_l
+does, c being the present one, as c^2 (psi(c + n) - psi(c)) increases; the step is no longer the highest point
+of a bound, but its end is not below its start.
 
 An annotator with few labels leans on the population, one with many on itself; how much, is learned.
 """
@@ -24,7 +29,7 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.special import digamma, gammaln, polygamma
 
-from probcrowd.data.packed import Cells
+from probcrowd.data.table import Cells
 from probcrowd.inference.aggregation.e_step import Scores, Statistics, sums_by_owner
 from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows, row_totals
 

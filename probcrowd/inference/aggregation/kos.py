@@ -1,22 +1,25 @@
-r"""KOS: messages between items and annotators find whom to believe, for two classes (Karger, Oh and Shah, 2011).
+r"""KOS: messages between items and annotators find whom to believe, for two classes (Karger, Oh and Shah,
+2011).
 
     A_ij = sum of w_n over the labels of class 1 that annotator j gave item i, minus those of class 0
-    x_{i -> j} = sum_{j' != j} A_ij' y_{j' -> i}        how surely item i is of class 1, apart from what j said
+    x_{i -> j} = sum_{j' != j} A_ij' y_{j' -> i}    evidence for class 1 in labels by others than j
     y_{j -> i} = sum_{i' != i} A_i'j x_{i' -> j}        how reliable annotator j is, apart from item i
-    start: y ~ Normal(1, 1)                             decision: class 1 if score_i = sum_j A_ij y_{j -> i} > 0
+    start: y ~ Normal(1, 1)                         decision: class 1 if score_i = sum_j A_ij y_{j -> i} > 0
 
-This is the power method for the pairs (i, j), so that messages are rescaled to root mean square 1 every round; each connected part of the
-items and annotators by itself, as it would be without the others. The gold label of an item fixes x_{i -> j} at -1 or 1. Where messages die
-out, as they do in a part without cycles and gold, all annotators count alike (y = 1, the mean of the start), which is a majority vote.
+This is the power method for the pairs (i, j), so that messages are rescaled to root mean square 1 every
+round; each connected part of the items and annotators by itself, as it would be without the others. The gold
+label of an item fixes x_{i -> j} at -1 or 1. Where messages die out, as they do in a part without cycles and
+gold, all annotators count alike (y = 1, the mean of the start), which is a majority vote.
 
-KOS decides and has no probabilities. The messages y come on an arbitrary scale: c = sum_i |score_i| / sum_ij |A_ij| y_{j -> i}^2 makes c y
-the best linear prediction of whether a label agrees with the decision (1) or not (-1), hence of 2 p - 1 for an annotator who is right with
-probability p. The log odds of p are 2 artanh(2 p - 1), 2 c y to first order, and those of independent labels add up:
+KOS decides and has no probabilities. The messages y come on an arbitrary scale: c = sum_i |score_i| / sum_ij
+|A_ij| y_{j -> i}^2 makes c y the best linear prediction of whether a label agrees with the decision (1) or
+not (-1), hence of 2 p - 1 for an annotator who is right with probability p. The log odds of p are 2 artanh(2
+p - 1), 2 c y to first order, and those of independent labels add up:
 
     p(class 1) = sigmoid(2 c score_i)
 
-which is monotone in the score, so that the more probable class is the decision. Time per round grows with n, memory with n times the
-number of starts.
+which is monotone in the score, so that the more probable class is the decision. Time per round grows with n,
+memory with n times the number of starts.
 """
 
 from __future__ import annotations
@@ -29,17 +32,18 @@ from scipy.special import expit
 
 from probcrowd.compute.compiled import compiled
 from probcrowd.data.rows import Rows
-from probcrowd.inference.aggregation.result import Answer
+from probcrowd.inference.aggregation.result import Result
 
 SETTLED = 1e-6  # change of messages whose root mean square is 1
 
 
-def fit_kos(rows: Rows, *, seed: int = 0, restarts: int = 10, max_iter: int = 100) -> Answer:
+def fit_kos(rows: Rows, *, seed: int = 0, restarts: int = 10, max_iter: int = 100) -> Result:
     """Label probabilities of two classes from the mean of the messages of several random starts.
 
-    Converged when every start's messages settle within `max_iter` rounds. There is no objective. parameters: score (i), the mean of
-    score_i; annotator_log_odds (j), 2 c times what annotator j would tell an item outside the fit, 0 for one without rows.
-    Items without rows, and ties, get one half each. An item with gold is certain.
+    Converged when every start's messages settle within `max_iter` rounds. There is no objective. parameters:
+    score (i), the mean of score_i; annotator_log_odds (j), 2 c times what annotator j would tell an item
+    outside the fit, 0 for one without rows. Items without rows, and ties, get one half each. An item with
+    gold is certain.
 
     Raises:
         ValueError: more or fewer than two classes, or no start.
@@ -77,7 +81,7 @@ def fit_kos(rows: Rows, *, seed: int = 0, restarts: int = 10, max_iter: int = 10
     scale = 2 * np.divide(per_part, spread, out=np.zeros(part.size), where=spread > 0)  # 2 c
     log_odds = scale[part[rows.num_items :]] * reliability
     probabilities = _probabilities(scale[part[: rows.num_items]] * score, gold)
-    return Answer(
+    return Result(
         probabilities,
         np.empty(0),
         all(run[2] for run in runs),
@@ -86,7 +90,9 @@ def fit_kos(rows: Rows, *, seed: int = 0, restarts: int = 10, max_iter: int = 10
 
 
 def new_items_kos(rows: Rows, parameters: dict[str, np.ndarray]) -> Float64[np.ndarray, "i k"]:
-    """Label probabilities of other items: the sum of what their annotators tell them, all of whose messages come from the fit's items."""
+    """Label probabilities of other items: the sum of what their annotators tell them, all of whose messages
+    come from the fit's items.
+    """
     item, annotator, vote = _votes(rows)
     return _probabilities(
         _sums(item, vote * parameters["annotator_log_odds"][annotator], rows.num_items), np.asarray(rows.gold)
@@ -122,7 +128,9 @@ def _messages(
     num_annotators: int,
     max_iter: int,
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " j"], bool]:
-    """Messages y of every pair, the sums over all items they would be without leaving one out, and whether they have settled."""
+    """Messages y of every pair, the sums over all items they would be without leaving one out, and whether
+    they have settled.
+    """
     by_item, by_annotator = np.arange(item.size), np.argsort(annotator, kind="stable")
     known, fixed = gold[item] >= 0, 2.0 * gold[item] - 1
     alive, own, settled = np.ones(part.max(initial=-1) + 1, dtype=bool), np.zeros(item.size), False
@@ -167,7 +175,8 @@ def sums_of_others(
 ) -> Float64[np.ndarray, " n"]:
     """The sum of the other values of each one's group, where `order` lists group after group.
 
-    Added up from both ends, not taken off a total, so that a sum of none is 0 and no rounding noise is blown up round after round.
+    Added up from both ends, not taken off a total, so that a sum of none is 0 and no rounding noise is blown
+    up round after round.
     """
     found, running = np.zeros(values.size), 0.0
     for at in range(values.size):

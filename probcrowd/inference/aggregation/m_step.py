@@ -1,50 +1,88 @@
-r"""What the models of confusion make of expected counts: scores for the next E step, in closed form.
+r"""The M step in closed form: expected counts in, log probabilities for the next E step out; and
+probabilities averaged over parameters.
 
-n[p, k] = counts, the expected count of cell p = (j, l) on items of class k;  N[j, k] its sum over labels;  a[j, k, l] the prior's concentrations, A their sum
+n[p, k] = expected count of cell p = (j, l) on items of class k;  N[j, k] its sum over labels;  a[j, k, l] the
+prior's concentrations, A their sum
 
-    Dirichlet rows, mode       confusion = (n + a - 1) / (N + A - L)          penalty = log prior density                      a >= 1
-    Dirichlet rows, averaged   log confusion ~ psi(n + a) - psi(N + A)        penalty = - KL(Dirichlet(n + a) || Dirichlet(a))
-    one coin, mode             accuracy[j] = (right + r - 1) / (N + r + w - 2),  right = n of cells with l = k
-    one coin, averaged         psi in place of logs, Beta(right + r, N - right + w)
+    mode       confusion = (n + a - 1) / (N + A - L)       penalty = log prior density       a >= 1
+    averaged   log confusion ~ psi(n + a) - psi(N + A)     penalty = - KL(Dirichlet(n + a) || Dirichlet(a))
 
-Mode: EM for the posterior mode; maximum likelihood is the mode under flat priors. Averaged: the variational approximation with independent
-posteriors of truth and parameters (Kim and Ghahramani 2012: iBCC); log likelihood + penalty then bounds the log evidence. In both cases the
-sum of the two is what EM never lowers. A label that an annotator never used has no cell; its share of a row is the prior's alone.
+Mode: EM for the posterior mode; maximum likelihood is the mode under flat priors. Averaged: the variational
+approximation with independent posteriors of truth and parameters (Kim and Ghahramani 2012: iBCC); log
+likelihood + penalty then bounds the log evidence. In both cases the sum of the two is what EM never lowers. A
+label that an annotator never used has no cell; its share of a row is the prior's alone.
+
+At the mode alone label probabilities are overconfident. Given the responsibilities r of all other items, the
+rows of an item's labels have independent Dirichlet posteriors, so the average of their product is the product
+of their means:
+
+    p(truth_i = k | labels) ~ mean[class k] prod over rows n of i of mean[confusion[j_n, k, l_n]]^w
+    mean[confusion[j, k, l]] = (n[jl, k] - w r_ik + a_kl) / (N[j, k] - w r_ik + A_k)
+    mean[class k] = (n_k - r_ik + b_k) / (I - 1 + sum b)
+
+The item's own share r_i is left out of the counts; otherwise an annotator with few labels is trusted because
+of the label in question. This is one step of collapsed variational Bayes (Asuncion et al. 2009, CVB0) from
+the mode. Rows of one annotator on one item are treated as if by several. Where annotators err together, n
+labels of an item are worth n / (1 + (n - 1) rho) independent ones (`inference.dependence`); with a copying
+rate rho > 0 the labels of an item count by that factor.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
 from scipy.special import digamma, gammaln, xlogy
 
-from probcrowd.data.packed import Cells
-from probcrowd.inference.aggregation.averaging import Means
+from probcrowd.compute.compiled import fast
+from probcrowd.data.table import Cells, Packed
 from probcrowd.inference.aggregation.e_step import Scores, Statistics, sums_by_owner
 
-_NOTHING = 1e-280  # below, rounding would make the row of a mode
-
-
-@runtime_checkable
-class Averaging(Protocol):
-    """A channel with posterior means in closed form."""
-
-    def means(self, statistics: Statistics) -> Means:
-        """Posterior means of every cell, given the counts."""
-        ...
+RowLogs = tuple[Float64[np.ndarray, "r k"], Float64[np.ndarray, " r"]]
+_NOTHING = 1e-280  # counts below this would leave a mode to rounding
 
 
 @runtime_checkable
 class AnnotatorModel(Protocol):
-    """A model of confusion, as EM sees it."""
+    """A model of annotators, as EM sees it."""
 
     def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
-        """What the counts make of the parameters; `previous` are the scores that the counts came from, where there were any."""
+        """Run the M step; `previous` are the scores that the counts came from, if any."""
+        ...
+
+
+@dataclass(frozen=True)
+class Means:
+    """Posterior means as ratios: above[p, k] / below[p, k] of cells, class_above[k] / class_below of classes
+    (None: equally likely).
+
+    coin: whether an annotator's rows share one accuracy, so that a row adds to all classes at once.
+    """
+
+    above: Float64[np.ndarray, "p k"]
+    below: Float64[np.ndarray, "p k"]
+    class_above: Float64[np.ndarray, " k"] | None
+    coin: bool = False
+
+    @property
+    def scores(self) -> Scores:
+        """Scores of items that are not part of the counts."""
+        prior = np.ones(self.above.shape[1]) if self.class_above is None else self.class_above
+        return Scores(
+            np.log(np.maximum(self.above, 1e-300)) - np.log(self.below), np.log(prior / prior.sum())
+        )
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """A model with posterior means in closed form."""
+
+    def means(self, statistics: Statistics) -> Means:
+        """Return the posterior means of every cell, given the counts."""
         ...
 
 
@@ -53,7 +91,7 @@ class ClassPrior:
     """Dirichlet concentrations of the class prior (k); None: the classes are equally likely, and known to be.
 
     Raises:
-        ValueError: a mode is asked for, and a concentration below 1 has none.
+        ValueError: a concentration below 1, which has no mode, unless averaged.
     """
 
     concentration: Float64[np.ndarray, " k"] | None
@@ -61,27 +99,28 @@ class ClassPrior:
 
     def __post_init__(self) -> None:
         if not self.averaged and self.concentration is not None:
-            _check_mode(self.concentration)
+            require_mode(self.concentration)
 
     def scores(self, class_count: Float64[np.ndarray, " k"]) -> tuple[Float64[np.ndarray, " k"], float]:
-        """log_prior and penalty."""
+        """Return log_prior and penalty."""
         if self.concentration is None:
             return np.full(len(class_count), -math.log(len(class_count))), 0.0
         counts, a = class_count[None, :], self.concentration[None, :]
-        logs, penalty = (_averaged if self.averaged else _mode)(counts, counts.sum(1), a, a.sum(1))
+        logs, penalty = (dirichlet_expected_logs if self.averaged else dirichlet_mode)(counts, a)
         return logs[0], float(penalty[0])
 
     def above(self, class_count: Float64[np.ndarray, " k"]) -> Float64[np.ndarray, " k"] | None:
-        """Counts and concentrations, None where the classes are known to be equally likely."""
+        """Return counts plus concentrations, None where the classes are known to be equally likely."""
         return None if self.concentration is None else class_count + self.concentration
 
 
 @dataclass(frozen=True)
 class DirichletRows:
-    """A confusion matrix per annotator. base: concentrations that all share (k, l); history: an annotator's own on top, by cell (p, k).
+    """A confusion matrix per annotator. base: concentrations that all share (k, l); history: an annotator's
+    own on top, by cell (p, k).
 
     Raises:
-        ValueError: a mode is asked for, and a concentration below 1 has none.
+        ValueError: a concentration below 1, which has no mode, unless averaged.
     """
 
     cells: Cells
@@ -92,11 +131,11 @@ class DirichletRows:
 
     def __post_init__(self) -> None:
         if not self.averaged:
-            _check_mode(self.base)
+            require_mode(self.base)
 
     @cached_property
     def concentration(self) -> Float64[np.ndarray, "p k"]:
-        """Of every cell and class."""
+        """Concentration of every cell and class."""
         shared = self.base.T[self.cells.label]
         return shared if self.history is None else shared + self.history
 
@@ -106,34 +145,28 @@ class DirichletRows:
 
     @cached_property
     def total(self) -> Float64[np.ndarray, "j k"]:
-        """Of every row, over all its labels."""
+        """Concentration of every row, over all its labels."""
         shared = np.repeat(self.base.sum(1)[None, :], self.cells.num_annotators, 0)
         return shared if self.history is None else shared + row_totals(self.history, self.cells)
 
     @cached_property
     def _unseen(self) -> tuple[Float64[np.ndarray, "j k"], float]:
-        """Labels without a cell: the sum over them of a - 1, and all that their density adds but that sum times the row's total; also the
-        normalising constants of all rows."""
+        """Labels without a cell: the sum over them of a - 1, and all that their density adds but that sum
+        times the row's total; also the normalising constants of all rows.
+        """
         shared = self.base.T[self.cells.label]
         left = (self.base - 1).sum(1) - row_totals(shared - 1, self.cells)
-        everyone = (
-            self.cells.num_annotators * (xlogy(self.base - 1, self.base - 1) - gammaln(self.base)).sum()
-        )
-        constant = (
-            everyone
-            - (xlogy(shared - 1, shared - 1) - gammaln(shared)).sum()
-            - gammaln(self.concentration).sum()
-        )
+        everyone = (xlogy(self.base - 1, self.base - 1) - gammaln(self.base)).sum()
+        constant = self.cells.num_annotators * everyone
+        constant = constant - (xlogy(shared - 1, shared - 1) - gammaln(shared)).sum()
+        constant = constant - gammaln(self.concentration).sum()
         return np.maximum(left, 0), float(constant + gammaln(self.total).sum())
 
     def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
-        """The mode, or the averaged logs, of every cell."""
+        """Return the mode, or the expected logs, of every cell."""
         log_prior, penalty = self.class_prior.scores(statistics.class_count)
-        counts, row, owner = (
-            statistics.counts,
-            row_totals(statistics.counts, self.cells),
-            self.cells.annotator,
-        )
+        counts, owner = statistics.counts, self.cells.annotator
+        row = row_totals(counts, self.cells)
         if self.averaged:
             above, below = counts + self.concentration, row + self.total
             logs, logs_below = digamma(above), digamma(below)
@@ -155,7 +188,7 @@ class DirichletRows:
         return Scores(log_table, log_prior, penalty + float(density))
 
     def means(self, statistics: Statistics) -> Means:
-        """Posterior means of every cell."""
+        """Return posterior means of every cell."""
         below = row_totals(statistics.counts, self.cells) + self.total
         return Means(
             statistics.counts + self.concentration,
@@ -164,103 +197,94 @@ class DirichletRows:
         )
 
 
-@dataclass(frozen=True)
-class OneCoinModel:
-    """An accuracy per annotator, the same for all classes; wrong labels are equally likely. right, wrong: Beta concentrations (j).
-
-    Raises:
-        ValueError: a mode is asked for, and a concentration below 1 has none.
-    """
-
-    cells: Cells
-    right: Float64[np.ndarray, " j"]
-    wrong: Float64[np.ndarray, " j"]
-    class_prior: ClassPrior
-    averaged: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.averaged:
-            _check_mode(np.concatenate([self.right, self.wrong]))
-
-    def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
-        """The mode, or the averaged logs, of every cell."""
-        log_prior, penalty = self.class_prior.scores(statistics.class_count)
-        hits, row = (
-            right_counts(statistics.counts, self.cells),
-            row_totals(statistics.counts, self.cells).sum(1),
-        )
-        coins = np.stack([hits, np.maximum(row - hits, 0)], 1)
-        prior = np.stack([self.right, self.wrong], 1)
-        logs, penalties = (_averaged if self.averaged else _mode)(coins, coins.sum(1), prior, prior.sum(1))
-        return Scores(coin_table(logs, self.cells), log_prior, penalty + float(penalties.sum()))
-
-    def means(self, statistics: Statistics) -> Means:
-        """Posterior means of every cell."""
-        hits, row = (
-            right_counts(statistics.counts, self.cells),
-            row_totals(statistics.counts, self.cells).sum(1),
-        )
-        right, below = hits + self.right, row + self.right + self.wrong
-        with np.errstate(divide="ignore"):
-            logs = np.log(np.stack([right, np.maximum(below - right, 0)], 1))
-        above = np.exp(coin_table(logs, self.cells))
-        wide = np.repeat(below[self.cells.annotator, None], self.cells.num_classes, 1)
-        return Means(above, wide, self.class_prior.above(statistics.class_count), coin=True)
-
-
-def coin_table(logs: Float64[np.ndarray, "j 2"], cells: Cells) -> Float64[np.ndarray, "p k"]:
-    """log P(label | truth) of every cell, from the logs of being right and of being wrong."""
-    others = math.log(max(cells.num_classes - 1, 1))
-    table = np.repeat((logs[cells.annotator, 1] - others)[:, None], cells.num_classes, 1)
-    table[np.arange(len(cells)), cells.label] = logs[cells.annotator, 0]
-    return table
-
-
 def row_totals(counts: Float64[np.ndarray, "p k"], cells: Cells) -> Float64[np.ndarray, "j k"]:
-    """Sums over the labels of an annotator."""
+    """Sum over the labels of an annotator."""
     return sums_by_owner(counts, cells.annotator, cells.num_annotators)
 
 
-def right_counts(counts: Float64[np.ndarray, "p k"], cells: Cells) -> Float64[np.ndarray, " j"]:
-    """How much of what an annotator said names the true class."""
-    named = np.flatnonzero(cells.label < cells.num_classes)
-    return np.bincount(
-        cells.annotator[named], counts[named, cells.label[named]], cells.num_annotators
-    ).astype(np.float64)
-
-
-def _check_mode(concentration: Float64[np.ndarray, "..."]) -> None:
+def require_mode(concentration: Float64[np.ndarray, "..."]) -> None:
+    """Raise ValueError for concentrations without a mode."""
     lowest = float(concentration.min(initial=np.inf))
     if lowest < 1:
         raise ValueError(
-            f"a posterior mode needs Dirichlet concentrations of at least 1, the lowest is {lowest:g}: use averaging"
+            "a posterior mode needs Dirichlet concentrations of at least 1, "
+            f"the lowest is {lowest:g}: use averaging"
         )
 
 
-def _mode(
-    counts: Float64[np.ndarray, "r k"],
-    row: Float64[np.ndarray, " r"],
-    a: Float64[np.ndarray, "#r k"],
-    total: Float64[np.ndarray, "#r"],
-):
-    """Logs of the mode of Dirichlet(a + counts), and its log density under Dirichlet(a)."""
-    above, below = counts + (a - 1), row + (total - a.shape[1])
+def dirichlet_mode(counts: Float64[np.ndarray, "r k"], a: Float64[np.ndarray, "#r k"]) -> RowLogs:
+    """Return logs of the mode of Dirichlet(a + counts), and its log density under Dirichlet(a)."""
+    total = a.sum(1)
+    above, below = counts + (a - 1), counts.sum(1) + (total - a.shape[1])
     empty = below < _NOTHING
     with np.errstate(divide="ignore"):
-        logs = (
-            np.log(np.where(empty[:, None], 1.0, np.maximum(above, 0)))
-            - np.log(np.where(empty, a.shape[1], below))[:, None]
-        )
+        logs = np.log(np.where(empty[:, None], 1.0, np.maximum(above, 0)))
+        logs -= np.log(np.where(empty, a.shape[1], below))[:, None]
     return logs, gammaln(total) - gammaln(a).sum(1) + xlogy(a - 1, np.exp(logs)).sum(1)
 
 
-def _averaged(
-    counts: Float64[np.ndarray, "r k"],
-    row: Float64[np.ndarray, " r"],
-    a: Float64[np.ndarray, "#r k"],
-    total: Float64[np.ndarray, "#r"],
-):
-    """Expected logs under Dirichlet(a + counts), and minus its divergence from Dirichlet(a)."""
-    above, below = counts + a, row + total
+def dirichlet_expected_logs(counts: Float64[np.ndarray, "r k"], a: Float64[np.ndarray, "#r k"]) -> RowLogs:
+    """Return expected logs under Dirichlet(a + counts), and minus its divergence from Dirichlet(a)."""
+    total = a.sum(1)
+    above, below = counts + a, counts.sum(1) + total
     logs = digamma(above) - digamma(below)[:, None]
     return logs, gammaln(total) - gammaln(below) + (gammaln(above) - gammaln(a) - counts * logs).sum(1)
+
+
+def averaged_probabilities(
+    packed: Packed,
+    cells: Cells,
+    responsibilities: Float64[np.ndarray, "i k"],
+    means: Means,
+    copying: float = 0.0,
+) -> Float64[np.ndarray, "i k"]:
+    """Average p(truth | labels) over parameters, for items in the counts; known items keep their class."""
+    averaged, prior = responsibilities.copy(), np.zeros(0) if means.class_above is None else means.class_above
+    arrays = *packed.arrays[:4], cells.label, means.above, means.below, prior
+    _average(*arrays, means.coin, max(copying, 0.0), averaged)
+    return averaged
+
+
+def discounted(packed: Packed, copying: float) -> Packed:
+    """Weight the labels of each item by what dependent labels are worth."""
+    if copying <= 0:
+        return packed
+    worth = np.repeat(1 / (1 + np.maximum(packed.size - 1, 0) * copying), packed.size)
+    return replace(packed, weight=worth if packed.weight is None else worth * packed.weight)
+
+
+@fast
+def _average(
+    starts: Any, cell: Any, weight: Any, gold: Any, label: Any, above: Any, below: Any, class_above: Any,
+    coin: bool, copying: float, out: Any,
+) -> None:  # fmt: skip
+    num_classes = out.shape[1]
+    logs, total = np.empty(num_classes), class_above.sum()
+    for i in range(out.shape[0]):
+        if gold.size and gold[i] >= 0:
+            continue
+        size = starts[i + 1] - starts[i]
+        worth = 1.0 / (1.0 + max(size - 1, 0) * copying)
+        for k in range(num_classes):
+            logs[k] = 0.0
+            if class_above.size:
+                logs[k] = math.log(max(class_above[k] - out[i, k], 1e-12)) - math.log(max(total - 1.0, 1e-12))
+        for n in range(starts[i], starts[i + 1]):
+            p, w = cell[n], weight[n] if weight.size else 1.0
+            for k in range(num_classes):
+                mine, all_mine = w * out[i, k], w * out[i, k]
+                if coin:
+                    hit = out[i, label[p]]
+                    mine = w * hit if k == label[p] else w * (1.0 - hit) / max(num_classes - 1, 1)
+                    all_mine = w
+                share = max(above[p, k] - mine, 1e-12) / max(below[p, k] - all_mine, 1e-12)
+                logs[k] += worth * w * math.log(share)
+        most = logs[0]
+        for k in range(1, num_classes):
+            most = max(most, logs[k])
+        top = 0.0
+        for k in range(num_classes):
+            logs[k] = math.exp(logs[k] - most)
+            top += logs[k]
+        for k in range(num_classes):
+            out[i, k] = logs[k] / top

@@ -1,10 +1,13 @@
-r"""MACE from counts alone (Hovy et al. 2013): an annotator knows, or spams; whether a row was spam is summed out.
+r"""MACE from counts alone (Hovy et al. 2013): an annotator knows, or spams; whether a row was spam is summed
+out.
 
-    table[(j, l), k] = t_j [l = k] + (1 - t_j) e_jl          t, 1 - t and e = exp of the expected logs under the posteriors below
-    knows[j, l] = counts[(j, l), l] t_j / (t_j + (1 - t_j) e_jl)      expected rows of cell (j, l) that were no spam, from the pass before
-    competence_j ~ Beta(honest + sum_l knows, spamming + the rest),      spam_j ~ Dirichlet(answers + rows - knows)
+    table[(j, l), k] = t_j [l = k] + (1 - t_j) e_jl    t, 1 - t, e = exp of expected logs under the posteriors
+    knows[j, l] = counts[(j, l), l] t_j / (t_j + (1 - t_j) e_jl)     expected rows that are no spam, last pass
+    competence_j ~ Beta(honest + sum_l knows, spamming + the rest)
+    spam_j ~ Dirichlet(answers + rows - knows)
 
-With truth and spam in one factor of the variational posterior this is coordinate ascent, so the bound never falls. Classes are equally likely.
+With truth and spam in one factor of the variational posterior this is coordinate ascent, so the bound never
+falls. Classes are equally likely.
 """
 
 from __future__ import annotations
@@ -16,14 +19,16 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.special import digamma, gammaln
 
-from probcrowd.data.packed import Cells
+from probcrowd.data.table import Cells
 from probcrowd.inference.aggregation.e_step import Scores, Statistics, sums_by_owner
 from probcrowd.models.priors import SpamPrior
 
 
 @dataclass(frozen=True)
 class MacePosterior:
-    """Posteriors: competence Beta(knows, spams) of every annotator, and concentrations of what each spammer says, by cell; the rest is the prior's."""
+    """Posteriors: competence Beta(knows, spams) of every annotator, and concentrations of what each spammer
+    says, by cell; the rest is the prior's.
+    """
 
     knows: Float64[np.ndarray, " j"]
     spams: Float64[np.ndarray, " j"]
@@ -38,7 +43,9 @@ class MaceModel:
     prior: SpamPrior
 
     def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
-        """Scores of the posteriors that the counts lead to, given which rows the previous scores took for spam (at first every second one)."""
+        """Scores of the posteriors that the counts lead to, given which rows the previous scores took for
+        spam (at first every second one).
+        """
         cells, prior = self.cells, self.prior
         named = cells.label < cells.num_classes
         right = np.zeros(len(cells))

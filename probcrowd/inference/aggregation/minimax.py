@@ -1,17 +1,22 @@
-r"""Minimax entropy: annotators and items both bend the probability of a label, class by class (Zhou et al., 2012, 2014, 2015).
+r"""Minimax entropy: annotators and items both bend the probability of a label, class by class (Zhou et al.,
+2012, 2014, 2015).
 
-    p(label = l | z_i = k, annotator j) = softmax_l(annotator_score[j, k, l] + item_score[i, k, l]),     z_i ~ Uniform(K)
+    p(label = l | z_i = k, annotator j) = softmax_l(annotator_score[j, k, l] + item_score[i, k, l])
+    z_i ~ Uniform(K)
 
-With the weight w_n of a row as the number of times it counts, and q_i any probabilities of the classes, an iteration raises the bound
+With the weight w_n of a row as the number of times it counts, and q_i any probabilities of the classes, an
+iteration raises the bound
 
-    sum_ik q_ik (sum_n w_n log p(l_n | k) - log K - log q_ik) - annotator_penalty |annotator_score|^2 / 2 - item_penalty |item_score|^2 / 2
+    sum_ik q_ik (sum_n w_n log p(l_n | k) - log K - log q_ik)
+    - annotator_penalty |annotator_score|^2 / 2 - item_penalty |item_score|^2 / 2
 
-twice. Scores given q: a concave problem (the dual of maximum entropy with softened constraints), by L-BFGS from the scores before, whose
-unknowns are sqrt(penalty) score, in which both penalties are equally stiff. q given scores: q_ik proportional to prod_n p(l_n | k)^w_n.
-The bound then is sum_i log mean_k prod_n p(l_n | k)^w_n minus the penalties, which is the objective.
+twice. Scores given q: a concave problem (the dual of maximum entropy with softened constraints), by L-BFGS
+from the scores before, whose unknowns are sqrt(penalty) score, in which both penalties are equally stiff. q
+given scores: q_ik proportional to prod_n p(l_n | k)^w_n. The bound then is sum_i log mean_k prod_n p(l_n |
+k)^w_n minus the penalties, which is the objective.
 
-There are i k l + j k l scores, K^2 times as many as items and annotators together, and L-BFGS keeps some 25 arrays of that size. Time per
-step grows with n k l.
+There are i k l + j k l scores, K^2 times as many as items and annotators together, and L-BFGS keeps some 25
+arrays of that size. Time per step grows with n k l.
 """
 
 from __future__ import annotations
@@ -25,9 +30,9 @@ from scipy.optimize import minimize
 
 from probcrowd.compute.compiled import compiled, inlined
 from probcrowd.data.rows import Rows
+from probcrowd.data.table import vote_shares
 from probcrowd.inference.aggregation.glad import Panel, make_panel
-from probcrowd.inference.aggregation.result import Answer
-from probcrowd.inference.posterior.label_switching import vote_shares
+from probcrowd.inference.aggregation.result import Result
 
 Scores = tuple[Float64[np.ndarray, "j k l"], Float64[np.ndarray, "i k l"]]  # of annotators, of items
 Shapes = list[tuple[int, int, int]]
@@ -41,13 +46,15 @@ def fit_minimax(
     item_penalty: float | None = None,
     max_iter: int = 50,
     tolerance: float = 5e-3,
-) -> Answer:
-    """Label probabilities at a fixed point of the two steps, from the vote shares on; objective: the bound above.
+) -> Result:
+    """Label probabilities at a fixed point of the two steps, from the vote shares on; objective: the bound
+    above.
 
-    annotator_penalty is K^2 / 4 by default, item_penalty that times the number of items over that of annotators, of those with rows, which
-    is labels per annotator over labels per item. An infinite penalty keeps scores at 0. Converged when no probability changes by more than
-    `tolerance`. parameters: annotator_score (j k l), item_score (i k l). Without rows scores are 0, and such an item has
-    uniform probabilities.
+    annotator_penalty is K^2 / 4 by default, item_penalty that times the number of items over that of
+    annotators, of those with rows, which is labels per annotator over labels per item. An infinite penalty
+    keeps scores at 0. Converged when no probability changes by more than `tolerance`. parameters:
+    annotator_score (j k l), item_score (i k l). Without rows scores are 0, and such an item has uniform
+    probabilities.
 
     Raises:
         ValueError: a penalty that is not positive.
@@ -76,7 +83,7 @@ def fit_minimax(
     in_order = replace(
         rows, item=panel.item, annotator=panel.annotator, label=panel.label, weight=panel.weight
     )
-    q = _clamped(np.where(asked[:, None] > 0, vote_shares(in_order), 1 / rows.num_classes), panel)
+    q = _clamped(np.where(asked[:, None] > 0, vote_shares(in_order.vote_totals), 1 / rows.num_classes), panel)
     history: list[float] = []
     converged = False
     while not converged and len(history) < max_iter:
@@ -91,14 +98,15 @@ def fit_minimax(
             _, scores, q = before
             break
         history.append(value)
-    return Answer(q, np.array(history), converged, {"annotator_score": scores[0], "item_score": scores[1]})
+    return Result(q, np.array(history), converged, {"annotator_score": scores[0], "item_score": scores[1]})
 
 
 def new_items_minimax(rows: Rows, parameters: dict[str, np.ndarray]) -> Float64[np.ndarray, "i k"]:
     """Label probabilities of other items: annotators' scores as fitted, item scores at their prior mean, 0.
 
-    Not at their optimum, as those of the fit: an item's scores and its q are fitted to each other, which makes q surer than it should be,
-    and nothing of these scores is left to learn once the annotators' are known.
+    Not at their optimum, as those of the fit: an item's scores and its q are fitted to each other, which
+    makes q surer than it should be, and nothing of these scores is left to learn once the annotators' are
+    known.
     """
     scores = parameters["annotator_score"], np.zeros((rows.num_items, rows.num_classes, rows.num_classes))
     return expectation(make_panel(rows), scores)[0]
@@ -128,7 +136,9 @@ def _unpack(unknown: Float64[np.ndarray, " u"], shapes: Shapes, unit: tuple[floa
 
 
 def expectation(panel: Panel, scores: Scores) -> tuple[Float64[np.ndarray, "i k"], float]:
-    """q given scores, and sum_i log mean_k prod_n p(l_n | k)^w_n, or prod_n p(l_n | gold)^w_n / K of an item with gold."""
+    """q given scores, and sum_i log mean_k prod_n p(l_n | k)^w_n, or prod_n p(l_n | gold)^w_n / K of an item
+    with gold.
+    """
     log_joint = class_scores(panel, *scores) - math.log(scores[0].shape[1])
     known = panel.gold >= 0
     log_joint[known] = np.where(

@@ -9,12 +9,13 @@ from jaxtyping import Float64
 
 
 @dataclass(frozen=True)
-class Answer:
+class Result:
     """Label probabilities of every item, and how they were reached.
 
-    probabilities: p(truth = k | annotations), rows sum to 1. objective: what the method raises, after every iteration, so that it never falls
-    where the method promises that (the log posterior, or a bound on the log evidence); empty where there is none. converged: whether the
-    stopping rule was met before the iterations ran out. parameters: the method's own, by name; axes i item, j annotator, k true class, l label.
+    probabilities: p(truth = k | annotations), rows sum to 1. objective: what the method raises, after every
+    iteration, so that it never falls where the method promises that (the log posterior, or a bound on the log
+    evidence); empty where there is none. converged: whether the stopping rule was met before the iterations
+    ran out. parameters: the method's own, by name; axes i item, j annotator, k true class, l label.
     """
 
     probabilities: Float64[np.ndarray, "i k"]

@@ -1,4 +1,5 @@
-r"""Predictive checks: do labels that the model replicates on the same design (same item and annotator per row) look like those observed?
+r"""Predictive checks: do labels that the model replicates on the same design (same item and annotator per
+row) look like those observed?
 
     statistic            entries                  fails for
     pairwise_agreement   pairs of annotators      annotators who copy, or fail on the same items
@@ -6,8 +7,9 @@ r"""Predictive checks: do labels that the model replicates on the same design (s
     annotator_bias       annotators and labels    annotators who differ where the model has them alike
     error_correlation    pairs of annotators      errors that depend on each other given the true class
 
-Labels have the shape (s, n), those observed being one replicate. The unit is the row: a replicate has one label per row, so weights play
-no part. Pairs are listed row by row, so nothing is as large as items x annotators.
+Labels have the shape (s, n), those observed being one replicate. The unit is the row: a replicate has one
+label per row, so weights play no part. Pairs are listed row by row, so nothing is as large as items x
+annotators.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from jaxtyping import Float, Int
 from scipy.special import entr
 
 from probcrowd.data.rows import Rows
+from probcrowd.inference.dependence.dependence import RowPairs, list_row_pairs
 from probcrowd.metrics.intervals import CENTRAL
 from probcrowd.metrics.scores import TIE
 
@@ -31,7 +34,9 @@ _BINS, _MOST_PAIRS = 10, 10_000
 
 @dataclass(frozen=True)
 class Statistic:
-    """A statistic of replicated labels: values[s, e] of entries that `index` names, and one number overall[s] for the whole table."""
+    """A statistic of replicated labels: values[s, e] of entries that `index` names, and one number
+    overall[s] for the whole table.
+    """
 
     values: Float[np.ndarray, "s e"]
     index: pd.Index
@@ -43,8 +48,9 @@ class Statistic:
 class PredictiveCheck:
     """Observed against replicated labels.
 
-    table: per entry the observed value, mean and central 95 % interval of the replicates, two-sided tail probability p. overall: the same
-    of the one number. p_value: omnibus, over all entries. outside: share of entries outside their interval.
+    table: per entry the observed value, mean and central 95 % interval of the replicates, two-sided tail
+    probability p. overall: the same of the one number. p_value: omnibus, over all entries. outside: share of
+    entries outside their interval.
     """
 
     table: pd.DataFrame
@@ -59,25 +65,6 @@ class PredictiveCheck:
         return f"{many if len(self.table) else 'no entries to compare'}; {one} {self.note}".strip()
 
 
-@dataclass(frozen=True)
-class RowPairs:
-    """Pairs of rows of one item by two annotators, sorted by pair of annotators: left[p], right[p]; pair g of them begins at start[g].
-
-    shared: the entries, as positions among the pairs g; `index` names their annotators.
-    """
-
-    left: Int[np.ndarray, " p"]
-    right: Int[np.ndarray, " p"]
-    start: Int[np.ndarray, " g"]
-    shared: Int[np.ndarray, " e"]
-    index: pd.MultiIndex
-    note: str
-
-    def sums(self, values: Float[np.ndarray, " p"]) -> Float[np.ndarray, " e"]:
-        """The sum over each entry's row pairs."""
-        return np.add.reduceat(values, self.start)[self.shared]
-
-
 def predictive_checks(
     rows: Rows,
     labels_replicated: Int[np.ndarray, "s n"],
@@ -88,7 +75,9 @@ def predictive_checks(
     minimum: int = 5,
     max_pairs: int = 2_000_000,
 ) -> dict[str, PredictiveCheck]:
-    """All four checks, by name; without the truth of the replicates (see `error_correlation`) all but the last."""
+    """All four checks, by name; without the truth of the replicates (see `error_correlation`) all but the
+    last.
+    """
     observed, replicated = np.asarray(rows.label)[None], labels_replicated
     pairs = row_pairs(rows, generator, minimum=minimum, max_pairs=max_pairs)
     checks = {
@@ -110,9 +99,10 @@ def predictive_checks(
 def check(observed: Statistic, replicated: Statistic) -> PredictiveCheck:
     """Where the observed values lie among the replicated ones, by entry and altogether.
 
-    p = 2 min(1 + #{T_s >= T}, 1 + #{T_s <= T}) / (S + 1), at most 1. The omnibus p counts the data sets with a discrepancy
-    D = sum over entries (T - mean)^2 / variance at least that observed; mean and variance are over observed and replicates together, so
-    that all S + 1 are treated alike and p is exact if they are exchangeable. Entries that never vary say nothing.
+    p = 2 min(1 + #{T_s >= T}, 1 + #{T_s <= T}) / (S + 1), at most 1. The omnibus p counts the data sets with
+    a discrepancy D = sum over entries (T - mean)^2 / variance at least that observed; mean and variance are
+    over observed and replicates together, so that all S + 1 are treated alike and p is exact if they are
+    exchangeable. Entries that never vary say nothing.
     """
     table = _compare(observed.values[0], replicated.values).set_index(observed.index)
     overall = _compare(observed.overall, replicated.overall[:, None]).iloc[0]
@@ -144,11 +134,13 @@ def pairwise_agreement(labels: Int[np.ndarray, "s n"], pairs: RowPairs) -> Stati
     for replicate, given in enumerate(labels if len(pairs.left) else []):
         same = (given[pairs.left] == given[pairs.right]).astype(float)
         values[replicate], overall[replicate] = pairs.sums(same) / count, same.mean()
-    return Statistic(values, pairs.index, overall, pairs.note)
+    return Statistic(values, _index(pairs), overall, pairs.note)
 
 
 def vote_entropy(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
-    """Share of items by the entropy of their labels, in ten equal bins of [0, log K]; items of two rows or more. Overall: mean entropy."""
+    """Share of items by the entropy of their labels, in ten equal bins of [0, log K]; items of two rows or
+    more. Overall: mean entropy.
+    """
     size, most = np.bincount(rows.item, minlength=rows.num_items), math.log(max(rows.num_classes, 2))
     several = size > 1
     index = pd.IntervalIndex.from_breaks(np.linspace(0, most, _BINS + 1), closed="left", name="entropy")[
@@ -169,7 +161,9 @@ def vote_entropy(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
 
 
 def annotator_bias(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
-    """Frequency of each label, by annotator. Overall: mean over rows of the squared distance from the annotator's frequencies to all's."""
+    """Frequency of each label, by annotator. Overall: mean over rows of the squared distance from the
+    annotator's frequencies to all's.
+    """
     size, cell = np.bincount(rows.annotator, minlength=rows.num_annotators), rows.annotator * rows.num_classes
     active = np.flatnonzero(size)
     said = np.stack([np.bincount(cell + given, minlength=len(size) * rows.num_classes) for given in labels])
@@ -186,14 +180,16 @@ def error_correlation(
     truth: Float[np.ndarray, "s i k"] | Int[np.ndarray, "s i"],
     pairs: RowPairs,
 ) -> Statistic:
-    """Correlation of two annotators' errors within true classes, by pair of annotators; overall: over all row pairs.
+    """Correlation of two annotators' errors within true classes, by pair of annotators; overall: over all
+    row pairs.
 
         e[n, k] = 1{label n is not k} - m[j, k]      m[j, k] = mean error of annotator j on class k, rows weighted by q[i, k]
         r = sum_pk q[i, k] e[n, k] e[n', k] / sqrt(sum_pk q[i, k] e[n, k]^2  sum_pk q[i, k] e[n', k]^2)    p = (n, n') of one item i
 
-    0 where an annotator never varies. truth: q = p(truth | labels) of each replicate, or its true classes. Sums with q given the labels
-    have the mean of sums with true classes and less variance, so q observed against classes replicated errs towards acceptance. Labels
-    scored with the q of other labels seem to share errors wherever that q is unsure.
+    0 where an annotator never varies. truth: q = p(truth | labels) of each replicate, or its true classes.
+    Sums with q given the labels have the mean of sums with true classes and less variance, so q observed
+    against classes replicated errs towards acceptance. Labels scored with the q of other labels seem to share
+    errors wherever that q is unsure.
     """
     values, overall = np.empty((len(labels), len(pairs.shared))), np.full(len(labels), math.nan)
     for replicate, residual in enumerate(_residuals(rows, labels, truth) if len(pairs.left) else []):
@@ -204,11 +200,13 @@ def error_correlation(
         left, right = ((residual**2).sum(0).take(side) for side in (pairs.left, pairs.right))
         values[replicate] = _ratio(pairs.sums(products), np.sqrt(pairs.sums(left) * pairs.sums(right)))
         overall[replicate] = _ratio(products.sum(), np.sqrt(left.sum() * right.sum()))
-    return Statistic(values, pairs.index, overall, pairs.note)
+    return Statistic(values, _index(pairs), overall, pairs.note)
 
 
 def _residuals(rows: Rows, labels: np.ndarray, truth: np.ndarray) -> Iterator[Float[np.ndarray, "c n"]]:
-    """sqrt(q) e of one replicate after another: for every class, or for the true class alone where it is known."""
+    """sqrt(q) e of one replicate after another: for every class, or for the true class alone where it is
+    known.
+    """
     known = truth.ndim == 2
     for given, true in zip(labels, truth, strict=True):
         classes = (
@@ -227,35 +225,12 @@ def _ratio(above: Any, below: Any) -> np.ndarray:
 def row_pairs(
     rows: Rows, generator: np.random.Generator, *, minimum: int = 5, max_pairs: int = 2_000_000
 ) -> RowPairs:
-    """The row pairs of all items, or of items drawn at random where they would be more than `max_pairs`.
-
-    Entries are the pairs of annotators with `minimum` row pairs or more; beyond 10,000 of them, those with most.
+    """List row pairs as `list_row_pairs` does; entries are at most 10,000 pairs of annotators, those with
+    most row pairs.
     """
-    size = np.bincount(rows.item, minlength=rows.num_items)
-    count, order = size * (size - 1) // 2, np.arange(len(size))
-    if count.sum() > max_pairs:
-        order = generator.permutation(np.flatnonzero(count <= max_pairs))
-    taken = np.zeros(len(size), bool)
-    taken[order[np.cumsum(count[order]) <= max_pairs]] = True
-    annotator, by = np.asarray(rows.annotator, np.int64), np.lexsort((rows.annotator, rows.item))
-    before = np.where(
-        taken[rows.item], np.arange(len(by)) - np.repeat(np.cumsum(size) - size, size), 0
-    )  # rows of the item so far
-    right = np.repeat(np.arange(len(by)), before)
-    back = np.arange(len(right)) - np.repeat(np.cumsum(before) - before, before) + 1
-    left, right = by[right - back], by[right]
-    code = annotator[left] * rows.num_annotators + annotator[right]
-    ordered = np.argsort(code, kind="stable")
-    ordered = ordered[(annotator[left] != annotator[right])[ordered]]
-    code, start, size = np.unique(code[ordered], return_index=True, return_counts=True)
-    shared = np.sort(np.argsort(-size, kind="stable")[: min((size >= minimum).sum(), _MOST_PAIRS)])
-    index = pd.MultiIndex.from_arrays(
-        np.divmod(code[shared], rows.num_annotators), names=["annotator", "other"]
-    )
-    several = count > 0
-    note = (
-        ""
-        if taken[several].all()
-        else f"(from {taken[several].sum():,} of {several.sum():,} items, drawn at random)"
-    )
-    return RowPairs(left[ordered], right[ordered], start, shared, index, note)
+    columns = np.asarray(rows.item), np.asarray(rows.annotator), rows.num_items
+    return list_row_pairs(*columns, generator, minimum=minimum, max_pairs=max_pairs, most=_MOST_PAIRS)
+
+
+def _index(pairs: RowPairs) -> pd.MultiIndex:
+    return pd.MultiIndex.from_arrays(pairs.annotators.T, names=["annotator", "other"])

@@ -1,71 +1,67 @@
-r"""Do annotators err independently given the truth, as Dawid and Skene's model has it? Where they do not, its confidence is too high.
+r"""Check whether annotators err independently given the truth; where they do not, probabilities are
+overconfident.
 
 For every pair of rows n, n' of one item i by two annotators j, j'
 
-    p = sum_k q[k] sum_l P(j says l | k) P(j' says l | k)        q[k] = p(truth of i = k | the labels of i other than n and n')
+    p = sum_k q[k] sum_l P(j says l | k) P(j' says l | k)   q[k] = p(truth = k | labels of i but n, n')
 
-is the probability of equal labels under the model. Both labels are left out of q, else they make it certain and hide that they depend on
-each other. q is the known class where there is gold. If with probability rho the second annotator repeats the first, they agree with
-probability p + rho (1 - p), so
+is the probability of equal labels under the model. Both labels are left out of q; otherwise they make it
+certain and hide their dependence. q is the known class where there is gold. If with probability rho the
+second annotator repeats the first, they agree with probability p + rho (1 - p), so
 
-    rho = sum (agree - p) / sum (1 - p)                          over all row pairs, or over those of one pair of annotators
+    rho = sum (agree - p) / sum (1 - p)        over all row pairs, or over those of one pair of annotators
     z   = sum (agree - p) / sqrt(max(sum p (1 - p), sum (agree - p)^2))
     n_effective = n / (1 + (n - 1) max(rho, 0))
 
-rho is the correlation of two labels given the truth, for annotators alike, so n_effective is the number of independent labels with which
-a vote share varies as much (Kish's design effect). The standard error of rho comes from the sums of items, and is at least
-sqrt(sum p (1 - p)) / sum (1 - p). It takes the table as known; for tables fitted to the same labels it is some three times too large. A row
-counts once, its weight only raises its likelihood in q. An annotator's labels that occur nowhere have probability 0, the others are scaled
-to sum to 1.
-
-Near duplicates are pairs with z above the normal quantile of 0.01 / number of pairs, and rho above 1/2: the score of rho = 1/2 is at least 2.
-Copies in the majority make the model believe them right, and their agreement expected: `copies` finds them out.
-
-False alarms, in fits to simulated independent annotators (2 to 4 classes, 50 to 2,000 items, 20 labels or more per annotator): no warning of
-rho in 4,600 tables; near duplicates in 2 of 14,600, most of them with experts among poor annotators. What it does not see, or mistakes:
-
-    items that are hard for all       a fit mostly takes them for better annotators; gold and `predictive.vote_entropy` show them
-    a majority of copies, c^2 > 1/2   they explain the others well enough
-    experts, others share errors      seem to be copies, from a common cause of about a fifth of the others' labels on
-    a table shrunk to the uniform     expects too little agreement: rho is then that misfit. Maximum likelihood will do with 20 labels or more per
-                                      annotator (with 6 to 15: rho = 0.05 to 0.09); with fewer, shrink to the crowd's mean table
-
-The row pairs take some 150 bytes each, at most `max_pairs` of them; besides there are items x classes and cells x classes numbers. The
-work per row pair is at most labels x classes.
+rho is the correlation of two labels given the truth, for annotators alike, so n_effective is the number of
+independent labels with which a vote share varies as much (Kish's design effect). The standard error of rho
+comes from the sums of items, and is at least sqrt(sum p (1 - p)) / sum (1 - p). It takes the table as known;
+for tables fitted to the same labels it is some three times too large. A row counts once; its weight only
+raises its likelihood in q. Labels that an annotator never gave have probability 0, the others are scaled to
+sum to 1. Near duplicates are pairs with z above the normal quantile of 0.01 / number of pairs, and rho above
+1/2 by two standard errors. `cliques` handles copies in the majority, and lists what the check does not see.
+Memory: some 150 bytes a row pair.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int
 from scipy.stats import norm
 
-from probcrowd.data.rows import Rows
-from probcrowd.inference.checks.predictive import row_pairs
-from probcrowd.inference.dependence.cliques import without_cliques
-from probcrowd.inference.dependence.expected_agreement import ROUNDING, TINY, Compared, Labels, components
+from probcrowd.compute.compiled import compiled
+from probcrowd.data.table import Cells, Packed
+from probcrowd.inference.aggregation.annotator_summary import RowPosterior
+from probcrowd.inference.aggregation.e_step import shares_by_owner, sums_by_owner
+from probcrowd.inference.dependence.labels import Labels
 
-_MOST_LISTED, _MOST_NAMED = 5_000, 5
-_FALSE_ALARM, _HALF_Z = 0.01, 2.0  # near duplicates: Bonferroni's level of z, and how far rho lies above 1/2
-_WARN_Z, _WARN_SHARE, _WARN_EXCESS = (
-    3.0,
-    0.8,
+Values = Float64[np.ndarray, " m"]
+ROUNDING = 1e-9
+_TINY = 1e-30  # stands for probability 0: its logarithm can be subtracted again
+_MOST_PAIRS, _MOST_LISTED = 500_000, 5_000
+_FALSE_ALARM, _HALF_Z = (
     0.01,
-)  # a warning: rho over its standard error, effective share of the labels, agree - p
+    2.0,
+)  # near duplicates: level of z (Bonferroni); standard errors of rho above 1/2
+_WARN_Z, _WARN_SHARE, _WARN_EXCESS = 3.0, 0.8, 0.01
+ALIKE = 0.8  # least agreement of members of a clique
+_COVERED = 0.95  # least share of the tables on labels that annotators used
+_UNKNOWN = "annotators have too few labels for so many classes to estimate a copying rate"
 
 
 @dataclass(frozen=True)
 class Dependence:
-    """How far annotators agree beyond the model; NaN where no item has labels of two annotators, or where they must agree.
+    """How far annotators agree beyond the model; NaN where no item has two annotators, or where they must
+    agree.
 
-    residual: the copying rate rho; residual_error: its standard error. labels_per_item: mean number of labels of the items that have two
-    or more; effective_annotators: of that many. agreement, expected: means over all row pairs. pairs: one row per pair of annotators with enough common items, near duplicates first, then
-    by z; beyond 5,000 pairs the rest is left out. near_duplicate: z above the normal quantile of 0.01 / number of pairs, and rho above 1/2
-    by two standard errors. note: empty, or that items were drawn at random.
+    residual: the copying rate rho; residual_error: its standard error. labels_per_item: mean number of labels
+    of items that have two or more; effective_annotators: how many independent ones they are worth. agreement,
+    expected: means over all row pairs. pairs: one row per pair of annotators with enough common items, near
+    duplicates first, then by z, at most 5,000. note: empty, or a caveat.
     """
 
     residual: float
@@ -77,47 +73,43 @@ class Dependence:
     pairs: pd.DataFrame
     note: str
 
-    def warnings(self, annotators: pd.Index) -> list[str]:
-        """Sentences for people, none if all is well: near duplicates; and rho above 3 standard errors, worth more than a fifth of the labels,
-        with agreement more than 0.01 above that expected (where all agree always, rho hangs on how the table was smoothed)."""
-        found, excess = [], self.agreement - self.expected
-        material = self.effective_annotators < _WARN_SHARE * self.labels_per_item and excess > _WARN_EXCESS
-        if material and self.residual > _WARN_Z * self.residual_error:
-            found.append(
-                f"labels agree in {self.agreement:.1%} of pairs, where the model expects {self.expected:.1%} (copying rate {self.residual:.2f} ± "
-                f"{self.residual_error:.2f}): {self.labels_per_item:.1f} labels per item are worth about {self.effective_annotators:.1f} "
-                f"independent ones; do not trust the confidences {self.note}".strip()
-            )
-        groups = self.near_duplicates()
-        if groups:
-            named = "; ".join(
-                ", ".join(map(str, annotators[group[:10]])) + (", ..." if len(group) > 10 else "")
-                for group in groups[:_MOST_NAMED]
-            )
-            more = f"; and {len(groups) - _MOST_NAMED} more groups" if len(groups) > _MOST_NAMED else ""
-            found.append(
-                f"annotators who agree like copies of each other: {named}{more}; "
-                f"keep one of each group, or give each of its g members the weight 1/g, and fit again"
-            )
-        return found
+    @property
+    def correlated(self) -> bool:
+        """Whether rho exceeds 3 standard errors, labels lose over a fifth of their worth, and agreement
+        exceeds that expected by 0.01 (where all agree always, rho depends on how the table was smoothed).
+        """
+        lost = self.effective_annotators < _WARN_SHARE * self.labels_per_item
+        excess = self.agreement - self.expected
+        return lost and excess > _WARN_EXCESS and self.residual > _WARN_Z * self.residual_error
 
-    def near_duplicates(self) -> list[list[int]]:
-        """Codes of annotators linked by near duplicate pairs, largest group first."""
-        codes, ends = np.unique(
-            self.pairs.loc[self.pairs["near_duplicate"], ["annotator", "other"]].to_numpy(),
-            return_inverse=True,
-        )
-        ends = ends.reshape(-1, 2)
-        group = components(ends[:, 0], ends[:, 1], len(codes))
-        groups = [codes[group == g].tolist() for g in np.unique(group)]
-        return sorted(groups, key=lambda members: (-len(members), members))
+
+def check_fit(packed: Packed, posterior: RowPosterior, class_prior: Float64[np.ndarray, " k"]) -> Dependence:
+    """Check a fit on items drawn at random, enough for 500,000 row pairs.
+
+    `dependence` takes labels that an annotator never gave for impossible. Where annotators have few labels
+    for so many classes that the tables expect others, agreement seems too high, and no rate can be estimated.
+    """
+    cells, generator = posterior.cells, np.random.default_rng(0)
+    pairs = packed.size * (packed.size - 1) // 2
+    if pairs.sum() > _MOST_PAIRS:
+        drawn = generator.permutation(np.flatnonzero((pairs > 0) & (pairs <= _MOST_PAIRS)))
+        packed = packed.take(np.sort(drawn[np.cumsum(pairs[drawn]) <= _MOST_PAIRS]))
+    # Tables shrunk to a prior expect too little agreement; those shrunk to the crowd's own mean do not
+    crowd = sums_by_owner(posterior.counts, cells.label, cells.num_labels) + 1e-9
+    mean = cells.num_labels * (crowd / crowd.sum(0))[cells.label]
+    number = sums_by_owner(posterior.counts, cells.annotator, cells.num_annotators)  # (j, k)
+    table = (posterior.counts + mean) / (number + cells.num_labels)[cells.annotator]
+    result = dependence(packed, cells, table, class_prior, generator=generator, max_pairs=_MOST_PAIRS)
+    covered = (sums_by_owner(table, cells.annotator, cells.num_annotators) * number).sum()
+    if covered >= _COVERED * number.sum():
+        return result
+    unknown = {name: math.nan for name in ("residual", "residual_error", "effective_annotators")}
+    return replace(result, **unknown, note=_UNKNOWN)
 
 
 def dependence(
-    rows: Rows,
-    cell: Int[np.ndarray, " n"],
-    cell_annotator: Int[np.ndarray, " p"],
-    cell_label: Int[np.ndarray, " p"],
+    packed: Packed,
+    cells: Cells,
     table: Float64[np.ndarray, "p k"],
     class_prior: Float64[np.ndarray, " k"],
     *,
@@ -125,54 +117,154 @@ def dependence(
     minimum: int = 10,
     max_pairs: int = 2_000_000,
 ) -> Dependence:
-    """The check of a fitted model: table[cell[n], k] = P(the annotator of row n gives its label | truth k).
+    """Check a fitted model: table[p, k] = P(the cell's annotator gives its label | truth k).
 
-    Cell c, a row of the table, is annotator cell_annotator[c] with label cell_label[c], each such pair once. Annotators are compared if they
-    have `minimum` row pairs. Items are drawn at random where there are more than `max_pairs` row pairs in all.
+    Annotators with `minimum` row pairs are compared. Beyond `max_pairs` row pairs, items are drawn at random.
     """
-    order = np.lexsort((cell_label, cell_annotator))
-    first = np.searchsorted(cell_annotator[order], np.arange(rows.num_annotators + 1))
-    labels = Labels(rows, np.argsort(order)[cell], cell_annotator[order], cell_label[order], first)
-    log_table = np.log(np.maximum(table[order], TINY))
-    score = np.tile(np.log(np.maximum(class_prior, TINY)), (rows.num_items, 1))  # (i, k)
+    order = np.lexsort((cells.label, cells.annotator))
+    cell, item = np.argsort(order)[packed.cell], np.repeat(np.arange(packed.num_items), packed.size)
+    owner, label, table = cells.annotator[order], cells.label[order], table[order]
+    first = np.searchsorted(owner, np.arange(cells.num_annotators + 1))
+    labels = Labels(item, owner[cell], packed.weights, cell, owner, label, first)
+    log_table = np.log(np.maximum(table, _TINY))
+    score = np.tile(np.log(np.maximum(class_prior, _TINY)), (packed.num_items, 1))  # (i, k)
     for k in range(len(class_prior)):
-        score[:, k] += np.bincount(
-            rows.item, rows.weight * log_table[labels.cell, k], minlength=rows.num_items
-        )
+        score[:, k] += np.bincount(item, labels.weight * log_table[cell, k], minlength=packed.num_items)
 
-    pairs = row_pairs(rows, generator, minimum=minimum, max_pairs=max_pairs)
-    count = np.diff(np.append(pairs.start, len(pairs.left)))
-    agree = (rows.label[pairs.left] == rows.label[pairs.right]).astype(float)
-    compared = Compared(
-        pairs.left, pairs.right, agree, pairs.start[count >= minimum], count[count >= minimum]
-    )
-    model = labels.agreement(
-        pairs.left, pairs.right, labels.shares(table[order]), rows.gold, log_table, score
-    )
-    expected, judged = without_cliques(labels, compared, model)
-    residual, error = _rate(agree - expected, 1 - expected, expected * (1 - expected), rows.item[pairs.left])
+    sizes = {"minimum": minimum, "max_pairs": max_pairs}
+    pairs = list_row_pairs(item, labels.annotator, packed.num_items, generator, **sizes)
+    agree = (label[cell[pairs.left]] == label[cell[pairs.right]]).astype(float)
+    shares = shares_by_owner(table, owner, cells.num_annotators)
+    expected = expected_agreement(pairs.left, pairs.right, labels, shares, packed.known, log_table, score)
+    trusted, number = np.ones(len(pairs.shared), bool), pairs.count[pairs.shared]
+    share = pairs.sums(agree) / number
+    error = np.sqrt(share * (1 - share) / number + 0.25 / number**2)
+    lower = (share + 0.5 / number - error) / (1 + 1 / number)  # Wilson
+    if (lower > ALIKE).any():  # there are no cliques otherwise
+        from probcrowd.inference.dependence.cliques import without_cliques
+
+        expected, trusted = without_cliques(labels, pairs, agree, lower, expected)
+    residual, error = _rate(agree, expected, item[pairs.left])
     means = (float(agree.mean()), float(expected.mean())) if len(agree) else (math.nan, math.nan)
-    size = np.bincount(rows.item, minlength=rows.num_items)
-    labels_per_item = float(size[size > 1].mean()) if (size > 1).any() else math.nan
+    several = packed.size[packed.size > 1]
+    labels_per_item = float(several.mean()) if len(several) else math.nan
     effective = labels_per_item / (1 + (labels_per_item - 1) * max(residual, 0.0))
-    return Dependence(
-        residual,
-        error,
-        labels_per_item,
-        effective,
-        *means,
-        _pair_table(rows, compared, expected, judged),
-        pairs.note,
-    )
+    frame = _pair_table(pairs, agree, expected, trusted)
+    return Dependence(residual, error, labels_per_item, effective, *means, frame, pairs.note)
 
 
-def _rate(
-    over: Float64[np.ndarray, " m"],
-    slack: Float64[np.ndarray, " m"],
-    variance: Float64[np.ndarray, " m"],
-    item: Int[np.ndarray, " m"],
-) -> tuple[float, float]:
-    """rho and its standard error."""
+@dataclass(frozen=True)
+class RowPairs:
+    """Pairs of rows of one item by two annotators, sorted by pair of annotators: left[p], right[p].
+
+    Pair g of annotators has count[g] row pairs from start[g] on. shared: the g that have enough of them;
+    annotators: who these are. note: empty, or a caveat.
+    """
+
+    left: Int[np.ndarray, " p"]
+    right: Int[np.ndarray, " p"]
+    start: Int[np.ndarray, " g"]
+    count: Int[np.ndarray, " g"]
+    shared: Int[np.ndarray, " e"]
+    annotators: Int[np.ndarray, "e 2"]
+    note: str
+
+    def sums(self, values: Float64[np.ndarray, " p"]) -> Float64[np.ndarray, " e"]:
+        """Sum over the row pairs of each pair of annotators in `shared`."""
+        return np.add.reduceat(values, self.start)[self.shared]
+
+
+def list_row_pairs(
+    item: Int[np.ndarray, " n"],
+    annotator: Int[np.ndarray, " n"],
+    num_items: int,
+    generator: np.random.Generator,
+    *,
+    minimum: int,
+    max_pairs: int = 2_000_000,
+    most: int | None = None,
+) -> RowPairs:
+    """List the row pairs of all items, or of items drawn at random if there are more than `max_pairs`.
+
+    Rows come by item. shared: pairs of annotators with `minimum` row pairs or more, at most `most` of them,
+    those with most row pairs.
+    """
+    size, order = np.bincount(item, minlength=num_items), np.arange(num_items)
+    count = size * (size - 1) // 2
+    if count.sum() > max_pairs:
+        order = generator.permutation(np.flatnonzero(count <= max_pairs))
+    taken = np.zeros(num_items, bool)
+    taken[order[np.cumsum(count[order]) <= max_pairs]] = True
+    by = np.lexsort((annotator, item))
+    earlier = np.arange(len(by)) - np.repeat(np.cumsum(size) - size, size)  # rows of the item before this one
+    earlier[~taken[item]] = 0
+    right = np.repeat(np.arange(len(by)), earlier)
+    back = np.arange(len(right)) - np.repeat(np.cumsum(earlier) - earlier, earlier) + 1
+    left, right = by[right - back], by[right]
+    code = annotator[left].astype(np.int64) * (annotator.max(initial=0) + 1) + annotator[right]
+    ordered = np.argsort(code, kind="stable")
+    ordered = ordered[(annotator[left] != annotator[right])[ordered]]
+    _, start, number = np.unique(code[ordered], return_index=True, return_counts=True)
+    enough = min((number >= minimum).sum(), most or len(number))
+    shared = np.sort(np.argsort(-number, kind="stable")[:enough])
+    several = count > 0
+    note = f"(from {taken[several].sum():,} of {several.sum():,} items, drawn at random)"
+    left, right, note = left[ordered], right[ordered], "" if taken[several].all() else note
+    names = np.stack([annotator[side[start[shared]]] for side in (left, right)], 1)
+    return RowPairs(left, right, start, number, shared, names, note)
+
+
+@compiled
+def expected_agreement(
+    left: Int[np.ndarray, " m"],
+    right: Int[np.ndarray, " m"],
+    labels: Labels,
+    shares: Float64[np.ndarray, "p k"],
+    known: Int[np.ndarray, " i"],
+    log_table: Float64[np.ndarray, "c k"],
+    score: Float64[np.ndarray, "h k"],
+) -> Float64[np.ndarray, " m"]:
+    """Return p of each row pair, from shares[p, k] = P(label of cell p | class k).
+
+    Row pairs come by pair of annotators, whose agreement given each class is computed once. score: log of
+    prior times likelihood of every class; it and log_table may be empty where the class of every item is
+    known.
+    """
+    num_classes, expected = shares.shape[1], np.empty(left.size)
+    first, label = labels.first, labels.label
+    same, rest = np.zeros(num_classes), np.zeros(num_classes)
+    j, other = -1, -1
+    for pair in range(left.size):
+        n, m = left[pair], right[pair]
+        if labels.annotator[n] != j or labels.annotator[m] != other:
+            j, other = labels.annotator[n], labels.annotator[m]
+            same[:] = 0
+            a, b = first[j], first[other]
+            while a < first[j + 1] and b < first[other + 1]:
+                if label[a] == label[b]:
+                    for k in range(num_classes):
+                        same[k] += shares[a, k] * shares[b, k]
+                a, b = a + (label[a] <= label[b]), b + (label[b] <= label[a])
+        i = labels.item[n]
+        if known[i] >= 0:
+            expected[pair] = same[known[i]]
+        else:
+            for k in range(num_classes):
+                rest[k] = score[i, k] - labels.weight[n] * log_table[labels.cell[n], k]
+                rest[k] -= labels.weight[m] * log_table[labels.cell[m], k]
+            top, mass, total = rest.max(), 0.0, 0.0
+            for k in range(num_classes):
+                q = math.exp(rest[k] - top)
+                mass += q * same[k]
+                total += q
+            expected[pair] = mass / total
+        expected[pair] = min(expected[pair], 1.0)
+    return expected
+
+
+def _rate(agree: Values, p: Values, item: Int[np.ndarray, " m"]) -> tuple[float, float]:
+    """Return rho and its standard error."""
+    over, slack, variance = agree - p, 1 - p, p * (1 - p)
     if slack.sum() < ROUNDING:
         return math.nan, math.nan
     rate, items = over.sum() / slack.sum(), len(np.unique(item))
@@ -181,30 +273,24 @@ def _rate(
     return float(rate), float(error) if items > 1 else math.nan
 
 
-def _pair_table(
-    rows: Rows, compared: Compared, p: Float64[np.ndarray, " m"], judged: Bool[np.ndarray, " g"]
-) -> pd.DataFrame:
-    over, slack = compared.sums(compared.agree - p), compared.sums(1 - p)
-    z = _ratio(
-        over, np.sqrt(np.maximum(compared.sums(p * (1 - p)), compared.sums((compared.agree - p) ** 2)))
-    )
+def _pair_table(pairs: RowPairs, agree: Values, p: Values, trusted: Bool[np.ndarray, " g"]) -> pd.DataFrame:
+    over, slack, count = pairs.sums(agree - p), pairs.sums(1 - p), pairs.count[pairs.shared]
+    z = _ratio(over, np.sqrt(np.maximum(pairs.sums(p * (1 - p)), pairs.sums((agree - p) ** 2))))
     # With rho = 1/2 they agree with probability (1 + p) / 2
-    above_half = _ratio(over - slack / 2, np.sqrt(compared.sums((1 - p**2) / 4)))
+    above_half = _ratio(over - slack / 2, np.sqrt(pairs.sums((1 - p**2) / 4)))
     columns = {
-        "annotator": rows.annotator[compared.left[compared.first]],
-        "other": rows.annotator[compared.right[compared.first]],
-        "items": compared.count,
-        "agreement": compared.sums(compared.agree) / compared.count,
-        "expected": 1 - slack / compared.count,
+        "annotator": pairs.annotators[:, 0],
+        "other": pairs.annotators[:, 1],
+        "items": count,
+        "agreement": pairs.sums(agree) / count,
+        "expected": 1 - slack / count,
         "copying": np.where(slack > ROUNDING, _ratio(over, slack), math.nan),
         "z": z,
-        "near_duplicate": judged & (z > norm.isf(_FALSE_ALARM / max(len(z), 1))) & (above_half > _HALF_Z),
+        "near_duplicate": trusted & (z > norm.isf(_FALSE_ALARM / max(len(z), 1))) & (above_half > _HALF_Z),
     }
-    return (
-        pd.DataFrame(columns)
-        .sort_values(["near_duplicate", "z"], ascending=False, kind="stable", ignore_index=True)
-        .head(_MOST_LISTED)
-    )
+    by = ["near_duplicate", "z"]
+    table = pd.DataFrame(columns).sort_values(by, ascending=False, kind="stable", ignore_index=True)
+    return table.head(_MOST_LISTED)
 
 
 def _ratio(above: Float64[np.ndarray, " g"], below: Float64[np.ndarray, " g"]) -> Float64[np.ndarray, " g"]:

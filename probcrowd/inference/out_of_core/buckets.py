@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from probcrowd.data.packed import Cells, Packed
-from probcrowd.inference.aggregation.averaging import Means, averaged_probabilities
-from probcrowd.inference.aggregation.e_step import Expectation, Scores, Statistics, count_votes, e_step
+from probcrowd.data.table import Cells, Packed
+from probcrowd.inference.aggregation.e_step import Expectation, Scores, Statistics, count, e_step
+from probcrowd.inference.aggregation.m_step import Means, averaged_probabilities
 from probcrowd.metrics.scores import predicted
 from probcrowd.storage.files import replacing
 
@@ -141,7 +141,8 @@ def e_step_bucket(number: int, folder: Path, scores: Scores, hard: bool) -> Expe
 
 def bucket_votes(number: int, folder: Path, cells: Cells) -> Statistics:
     """The counts of the vote shares of one bucket."""
-    return count_votes(load_bucket(number, folder), cells)
+    packed = load_bucket(number, folder)
+    return count(packed, packed.vote_shares(cells), len(cells))
 
 
 def write_part(

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from pandas.util import hash_pandas_object
 
 from probcrowd.data.options import check_option
-from probcrowd.data.packed import Cells
+from probcrowd.data.table import Cells
 from probcrowd.inference.aggregation.e_step import Scores
 from probcrowd.inference.aggregation.em import Fit, fit_table
 from probcrowd.inference.aggregation.m_step import AnnotatorModel

@@ -23,7 +23,7 @@ from jaxtyping import Int64
 from tqdm import tqdm
 
 from probcrowd.data.files import some
-from probcrowd.data.packed import Cells, pack
+from probcrowd.data.table import Cells, pack
 from probcrowd.inference.out_of_core.buckets import Buckets, Map, in_turn, save_bucket
 from probcrowd.inference.out_of_core.parquet import Survey
 from probcrowd.inference.out_of_core.partition import Job, distinct_pairs, places, scatter, scatter_gold

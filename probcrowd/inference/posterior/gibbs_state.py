@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int32, Int64
 
 from probcrowd.data.rows import Rows
-from probcrowd.inference.posterior.label_switching import vote_shares
+from probcrowd.data.table import vote_shares
 from probcrowd.models.catalogue import MODELS, find_model
 from probcrowd.models.priors import CoinPrior, Counts, DirichletPrior, SpamPrior
 
@@ -147,7 +147,7 @@ def make_table(model: str, rows: Rows, embeddings: Float[np.ndarray, "i d"] | No
         annotator * np.int32(rows.num_classes) + label,
         np.array(rows.weight, np.float64),
         np.array(rows.gold, np.int64),
-        vote_shares(rows),
+        vote_shares(rows.vote_totals),
         np.array(embeddings, np.float64, order="C"),
     )
 

@@ -23,8 +23,8 @@ from jaxtyping import Float
 from scipy.optimize import minimize
 
 from probcrowd.data.rows import Rows
+from probcrowd.data.table import vote_shares
 from probcrowd.inference.posterior.density import Sites, Target, compiled
-from probcrowd.inference.posterior.label_switching import vote_shares
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def find_modes(
     from_votes = find_mode(target, data, vote_start(target, data))
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2), starts)
     found = [from_votes, *(find_mode(target, data, dispersed_start(target, data, key)) for key in keys)]
-    shares = vote_shares(jax.tree.map(np.asarray, data[-1]))
+    shares = vote_shares(jax.tree.map(np.asarray, data[-1]).vote_totals)
     rows: list[dict[str, float]] = []
     for mode in found:
         truth = np.asarray(compiled(target.truth)(mode.sites, data))
@@ -135,7 +135,7 @@ def _slope(target: Target, jacobian: bool) -> Any:
 
 
 def voted_sites(target: Target, rows: Rows, embeddings: np.ndarray | None) -> Sites:
-    classes, share = rows.num_classes, vote_shares(rows)  # (i, k)
+    classes, share = rows.num_classes, vote_shares(rows.vote_totals)  # (i, k)
     known = rows.gold >= 0
     share[known] = np.eye(classes)[rows.gold[known]]
     share[share.sum(1) == 0] = 1 / classes

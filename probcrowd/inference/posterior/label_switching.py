@@ -18,8 +18,6 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy.optimize import linear_sum_assignment
 from scipy.special import entr
 
-from probcrowd.data.rows import Rows
-
 _ROUNDING = 1e-12  # relative: sums of the same numbers in another order are a tie
 
 
@@ -59,16 +57,6 @@ class Switching:
             f"Namings met: {len(self.counts)}; the most frequent takes classes {', '.join(map(str, often))} "
             f"for the labels in order ({draws} draws)."
         )
-
-
-def vote_shares(rows: Rows) -> Float[np.ndarray, "i k"]:
-    """The weighted share of each label among an item's rows; zeros for an item without rows."""
-    cells = np.asarray(rows.item) * rows.num_classes + np.asarray(rows.label)
-    votes = np.bincount(cells, np.asarray(rows.weight, float), rows.num_items * rows.num_classes).reshape(
-        -1, rows.num_classes
-    )
-    total = votes.sum(1, keepdims=True)
-    return np.divide(votes, total, out=np.zeros(votes.shape), where=total > 0)
 
 
 def alignment(agreement: Float[np.ndarray, "c s k k"]) -> Int[np.ndarray, "c s k"]:

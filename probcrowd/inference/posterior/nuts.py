@@ -24,10 +24,10 @@ from numpyro.infer.hmc import hmc
 from tqdm import tqdm
 
 from probcrowd.data.rows import Rows
+from probcrowd.data.table import vote_shares
 from probcrowd.inference.posterior.density import Sites, Target, make_data, make_target
 from probcrowd.inference.posterior.draws import Draws
 from probcrowd.inference.posterior.initial import dispersed_start, find_mode, vote_start
-from probcrowd.inference.posterior.label_switching import vote_shares
 from probcrowd.models.catalogue import find_model
 
 Chains = Literal["vectorized", "parallel", "sequential"]
@@ -192,7 +192,7 @@ def _run(
 
 def _described(target: Target, data: tuple[Any, ...], unconstrained: Sites, stats: Sites) -> Draws:
     """The draws as sites, with the log density and the responsibilities that they imply."""
-    shares = jnp.asarray(vote_shares(jax.tree.map(np.asarray, data[-1])), data[-1].weight.dtype)
+    shares = jnp.asarray(vote_shares(jax.tree.map(np.asarray, data[-1]).vote_totals), data[-1].weight.dtype)
     made: list[Any] = []
     for chain in range(len(stats["energy"])):
         total, each = _describer(target)(

@@ -18,16 +18,18 @@ from sklearn.exceptions import NotFittedError
 
 from probcrowd.data.annotations import Annotations
 from probcrowd.estimators.aggregation.dawid_skene import DawidSkene
-from probcrowd.estimators.base import Aggregator
+from probcrowd.estimators.aggregation.table_aggregator import TableAggregator
+from probcrowd.estimators.base import Aggregator, DependenceWarning
 from probcrowd.estimators.catalogue import AGGREGATORS, find_aggregator
-from probcrowd.estimators.item_answers import DependenceWarning
 from probcrowd.metrics.scores import log_losses, scores
 from probcrowd.models.priors import CoinPrior, DirichletPrior
 
 NAMES = list(AGGREGATORS)
-TABLES = ["dawid-skene", "fast-dawid-skene", "hierarchical-dawid-skene", "one-coin", "zencrowd", "mace"]
-HISTORY = ["dawid-skene", "fast-dawid-skene", "one-coin", "zencrowd"]
-EVENTS = ["dawid-skene", "fast-dawid-skene", "hierarchical-dawid-skene"]
+TABLES = [name for name, kind in AGGREGATORS.items() if issubclass(kind, TableAggregator)]
+HISTORY, EVENTS = (
+    [name for name, kind in AGGREGATORS.items() if ability in kind.supports]
+    for ability in ("history", "events")
+)
 SILENT = ["majority-vote", "kos"]  # nothing that they raise
 every = pytest.mark.parametrize("name", NAMES)
 # Those whose rows count alike however a table is written down; "averaged" leaves one row at a time out
@@ -886,7 +888,7 @@ def test_variational_probabilities_are_others_and_their_bound_rises(name: str) -
     p = {c: fitted.predict_proba().to_numpy() for c, fitted in found.items()}
     for one, other in (("averaged", "variational"), ("variational", "plug-in")):
         assert np.abs(p[one] - p[other]).max() > 0.01
-    bound = found["variational"]._last.objective
+    bound = found["variational"]._fitted.model.last.objective
     if name != "fast-dawid-skene":
         assert (
             len(bound) > 1 and bound[-1] > bound[0] and (np.diff(bound) >= -1e-9 * np.abs(bound[:-1])).all()

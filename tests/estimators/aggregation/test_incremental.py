@@ -250,7 +250,7 @@ def test_what_is_refused_leaves_everything_as_it_was(name: str, kind: str) -> No
     before = [getattr(fitted, attribute).copy() for attribute in asked] + [fitted.refit_gap_]
     with pytest.raises(ValueError, match=words):
         fitted.partial_fit(bad, known if gold else None)
-    fitted._made = {}
+    fitted._fitted.frames.clear()
     for frame, attribute in zip(before, (*asked, "refit_gap_"), strict=True):
         pd.testing.assert_frame_equal(pd.DataFrame(getattr(fitted, attribute)), pd.DataFrame(frame))
     again = make(name).fit(table, truth.loc[["i61"]]).partial_fit(more.iloc[:5]).partial_fit(more.iloc[5:])
@@ -316,7 +316,7 @@ def test_work_grows_with_the_touched_items_alone(name: str, monkeypatch: pytest.
     )
     fitted = make(name).fit(table)
     sizes: list[int] = []
-    for function in ("sweep", "count"):
+    for function in ("e_step", "count"):
         plain = getattr(incremental, function)
 
         def recorded(packed: Any, *arguments: Any, _plain: Any = plain, **options: Any) -> Any:

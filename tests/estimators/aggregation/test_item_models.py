@@ -33,10 +33,10 @@ from probcrowd.inference.aggregation.minimax import (
     fit_minimax,
     new_items_minimax,
 )
-from probcrowd.inference.aggregation.result import Answer
+from probcrowd.inference.aggregation.result import Result
 from probcrowd.metrics.scores import scores
 
-FITS: dict[str, Callable[..., Answer]] = {"glad": fit_glad, "minimax": fit_minimax, "kos": fit_kos}
+FITS: dict[str, Callable[..., Result]] = {"glad": fit_glad, "minimax": fit_minimax, "kos": fit_kos}
 NEW_ITEMS: dict[str, Callable[..., np.ndarray]] = {
     "glad": new_items_glad,
     "minimax": new_items_minimax,

@@ -9,18 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probcrowd.data.packed import occurring, pack
+from probcrowd.data.table import occurring, pack
 from probcrowd.inference.aggregation import annotator_summary as module
 from probcrowd.inference.aggregation.annotator_summary import (
-    INTERVAL,
     SPAM_PRIOR,
     RowPosterior,
     annotator_table,
     confusion_table,
+    held_out,
 )
-from probcrowd.inference.aggregation.e_step import Scores, held_out
+from probcrowd.inference.aggregation.e_step import Scores
 from probcrowd.inference.aggregation.em import InMemory, fit_table
 from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows
+from probcrowd.metrics.intervals import ANNOTATOR_LEVEL
 from probcrowd.models.priors import DirichletPrior
 
 DRAWS = 20_000
@@ -91,7 +92,7 @@ def test_means_are_those_of_draws(classes: int, labels: int, rows: int) -> None:
         accuracy, bits = np.einsum("k,dkk->d", weight, draws[..., :classes]), information(draws, weight)
         assert abs(found["accuracy"][j] - accuracy.mean()) < 4.5 * accuracy.std() / math.sqrt(DRAWS)
         share = ((accuracy > found["accuracy_lower"][j]) & (accuracy < found["accuracy_upper"][j])).mean()
-        assert abs(share - INTERVAL) < 0.02  # the Beta has the first two moments only
+        assert abs(share - ANNOTATOR_LEVEL) < 0.02  # the Beta has the first two moments only
         error = 4.5 * bits.std() / math.sqrt(DRAWS)
         assert abs(found["information_bits"][j] - bits.mean()) < max(0.02 * bits.mean(), 0.005) + error
         share = (
@@ -106,8 +107,8 @@ def test_the_interval_of_accuracy_has_the_exact_mean_and_variance(monkeypatch: p
     asked = []
     monkeypatch.setattr(module.beta, "ppf", lambda q, a, b: asked.append((a, b)) or np.full(len(a), q))
     found = columns(annotator_table(posterior_of(said, base), weight))
-    assert (found["accuracy_lower"] == (1 - INTERVAL) / 2).all() and np.allclose(
-        found["accuracy_upper"], (1 + INTERVAL) / 2
+    assert (found["accuracy_lower"] == (1 - ANNOTATOR_LEVEL) / 2).all() and np.allclose(
+        found["accuracy_upper"], (1 + ANNOTATOR_LEVEL) / 2
     )
     (a, b), rows = asked[0], base + said
     total, right = rows.sum(2), np.einsum("jkk->jk", rows)
@@ -125,13 +126,13 @@ def test_intervals_cover_annotators_drawn_from_the_prior(classes: int, rows: int
     found = columns(
         annotator_table(posterior_of(drawn_counts(chance, confusion, rows, weight), base), weight)
     )
-    error = math.sqrt(INTERVAL * (1 - INTERVAL) / annotators)
+    error = math.sqrt(ANNOTATOR_LEVEL * (1 - ANNOTATOR_LEVEL) / annotators)
     for name, truth, bias in (
         ("accuracy", np.einsum("k,jkk->j", weight, confusion), 0.01),  # a Beta stands for a mixture of Betas
         ("information_bits", information(confusion, weight), 0.04),  # and a Gamma for what has no name
     ):
         covered = ((found[f"{name}_lower"] <= truth) & (truth <= found[f"{name}_upper"])).mean()
-        assert abs(covered - INTERVAL) < 4 * error + bias, (name, covered)
+        assert abs(covered - ANNOTATOR_LEVEL) < 4 * error + bias, (name, covered)
         shifted = np.roll(truth, 1)  # the negative control: another annotator's
         assert (
             (found[f"{name}_lower"] <= shifted) & (shifted <= found[f"{name}_upper"])

@@ -12,22 +12,19 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from probcrowd.data import packed as packing
-from probcrowd.data.packed import Cells, Packed, occurring, pack
-from probcrowd.inference.aggregation import e_step as module
-from probcrowd.inference.aggregation import patterns as grouping
+from probcrowd.data import table as packing
+from probcrowd.data.table import Cells, Packed, occurring, pack
+from probcrowd.inference.aggregation import em as grouping
+from probcrowd.inference.aggregation.annotator_summary import held_out
 from probcrowd.inference.aggregation.e_step import (
     FLOOR,
     Scores,
     Statistics,
     count,
-    count_votes,
     e_step,
-    held_out,
     sums_by_owner,
-    votes,
 )
-from probcrowd.inference.aggregation.patterns import collapsed
+from probcrowd.inference.aggregation.em import InMemory, group_patterns
 
 CLASSES = [1, 2, 3, 4, 5, 6, 17]
 OPTIONS = ["plain", "weight", "gold", "times", "weight gold times"]
@@ -191,7 +188,7 @@ def test_votes_are_weighted_shares_of_labels_that_name_a_class(
     num_classes: int, options: str, more_labels: int
 ) -> None:
     packed, cells = some_items(num_classes, options, labels=num_classes + more_labels)
-    found = votes(packed, cells)
+    found = packed.vote_shares(cells)
     for i in range(packed.num_items):
         shares = np.zeros(num_classes)
         for n in range(packed.starts[i], packed.starts[i + 1]):
@@ -206,7 +203,7 @@ def test_votes_are_weighted_shares_of_labels_that_name_a_class(
 def test_an_item_of_abstentions_alone_has_no_votes() -> None:
     cells = Cells(np.array([0, 1, 1]), np.array([2, 2, 1]), 2, 3, 2)
     packed = Packed(np.array([0, 2, 4]), np.array([0, 1, 0, 2], np.int32))
-    np.testing.assert_array_equal(votes(packed, cells), [[0.5, 0.5], [0, 1]])
+    np.testing.assert_array_equal(packed.vote_shares(cells), [[0.5, 0.5], [0, 1]])
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -327,10 +324,10 @@ def test_threads_give_what_one_thread_gives(
             parts.extend(zip(low, high, strict=True))
             return [part(a, b) for a, b in zip(low, high, strict=True)]
 
-    for pool in (module._pool(os.getpid()), Pool()):  # the threads themselves, then what they are given
-        monkeypatch.setattr(module, "_ROWS_PER_RANGE", len(packed.cell) // workers)
-        monkeypatch.setattr(module, "_ROWS_PER_CELL", 0)
-        monkeypatch.setattr(module, "_pool", lambda process, pool=pool: pool)
+    for pool in (packing._pool(os.getpid()), Pool()):  # the threads themselves, then what they are given
+        monkeypatch.setattr(packing, "_ROWS_PER_RANGE", len(packed.cell) // workers)
+        monkeypatch.setattr(packing, "_ROWS_PER_CELL", 0)
+        monkeypatch.setattr(packing, "_pool", lambda process, pool=pool: pool)
         spread = (
             e_step(packed, scores, responsibilities=many),
             count(packed, given, len(cells)),
@@ -349,7 +346,7 @@ def test_threads_give_what_one_thread_gives(
 @pytest.mark.parametrize("options", OPTIONS)
 def test_counts_of_votes_are_those_of_the_vote_shares(options: str) -> None:
     packed, cells = some_items(3, options)
-    expected, found = count(packed, votes(packed, cells), len(cells)), count_votes(packed, cells)
+    expected, found = count(packed, packed.vote_shares(cells), len(cells)), InMemory(packed, cells).start()
     np.testing.assert_allclose(found.counts, expected.counts, rtol=1e-12)
     np.testing.assert_allclose(found.class_count, expected.class_count, rtol=1e-12)
 
@@ -357,8 +354,8 @@ def test_counts_of_votes_are_those_of_the_vote_shares(options: str) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_a_fork_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ROWS_PER_RANGE", 10)
-    monkeypatch.setattr(module, "_ROWS_PER_CELL", 0)
+    monkeypatch.setattr(packing, "_ROWS_PER_RANGE", 10)
+    monkeypatch.setattr(packing, "_ROWS_PER_CELL", 0)
     packed, cells = some_items(3, "plain", items=60)
     e_step(packed, some_scores(cells))  # the parent's threads are there
     child = os.fork()
@@ -450,12 +447,12 @@ def few_patterns(
 @pytest.mark.parametrize("most_flags", [2**22, 1])  # by counting, and by sorting
 @pytest.mark.parametrize("gold", [False, True])
 @pytest.mark.parametrize(("annotators", "num_labels"), [(1, 2), (4, 2), (3, 3)])
-def test_collapsed_items_are_the_items(
+def test_grouped_items_are_the_items(
     monkeypatch: pytest.MonkeyPatch, annotators: int, num_labels: int, gold: bool, most_flags: int
 ) -> None:
     monkeypatch.setattr(grouping, "_MOST_TABULATED", most_flags)
     packed, cells = few_patterns(annotators, num_labels, 900, gold=gold)
-    patterns, place = collapsed(packed, cells)
+    patterns, place = group_patterns(packed, cells)
     assert place is not None and patterns.times is not None
     assert patterns.num_items <= (3 if gold else 1) * (num_labels + 1) ** annotators
     assert patterns.times.sum() == 900
@@ -485,16 +482,16 @@ def test_items_are_left_alone_where_patterns_gain_nothing_or_do_not_exist() -> N
         packed.take(np.arange(100)),  # as many patterns as items, nearly
         packed.take(np.zeros(0, np.int64)),
     ):
-        same, place = collapsed(alone, cells)
+        same, place = group_patterns(alone, cells)
         assert same is alone and place is None
     crowd, their_cells = few_patterns(1500, 3, 20, gold=True)
-    assert collapsed(crowd, their_cells)[1] is None
+    assert group_patterns(crowd, their_cells)[1] is None
 
 
 def test_items_without_any_rows_are_one_pattern() -> None:
     cells = occurring(np.zeros(0, np.int64), 3, 2, 2)
     packed = pack(np.zeros(0, np.int64), np.zeros(0, np.int64), cells, 7)
-    patterns, place = collapsed(packed, cells)
+    patterns, place = group_patterns(packed, cells)
     assert place is not None and patterns.num_items == 1
     scores = Scores(np.zeros((0, 2)), np.log([0.25, 0.5]))
     assert e_step(patterns, scores).log_likelihood == pytest.approx(7 * math.log(0.75))

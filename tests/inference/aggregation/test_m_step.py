@@ -16,20 +16,18 @@ from annotation_loops import beta as log_beta_density
 from scipy.special import digamma, gammaln
 from torch.distributions import Beta, Dirichlet, kl_divergence
 
-from probcrowd.data.packed import Cells, Packed, occurring, pack
-from probcrowd.inference.aggregation.e_step import Expectation, Scores, Statistics, count, e_step, votes
+from probcrowd.data.table import Cells, Packed, occurring, pack
+from probcrowd.inference.aggregation.e_step import Expectation, Scores, Statistics, count, e_step
 from probcrowd.inference.aggregation.em import InMemory, fit_table
 from probcrowd.inference.aggregation.hierarchical import PooledRows
 from probcrowd.inference.aggregation.m_step import (
     AnnotatorModel,
     ClassPrior,
     DirichletRows,
-    OneCoinModel,
-    coin_table,
-    right_counts,
     row_totals,
 )
 from probcrowd.inference.aggregation.mace import MaceModel, MacePosterior
+from probcrowd.inference.aggregation.one_coin import OneCoinModel, coin_table, right_counts
 from probcrowd.models.priors import SpamPrior
 
 
@@ -379,7 +377,7 @@ def answers(rows: Rows, scores: Scores) -> np.ndarray:
 
 def test_dawid_skene_by_hand() -> None:
     rows, cells = four(), four().cells
-    np.testing.assert_allclose(votes(rows.packed, cells)[:, 0], [2 / 3, 0, 1, 1 / 3])
+    np.testing.assert_allclose(rows.packed.vote_shares(cells)[:, 0], [2 / 3, 0, 1, 1 / 3])
     scores = flat_rows(cells).scores(rows.source.start())
     expected = np.array([[[5, 1], [1, 5]], [[6, 0], [3, 3]], [[3, 3], [0, 6]]]) / 6
     np.testing.assert_allclose(dense(np.exp(scores.log_table), cells), expected, atol=1e-12)
@@ -769,7 +767,7 @@ def test_an_annotator_without_rows_changes_nothing(name: str) -> None:
 def test_one_annotator_alone_returns_the_votes() -> None:
     rows = some_rows(items=30, annotators=1, rate=1.0)
     rows = replace(rows, num_annotators=1)
-    shares = votes(rows.packed, rows.cells)
+    shares = rows.packed.vote_shares(rows.cells)
     flat = fit_table(rows.source, flat_rows(rows.cells))
     np.testing.assert_allclose(answers(rows, flat.scores), shares, atol=1e-12)
     for name in ("mode", "averaged", "coins", "averaged coins", "pooled", "spammers"):
@@ -843,7 +841,7 @@ def test_passes_are_counted_and_limited() -> None:
     for limit in (0, 1, 12, 13):
         fit = fit_table(rows.source, channel, max_iter=limit, tolerance=0.0)
         assert fit.passes == limit and len(fit.objective) <= limit and not fit.converged
-    start = count(rows.packed, votes(rows.packed, rows.cells), len(rows.cells))
+    start = count(rows.packed, rows.packed.vote_shares(rows.cells), len(rows.cells))
     np.testing.assert_array_equal(fit_table(rows.source, channel, max_iter=0).statistics.counts, start.counts)
     elsewhere = Statistics(start.counts[:, [1, 2, 0]], start.class_count[[1, 2, 0]])
     expected = rows.source.e_step(channel.scores(elsewhere))

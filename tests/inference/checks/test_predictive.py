@@ -114,7 +114,7 @@ def test_row_pairs_are_those_of_two_annotators_on_one_item(minimum: int) -> None
     assert listed == {names: set(rows_of) for names, rows_of in expected.items()}
     assert len(pairs.left) == sum(map(len, expected.values())) and pairs.note == ""
     shared = [names for names in sorted(expected) if len(expected[names]) >= minimum]
-    assert list(pairs.index) == shared and pairs.index.names == ["annotator", "other"]
+    assert list(map(tuple, pairs.annotators.tolist())) == shared
     assert (0 < len(shared) < len(expected)) == (minimum == 15)
     np.testing.assert_array_equal(
         pairs.sums(np.ones(len(pairs.left))), [len(expected[names]) for names in shared]
@@ -344,7 +344,7 @@ def test_pairs_of_many_annotators_in_small_integers() -> None:
         np.tile([69_999, 60_000], 5).astype(np.int32),
     )
     pairs = everything(Rows(item, annotator, np.zeros(10, int), np.ones(10), np.full(5, -1), 70_000, 2))
-    assert list(pairs.index) == [(60_000, 69_999)] and pairs.left.tolist() == [1, 3, 5, 7, 9]
+    assert pairs.annotators.tolist() == [[60_000, 69_999]] and pairs.left.tolist() == [1, 3, 5, 7, 9]
 
 
 def test_annotators_who_share_few_items_still_have_an_overall_agreement() -> None:

@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 
 from probcrowd.data.rows import Rows
+from probcrowd.data.table import Cells, Packed
 from probcrowd.inference.dependence.cliques import commonest
 from probcrowd.inference.dependence.dependence import Dependence, dependence
+from probcrowd.inference.dependence.report import near_duplicates, sentences
 
 COLUMNS = ["annotator", "other", "items", "agreement", "expected", "copying", "z", "near_duplicate"]
 
@@ -67,9 +69,10 @@ def checked(rows: Rows, tables: np.ndarray, class_prior: np.ndarray, **knobs: An
     cell = np.argsort(occurring)[np.searchsorted(np.sort(occurring), code)]
     annotator, label = np.divmod(occurring, num_labels)
     generator = np.random.default_rng(2)
-    return dependence(
-        rows, cell, annotator, label, tables[annotator, label], class_prior, generator=generator, **knobs
-    )
+    cells = Cells(annotator, label, rows.num_annotators, num_labels, rows.num_classes)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(rows.item, minlength=rows.num_items))])
+    packed = Packed(starts, cell.astype(np.int32), rows.weight, rows.gold.astype(np.int32))
+    return dependence(packed, cells, tables[annotator, label], class_prior, generator=generator, **knobs)
 
 
 def fitted(rows: Rows, **knobs: Any) -> Dependence:
@@ -187,7 +190,7 @@ def test_independent_annotators_raise_no_alarm(
     result = fitted(rows)
     assert abs(result.residual) < 0.03 and result.residual < 2 * result.residual_error
     assert not result.pairs["near_duplicate"].any()
-    assert result.warnings(pd.RangeIndex(annotators)) == []
+    assert sentences(result, pd.RangeIndex(annotators)) == []
 
 
 def test_a_known_copying_rate_is_recovered_within_its_standard_error() -> None:
@@ -234,13 +237,13 @@ def test_copies_in_the_majority_are_named_though_the_fit_believes_them(seed: int
     tables, class_prior = em(rows)
     assert tables[:6, [0, 1], [0, 1]].min() > 0.9  # the trap
     result = checked(rows, tables, class_prior)
-    assert result.near_duplicates() == [[0, 1, 2, 3, 4, 5]]
+    assert near_duplicates(result) == [[0, 1, 2, 3, 4, 5]]
     assert result.pairs["expected"].iloc[:15].to_numpy() == pytest.approx(
         0.5 + 0.24**2 / 2, abs=0.12
     )  # chance, and c^2 of the rest
     assert result.effective_annotators < 3
-    beyond, copies = result.warnings(pd.Index([f"bot {j}" for j in range(6)] + ["zoe", "bea", "cem"]))
-    assert "copying rate" in beyond and "9.0 labels per item" in beyond
+    beyond, copies = sentences(result, pd.Index([f"bot {j}" for j in range(6)] + ["zoe", "bea", "cem"]))
+    assert "copying rate" in beyond and "9.0 labels per item carry" in beyond
     assert (
         "bot 0, bot 1, bot 2, bot 3, bot 4, bot 5;" in copies
         and "zoe" not in copies
@@ -261,9 +264,9 @@ def test_the_best_of_many_pairs_has_to_be_better_than_chance_makes_it() -> None:
 
 def test_two_copies_among_many_are_found_by_their_rate() -> None:
     result = fitted(copied(np.random.default_rng(0), 2, 0.75, np.linspace(0.6, 0.9, 8).tolist(), 300))
-    assert result.near_duplicates() == [[0, 1]]
+    assert near_duplicates(result) == [[0, 1]]
     assert result.pairs["copying"].iloc[0] == pytest.approx(1)
-    assert len(result.warnings(pd.RangeIndex(10))) == 1  # they leave the others' labels worth what they are
+    assert len(sentences(result, pd.RangeIndex(10))) == 1  # they leave the others' labels worth what they are
 
 
 def test_many_groups_are_counted_and_large_ones_cut_short() -> None:
@@ -272,7 +275,7 @@ def test_many_groups_are_counted_and_large_ones_cut_short() -> None:
         [(*pair, 20, 1.0, 0.5, 1.0, 9.0, True) for pair in ends] + [(12, 13, 20, 0.5, 0.5, 0.0, 0.0, False)],
         columns=COLUMNS,
     )
-    (sentence,) = Dependence(0.01, 0.01, 9.0, 8.0, 0.7, 0.7, pairs, "").warnings(pd.RangeIndex(40))
+    (sentence,) = sentences(Dependence(0.01, 0.01, 9.0, 8.0, 0.7, 0.7, pairs, ""), pd.RangeIndex(40))
     assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...; 20, 21; 22, 23; 24, 25; 26, 27; and 2 more groups" in sentence
 
 
@@ -293,7 +296,9 @@ def test_items_that_are_hard_for_all_lower_the_effective_number() -> None:
     )
     tables = (tables / tables.sum(2, keepdims=True)).transpose(0, 2, 1)
     result = checked(seen, tables, np.full(2, 0.5))
-    assert result.effective_annotators < 5 and "10.0 labels per item" in result.warnings(pd.RangeIndex(10))[0]
+    assert (
+        result.effective_annotators < 5 and "10.0 labels per item" in sentences(result, pd.RangeIndex(10))[0]
+    )
     assert not result.pairs["near_duplicate"].any()
     crowd = drawn(
         generator, coins([1.0] * 2 + [0.7] * 8, 2), truth
@@ -315,7 +320,7 @@ def test_honest_experts_are_no_copies(seed: int, accuracy: list[float]) -> None:
     generator = np.random.default_rng(seed)
     result = fitted(ratings(drawn(generator, coins(accuracy, 2), generator.integers(2, size=250)), 2))
     assert not result.pairs["near_duplicate"].any()
-    assert result.warnings(pd.RangeIndex(len(accuracy))) == []
+    assert sentences(result, pd.RangeIndex(len(accuracy))) == []
 
 
 @pytest.mark.parametrize("smoothing", [0.001, 0.5])
@@ -328,7 +333,7 @@ def test_experts_who_never_disagree_are_left_alone(smoothing: float) -> None:
         np.full(2, 0.5),
     )
     assert result.agreement == 1 and result.residual == pytest.approx(1)
-    assert result.warnings(pd.RangeIndex(6)) == []
+    assert sentences(result, pd.RangeIndex(6)) == []
 
 
 def test_tables_without_pairs_give_nan_and_no_warning() -> None:
@@ -343,20 +348,20 @@ def test_tables_without_pairs_give_nan_and_no_warning() -> None:
         result = checked(rows, coins([0.8, 0.7], 2), np.full(2, 0.5))
         assert math.isnan(result.residual) and math.isnan(result.effective_annotators)
         assert list(result.pairs.columns) == COLUMNS and result.pairs.empty
-        assert result.warnings(pd.RangeIndex(2)) == []
+        assert sentences(result, pd.RangeIndex(2)) == []
 
 
 def test_one_class_leaves_no_room_for_more_agreement() -> None:
     result = checked(ratings(np.zeros((30, 3), int), 1), np.ones((3, 1, 1)), np.ones(1))
     assert math.isnan(result.residual) and result.labels_per_item == 3
     assert result.pairs["copying"].isna().all() and (result.pairs["z"] == 0).all()
-    assert result.warnings(pd.RangeIndex(3)) == []
+    assert sentences(result, pd.RangeIndex(3)) == []
 
 
 def test_one_item_has_a_rate_but_no_standard_error() -> None:
     result = checked(ratings(np.array([[0, 0, 1]]), 2), coins([0.8, 0.7, 0.6], 2), np.full(2, 0.5), minimum=1)
     assert math.isfinite(result.residual) and math.isnan(result.residual_error) and len(result.pairs) == 3
-    assert result.warnings(pd.RangeIndex(3)) == []
+    assert sentences(result, pd.RangeIndex(3)) == []
 
 
 def test_names_and_order_change_nothing() -> None:
@@ -391,8 +396,7 @@ def test_a_part_of_the_items_says_so_and_tells_about_the_same() -> None:
     rows = copied(np.random.default_rng(0), 6, 0.62, [0.85] * 3, 400)
     whole, part = fitted(rows), fitted(rows, max_pairs=5000)
     assert whole.note == "" and part.note == "(from 138 of 400 items, drawn at random)"
-    assert part.note in part.warnings(pd.RangeIndex(9))[0]
-    assert (
-        abs(part.residual - whole.residual) < 3 * part.residual_error
-        and part.near_duplicates() == whole.near_duplicates()
-    )
+    assert part.note in sentences(part, pd.RangeIndex(9))[0]
+    assert abs(part.residual - whole.residual) < 3 * part.residual_error and near_duplicates(
+        part
+    ) == near_duplicates(whole)

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pytest
 
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.packed import Cells, occurring, pack
-from probcrowd.data.rows import gold_codes
+from probcrowd.data.columns import gold_codes
+from probcrowd.data.table import Cells, occurring, pack
 from probcrowd.inference.aggregation.e_step import e_step
 from probcrowd.inference.aggregation.em import Fit, InMemory, fit_table
 from probcrowd.inference.aggregation.m_step import ClassPrior, DirichletRows

@@ -16,7 +16,7 @@ import pytest
 
 distributed = pytest.importorskip("distributed")
 
-from probcrowd.data.packed import Cells
+from probcrowd.data.table import Cells
 from probcrowd.inference.aggregation.e_step import Scores, Statistics
 from probcrowd.inference.aggregation.m_step import AnnotatorModel, ClassPrior, DirichletRows
 from probcrowd.inference.out_of_core.buckets import write_probabilities

@@ -14,11 +14,11 @@ import pytest
 from numpyro.infer.util import log_density
 
 from probcrowd.data.rows import Rows
+from probcrowd.data.table import vote_shares
 from probcrowd.inference.posterior import gibbs as gibbs_module
 from probcrowd.inference.posterior.density import make_data
 from probcrowd.inference.posterior.draws import Draws
 from probcrowd.inference.posterior.gibbs import gibbs
-from probcrowd.inference.posterior.label_switching import vote_shares
 from probcrowd.models.catalogue import MODELS, find_model
 from probcrowd.models.meta.prototype import Prior
 from probcrowd.models.priors import CoinPrior, DirichletPrior, SpamPrior
@@ -359,7 +359,7 @@ def test_probabilities_and_agreement_belong_to_the_kept_parameters(model: str) -
     np.testing.assert_allclose(made.responsibilities, q.mean(1), rtol=0, atol=1e-12)
     assert made.agreement is not None
     np.testing.assert_allclose(
-        made.agreement, np.einsum("csik,il->cskl", q, vote_shares(rows)), rtol=0, atol=1e-12
+        made.agreement, np.einsum("csik,il->cskl", q, vote_shares(rows.vote_totals)), rtol=0, atol=1e-12
     )
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from probcrowd.data.rows import Rows
+from probcrowd.data.table import vote_shares
 from probcrowd.inference.posterior.label_switching import (
     alignment,
     invariants,
     realign,
     switching,
-    vote_shares,
 )
 from probcrowd.models.catalogue import MODELS, Model
 
@@ -54,11 +54,11 @@ DIMS = MODELS["logistic_random_effects"].dims | {"spam": MODELS["mace"].dims["sp
 
 def test_vote_shares_are_weighted_and_zero_without_rows() -> None:
     expected = [[1 / 4, 0, 3 / 4], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
-    np.testing.assert_allclose(vote_shares(ROWS), expected, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(vote_shares(ROWS.vote_totals), expected, rtol=0, atol=1e-15)
     nobody = replace(
         ROWS, **{name: getattr(ROWS, name)[:0] for name in ("item", "annotator", "label", "weight")}
     )
-    assert vote_shares(nobody).shape == (4, 3) and not vote_shares(nobody).any()
+    assert vote_shares(nobody.vote_totals).shape == (4, 3) and not vote_shares(nobody.vote_totals).any()
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 4, 5])

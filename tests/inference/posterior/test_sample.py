@@ -20,10 +20,11 @@ import xarray as xr
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.files import anesthesia
 from probcrowd.data.rows import Rows
+from probcrowd.data.table import vote_shares
 from probcrowd.inference.posterior import sample as posterior_module
 from probcrowd.inference.posterior.density import make_data, make_target
 from probcrowd.inference.posterior.gibbs import gibbs
-from probcrowd.inference.posterior.label_switching import invariants, realign, vote_shares
+from probcrowd.inference.posterior.label_switching import invariants, realign
 from probcrowd.inference.posterior.pointwise import Pointwise, pointwise, prior_predictive, thinned
 from probcrowd.inference.posterior.sample import sample_posterior
 from probcrowd.inference.posterior.tree import array, dataset, load_posterior, save_posterior
@@ -576,7 +577,7 @@ def test_scattered_chains_are_renamed_towards_the_votes(flat: xr.DataTree) -> No
     assert (
         np.ptp(means[:, :2], axis=0).max() < 0.05 and np.ptp(raw["class_prior"].mean(1), axis=0).max() > 0.2
     ), means
-    votes = vote_shares(Rows.from_annotations(anesthesia()))
+    votes = vote_shares(Rows.from_annotations(anesthesia()).vote_totals)
     clear = (np.sort(votes, 1)[:, -1] > 0.6) & (votes.argmax(1) < 2)
     by_chain = array(flat, "responsibilities", "by_chain")
     assert clear.sum() > 30 and (by_chain.argmax(-1) == votes.argmax(1))[:, clear].mean() > 0.99
@@ -809,7 +810,7 @@ def test_annotators_are_right_with_0_7_for_more_classes_too() -> None:
 def em_by_loops(rows: Rows, prior: DirichletPrior, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """MAP by EM from the vote shares; the last responsibilities are Bayes' rule at the last parameters."""
     classes = rows.num_classes
-    q = vote_shares(rows)
+    q = vote_shares(rows.vote_totals)
     q[q.sum(1) == 0] = 1 / classes
     for i, gold in enumerate(rows.gold):
         if gold >= 0:
