@@ -6,7 +6,7 @@ The first three are codes (positions) into `items`, `annotators` and `classes`, 
 label is an absent row. The three sizes belong to the table and are not read off its rows, so items without labels,
 annotators who have not started and unused classes keep their place.
 
-User data is validated here, column by column in `probcrowd.data.columns`, and nowhere else: code that holds an
+User data is validated here, column by column in `probcrowd.data.validation`, and nowhere else: code that holds an
 `Annotations` may rely on it.
 """
 
@@ -19,8 +19,9 @@ import pandas as pd
 from jaxtyping import Float64, Int64
 
 from probcrowd.data import covariates
-from probcrowd.data.columns import (
+from probcrowd.data.validation import (
     PLURALS,
+    check_option,
     declare,
     encode,
     find_columns,
@@ -30,7 +31,6 @@ from probcrowd.data.columns import (
     sort_ids,
     undo_float,
 )
-from probcrowd.data.options import check_option
 from probcrowd.data.wide import long_to_wide, wide_to_long
 
 
@@ -75,8 +75,9 @@ class Annotations:
             object.__setattr__(self, "weight", weight)
         for role in ("annotator", "item"):
             frame, plural = getattr(self, f"{role}_covariates"), PLURALS[role]
-            aligned = covariates.align(frame, getattr(self, plural), plural)
-            object.__setattr__(self, f"{role}_covariates", aligned)
+            if frame is not None:
+                aligned = covariates.align(frame, getattr(self, plural), plural)
+                object.__setattr__(self, f"{role}_covariates", aligned)
 
     def __len__(self) -> int:
         return len(self.item)

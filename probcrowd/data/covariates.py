@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from probcrowd.data.columns import factorize, plain, reject, sort_ids
+from probcrowd.data.validation import factorize, plain, reject, sort_ids
 
 
 def align(frame: Any, ids: pd.Index, plural: str) -> pd.DataFrame | None:

@@ -11,8 +11,8 @@ import pandas as pd
 from jaxtyping import Float, Float64
 
 from probcrowd.compute.threads import one_thread
-from probcrowd.data.columns import reject
 from probcrowd.data.files import by_item, some
+from probcrowd.data.validation import reject
 
 LARGEST_SHARE = 0.95  # of the variance in one column, above which columns probably have different units
 RANK_TOLERANCE = 1e-6  # singular values below this share of the largest count as 0

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 
 from probcrowd.data.images import ClassItems, by_class, read_class_items
-from probcrowd.data.options import find_name
+from probcrowd.data.validation import find_name
 
 CLUSTERS, SMALLEST_CLUSTER = 48, 16  # of LabelMe's source images, which have no other classes
 

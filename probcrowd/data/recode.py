@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from probcrowd.data.columns import reject
 from probcrowd.data.files import some
 from probcrowd.data.table import Table
+from probcrowd.data.validation import reject
 
 
 def recode(table: Table, annotators: pd.Index, classes: pd.Index, num_labels: int) -> Table:

@@ -14,8 +14,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.columns import gold_codes
 from probcrowd.data.covariates import Covariates
+from probcrowd.data.validation import reject
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,22 @@ class Rows:
             Covariates.from_frame(annotations.annotator_covariates),
             Covariates.from_frame(annotations.item_covariates),
         )
+
+
+def gold_codes(items: pd.Index, classes: pd.Index, gold: pd.Series | None) -> Int[np.ndarray, " i"]:
+    """Return the known class of each item as a position in `classes`, -1 where it is unknown."""
+    if gold is None:
+        return np.full(len(items), -1, dtype=np.int64)
+    known = gold.loc[gold.notna() & gold.index.isin(items)]
+    reject(
+        known.index.duplicated(keep=False),
+        pd.Series(known.index),
+        "items with more than one gold label: keep one each",
+    )
+    codes = classes.get_indexer(known.to_numpy())
+    reject(
+        codes < 0,
+        known,
+        f"gold labels that are none of the classes {list(classes[:10])}: declare `classes`, or mend the labels",
+    )
+    return pd.Series(codes, index=known.index).reindex(items, fill_value=-1).to_numpy(np.int64)

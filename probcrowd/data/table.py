@@ -26,8 +26,7 @@ from jaxtyping import Float64, Int32, Int64, Integer
 
 from probcrowd.compute.compiled import fast
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.columns import gold_codes
-from probcrowd.data.rows import Rows
+from probcrowd.data.rows import Rows, gold_codes
 
 Abstentions = Literal["ignore", "event"]
 Shares = TypeVar("Shares")
@@ -125,9 +124,10 @@ def read_table(
     code = np.where(silent, (~silent).sum(), np.cumsum(~silent) - 1)
     named, event = given[~silent], abstentions == "event" and bool(silent.any())
     columns = annotations.item, annotations.annotator, code[annotations.label], annotations.weight
-    known = gold_codes(annotations.items, named if classes is None else classes, gold)
-    ids = annotations.items, annotations.annotators, named
-    table = Table(*columns, known, *ids, len(named) + event)
+    known = np.full(len(annotations.items), -1)
+    if gold is not None:
+        known = gold_codes(annotations.items, named if classes is None else classes, gold)
+    table = Table(*columns, known, annotations.items, annotations.annotators, named, len(named) + event)
     return table if event else table.select(~silent[annotations.label])
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Int64
 from pandas.api.types import infer_dtype
 
-from probcrowd.data.columns import declare, factorize, plain, reject, undo_float
+from probcrowd.data.validation import declare, factorize, plain, reject, undo_float
 
 MAX_CELLS = 10**8
 

@@ -17,9 +17,9 @@ from jaxtyping import Float64
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from probcrowd.data.options import check_number, check_option, check_whole
 from probcrowd.data.recode import recode, warn_of_unknown
 from probcrowd.data.table import Packed, Table, read_table
+from probcrowd.data.validation import check_number, check_option, check_whole
 from probcrowd.estimators.results import Fitted, ItemResults, known_labels
 from probcrowd.inference.aggregation.annotator_summary import RowPosterior
 from probcrowd.inference.aggregation.e_step import count

@@ -5,7 +5,7 @@ The command, `compare_aggregators`, messages that name alternatives, and the con
 
 from __future__ import annotations
 
-from probcrowd.data.options import find_name
+from probcrowd.data.validation import find_name
 from probcrowd.estimators.aggregation.coins import MACE, OneCoin, ZenCrowd
 from probcrowd.estimators.aggregation.dawid_skene import DawidSkene, FastDawidSkene, HierarchicalDawidSkene
 from probcrowd.estimators.aggregation.item_models import GLAD, KOS, MinimaxEntropy

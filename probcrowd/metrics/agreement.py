@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float64, Int
 from scipy.sparse import coo_array, csr_array
 
-from probcrowd.data.options import check_option
+from probcrowd.data.validation import check_option
 
 COEFFICIENTS = ("kappa", "bennett", "krippendorff", "pearson")
 _ROUNDING = 1e-12

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from probcrowd.data.options import find_name
+from probcrowd.data.validation import find_name
 from probcrowd.models.priors import CoinPrior, DirichletPrior, LogitPrior, SpamPrior
 
 _ROWS, _CLASSES = ("true_class", "label"), {"class_prior": ("true_class",)}

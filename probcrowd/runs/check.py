@@ -19,7 +19,7 @@ import pandas as pd
 import xarray as xr
 
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.columns import gold_codes
+from probcrowd.data.rows import gold_codes
 from probcrowd.inference.checks.check import Checked, check_posterior
 from probcrowd.inference.checks.findings import to_json
 from probcrowd.inference.checks.leave_one_out import compare_models

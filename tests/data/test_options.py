@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probcrowd.data.options import check_number, check_option, check_whole, find_name
+from probcrowd.data.validation import check_number, check_option, check_whole, find_name
 
 
 @pytest.mark.parametrize("name", ["dawid-skene", "dawid_skene", "Dawid-Skene"])

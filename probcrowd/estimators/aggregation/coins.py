@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from probcrowd.data.options import check_number, check_option
 from probcrowd.data.table import Cells, occurring
+from probcrowd.data.validation import check_number, check_option
 from probcrowd.estimators.aggregation.table_aggregator import Confidence, TableAggregator, TableFit
 from probcrowd.estimators.results import Fitted
 from probcrowd.inference.aggregation.e_step import Scores

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int64
 
-from probcrowd.data.columns import declare, reject
 from probcrowd.data.table import Cells, Table
+from probcrowd.data.validation import declare, reject
 
 
 @dataclass(frozen=True)

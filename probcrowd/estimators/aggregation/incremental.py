@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int64
 
-from probcrowd.data.columns import declare, gold_codes, reject
+from probcrowd.data.rows import gold_codes
 from probcrowd.data.table import Packed, Table
+from probcrowd.data.validation import declare, reject
 from probcrowd.estimators.results import Fitted, ItemResults
 from probcrowd.inference.aggregation.e_step import FLOOR, Scores, Statistics, count, e_step
 from probcrowd.inference.aggregation.m_step import Averaging

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from probcrowd.data.options import check_option
 from probcrowd.data.table import Table
+from probcrowd.data.validation import check_option
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.results import Fitted, ItemResults, known_labels
 

@@ -29,10 +29,9 @@ import pandas as pd
 from jaxtyping import Float64, Int16
 from scipy.special import softmax
 
-from probcrowd.data.columns import reject
-from probcrowd.data.options import check_number, check_whole
 from probcrowd.data.rows import Rows
 from probcrowd.data.table import Table
+from probcrowd.data.validation import check_number, check_whole, reject
 from probcrowd.estimators.aggregation.item_models import ItemModel
 from probcrowd.estimators.results import Fitted
 from probcrowd.inference.aggregation.e_step import sums_by_owner

@@ -10,8 +10,8 @@ import pandas as pd
 from jaxtyping import Float64
 from sklearn.utils.metaestimators import available_if
 
-from probcrowd.data.options import check_option
 from probcrowd.data.table import Cells, Packed, Table, occurring
+from probcrowd.data.validation import check_option
 from probcrowd.estimators.aggregation.history import read_history
 from probcrowd.estimators.aggregation.incremental import (
     Additions,

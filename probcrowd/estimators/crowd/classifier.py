@@ -15,9 +15,9 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from probcrowd.data.options import check_number, check_option
 from probcrowd.data.rows import Rows
 from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.data.validation import check_number, check_option
 from probcrowd.estimators.crowd.methods import Start, Task, find_method, make_channel
 from probcrowd.estimators.crowd.strength import compare_strengths, select_strength
 from probcrowd.estimators.network.estimator import NetworkEstimator

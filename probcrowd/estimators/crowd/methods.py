@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.options import find_name
 from probcrowd.data.rows import Rows
 from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.data.validation import find_name
 from probcrowd.estimators.aggregation.dawid_skene import DawidSkene
 from probcrowd.models.crowd.aggregated_labels import Targets, majority
 from probcrowd.models.crowd.base import ConfusionChannel, diagonal_logit, diagonal_logits, normalise_rows

@@ -12,10 +12,10 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from probcrowd.data.columns import find_columns, reject
 from probcrowd.data.features import matched
 from probcrowd.data.files import by_item, some
 from probcrowd.data.table import Table
+from probcrowd.data.validation import find_columns, reject
 from probcrowd.estimators.lia.lia import LIA, restore_lia
 from probcrowd.estimators.results import Fitted
 from probcrowd.inference.lia.objectives import ObjectiveName

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from probcrowd.data.options import check_number, check_option, check_whole
+from probcrowd.data.validation import check_number, check_option, check_whole
 from probcrowd.inference.lia.em import Schedule
 from probcrowd.inference.lia.held_out_prior import best_prior
 from probcrowd.inference.lia.objectives import OBJECTIVES

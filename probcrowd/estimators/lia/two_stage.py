@@ -13,8 +13,8 @@ from sklearn.base import clone
 
 from probcrowd.data.features import standardised
 from probcrowd.data.files import some
-from probcrowd.data.options import check_whole
 from probcrowd.data.table import Table
+from probcrowd.data.validation import check_whole
 from probcrowd.estimators.aggregation.majority import MajorityVote
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.lia.network_aggregator import NetworkAggregator

@@ -16,10 +16,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from probcrowd.data.columns import reject
 from probcrowd.data.files import some
 from probcrowd.data.recode import recode
 from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.data.validation import reject
 from probcrowd.estimators.network.fit import FittedNetwork, numbers_of
 from probcrowd.estimators.network.inputs import Items, class_codes, read_items, read_labels, sorted_ids
 from probcrowd.estimators.network.split import ItemScores, TrainingData, split_items

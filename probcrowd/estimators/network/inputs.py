@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.columns import reject
 from probcrowd.data.features import in_order, numeric, other_types
 from probcrowd.data.files import by_item, some
 from probcrowd.data.table import Table, read_table
+from probcrowd.data.validation import reject
 
 
 @dataclass(frozen=True)

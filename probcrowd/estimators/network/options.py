@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from probcrowd.data.options import check_number, check_whole
+from probcrowd.data.validation import check_number, check_whole
 
 
 def check_training(estimator: Any) -> None:

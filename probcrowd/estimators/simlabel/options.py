@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from probcrowd.data.columns import reject
-from probcrowd.data.options import check_number, check_option, check_whole
+from probcrowd.data.validation import check_number, check_option, check_whole, reject
 from probcrowd.estimators.network.options import check_training
 from probcrowd.metrics.agreement import COEFFICIENTS
 from probcrowd.models.simlabel.base import Predictor

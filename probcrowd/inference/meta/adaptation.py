@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probcrowd.data.options import find_name
+from probcrowd.data.validation import find_name
 from probcrowd.data.vote_tensors import Support
 from probcrowd.inference.meta import em, variational
 from probcrowd.inference.meta.fit import Gradient, iterate

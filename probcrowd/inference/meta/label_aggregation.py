@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from probcrowd.data.options import find_name
+from probcrowd.data.validation import find_name
 from probcrowd.data.vote_tensors import Support
 from probcrowd.inference.meta import em
 from probcrowd.inference.meta.fit import fit

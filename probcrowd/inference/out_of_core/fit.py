@@ -25,8 +25,8 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pandas.util import hash_pandas_object
 
-from probcrowd.data.options import check_option
 from probcrowd.data.table import Cells
+from probcrowd.data.validation import check_option
 from probcrowd.inference.aggregation.e_step import Scores
 from probcrowd.inference.aggregation.em import Fit, fit_table
 from probcrowd.inference.aggregation.m_step import AnnotatorModel

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool
 
-from probcrowd.data.columns import find_columns
 from probcrowd.data.files import some
+from probcrowd.data.validation import find_columns
 
 _BATCH_ROWS = 2**20
 _TYPES = {"number": pa.int64(), "text": pa.large_string(), "boolean": pa.bool_(), "weight": pa.float64()}

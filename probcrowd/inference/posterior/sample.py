@@ -34,9 +34,8 @@ from arviz_base import dict_to_dataset
 
 from probcrowd import __version__
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.columns import reject
-from probcrowd.data.options import check_option
 from probcrowd.data.rows import Rows
+from probcrowd.data.validation import check_option, reject
 from probcrowd.inference.posterior.density import Sites, Target, compiled, make_data, make_target
 from probcrowd.inference.posterior.draws import Draws
 from probcrowd.inference.posterior.gibbs import gibbs

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probcrowd.data.options import check_option
 from probcrowd.data.tensors import AnnotationTensors
+from probcrowd.data.validation import check_option
 from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, diagonal_logits
 
 KINDS = ("MW", "VW", "VB", "VW+B", "SW")

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from probcrowd.data.options import find_name
+from probcrowd.data.validation import find_name
 from probcrowd.models.meta.population import Population
 from probcrowd.models.meta.prototype import Prior
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.columns import gold_codes
+from probcrowd.data.rows import gold_codes
 from probcrowd.data.table import Cells, occurring, pack
 from probcrowd.inference.aggregation.e_step import e_step
 from probcrowd.inference.aggregation.em import Fit, InMemory, fit_table
