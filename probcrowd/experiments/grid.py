@@ -1,12 +1,14 @@
-"""Experiments as a grid of cells, each of which is done once: a folder of results that a killed run goes on with.
+"""An experiment as a grid of cells: each is computed once, and a folder can be resumed after a stop.
 
 config.json, provenance.json     as in every run
-cells/NAME.csv                   one row per seed, written when all seeds of the cell are done
+cells/NAME.csv                   rows of one cell, one or more per seed, written when all seeds are finished
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,76 +16,72 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from probcrowd.storage.files import write_atomically
+from probcrowd.compute.threads import one_thread
+from probcrowd.storage.files import write_table
 from probcrowd.storage.folder import RunFolder
 from probcrowd.storage.settings import Settings
 
-Cell = Callable[[int], list[dict[str, Any]]]
-Whole = Callable[[], list[dict[str, Any]]]
+Rows = list[dict[str, Any]]
 
 
-def run_cells(
-    out: Path,
-    settings: Settings,
-    cells: Mapping[str, Cell],
-    seeds: int,
-    *,
-    jobs: int = 1,
-    progress: bool = True,
-) -> None:
-    """Makes the cells that the folder has not.
+@dataclass(frozen=True)
+class Stage:
+    """Cells in one folder that do not depend on each other.
 
-    cells: by a name that may be a file's, a function of the seed that gives rows. It is called in other processes when jobs > 1.
+    cells: by file name, a function of the seed that returns rows; it runs in another process when there are
+    several jobs. seeds: 0 to seeds - 1; None: cells take no seed, and their rows have no column `seed`.
+    """
+
+    folder: Path
+    settings: Settings
+    cells: Mapping[str, Callable[..., Rows]]
+    seeds: int | None = None
+
+
+def run_stage(stage: Stage, *, jobs: int = 1, progress: bool = True) -> None:
+    """Compute the cells that the folder does not have yet, `jobs` fits at a time with one thread each.
 
     Raises:
-        ValueError: the folder holds results of other settings, or something else.
+        ValueError: the folder holds results of other settings, or something that is not a run.
     """
-    with RunFolder(out) as folder:
-        folder.start(settings, resume=True)
-        (out / "cells").mkdir(exist_ok=True)
-        bar = tqdm(cells.items(), disable=not progress, unit="cell")
-        for name, cell in bar:
-            bar.set_postfix_str(name, refresh=False)
-            if not _path(out, name).exists():
-                made: Any = Parallel(jobs)(delayed(cell)(seed) for seed in range(seeds))
-                rows = [{"seed": seed, **row} for seed, several in enumerate(made) for row in several]
-                _write(_path(out, name), rows)
-
-
-def run_whole_cells(
-    out: Path, settings: Settings, cells: Mapping[str, Whole], *, jobs: int = 1, progress: bool = True
-) -> None:
-    """Makes the cells that the folder has not, `jobs` at a time, each by one call; joblib's backend is the caller's to choose.
-
-    Raises:
-        ValueError: see `run_cells`.
-    """
-    with RunFolder(out) as folder:
-        folder.start(settings, resume=True)
-        (out / "cells").mkdir(exist_ok=True)
-        missing = {name: cell for name, cell in cells.items() if not _path(out, name).exists()}
-        made: Any = Parallel(jobs, return_as="generator_unordered")(
-            delayed(_make)(_path(out, name), cell) for name, cell in missing.items()
-        )
-        for _ in tqdm(
-            made, total=len(missing), disable=not progress or not missing, unit="cell", desc=out.name
+    with RunFolder(stage.folder) as folder:
+        folder.start(stage.settings, resume=True)
+        (stage.folder / "cells").mkdir(exist_ok=True)
+        seeds = [None] if stage.seeds is None else range(stage.seeds)
+        missing = {name: cell for name, cell in stage.cells.items() if not _path(stage.folder, name).exists()}
+        tasks = [delayed(_compute)(name, cell, seed) for name, cell in missing.items() for seed in seeds]
+        finished: dict[str, dict[int | None, Rows]] = {name: {} for name in missing}
+        results: Any = Parallel(jobs, return_as="generator_unordered")(tasks)
+        hidden = not progress or not tasks
+        for name, seed, rows in tqdm(
+            results, total=len(tasks), disable=hidden, unit="fit", desc=stage.folder.name
         ):
-            pass
+            finished[name][seed] = rows
+            if len(finished[name]) == len(seeds):
+                every = [row for seed in seeds for row in finished[name][seed]]
+                write_table(_path(stage.folder, name), pd.DataFrame(every))
 
 
-def read_cells(out: Path, names: Iterable[str]) -> pd.DataFrame:
-    """The rows of those of the named cells that the folder has, in the order of the names."""
-    paths = [_path(out, name) for name in names]
-    return pd.concat([pd.read_csv(path) for path in paths if path.exists()], ignore_index=True)
+def read_cells(folder: Path, names: Iterable[str]) -> pd.DataFrame:
+    """Read the rows of the finished cells among those named, in the order of the names."""
+    paths = [_path(folder, name) for name in names]
+    parts = [pd.read_csv(path) for path in paths if path.exists()]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _make(path: Path, cell: Whole) -> None:
-    _write(path, cell())
+def cell_names(folder: Path) -> list[str]:
+    """Names of all finished cells of a folder, sorted."""
+    return sorted(path.stem for path in (folder / "cells").glob("*.csv"))
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
+def _compute(name: str, cell: Callable[..., Rows], seed: int | None) -> tuple[str, int | None, Rows]:
+    """One thread gives the same bits on any number of cores, and jobs do not wait for each other."""
+    with one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about the data: a grid would repeat them in every cell
+        if seed is None:
+            return name, seed, cell()
+        return name, seed, [{"seed": seed, **row} for row in cell(seed)]
 
 
-def _path(out: Path, name: str) -> Path:
-    return out / "cells" / f"{name}.csv"
+def _path(folder: Path, name: str) -> Path:
+    return folder / "cells" / f"{name}.csv"

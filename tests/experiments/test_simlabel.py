@@ -1,34 +1,43 @@
-"""`probcrowd reproduce simlabel`: what is hidden, who judges and who chooses, pairs and intervals, resuming, the command."""
+"""`probcrowd reproduce simlabel`: hidden labels, test items, selection, pairs and intervals, the command."""
 
 from __future__ import annotations
 
 import math
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from scipy.stats import ttest_1samp
 
 from probcrowd import SimLabel
 from probcrowd.commands.app import main
+from probcrowd.experiments.harness import run_experiment
 from probcrowd.experiments.simlabel import datasets as simlabel_sets
-from probcrowd.experiments.simlabel import experiment as reproduction
-from probcrowd.experiments.simlabel.datasets import GROUPS, Panel, generated, hidden, read_panel
-from probcrowd.experiments.simlabel.experiment import ARCHITECTURES, METHODS, RIVALS, reproduce_simlabel
-from probcrowd.experiments.simlabel.tables import MEASURES, gains, published, summary, tuned
+from probcrowd.experiments.simlabel import experiment as simlabel
+from probcrowd.experiments.simlabel.datasets import GROUPS, Panel, hide_labels, read_panel, simulate_labels
+from probcrowd.experiments.simlabel.experiment import (
+    ARCHITECTURES,
+    EXPERIMENT,
+    METHODS,
+    RIVALS,
+    SimLabelOptions,
+)
+from probcrowd.experiments.simlabel.tables import MEASURES, gains, select, summarize
+from probcrowd.experiments.tables import read_published
 from probcrowd.metrics.agreement import as_matrix, coefficients, pair_tables
 
-FEW = ["skip", "SimLabel", "uniform weights", "hierarchical prior"]
+FEW = ("skip", "SimLabel", "uniform weights", "hierarchical prior")
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Generated labels for few items with few features, and for a real panel five annotators of whom one has missed an item."""
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """Simulate labels for few items with few features, and a panel of five annotators with a gap."""
     rng = np.random.default_rng(0)
     features = pd.DataFrame(rng.normal(size=(120, 5)))
     truth = np.asarray((features @ rng.normal(size=(5, 3))).to_numpy().argmax(1), np.int64)
@@ -37,31 +46,54 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def read(root: Path | None, name: str, seed: int) -> Panel:
         if name == "digits-groups":
-            return generated(name, features, truth, seed)
+            return simulate_labels(name, features, truth, seed)
         return Panel(name, features, real, None)
 
-    monkeypatch.setattr(reproduction, "read_panel", read)
-    monkeypatch.setattr(reproduction, "ARCHITECTURES", ("madl", "padl"))  # the fast ones
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simlabel, "read_panel", read)
+        patch.setattr(simlabel, "ARCHITECTURES", ("madl", "padl"))  # the fast ones
+        yield
 
 
 def run(out: Path, **options: Any) -> pd.DataFrame:
-    arguments: dict[str, Any] = {
-        "panels": ["digits-groups"],
+    small = {
+        "panels": ("digits-groups",),
         "methods": FEW,
-        "rates": [0.0, 0.4],
-        "removals": ["random"],
+        "rates": (0.0, 0.4),
+        "removals": ("random",),
         "base": 0.5,
     }
-    arguments |= {"seeds": 2, "epochs": 3, "batch": 32, "learning_rate": 1e-2, "progress": False}
-    return reproduce_simlabel(None, out, **(arguments | options))
+    small |= {"seeds": 2, "epochs": 3, "batch": 32, "learning_rate": 1e-2}
+    return run_experiment(EXPERIMENT, SimLabelOptions(**{"out": out, **small, **options}), progress=False)[
+        "results"
+    ]
 
 
-def test_so_much_is_hidden_and_in_blocks_by_annotators() -> None:
+def read_all(out: Path) -> pd.DataFrame:
+    return pd.concat([pd.read_csv(path) for path in sorted((out / "cells").iterdir())], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame, dict[int, list[np.ndarray]]]:
+    """A finished run, its results, and the labels of every fit by seed."""
+    out, labels = tmp_path_factory.mktemp("simlabel") / "out", dict[int, list[np.ndarray]]()
+    original = SimLabel.fit
+
+    def record(self: SimLabel, X: Any, annotations: Any, **options: Any) -> SimLabel:
+        labels.setdefault(int(self.random_state), []).append(np.asarray(annotations))
+        return original(self, X, annotations, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimLabel, "fit", record)
+        return out, run(out), labels
+
+
+def test_labels_are_hidden_at_random_or_in_blocks_of_annotators() -> None:
     everything = np.ones((2_000, 12), bool)
     everything[:, 0] = False
     for rate in (0.0, 0.2, 0.4):
         for removal in ("random", "blocks"):
-            left = hidden(everything, 0.5, removal, rate, np.random.default_rng(0))
+            left = hide_labels(everything, 0.5, removal, rate, np.random.default_rng(0))
             assert not left[:, 0].any() and left.sum() == pytest.approx(
                 0.5 * (1 - rate) * everything.sum(), rel=0.03
             )
@@ -74,13 +106,15 @@ def test_so_much_is_hidden_and_in_blocks_by_annotators() -> None:
                     0 <= lost.sum() - math.floor(rate * 11 / 0.9) <= 1
                     and (own > 0.45).sum() >= 10 - lost.sum()
                 )
-    assert hidden(everything, 0.0, "random", 0.0, np.random.default_rng(0)).sum() == everything.sum()
+    assert hide_labels(everything, 0.0, "random", 0.0, np.random.default_rng(0)).sum() == everything.sum()
 
 
-def test_generated_annotators_come_in_groups_with_one_who_inverts_and_one_who_changes_sides() -> None:
+def test_simulated_annotators_come_in_groups_with_one_who_permutes_classes_and_one_who_changes_sides() -> (
+    None
+):
     rng = np.random.default_rng(0)
     truth = rng.integers(5, size=20_000)
-    panel = generated("some", pd.DataFrame(rng.normal(size=(20_000, 4))), truth, 3)
+    panel = simulate_labels("some", pd.DataFrame(rng.normal(size=(20_000, 4))), truth, 3)
     item, annotator = np.nonzero(panel.labels >= 0)
     tables = pair_tables(item, annotator, panel.labels[item, annotator], num_annotators=12, num_labels=5)
     kappa = as_matrix(tables, coefficients(tables)[0], 12)
@@ -93,90 +127,79 @@ def test_generated_annotators_come_in_groups_with_one_who_inverts_and_one_who_ch
     assert kappa[10, :10].max() < 0.2 and (panel.labels[:, 10] == truth).mean() < 0.1
     first, second = kappa[11, :10][group == 0].mean(), kappa[11, :10][group == 1].mean()
     assert first == pytest.approx(second, abs=0.1) and min(first, second) > kappa[11, :10][group == 2].mean()
-    again, other = (generated("some", panel.features, truth, seed).labels for seed in (3, 4))
+    again, other = (simulate_labels("some", panel.features, truth, seed).labels for seed in (3, 4))
     assert (again == panel.labels).all() and (other != panel.labels).any()
 
 
-def test_items_judged_by_are_never_labelled_and_choose_nothing(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_test_items_are_never_labelled_and_select_nothing(
+    done: tuple[Path, pd.DataFrame, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = run(tmp_path / "one")
-    original = reproduction.read_panel
+    out, before, _ = done
+    assert len(before) == 2 * (2 * 4 + 1) and (before["seeds"] == 2).all()
+    assert before["mean_accuracy"].between(0, 100).all()
+    original = simlabel.read_panel
 
-    def turned(root: Path | None, name: str, seed: int) -> Panel:
+    def shifted(root: Path | None, name: str, seed: int) -> Panel:
         panel = original(root, name, seed)
-        labels = panel.labels.copy()
-        judged = panel.split(seed)[1]
-        labels[judged] = (labels[judged] + 1) % 3
+        labels, test = panel.labels.copy(), panel.split(seed)[1]
+        labels[test] = (labels[test] + 1) % 3
         return Panel(name, panel.features, labels, panel.truth)
 
-    monkeypatch.setattr(reproduction, "read_panel", turned)
+    monkeypatch.setattr(simlabel, "read_panel", shifted)
     after = run(tmp_path / "two")
     pd.testing.assert_series_equal(before["setting"], after["setting"])
-    cells = [
-        pd.concat([pd.read_csv(path) for path in sorted((tmp_path / name / "cells").iterdir())])
-        for name in ("one", "two")
-    ]
-    pd.testing.assert_series_equal(cells[0]["held_out_score"], cells[1]["held_out_score"])
-    pd.testing.assert_series_equal(cells[0]["epoch"], cells[1]["epoch"])
-    assert (cells[0]["mean_accuracy"] != cells[1]["mean_accuracy"]).mean() > 0.9
-    learned, judged = read_panel(None, "digits-groups", 0).split(1)
-    assert (
-        not set(learned) & set(judged)
-        and len(learned) + len(judged) == 1797
-        and len(judged) == round(0.3 * 1797)
-    )
+    one, two = read_all(out), read_all(tmp_path / "two")
+    pd.testing.assert_frame_equal(one[["held_out_score", "epoch"]], two[["held_out_score", "epoch"]])
+    assert (one["mean_accuracy"] != two["mean_accuracy"]).mean() > 0.9
+    training, test = read_panel(None, "digits-groups", 0).split(1)
+    assert not set(training) & set(test) and len(test) == round(0.3 * 1797)
+    assert len(training) + len(test) == 1797
 
 
 def test_all_methods_of_a_seed_see_the_same_labels(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: tuple[Path, Any, dict[int, list[np.ndarray]]],
 ) -> None:
-    seen: dict[int, list[np.ndarray]] = {}
-    original = SimLabel.fit
-
-    def noting(self: SimLabel, X: Any, annotations: Any, **options: Any) -> SimLabel:
-        seen.setdefault(int(self.random_state), []).append(np.asarray(annotations))
-        return original(self, X, annotations, **options)
-
-    monkeypatch.setattr(SimLabel, "fit", noting)
-    run(tmp_path, rates=[0.4])
-    assert set(seen) == {0, 1} and all(len(tables) == 2 * (2 * 3 + 1) for tables in seen.values())
-    assert all(
-        (table == tables[0]).all() for tables in seen.values() for table in tables
-    ) and not np.array_equal(seen[0][0], seen[1][0])
+    labels = done[2]
+    assert set(labels) == {0, 1} and all(len(tables) == 2 * 2 * (2 * 3 + 1) for tables in labels.values())
+    by_seed = [{table.tobytes() for table in tables} for tables in labels.values()]
+    assert all(len(tables) == 2 for tables in by_seed)  # one for each rate
+    assert not by_seed[0] & by_seed[1]
 
 
-def test_every_cell_is_made_once_and_more_can_be_added(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    results = run(tmp_path)
-    assert (
-        len(results) == 2 * (2 * 4 + 1)
-        and (results["seeds"] == 2).all()
-        and results["mean_accuracy"].between(0, 100).all()
-    )
-    made = []
-    original = reproduction._scored
-    monkeypatch.setattr(reproduction, "_scored", lambda *given: made.append(given[2:7]) or original(*given))
-    again = run(tmp_path, methods=[*FEW, "consensus"], panels=["digits-groups", "llmbar"], rates=[0.0])
-    assert len(made) == 2 * (2 + 2 * 4 + 1) and {
-        given[4] for given in made if given[0] == "digits-groups"
-    } == {"consensus"}
-    assert len(again) == len(results) + 2 + 2 * 5 + 1  # those that were there count
-    with pytest.raises(ValueError, match="other settings"):
-        run(tmp_path, epochs=4)
-    for wrong, words in (
-        ({"methods": ["none"]}, "unknown: none"),
-        ({"panels": ["x"]}, "unknown: x"),
-        ({"rates": [1.0]}, "below 1"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            run(tmp_path, **wrong)
+def test_more_panels_and_methods_are_added(done: tuple[Path, pd.DataFrame, Any], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(done[0], tmp_path / "out"))
+    before = {path.name for path in (out / "cells").iterdir()}
+    again = run(out, methods=("skip", "consensus"), panels=("digits-groups", "llmbar"), rates=(0.0,))
+    added = {path.stem for path in (out / "cells").iterdir() if path.name not in before}
+    names = {"llmbar": ("skip", "consensus"), "digits-groups": ("consensus",)}
+    assert added == {
+        f"{panel} none 0 {architecture} {method}"
+        for panel, methods in names.items()
+        for architecture in ("madl", "padl")
+        for method in methods
+    }
+    assert len(again) == len(done[1]) + len(added) + 2  # and skipping with the same weight decay
 
 
-def test_without_missing_labels_soft_labels_are_skipping(small: None, tmp_path: Path) -> None:
-    run(tmp_path, base=0.0, rates=[0.0])
-    cells = pd.concat([pd.read_csv(path) for path in (tmp_path / "cells").iterdir()])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"methods": ("none",)}, "unknown: none"),
+        ({"panels": ("x",)}, "unknown: x"),
+        ({"removals": ("none",)}, "unknown: none; choose from random; blocks"),
+        ({"rates": (1.0,)}, "below 1"),
+        ({"base": -0.1}, "from 0"),
+    ],
+)
+def test_invalid_options_are_reported(tmp_path: Path, wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        run(tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_soft_labels_equal_skipping_without_missing_labels(tmp_path: Path) -> None:
+    run(tmp_path, base=0.0, rates=(0.0,), seeds=1)
+    cells = read_all(tmp_path)
     plain = cells.loc[(cells["method"] == "skip") & (cells["setting"] == "weight_decay=0.0001")].set_index(
         ["architecture", "seed"]
     )
@@ -191,9 +214,9 @@ def test_without_missing_labels_soft_labels_are_skipping(small: None, tmp_path: 
     assert (cells["imputed"] == 0).all() and plain["similarity_error"].between(0, 0.2).all()
 
 
-def test_what_was_imputed_is_held_against_what_was_hidden(small: None, tmp_path: Path) -> None:
-    run(tmp_path, methods=["SimLabel + confidence"], rates=[0.0], epochs=25)
-    cells = pd.concat([pd.read_csv(path) for path in (tmp_path / "cells").iterdir()])
+def test_imputed_labels_are_scored_by_hidden_ones(tmp_path: Path) -> None:
+    run(tmp_path, methods=("SimLabel + confidence",), rates=(0.0,), epochs=25, seeds=1)
+    cells = read_all(tmp_path)
     some = cells.loc[cells["imputed"] > 0]
     assert (
         np.average(some["imputed_right"], weights=some["imputed"]) > 0.6
@@ -220,10 +243,10 @@ def rows_of(
     ]
 
 
-def test_settings_are_chosen_by_held_out_labels_alone() -> None:
+def test_settings_are_selected_by_held_out_labels_alone() -> None:
     rows = pd.DataFrame(rows_of("skip", [0.9, 0.9], -2.0, "a") + rows_of("skip", [0.1, 0.2], -1.0, "b"))
-    assert tuned(rows)["mean_accuracy"].tolist() == [0.1, 0.2]
-    alike = tuned(
+    assert select(rows)["mean_accuracy"].tolist() == [0.1, 0.2]
+    alike = select(
         pd.DataFrame(
             rows_of("skip", [0.3], -2.0, "weight_decay=0.0001")
             + rows_of("skip", [0.1], -1.0, "weight_decay=0.01")
@@ -233,7 +256,7 @@ def test_settings_are_chosen_by_held_out_labels_alone() -> None:
         "skip": 0.1,
         "skip, same weight decay": 0.3,
     }
-    found = summary(tuned(rows)).iloc[0]
+    found = summarize(select(rows)).iloc[0]
     assert (
         found["mean_accuracy"] == pytest.approx(15)
         and found["standard_error"] == pytest.approx(5)
@@ -265,7 +288,7 @@ def test_gains_are_paired_with_the_intervals_of_a_t_test() -> None:
 
 
 def test_published_numbers_are_those_of_the_paper() -> None:
-    found = published().set_index(["set", "rate", "architecture", "method"])["accuracy"]
+    found = read_published("simlabel").set_index(["set", "rate", "architecture", "method"])["accuracy"]
     assert (
         set(found.index.get_level_values("architecture")) == set(ARCHITECTURES) and len(found) == 18 + 3 * 27
     )
@@ -278,36 +301,24 @@ def test_published_numbers_are_those_of_the_paper() -> None:
 
 
 def test_the_command_runs_without_a_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simlabel, "read_panel", read_panel)
     monkeypatch.setattr(simlabel_sets, "GROUPS", (0, 0, 1))
-    torch.set_num_threads(1)
-    arguments = [
-        "--out",
-        str(tmp_path / "out"),
-        "--quick",
-        "--seeds",
-        "1",
-        "--methods",
-        "SimLabel; skip",
-        "--rates",
-        ".4",
-    ]
-    ran = CliRunner().invoke(main, ["reproduce", "simlabel", *arguments], env={"PROBCROWD_DATA": None})
+    out = tmp_path / "out"
+    arguments = ["--out", out, "--quick", "--seeds", 1, "--methods", "SimLabel; skip", "--rates", ".4"]
+
+    def invoke(*more: object) -> Result:
+        words = ["reproduce", "simlabel", *map(str, [*arguments, *more])]
+        return CliRunner(env={"PROBCROWD_DATA": None}).invoke(main, words)
+
+    ran = invoke()
     assert ran.exit_code == 0, ran.output
-    assert (
-        "digits-groups, removed by random" in ran.output
-        and "madl SimLabel - skip" in ran.output
-        and "not public" in ran.output
-    )
-    assert {"results.csv", "gains.csv", "published.csv", "cells", "config.json"} <= {
-        path.name for path in (tmp_path / "out").iterdir()
-    }
-    wrong = CliRunner().invoke(
-        main, ["reproduce", "simlabel", *arguments, "--panels", "llmbar"], env={"PROBCROWD_DATA": None}
-    )
-    assert (
-        wrong.exit_code == 1
-        and "llmbar is in a data folder: name it with --data or PROBCROWD_DATA" in wrong.output
-    )
+    for words in ("digits-groups, removed by random", "madl SimLabel - skip", "not public"):
+        assert words in ran.output
+    files = {"results.csv", "gains.csv", "published.csv", "cells", "config.json"}
+    assert files <= {path.name for path in out.iterdir()}
+    wrong = invoke("--panels", "llmbar")
+    assert wrong.exit_code == 1
+    assert "llmbar is read from the data folder: name it with --data or PROBCROWD_DATA" in wrong.output
 
 
 @pytest.mark.skipif("PROBCROWD_DATA" not in os.environ, reason="needs the data folder")

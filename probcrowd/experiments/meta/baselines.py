@@ -1,4 +1,4 @@
-"""Classifiers of the items' own inputs, without any network: logistic regression and random forests on aggregated labels, one fit per task."""
+"""Logistic regression and random forests on the items' own inputs and aggregated labels, one fit per task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from probcrowd.simulate.episodes import Episodes, EpisodeSource
 
 STRENGTHS = (0.1, 1.0, 10.0)  # inverse penalties of logistic regression
 TREES = 50
-LEAST = 1e-3  # probability of a class that a classifier excludes, or has never seen; else a single query has an infinite log loss
+# Probability of a class that a classifier excludes or never saw: 0 would give a query an infinite log loss
+LEAST = 1e-3
 
 
 def input_classifiers(
@@ -31,21 +32,21 @@ def input_classifiers(
     prior: Prior,
     seed: int,
 ) -> dict[str, Float[Tensor, "b q k"]]:
-    """Log class probabilities of the queries by setting: of the penalty, or of nothing.
+    """Log class probabilities of the queries by setting, which is the penalty of logistic regression.
 
-    An item takes part once for each class that its labels leave possible, with that weight.
+    An item counts once for each class that its labels leave possible, with the probability as weight.
     """
-    known = label_probabilities(episodes, GradientSteps(labels, prior=prior), torch.float64).cpu().numpy()
+    classes = label_probabilities(episodes, GradientSteps(labels, prior=prior), torch.float64).cpu().numpy()
     support, queries = (
         source.inputs(index).flatten(2).cpu().numpy() for index in (episodes.support, episodes.query)
     )
-    found: dict[str, list[np.ndarray]] = {}
+    results: dict[str, list[np.ndarray]] = {}
     with one_thread():
-        for task in range(len(known)):
-            item, label = np.nonzero(known[task] > LEAST)
-            weight = known[task][item, label]
+        for task in range(len(classes)):
+            item, label = np.nonzero(classes[task] > LEAST)
+            weight = classes[task][item, label]
             for name, model in _models(kind, seed).items():
-                probabilities = np.full((queries.shape[1], known.shape[2]), 0.0)
+                probabilities = np.full((queries.shape[1], classes.shape[2]), 0.0)
                 if len(np.unique(label)) == 1:
                     probabilities[:, label[0]] = 1.0
                 else:
@@ -53,10 +54,10 @@ def input_classifiers(
                         warnings.simplefilter("ignore", ConvergenceWarning)
                         model.fit(support[task][item], label, sample_weight=weight)
                     probabilities[:, model.classes_] = model.predict_proba(queries[task])
-                found.setdefault(name, []).append(probabilities)
+                results.setdefault(name, []).append(probabilities)
     device = episodes.query.device
     return {
-        name: _smoothed_logs(torch.from_numpy(np.stack(parts))).to(device) for name, parts in found.items()
+        name: _smoothed_logs(torch.from_numpy(np.stack(parts))).to(device) for name, parts in results.items()
     }
 
 
@@ -67,5 +68,4 @@ def _models(kind: str, seed: int) -> dict[str, Any]:
 
 
 def _smoothed_logs(probabilities: Tensor) -> Tensor:
-    kept = (1 - LEAST * probabilities.shape[-1]) * probabilities + LEAST
-    return kept.log().float()
+    return ((1 - LEAST * probabilities.shape[-1]) * probabilities + LEAST).log().float()

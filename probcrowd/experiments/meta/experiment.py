@@ -1,38 +1,43 @@
-"""Are representations that were meta-learned through EM better where several annotators label little? The paper's comparison, with the controls that it lacks.
+"""Does meta-learning through EM give better representations where several annotators label little?
 
-Each split of the classes trains every network once (`runs.meta_networks`) and has every method (`runs.meta_methods`) answer the same target tasks
-(`runs.meta_targets`). What a method leaves open, such as the number of its steps, validation tasks choose, for each number of shots and of
-annotators; the paper gives every baseline its best result on the target tasks instead.
+The paper's comparison (Kumagai et al. 2025), with controls that it lacks.
 
-split-N/networks/NAME   one training: a run as `probcrowd meta-train` makes it
+For each split of the classes every network (`networks`) is trained once, and every method (`methods`)
+predicts the same target tasks (`targets`). Hyperparameters, such as the number of steps, are chosen on
+validation tasks, for each number of shots and of annotators; the paper gives every baseline its best result
+on the target tasks instead.
+
+split-N/networks/NAME   one training: a run as `probcrowd meta-train` writes it
 split-N/cells/*.csv     every number: one row per network, one per method and target task
-table.csv, tests.csv, networks.csv, published.csv, spammers.png, annotators.png    see `runs.meta_tables`
+table.csv, tests.csv, networks.csv, published.csv, spammers.png, annotators.png    see `tables`
 
-Nothing that exists is made again. Splits share nothing, so a cluster makes one per job, and a last call without `only` gathers them.
+Splits share nothing, so a cluster computes one per job, and a last call without `only` gathers them.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import nn
 
-from probcrowd.compute.threads import one_thread
-from probcrowd.experiments.grid import Whole, read_cells, run_whole_cells
+from probcrowd.experiments.grid import Rows, Stage, cell_names, read_cells
+from probcrowd.experiments.harness import Experiment, Options, Tables
+from probcrowd.experiments.meta import tables
 from probcrowd.experiments.meta.labelme import LABELME
-from probcrowd.experiments.meta.methods import METHODS, Answer, Answers, context
+from probcrowd.experiments.meta.methods import METHODS, OURS, Answers, Context, network_and_method
 from probcrowd.experiments.meta.networks import network_settings
-from probcrowd.experiments.meta.tables import write_tables
+from probcrowd.experiments.meta.settings import meta_settings
 from probcrowd.experiments.meta.targets import KINDS, Target, targets
-from probcrowd.metrics.scores import scores as calibration
+from probcrowd.experiments.tables import read_published
+from probcrowd.inference.meta.adaptation import Method
+from probcrowd.metrics.scores import scores
 from probcrowd.metrics.tensors import accuracy, confusion_error, log_loss
 from probcrowd.runs.meta.configuration import MetaTraining
 from probcrowd.runs.meta.sources import class_sources, generator_of
@@ -42,179 +47,205 @@ from probcrowd.simulate.episodes import Episodes, EpisodeSource, draw_episodes
 from probcrowd.storage.folder import RunFolder
 
 
-def reproduce_meta(
-    settings: MetaTraining,
-    *,
-    splits: int = 5,
-    only: int | None = None,
-    methods: Sequence[str] = (),
-    kinds: Sequence[str] = (),
-    jobs: int = 1,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """The table of results of all splits that are there, after making those asked for.
+class MetaOptions(Options):
+    """dataset, encoder, config, overrides: see `meta_settings`. kinds: of target tasks; none: all.
 
-    Args:
-        settings: of the paper's method; `out` is the folder of all splits, `seed` of the first one. only: this split alone. methods, kinds: none: all.
+    only: compute one split.
 
-    Raises:
-        ValueError: unknown names, no such data, or a folder that holds results of other settings.
+    splits: of the classes; 5, or 2 in a quick run.
     """
-    known = (LABELME,) if settings.data == LABELME else KINDS
-    for given, names in ((methods, tuple(METHODS)), (kinds, known)):
-        if wrong := [name for name in given if name not in names]:
-            raise ValueError(f"unknown: {', '.join(wrong)}; choose from {', '.join(names)}")
-    if only is not None and not 0 <= only < splits:
-        raise ValueError(f"only = {only}: splits are numbered from 0 to {splits - 1}")
-    of_other_ways = (
-        {name for name, entry in METHODS.items() if entry.network == "maml"}
-        if settings.data == LABELME
-        else set()
-    )
-    if wrong := sorted(of_other_ways & set(methods)):
-        raise ValueError(
-            f"{', '.join(wrong)}: MAML's last layer has as many classes as meta-training, LabelMe has eight: leave it out"
+
+    dataset: Path = Path("digits")
+    encoder: str | None = None
+    config: Path | None = None
+    overrides: tuple[str, ...] = ()
+    quick: bool = False
+    kinds: tuple[str, ...] = ()
+    splits: int = 5
+    only: int | None = None
+
+    @property
+    def training(self) -> MetaTraining:
+        """The settings of the paper's method; `seed` is that of the first split."""
+        return meta_settings(
+            self.dataset,
+            self.out,
+            encoder=self.encoder,
+            config=self.config,
+            overrides=self.overrides,
+            quick=self.quick,
         )
-    chosen, asked = (
-        tuple(methods or (name for name in METHODS if name not in of_other_ways)),
-        tuple(kinds or known),
+
+
+def _choices(options: MetaOptions) -> dict[str, Collection[str]]:
+    return {"methods": METHODS, "kinds": [LABELME] if options.training.data == LABELME else KINDS}
+
+
+def _stages(options: MetaOptions) -> Iterator[Stage]:
+    training, splits = options.training, options.splits
+    if options.only is not None and not 0 <= options.only < splits:
+        raise ValueError(f"only = {options.only}: splits are numbered from 0 to {splits - 1}")
+    methods = options.methods or tuple(METHODS)
+    if training.data == LABELME:
+        maml = [name for name, entry in METHODS.items() if entry.network == "maml"]
+        if wrong := sorted(set(maml) & set(options.methods)):
+            raise ValueError(
+                f"{', '.join(wrong)}: MAML's last layer has as many classes as meta-training, LabelMe has "
+                "eight: leave it out"
+            )
+        methods = [name for name in methods if name not in maml]
+    kinds = options.kinds or (
+        [LABELME] if training.data == LABELME else KINDS[:1] if options.quick else KINDS
     )
-    for number in range(splits) if only is None else (only,):
-        split = settings.model_copy(
-            update={"seed": settings.seed + number, "out": settings.out / f"split-{number}"}
+    for number in range(splits) if options.only is None else (options.only,):
+        split = training.model_copy(
+            update={"seed": training.seed + number, "out": training.out / f"split-{number}"}
         )
-        needed = dict.fromkeys(network for name in chosen if (network := METHODS[name].network))
-        trainings: dict[str, Whole] = {f"network.{name}": partial(_trained, split, name) for name in needed}
-        run_whole_cells(split.out, split, trainings, jobs=jobs, progress=progress)
-        drawn = [kind for kind in asked if next(targets(split, kind), None)]
-        cells: dict[str, Whole] = {
-            _cell(name, kind): partial(_scored, split, name, kind) for kind in drawn for name in chosen
+        networks = dict.fromkeys(network for name in methods if (network := METHODS[name].network))
+        yield Stage(split.out, split, {f"network.{name}": partial(_train, split, name) for name in networks})
+        drawn = [kind for kind in kinds if next(targets(split, kind), None)]
+        cells = {
+            _cell_name(name, kind): partial(_predict, split, name, kind) for kind in drawn for name in methods
         }
-        run_whole_cells(split.out, split, cells, jobs=jobs, progress=progress)
-    return collect(settings.out, splits)
+        yield Stage(split.out, split, cells)
 
 
-def collect(out: Path, splits: int) -> pd.DataFrame:
-    """The tables and figures of what the folder holds, written into it; the table of results comes back."""
-    found, trained = [], []
-    for number in range(splits):
-        folder = out / f"split-{number}"
-        names = sorted(path.stem for path in (folder / "cells").glob("*.csv"))
-        networks = [name for name in names if name.startswith("network.")]
-        for part, kept in ((trained, networks), (found, [name for name in names if name not in networks])):
-            if kept:
-                part.append(read_cells(folder, kept).assign(split=number))
-    if not found:
-        raise ValueError(f"{out} holds no results of the first {splits} splits")
-    return write_tables(
-        out, pd.concat(found, ignore_index=True), pd.concat(trained, ignore_index=True) if trained else None
-    )
+def _cell_name(method: str, kind: str) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9+]+', '_', method)}.{kind}"
 
 
-def _cell(name: str, kind: str) -> str:
-    return f"{re.sub(r'[^A-Za-z0-9+]+', '_', name)}.{kind}"
-
-
-@one_thread()
-def _trained(settings: MetaTraining, name: str) -> list[dict[str, Any]]:
-    """Trains a network where it is not trained yet."""
-    training, begun = network_settings(settings, name), time.perf_counter()
+def _train(settings: MetaTraining, name: str) -> Rows:
+    """Train a network, or finish its training."""
+    training, start = network_settings(settings, name), time.perf_counter()
     fresh = not training.out.exists()
     meta_train(training, resume=True, progress=False)
-    seconds = time.perf_counter() - begun if fresh else float("nan")
-    run = load_run(training.out)
+    seconds = time.perf_counter() - start if fresh else float("nan")
     metrics = pd.DataFrame(RunFolder(training.out).read_metrics()).dropna(subset="validation_accuracy")
     best = metrics.loc[metrics["validation_accuracy"].idxmax()]
-    row = {
-        "network": name,
-        "seconds": seconds,
-        "step": int(best["step"]),
-        "validation_accuracy": best["validation_accuracy"],
-    }
-    row["parameters"] = sum(parameter.numel() for parameter in run.encoder.parameters())
+    row = {"network": name, "seconds": seconds, "step": int(best["step"])}
+    row["validation_accuracy"] = best["validation_accuracy"]
+    row["parameters"] = sum(weights.numel() for weights in load_run(training.out).encoder.parameters())
     return [row]
 
 
-@one_thread()
-def _scored(settings: MetaTraining, name: str, kind: str) -> list[dict[str, Any]]:
-    """One row per target task of this kind: scores of the setting that is best on validation tasks of the same size."""
+def _predict(settings: MetaTraining, name: str, kind: str) -> Rows:
+    """Score one method on target tasks of one kind, a row per task; settings by validation tasks."""
     device = torch.device(settings.device)
     sources = class_sources(settings, device)
-    entry = METHODS[name]
-    answer = entry.answer(context(settings, entry, sources.input_shape, device))
-    rows: list[dict[str, Any]] = []
-    chosen: dict[tuple[int, int], str | None] = {}
+    model = network_and_method(settings, METHODS[name], sources.input_shape, device)
+    parts = []
+    selected: dict[tuple[int, int], str | None] = {}
     for target in targets(settings, kind):
         size = target.shots, target.annotators
-        if size not in chosen:
-            chosen[size] = _chosen(settings, sources.validation, answer, target)
+        if size not in selected:
+            selected[size] = _select(settings, sources.validation, name, model, target)
         source, episodes = target.draw(settings, sources.target)
-        begun = time.perf_counter()
-        found = _answers(settings, answer, source, episodes, target)
-        seconds = (time.perf_counter() - begun) / len(episodes.query)
-        setting = chosen[size] or next(iter(found))
-        log_probabilities, parameters = found[setting]
-        for number, scores in enumerate(
-            _scores(log_probabilities, episodes, None if parameters is None else parameters.confusion)
-        ):
-            where = {
-                "method": name,
-                "kind": kind,
-                "shots": target.shots,
-                "annotators": target.annotators,
-                "share": target.share,
-            }
-            rows.append({**where, "task": number, **scores, "setting": setting, "seconds": seconds})
-    return rows
+        start = time.perf_counter()
+        answers = _answers(settings, name, model, source, episodes, target)
+        seconds = (time.perf_counter() - start) / len(episodes.query)
+        setting = selected[size] or next(iter(answers))
+        log_probabilities, parameters = answers[setting]
+        truth = episodes.query_truth
+        right = accuracy(log_probabilities, truth).mean(1)
+        probabilities = log_probabilities.exp().flatten(0, 1).double().cpu().numpy()
+        error = torch.full_like(right, np.nan)
+        if parameters is not None:
+            error = confusion_error(parameters.confusion, episodes.confusion).mean(1)
+        columns = {
+            "method": name,
+            "kind": kind,
+            "shots": target.shots,
+            "annotators": target.annotators,
+            "share": target.share,
+            "task": range(len(truth)),
+            "accuracy": right.cpu().numpy(),
+            "log_loss": log_loss(log_probabilities, truth).mean(1).cpu().numpy(),
+            "confusion_error": error.cpu().numpy(),
+            "calibration_error": scores(probabilities, truth.flatten().cpu().numpy())["calibration_error"],
+            "setting": setting,
+            "seconds": seconds,
+        }
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts).to_dict("records")
 
 
-def _chosen(settings: MetaTraining, source: EpisodeSource, answer: Answer, target: Target) -> str | None:
-    """The setting with the highest mean accuracy over validation tasks, which are those of meta-training, and of several the one with the lowest log
-    loss; None where there is one alone."""
-    generator = generator_of(
-        settings, f"validation/{target.shots}/{target.annotators}", 0, source.items.device
-    )
-    one = draw_episodes(source, target.usual(settings), settings.annotators.mixture, 1, generator)
-    if len(_answers(settings, answer, source, one, target)) == 1:
+def _select(
+    settings: MetaTraining, source: EpisodeSource, name: str, model: tuple[nn.Module, Method], target: Target
+) -> str | None:
+    """The setting with the highest mean accuracy on validation tasks; None if there is only one.
+
+    Ties go to the lowest log loss.
+    """
+    purpose = f"validation/{target.shots}/{target.annotators}"
+    generator = generator_of(settings, purpose, 0, source.items.device)
+    shape, mixture = target.usual(settings), settings.annotators.mixture
+    single = draw_episodes(source, shape, mixture, 1, generator)
+    if len(_answers(settings, name, model, source, single, target)) == 1:
         return None
-    episodes = draw_episodes(
-        source,
-        target.usual(settings),
-        settings.annotators.mixture,
-        settings.training.validation_tasks,
-        generator,
-    )
-    found = _answers(settings, answer, source, episodes, target)
+    episodes = draw_episodes(source, shape, mixture, settings.training.validation_tasks, generator)
+    answers = _answers(settings, name, model, source, episodes, target)
 
-    def worth(setting: str) -> tuple[float, float]:
-        scores, truth = found[setting][0], episodes.query_truth
-        return round(float(accuracy(scores, truth).mean()), 6), -float(log_loss(scores, truth).mean())
+    def quality(setting: str) -> tuple[float, float]:
+        log_probabilities, truth = answers[setting][0], episodes.query_truth
+        return (
+            round(float(accuracy(log_probabilities, truth).mean()), 6),
+            -float(log_loss(log_probabilities, truth).mean()),
+        )
 
-    return max(found, key=worth)
+    return max(answers, key=quality)
 
 
 def _answers(
-    settings: MetaTraining, answer: Answer, source: EpisodeSource, episodes: Episodes, target: Target
+    settings: MetaTraining,
+    name: str,
+    model: tuple[nn.Module, Method],
+    source: EpisodeSource,
+    episodes: Episodes,
+    target: Target,
 ) -> Answers:
     purpose = f"answer/{target.kind}/{target.shots}/{target.annotators}/{target.share}"
-    return answer(source, episodes, generator_of(settings, purpose))
+    context = Context(settings, *model, source, episodes, generator_of(settings, purpose))
+    return METHODS[name].predict(context)
 
 
-def _scores(
-    log_probabilities: Tensor, episodes: Episodes, confusion: Tensor | None
-) -> list[dict[str, float]]:
-    """Scores of each task; the calibration error is that of all queries of these tasks."""
-    truth = episodes.query_truth
-    probabilities = log_probabilities.exp().flatten(0, 1).double().cpu().numpy()
-    error = calibration(probabilities, truth.flatten().cpu().numpy())["calibration_error"]
-    right, lost = accuracy(log_probabilities, truth).mean(1), log_loss(log_probabilities, truth).mean(1)
-    off = (
-        confusion_error(confusion, episodes.confusion).mean(1)
-        if confusion is not None
-        else torch.full_like(right, np.nan)
-    )
-    columns = {"accuracy": right, "log_loss": lost, "confusion_error": off}
-    table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}).assign(
-        calibration_error=error
-    )
-    return table.to_dict("records")
+def _read(options: MetaOptions, *, networks: bool) -> pd.DataFrame:
+    """Rows of all splits, of networks or of methods."""
+    parts = []
+    for number in range(options.splits):
+        folder = options.out / f"split-{number}"
+        names = [name for name in cell_names(folder) if name.startswith("network.") == networks]
+        parts.append(read_cells(folder, names).assign(split=number))
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+
+
+def _tables(options: MetaOptions) -> Tables:
+    results, networks = _read(options, networks=False), _read(options, networks=True)
+    if results.empty:
+        raise ValueError(f"{options.out} holds no results of the first {options.splits} splits")
+    results = tables.in_order(results)
+    written = {"table": tables.summarize(results), "tests": tables.compare(results)}
+    written["published"] = read_published("meta")
+    return written | ({"networks": tables.summarize_networks(networks)} if len(networks) else {})
+
+
+def _report(written: Tables) -> list[tuple[str, str]]:
+    table, parts = written["table"], []
+    for kind in table["kind"].unique():
+        text = tables.format_accuracy(table, kind)
+        parts.append((f"{kind}: accuracy in per cent by shots x annotators", text))
+        for method in (OURS, tables.BEST):
+            heading = f"{kind}: differences on the same tasks in per cent, 95 % intervals over tasks"
+            parts.append((heading, tables.format_tests(written["tests"], kind, method)))
+    published = written["published"].to_string(index=False)
+    return [*parts, ("reported of the paper, on other splits and networks", published)]
+
+
+EXPERIMENT = Experiment(
+    options=MetaOptions,
+    quick={"quick": True, "splits": 2},
+    choices=_choices,
+    stages=_stages,
+    tables=_tables,
+    figures=lambda options: tables.draw_figures(tables.in_order(_read(options, networks=False))),
+    report=_report,
+)

@@ -1,4 +1,4 @@
-"""The networks of the meta-learning experiment: the paper's, its baselines', the controls that it lacks, and what goes beyond it."""
+"""The networks of the meta-learning experiment: of the paper, its baselines, controls and variants."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ NETWORKS = {**PAPER, **CONTROLS, **VARIANTS}
 
 
 def network_settings(settings: MetaTraining, name: str) -> MetaTraining:
-    """The training of one network, in a folder of its own below `settings.out`."""
-    kept = Adaptation.model_validate({**settings.adaptation.model_dump(), **NETWORKS[name]})
-    changed = settings.model_copy(update={"adaptation": kept, "out": settings.out / "networks" / name})
+    """The settings to train one network, in its own folder below `settings.out`."""
+    adaptation = Adaptation.model_validate({**settings.adaptation.model_dump(), **NETWORKS[name]})
+    changed = settings.model_copy(update={"adaptation": adaptation, "out": settings.out / "networks" / name})
     if name not in RANDOM:
         return changed
     episode = settings.episode.model_copy(update={"annotators": RANDOM_NUMBERS})

@@ -1,4 +1,4 @@
-"""The settings of the meta-learning experiment: the paper's method on a data set, as the file `DATA.toml` beside this module has them."""
+"""Settings of the meta-learning experiment: those of the paper on a data set, in `DATA.toml` here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUICK = (
 
 
 def meta_settings(
-    data: str,
+    data: Path,
     out: Path,
     *,
     encoder: str | None = None,
@@ -27,13 +27,13 @@ def meta_settings(
     overrides: Sequence[str] = (),
     quick: bool = False,
 ) -> MetaTraining:
-    """The settings for a data set, from a file or from its own, or those of digits where it has none.
+    """Read the settings for a data set: from `config`, from its own file, or those of digits if it has none.
 
     Raises:
-        ValueError: a file that is no settings, or an override that is none.
+        ValueError: a file without valid settings, or an invalid override.
     """
     own = Path(__file__).with_name(f"{data}.toml")
     path = config or (own if own.exists() else DEMO_SETTINGS)
-    changes = [f'data="{Path(data).as_posix()}"', f'out="{out.as_posix()}"', *(QUICK if quick else ())]
+    changes = [f'data="{data.as_posix()}"', f'out="{out.as_posix()}"', *(QUICK if quick else ())]
     changes += [f'encoder.kind="{encoder}"'] if encoder else []
     return read_settings(MetaTraining, path, [*changes, *overrides])
