@@ -1,7 +1,8 @@
 """Run small workloads on one thread.
 
 On small arrays threads mostly wait for each other: up to 50 times slower on a busy machine. One thread also
-fixes the order of summation, so that results have the same bits on any number of cores."""
+fixes the order of summation, so that results have the same bits on any number of cores.
+"""
 
 from __future__ import annotations
 

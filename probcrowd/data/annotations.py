@@ -2,12 +2,12 @@
 
     row r = (item[r], annotator[r], label[r], weight[r]),    r = 0 .. n - 1
 
-The first three are codes (positions) into `items`, `annotators` and `classes`, which hold the user's own ids. A missing
-label is an absent row. The three sizes belong to the table and are not read off its rows, so items without labels,
-annotators who have not started and unused classes keep their place.
+The first three are codes (positions) into `items`, `annotators` and `classes`, which hold the user's own ids.
+A missing label is an absent row. The three sizes belong to the table and are not read off its rows, so items
+without labels, annotators who have not started and unused classes keep their place.
 
-User data is validated here, column by column in `probcrowd.data.validation`, and nowhere else: code that holds an
-`Annotations` may rely on it.
+User data is validated here, column by column in `probcrowd.data.validation`, and nowhere else: code that
+holds an `Annotations` may rely on it.
 """
 
 from collections.abc import Hashable
@@ -38,14 +38,15 @@ from probcrowd.data.wide import long_to_wide, wide_to_long
 class Annotations:
     """Annotations in long format, usually built by `from_frame` or `from_wide`.
 
-    item, annotator, label: codes (n,), positions in `items`, `annotators` and `classes`. weight: the number of times each
-    row counts (n,), or None if every row counts once. annotator_covariates, item_covariates: frames with a row per
-    annotator or item, indexed by id, or None; stored in the order of `annotators` and `items`. The arrays are read-only
-    copies. A table built directly may have no rows (a model's prior) and may repeat an (item, annotator) pair.
+    item, annotator, label: codes (n,), positions in `items`, `annotators` and `classes`. weight: the number
+    of times each row counts (n,), or None if every row counts once. annotator_covariates, item_covariates:
+    frames with a row per annotator or item, indexed by id, or None; stored in the order of `annotators` and
+    `items`. The arrays are read-only copies. A table built directly may have no rows (a model's prior) and
+    may repeat an (item, annotator) pair.
 
     Raises:
-        ValueError: arrays of another dtype or of unequal lengths, codes outside the ids, weights that are not finite and
-            positive, or ids that repeat, are missing or mix types.
+        ValueError: arrays of another dtype or of unequal lengths, codes outside the ids, weights that are not
+            finite and positive, or ids that repeat, are missing or mix types.
     """
 
     item: Int64[np.ndarray, " n"]
@@ -119,28 +120,31 @@ class Annotations:
     ) -> "Annotations":
         """Read a long table with one row per label.
 
-        >>> names = {"task": ["q1", "q1", "q2"], "worker": ["ann", "bob", "ann"], "label": ["yes", "no", "yes"]}
-        >>> Annotations.from_frame(pd.DataFrame(names)).label
+        >>> rows = [("q1", "ann", "yes"), ("q1", "bob", "no"), ("q2", "ann", "yes")]
+        >>> Annotations.from_frame(pd.DataFrame(rows, columns=["task", "worker", "label"])).label
         array([1, 0, 1])
 
         Args:
-            item, annotator, label: names of columns. By default item or task; annotator, worker, rater or user; label.
-            weight: name of the column of weights, numbers > 0. A column called "weight" is used only if named here.
-            items, annotators, classes: all ids in the order wanted, including those without rows. By default items and
-                annotators are those of the table in order of first appearance, and classes the categories of a
-                categorical column or the sorted labels.
-            duplicates: for rows that repeat an (item, annotator) pair: "error"; keep the "first" or the "last"; "count"
-                each row; or "share": the n rows of one pair count 1/n each, times their weight if there is one.
-            missing: for rows without a label (None, NaN, NaT, NA): "error", or "skip": there is no annotation, but the
-                item and the annotator remain known.
-            annotator_covariates, item_covariates: a row per annotator or item, indexed by id, for models that use them.
-                Rows of other ids are dropped.
+            item, annotator, label: names of columns. By default item or task; annotator, worker, rater or
+                user; label.
+            weight: name of the column of weights, numbers > 0. A column called "weight" is used only if named
+                here.
+            items, annotators, classes: all ids in the order wanted, including those without rows. By default
+                items and annotators are those of the table in order of first appearance, and classes the
+                categories of a categorical column or the sorted labels.
+            duplicates: for rows that repeat an (item, annotator) pair: "error"; keep the "first" or the
+                "last"; "count" each row; or "share": the n rows of one pair count 1/n each, times their
+                weight if there is one.
+            missing: for rows without a label (None, NaN, NaT, NA): "error", or "skip": there is no
+                annotation, but the item and the annotator remain known.
+            annotator_covariates, item_covariates: a row per annotator or item, indexed by id, for models that
+                use them. Rows of other ids are dropped.
 
         Raises:
             TypeError: `frame` or covariates are not a DataFrame.
-            ValueError: columns that are absent or ambiguous; no annotation at all; an id that is missing, infinite or
-                outside the declared ones; a column that mixes types (1 and "1"); a repeated pair, a missing label or a
-                bad weight. The message names the rows.
+            ValueError: columns that are absent or ambiguous; no annotation at all; an id that is missing,
+                infinite or outside the declared ones; a column that mixes types (1 and "1"); a repeated pair,
+                a missing label or a bad weight. The message names the rows.
         """
         if not isinstance(frame, pd.DataFrame):
             words = f"frame must be a pandas DataFrame, not {type(frame).__name__}"
@@ -203,19 +207,21 @@ class Annotations:
     ) -> "Annotations":
         """Read an items x annotators matrix: a row per item, a column per annotator.
 
-        Items and annotators without any label remain known. Cells are missing if None, NaN, NaT or NA. Whole numbers
-        that are floats only to make room for NaN become integers again.
+        Items and annotators without any label remain known. Cells are missing if None, NaN, NaT or NA. Whole
+        numbers that are floats only to make room for NaN become integers again.
 
         Args:
-            matrix: a DataFrame, whose index and columns are the ids, or a 2-D array or list of lists, with ids 0, 1, ...
+            matrix: a DataFrame, whose index and columns are the ids, or a 2-D array or list of lists, with
+                ids 0, 1, ...
             missing_label: another value that marks a missing cell, such as -1.
             classes: as in `from_frame`.
-            items, annotators: for an array, the ids of its rows and columns; for a DataFrame, as in `from_frame`.
+            items, annotators: for an array, the ids of its rows and columns; for a DataFrame, as in
+                `from_frame`.
             annotator_covariates, item_covariates: as in `from_frame`.
 
         Raises:
-            ValueError: as `from_frame`, naming a cell by (item, annotator); a matrix that is not 2-D; ids that repeat;
-                -1 among integers if neither `missing_label` nor `classes` explains it.
+            ValueError: as `from_frame`, naming a cell by (item, annotator); a matrix that is not 2-D; ids
+                that repeat; -1 among integers if neither `missing_label` nor `classes` explains it.
         """
         frame, rows, columns = wide_to_long(matrix, missing_label, classes, items, annotators)
         return cls.from_frame(
@@ -228,10 +234,10 @@ class Annotations:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the rows with columns item, annotator, label, and weight if there is one, under the user's ids.
+        """Return the rows with columns item, annotator, label, and any weight, under the user's ids.
 
-        Ids without rows are not in it; `from_frame` needs them declared (`items=self.items` and so on) to return an equal
-        table.
+        Ids without rows are not in it; `from_frame` needs them declared (`items=self.items` and so on) to
+        return an equal table.
         """
         columns = {
             "item": self.items[self.item],
@@ -243,10 +249,12 @@ class Annotations:
     def to_wide(self) -> pd.DataFrame:
         """Return the labels as an items x annotators table, NaN or NA where there is none, without weights.
 
-        `from_wide` returns an equal table if rows are sorted by item and annotator, and unused classes are declared.
+        `from_wide` returns an equal table if rows are sorted by item and annotator, and unused classes are
+        declared.
 
         Raises:
-            ValueError: an (item, annotator) pair has several rows, or the table would have more than 10**8 cells.
+            ValueError: an (item, annotator) pair has several rows, or the table would have more than 10**8
+                cells.
         """
         wide = long_to_wide(self.item, self.annotator, self.classes[self.label], self.items, self.annotators)
         return wide.set_axis(self.items, axis=0).set_axis(self.annotators, axis=1)

@@ -1,7 +1,7 @@
-"""Covariates: what is known about annotators or items beside their labels, such as a group, a language or a length.
+"""Covariates of annotators or items besides labels, such as a group, a language or a length.
 
-`align` validates a user's frame, one row per id. `Covariates` holds its columns as arrays for models: numbers as they are, anything else
-as codes into the sorted distinct values, the levels.
+`align` validates a user's frame, one row per id. `Covariates` holds its columns as arrays for models: numbers
+as they are, anything else as codes into the sorted distinct values, the levels.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from probcrowd.data.validation import factorize, plain, reject, sort_ids
 
 
 def align(frame: Any, ids: pd.Index, plural: str) -> pd.DataFrame | None:
-    """Return a copy of the covariates with one row per id, in the order of `ids`; rows of other ids are dropped.
+    """Copy the covariates with one row per id, in the order of `ids`; rows of other ids are dropped.
 
     Raises:
-        TypeError: `frame` is not a DataFrame.
-        ValueError: ids without a row or with several, repeated columns, missing values, or numbers that are not finite.
+        TypeError: `frame` is not a DataFrame. ValueError: ids without a row or with several, repeated
+        columns, missing values, or numbers that are not finite.
     """
     if frame is None:
         return None
@@ -55,7 +55,9 @@ def equal(left: pd.DataFrame | None, right: pd.DataFrame | None) -> bool:
 
 @dataclass(frozen=True)
 class Covariates:
-    """Covariates as arrays. columns: one value per annotator or item; levels: of each column of codes, the values that they point into.
+    """Covariates as arrays.
+
+    columns: one value per annotator or item. levels: the values that each column of codes points into.
 
     >>> groups = Covariates.from_frame(pd.DataFrame({"group": ["novice", "expert", "novice"]}))
     >>> groups["group"], groups.level_names("group")
@@ -87,8 +89,8 @@ class Covariates:
         if name not in self.columns:
             known = ", ".join(self.columns) or "none"
             raise ValueError(
-                f"the model needs the covariate {name!r}; the table has {known}: add it to annotator_covariates "
-                "or item_covariates of Annotations"
+                f"the model needs the covariate {name!r}; the table has {known}: add it to "
+                "annotator_covariates or item_covariates of Annotations"
             )
         return self.columns[name]
 

@@ -1,4 +1,4 @@
-"""Features of items and annotators for networks: matched by id, centred, scaled, and rotated if there are many columns."""
+"""Features of items and annotators for networks: matched by id, centred, scaled, rotated if many."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ RANK_TOLERANCE = 1e-6  # singular values below this share of the largest count a
 class Standardiser:
     """z = (x - mean) @ axes / root_mean_square, so that the mean square of z is 1.
 
-    axes: if there are more columns than items, the principal axes, else None (the columns themselves). A linear
-    layer with equal normal priors on its weights can do with z what it can do with x at the same cost, and z has
-    no more columns than there are items. columns: the names of x's columns.
+    axes: if there are more columns than items, the principal axes, else None (the columns themselves). A
+    linear layer with equal normal priors on its weights can do with z what it can do with x at the same cost,
+    and z has no more columns than there are items. columns: the names of x's columns.
     """
 
     mean: Float64[np.ndarray, " p"]
@@ -90,7 +90,8 @@ def matched(features: Any, ids: pd.Index, name: str) -> pd.DataFrame:
     features: a frame with ids as its index; the rows of an array are items 0, 1, ...
 
     Raises:
-        ValueError: ids without features, repeated ids, columns that are not numbers, missing or infinite values.
+        ValueError: ids without features, repeated ids, columns that are not numbers, missing or infinite
+            values.
     """
     frame = by_item(features if isinstance(features, pd.DataFrame) else np.asarray(features), name)
     place = frame.index.get_indexer(ids)

@@ -1,4 +1,4 @@
-"""Tables in files, read as the library needs them, and one published table that comes with it."""
+"""Read tables from files; and one published table, part of the package."""
 
 from __future__ import annotations
 
@@ -12,38 +12,41 @@ import numpy as np
 import pandas as pd
 
 from probcrowd.data.annotations import Annotations
-
-_ITEM, _ANNOTATOR = ("item", "task"), ("annotator", "worker", "rater", "user")
+from probcrowd.data.validation import NAMES
 
 
 def anesthesia() -> Annotations:
-    """The fitness for anaesthesia of 45 patients, 1 to 4, as 5 anaesthetists judged it, the first of them three times (Dawid and Skene 1979, table 1).
+    """Fitness for anaesthesia of 45 patients, 1 to 4, by 5 anaesthetists (Dawid and Skene 1979, table 1).
 
-    No gold labels exist. Each of the 315 judgements counts: a patient's three by one annotator are three rows.
+    The first anaesthetist judged every patient three times; each of the 315 judgements is a row. No gold
+    labels exist.
     """
     with files("probcrowd.data").joinpath("anesthesia.csv").open() as file:
         return Annotations.from_frame(pd.read_csv(file), duplicates="count")
 
 
 def read_features(path: Path) -> pd.DataFrame:
-    """Inputs by item from .csv, .parquet (ids in the column `item`, or `task`; else rows are items 0, 1, ...) or .npy (n, ...).
+    """Read inputs by item from .csv, .parquet or .npy (n, ...).
 
-    Item ids of files are text, so that 007 is not 7 and files of different formats agree.
+    Ids are in the column item or task; without it, and in arrays, items are 0, 1, ...
+
+    Item ids from files are text, so that 007 is not 7 and files of different formats agree.
 
     Raises:
-        ValueError: no such file, another ending, or pickled objects in the file.
+        ValueError: a missing file, another format, or pickled objects in the file.
     """
-    return _features(path, _ITEM)
+    return _features(path, NAMES["item"])
 
 
 def read_annotator_features(path: Path, annotations: Annotations) -> pd.DataFrame:
-    """Numbers by annotator, as `read_features` has them by item (ids in the column `annotator`, `worker`, `rater` or `user`); ids of the
-    annotations are the annotations' own, text or not.
+    """Read features by annotator; ids in the column annotator, worker, rater or user.
+
+    Ids that occur in the annotations get the type they have there; see `read_features`.
 
     Raises:
         ValueError: as `read_features`.
     """
-    frame = _features(path, _ANNOTATOR)
+    frame = _features(path, NAMES["annotator"])
     own = {str(name): name for name in annotations.annotators}
     return frame.set_axis([own.get(name, name) for name in frame.index], axis=0)
 
@@ -58,55 +61,51 @@ def read_annotations(
     duplicates: str = "error",
     missing: str = "error",
 ) -> Annotations:
-    """Annotations from .csv or .parquet with columns item, annotator, label (or task, worker, label), or those named.
+    """Read annotations from .csv or .parquet, usually from columns item, annotator, label (or task, worker).
 
-    Item ids are text, and so is all of a .csv file but the weights: 007 is not 7, "NA" is a label like any other, an empty cell is missing.
+    Item ids are text, and so is all of a .csv file except weights: 007 is not 7, "NA" is a label like any
+    other, and an empty cell is missing.
 
     Raises:
-        ValueError: no such file, another ending, or any fault of the table.
+        ValueError: a missing file, another format, or an invalid table.
     """
     frame = _table(path, "annotations")
     if path.suffix == ".csv":
         frame = frame.assign(**{weight: pd.to_numeric(frame[weight])}) if weight in frame.columns else frame
     else:
-        ids = [
-            name for name in ([item] if item else _ITEM) if name in frame.columns and not frame[name].hasnans
-        ]
+        usual = [item] if item else NAMES["item"]
+        ids = [name for name in usual if name in frame.columns and not frame[name].hasnans]
         frame = frame.astype(dict.fromkeys(ids, str))
     if weight is None and "weight" in frame.columns:
         raise ValueError(
-            f"{path} has a column 'weight': name it with --weight weight, or remove it if each row counts once"
+            f"{path} has a column 'weight': name it with --weight weight, or remove it if every row "
+            "counts once"
         )
     columns: dict[str, Any] = {"item": item, "annotator": annotator, "label": label, "weight": weight}
     return Annotations.from_frame(frame, **columns, duplicates=duplicates, missing=missing)
 
 
 def named_columns(text: str | None) -> dict[str, str]:
-    """The columns that "item=task,label=answer" names.
+    """Parse names of columns by role, as in "item=task,label=answer".
 
     Raises:
-        ValueError: a part that is no pair, or a role that is none of item, annotator, label and weight.
+        ValueError: a part that is not ROLE=NAME, or a role other than item, annotator, label and weight.
     """
-    pairs = [part.split("=", 1) for part in text.split(",")] if text else []
-    wrong = [
-        pair
-        for pair in pairs
-        if len(pair) != 2
-        or pair[0].strip() not in ("item", "annotator", "label", "weight")
-        or not pair[1].strip()
-    ]
-    if wrong:
-        raise ValueError(
-            f"columns are named as item=NAME,annotator=NAME,label=NAME,weight=NAME; got {'='.join(wrong[0])!r}"
-        )
-    return {role.strip(): name.strip() for role, name in pairs}
+    names = {}
+    for part in text.split(",") if text else ():
+        role, _, name = (word.strip() for word in part.partition("="))
+        if role not in NAMES or not name:
+            usage = "item=NAME,annotator=NAME,label=NAME,weight=NAME"
+            raise ValueError(f"columns are named as {usage}; got {part!r}")
+        names[role] = name
+    return names
 
 
 def read_gold(path: Path, annotations: Annotations) -> pd.Series:
-    """Known classes by item as `read_classes` has them, with item ids as text, and text or numbers as the annotations have them.
+    """Read known classes by item, with item ids as text and classes of the type that the annotations have.
 
     Raises:
-        ValueError: no such file, another ending, or columns that are missing.
+        ValueError: a missing file, another format, or missing columns.
     """
     gold = read_classes(path)
     gold = gold.set_axis(gold.index.astype(str))
@@ -116,33 +115,29 @@ def read_gold(path: Path, annotations: Annotations) -> pd.Series:
 
 
 def read_classes(path: Path) -> pd.Series:
-    """Known classes by item from .csv (all text) or .parquet with columns item (or task) and label (or gold).
+    """Read known classes by item from .csv (all text) or .parquet: columns item or task, label or gold.
 
     Raises:
-        ValueError: no such file, another ending, or columns that are missing.
+        ValueError: a missing file, another format, or missing columns.
     """
     frame = _table(path, "gold labels")
-    names = [
-        next((name for name in wanted if name in frame.columns), None)
-        for wanted in (_ITEM, ("label", "gold"))
-    ]
+    usual = NAMES["item"], ("label", "gold")
+    names = [next((name for name in wanted if name in frame.columns), None) for wanted in usual]
     if None in names:
-        raise ValueError(
-            f"{path} needs the columns item (or task) and label (or gold), it has {', '.join(map(str, frame.columns))}"
-        )
+        known = ", ".join(map(str, frame.columns))
+        raise ValueError(f"{path} needs the columns item (or task) and label (or gold), it has {known}")
     return pd.Series(frame[names[1]].array, index=pd.Index(frame[names[0]])).dropna()
 
 
 def by_item(rows: pd.DataFrame | np.ndarray, name: str) -> pd.DataFrame:
-    """A row of numbers per item; arrays are flattened, and their items are 0, 1, ..."""
+    """Return inputs as a frame with one row per item; arrays are flattened, and their items are 0, 1, ..."""
     if isinstance(rows, pd.DataFrame):
         frame = rows
     elif rows.ndim >= 2 and rows.dtype.kind in "buif":
         frame = pd.DataFrame(rows.reshape(len(rows), math.prod(rows.shape[1:])))
     else:
-        raise ValueError(
-            f"{name}: an array of numbers with one row per item is needed, got shape {rows.shape} of {rows.dtype}"
-        )
+        got = f"got shape {rows.shape} of {rows.dtype}"
+        raise ValueError(f"{name}: an array of numbers with one row per item is needed, {got}")
     repeated = frame.index[frame.index.duplicated()]
     if len(repeated):
         raise ValueError(f"{name}: the item ids {some(repeated)} occur more than once")
@@ -150,19 +145,19 @@ def by_item(rows: pd.DataFrame | np.ndarray, name: str) -> pd.DataFrame:
 
 
 def without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with text that a spreadsheet would run as a formula prefixed with an apostrophe: ids come from strangers."""
+    """Prefix text that a spreadsheet would run as a formula with an apostrophe: ids come from strangers."""
     text = [column for column in frame.columns if not pd.api.types.is_numeric_dtype(frame[column])]
     return frame.assign(**{column: frame[column].map(_defused) for column in text}).rename(columns=_defused)
 
 
 def some(values: Sequence[object] | pd.Index) -> str:
-    """The first few, for a message."""
+    """Show the first few values in a message."""
     shown = ", ".join(repr(value) for value in list(values)[:5])
     return shown + (", ..." if len(values) > 5 else "")
 
 
 def _features(path: Path, ids: Sequence[str]) -> pd.DataFrame:
-    """Numbers by text: the first of those columns that there is, or the number of the row."""
+    """Read features indexed by the first of those columns that exists, or by row number; ids become text."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     if path.suffix == ".npy":

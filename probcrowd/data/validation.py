@@ -1,8 +1,9 @@
 """Validate what users give: the columns of their tables, and options by name.
 
-Columns become codes that point into ids. Ids and labels may be text, whole or decimal numbers, booleans, dates or
-tuples, in any of pandas' encodings; equivalent columns give the same codes. Invalid input raises one ValueError
-that says what was given, where (the first few rows and how many there are), and what to do or may be given instead.
+Columns become codes that point into ids. Ids and labels may be text, whole or decimal numbers, booleans,
+dates or tuples, in any of pandas' encodings; equivalent columns give the same codes. Invalid input raises one
+ValueError that says what was given, where (the first few rows and how many there are), and what to do or may
+be given instead.
 """
 
 import math
@@ -25,7 +26,7 @@ PLURALS = {
     "item": "items",
     "annotator": "annotators",
     "label": "classes",
-}  # a code and the ids that it points into
+}  # codes, and the ids they point into
 _KINDS = {
     "string": "text",
     "integer": "number",
@@ -47,7 +48,7 @@ NAMES = {
 def reject(
     bad: Bool[np.ndarray, " n"], values: pd.Series | np.ndarray, message: str, unit: str = "rows"
 ) -> None:
-    """Raises ValueError if any row is bad; the message shows the first few row labels and the first few distinct values."""
+    """Raise ValueError if any row is bad; the message lists the first few row labels and distinct values."""
     if not bad.any():
         return
     offending = pd.Series(values).loc[bad]
@@ -84,25 +85,24 @@ def find_columns(frame: pd.DataFrame, named: dict[str, Hashable | None]) -> dict
 
 
 def plain(column: pd.Series) -> pd.Series:
-    """The column without the two encodings that would hide what it holds."""
+    """Decode dictionaries of Arrow and nullable floats."""
     if isinstance(column.dtype, pd.ArrowDtype) and str(column.dtype).startswith("dictionary"):
         return column.astype(pd.ArrowDtype(column.dtype.pyarrow_dtype.value_type))
-    if is_extension_array_dtype(column.dtype) and is_float_dtype(
-        column.dtype
-    ):  # NaN is not NA there: it would become an id
+    if is_extension_array_dtype(column.dtype) and is_float_dtype(column.dtype):
+        # NaN is not NA in nullable floats: it would become an id
         return pd.Series(column.to_numpy(np.float64, na_value=np.nan), index=column.index)
     return column
 
 
 def undo_float(column: pd.Series) -> pd.Series:
-    """Whole numbers in a float column as int64; for columns where pandas made them floats to make room for NaN."""
+    """Convert a float column of whole numbers to int64; pandas makes them floats to make room for NaN."""
     if column.dtype.kind == "f" and ((column % 1 == 0) & (column.abs() < 2**53)).all():
         return column.astype(np.int64)
     return column
 
 
 def factorize(column: pd.Series) -> tuple[Int64[np.ndarray, " n"], pd.Index]:
-    """Codes in order of first appearance, -1 where missing, and the ids that they point into."""
+    """Return codes in order of first appearance, -1 where missing, and the ids they point into."""
     try:
         codes, values = pd.factorize(column.array)
     except TypeError:  # a list, a set or a dict among them
@@ -131,25 +131,21 @@ def _value_kind(value: Any) -> str:
 
 
 def _check_kinds(column: pd.Series, what: str) -> None:
-    """Raises ValueError if present values are of several kinds, which hashing would merge (True, 1) or keep apart (1, "1")."""
+    """Raise ValueError for several types of values, which hashing would merge (True, 1) or part (1, "1")."""
     values = column.dtype.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
     name = infer_dtype(values, skipna=True)
     if values.dtype != object or not name.startswith("mixed") or name in _KINDS:
         return
     present = column.astype(object).loc[column.notna()]
-    kinds = pd.Series(
-        [_value_kind(value) for value in present]
-    )  # row by row: columns of one kind have left above
+    kinds = pd.Series([_value_kind(value) for value in present])
     first = np.flatnonzero(~kinds.duplicated())
     if len(first) > 1:
-        found = (
-            f"{kinds.iloc[place]} {present.iloc[place]!r} (row {present.index[place]!r})" for place in first
-        )
-        raise ValueError(f"{what} of several kinds: {', '.join(found)}; convert them to one kind")
+        examples = (f"{kinds.iloc[n]} {present.iloc[n]!r} (row {present.index[n]!r})" for n in first)
+        raise ValueError(f"{what} of several kinds: {', '.join(examples)}; convert them to one kind")
 
 
 def declare(ids: Any, plural: str) -> pd.Index:
-    """The ids as an Index of our own: one kind, none missing, none repeated."""
+    """Copy ids to an Index and check it: one type, none missing, none repeated."""
     index = pd.Index(ids)
     column = plain(pd.Series(index.to_flat_index() if isinstance(index, pd.MultiIndex) else index))
     reject(
@@ -168,7 +164,7 @@ def declare(ids: Any, plural: str) -> pd.Index:
 
 
 def encode(column: pd.Series, role: str, declared: Any) -> tuple[Int64[np.ndarray, " n"], pd.Index]:
-    """Codes of a column into the declared ids or, without these, into its own values in order of first appearance."""
+    """Code a column by the declared ids or, without them, by its own values in order of first appearance."""
     column, plural = plain(column), PLURALS[role]
     reject(
         column.isna().to_numpy(bool), column, f"missing {role} ids; remove these rows or name their {role}"
@@ -185,20 +181,16 @@ def encode(column: pd.Series, role: str, declared: Any) -> tuple[Int64[np.ndarra
         return codes, values
     ids = declare(declared, plural)
     lookup, kinds = ids.get_indexer(values), (_kind(values), _kind(ids))
-    hint = (
-        ""
-        if kinds[0] == kinds[1]
-        else f" The types differ: the column is {kinds[0]}, `{plural}` is {kinds[1]}; convert one of them."
-    )
-    message = (
-        f"{role} values outside the declared `{plural}`: correct the rows, or declare these values too.{hint}"
-    )
+    message = f"{role} values outside the declared `{plural}`: correct the rows, or declare these values too."
+    if kinds[0] != kinds[1]:
+        types = f"the column is {kinds[0]}, `{plural}` is {kinds[1]}"
+        message += f" The types differ: {types}; convert one of them."
     reject(lookup[codes] < 0, column, message)
     return lookup[codes].astype(np.int64), ids
 
 
 def sort_ids(codes: Int64[np.ndarray, " n"], ids: pd.Index) -> tuple[Int64[np.ndarray, " n"], pd.Index]:
-    """The same labels as codes into the sorted ids."""
+    """Sort the ids and recode the labels."""
     try:
         order = np.asarray(ids.argsort(), dtype=np.int64)
     except TypeError as error:
@@ -207,6 +199,7 @@ def sort_ids(codes: Int64[np.ndarray, " n"], ids: pd.Index) -> tuple[Int64[np.nd
 
 
 def read_weights(column: pd.Series) -> Float64[np.ndarray, " n"]:
+    """Check a column of weights: finite numbers > 0."""
     values = column.infer_objects()
     numeric = is_numeric_dtype(values.dtype) and not is_bool_dtype(values.dtype)
     if not numeric:
@@ -258,7 +251,7 @@ def check_number(
     below: int | None = None,
     others: tuple[Any, ...] = (),
 ) -> None:
-    """Raise ValueError unless the value is a finite number, > above, >= least and < below, or one of `others`."""
+    """Raise ValueError unless the value is finite, > above, >= least and < below, or one of `others`."""
     fits = isinstance(value, (int, float, np.number)) and math.isfinite(value)
     fits = fits and (above is None or value > above) and (least is None or value >= least)
     if value in others or (fits and (below is None or value < below)):

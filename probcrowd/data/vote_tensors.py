@@ -1,14 +1,15 @@
-r"""Annotations of a batch of tasks as one linear operator in torch, which is all that EM needs to know about them.
+r"""Annotations of a batch of tasks as one linear operator in torch: all that EM needs of them.
 
-V has a row per item and a column per (annotator, label) pair; V[i, jl] is the weight with which annotator j gave item i
-the label l, 0 where there is no annotation. Two products carry a whole EM iteration (b: tasks in the batch):
+V has a row per item and a column per (annotator, label) pair; V[i, jl] is the weight with which annotator j
+gave item i the label l, 0 where there is no annotation. Two products carry a whole EM iteration (b: tasks in
+the batch):
 
-    evidence(table) = V @ table     (b, i, k)     table[jl, k] = log P(j says l | truth k); sums the evidence by item
+    evidence(table) = V @ table     (b, i, k)     table[jl, k] = log P(j says l | truth k); evidence by item
     counts(weights) = V' @ weights  (b, jl, k)    weights[i, k] = responsibilities; expected counts
 
-`DenseVotes` holds V as an array: fastest for episodes, a thousand small tasks in one matrix product. `SparseVotes` holds
-one row per annotation, in O(rows) memory: for long tables. Both are differentiable in the table and in the weights;
-neither changes its input.
+`DenseVotes` holds V as an array: fastest for episodes, a thousand small tasks in one matrix product.
+`SparseVotes` holds one row per annotation, in O(rows) memory: for long tables. Both are differentiable in the
+table and in the weights; neither changes its input.
 """
 
 from __future__ import annotations
@@ -155,10 +156,13 @@ Votes = DenseVotes | SparseVotes
 
 @dataclass(frozen=True)
 class Support:
-    """Labelled items of a batch of tasks: embeddings (b i d), votes, and masks of real items and classes (None: all).
+    """Labelled items of a batch of tasks: embeddings (b i d), votes, masks of real items and classes.
+
+    Without a mask all are real.
 
     Raises:
-        ValueError: a real item has no annotation (its start would be undefined), or a label outside its task's classes.
+        ValueError: a real item has no annotation (its start would be undefined), or a label outside its
+        task's classes.
     """
 
     embeddings: Float[Tensor, "b i d"]

@@ -19,7 +19,8 @@ def wide_to_long(
 ) -> tuple[pd.DataFrame, pd.Index, pd.Index]:
     """Return a frame with columns item, annotator, label, row by row, and the ids of all rows and columns.
 
-    Its index is (item, annotator), so that messages name cells. See `Annotations.from_wide` for the arguments.
+    Its index is (item, annotator), so that messages name cells. See `Annotations.from_wide` for the
+    arguments.
     """
     if not isinstance(matrix, pd.DataFrame):
         matrix = _frame(matrix, items, annotators)
@@ -83,9 +84,8 @@ def _frame(matrix: Any, items: Any, annotators: Any) -> pd.DataFrame:
     """The matrix with the declared ids of its rows and columns, or 0, 1, ..."""
     values = matrix if isinstance(matrix, np.ndarray) else np.array(matrix, dtype=object)
     if values.ndim != 2:
-        raise ValueError(
-            f"the matrix must be 2-D, items x annotators, with rows of equal length; its shape is {values.shape}"
-        )
+        needs = "2-D, items x annotators, with rows of equal length"
+        raise ValueError(f"the matrix must be {needs}; its shape is {values.shape}")
     frame = pd.DataFrame(values)
     for axis, (plural, ids) in enumerate({"items": items, "annotators": annotators}.items()):
         if ids is not None and len(ids) != values.shape[axis]:

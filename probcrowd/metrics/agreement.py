@@ -17,7 +17,8 @@ delta method: sqrt(mean of (x y - r (x^2 + y^2) / 2)^2 / n) in standard units, w
 
 Counts come from one sparse product V'V (V: items x (annotator, label)). Memory and work grow with the row
 pairs that occur, sum_i n_i^2, and with at most pairs x L^2 counts; no annotators x annotators array is built.
-Where most annotators labelled most items, the product runs over dense blocks of 8 MB."""
+Where most annotators labelled most items, the product runs over dense blocks of 8 MB.
+"""
 
 from __future__ import annotations
 

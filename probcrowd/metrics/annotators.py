@@ -9,7 +9,8 @@ DIC: "difference of inter-annotator consistency", arXiv:2503.15237, equation 4, 
 alone: a model that predicts annotators at random then scores below 1. `dic_pairs` is ours: the relative form
 over pairs with at least `MIN_ITEMS` items in common and without the diagonal. A kappa that is 0 / 0, for lack
 of common items or of a second label, counts as 0; `undefined_kappa` is the number of pairs with items in
-common for which that happens in the predictions."""
+common for which that happens in the predictions.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +113,8 @@ def overall_scores(
     """All scores together.
 
     labels (their number), accuracy (over labels), mean_accuracy (over annotators) with its standard_error,
-    log_loss, brier, calibration_error, soft_cross_entropy, and those of `consistency` and `alignment`."""
+    log_loss, brier, calibration_error, soft_cross_entropy, and those of `consistency` and `alignment`.
+    """
     pooled = scores(probabilities, label)
     pooled["labels"] = pooled.pop("items")
     mean, error = mean_accuracy(item, annotator, label, probabilities)

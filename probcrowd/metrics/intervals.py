@@ -1,7 +1,8 @@
 """Levels of all intervals, and intervals of means and shares.
 
 Intervals hold 95 % unless their name says otherwise: central 95 % of draws, mean +- 1.96 standard errors, or
-Student's t where there are few values. Tables of annotators give central 90 % intervals."""
+Student's t where there are few values. Tables of annotators give central 90 % intervals.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ def scores(probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"])
     """Accuracy (1/m in a tie of m), log loss in nats, Brier score (summed over classes), calibration error.
 
     Items without gold (code < 0) do not count. Calibration error: |mean confidence - accuracy| over ten
-    equally filled bins of the highest probability, weighted by their items."""
+    equally filled bins of the highest probability, weighted by their items.
+    """
     known = gold >= 0
     p, truth = probabilities[known], gold[known]
     if not len(truth):

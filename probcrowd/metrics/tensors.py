@@ -22,7 +22,8 @@ def accuracy(scores: Float[Tensor, "*b k"], truth: Int[Tensor, "*b"]) -> Float[T
     """Whether the highest-scoring class is the true one: 1, 0, or 1/m in a tie of m.
 
     This is the expectation if one is picked at random; picking by index would reward whatever class comes
-    first."""
+    first.
+    """
     best = highest(scores)
     hit = best.gather(-1, truth[..., None])[..., 0]
     return hit.to(scores.dtype) / best.sum(-1)

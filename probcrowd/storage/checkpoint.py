@@ -6,7 +6,8 @@
 A kill or a full disk at any of these moments leaves a whole checkpoint behind. Reading parses two data
 formats and executes nothing; the sum detects damage, not malice. The state may hold what JSON returns
 unchanged: None, bool, int, float, str, list, and dict with string keys. Infinities and NaN are floats, in
-Python's dialect of JSON."""
+Python's dialect of JSON.
+"""
 
 import contextlib
 import hashlib

@@ -46,7 +46,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     After a failure nothing of the new one is left. The files of a new folder are written by functions of this
     module, so that they are on the disk. A folder at `path` is moved aside, and removed once the new one has
-    its name."""
+    its name.
+    """
     temporary, old = _beside(path, PARTIAL), _beside(path)
     try:
         yield temporary
@@ -68,7 +69,8 @@ def replacing_files(folder: Path, names: Iterable[str]) -> Iterator[Path]:
     """Yield a temporary folder; at the end move its files of those names to `folder`.
 
     A name that was not written is deleted from `folder`, where the file of an earlier run would pass for one
-    of this run. After a failure while writing, `folder` is untouched."""
+    of this run. After a failure while writing, `folder` is untouched.
+    """
     temporary = _beside(folder / "files", PARTIAL)
     temporary.mkdir(parents=True)
     try:

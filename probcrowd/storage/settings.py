@@ -3,7 +3,8 @@
     defaults of the record  <-  TOML file  <-  --set section.key=value  ->  config.json beside the results
 
 Values are checked strictly: text is not a number, `true` is not 1, and a key that no record declares is an
-error. Settings files never name code, so reading one runs none."""
+error. Settings files never name code, so reading one runs none.
+"""
 
 import difflib
 import json
