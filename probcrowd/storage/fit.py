@@ -74,7 +74,7 @@ class FitFolder:
     ) -> None:
         """Write the finished fit."""
         for name, index in ids.items():
-            write_atomically(self.path / f"{name}.parquet", _parquet(index))
+            write_atomically(self.path / f"{name}.parquet", _parquet(pd.DataFrame({"id": index})))
         save_checkpoint(self.folder.model, tensors, {"ids": list(ids), "state": dict(state)})
 
 
@@ -110,7 +110,11 @@ def open_fit(
         yield None
         return
     with RunFolder(Path(path)) as folder:
-        resumed = folder.start(_settings(estimator, parameters, arrays, ids), resume)
+        for index in ids.values():
+            _require_stored(index)  # fail now rather than after the fit
+        text = json.dumps(dict(parameters), sort_keys=True, default=_json_value)
+        data = _checksum(arrays, ids.values())
+        resumed = folder.start(FitSettings(estimator=estimator, parameters=text, data=data), resume)
         checkpoint = load_latest(folder.path) if resumed else None
         folder.truncate_metrics(0 if checkpoint is None else checkpoint.state["step"])
         if checkpoint is not None:
@@ -122,12 +126,9 @@ def stored_table(folder: FitFolder | None, name: str, compute: Callable[[], pd.D
     """Load NAME.parquet from the folder, or compute the table and write it there if there is a folder."""
     if folder is None:
         return compute()
-    path = folder.path / f"{name}.parquet"
-    if not path.is_file():
-        buffer = io.BytesIO()
-        compute().to_parquet(buffer)
-        write_atomically(path, buffer.getvalue())
-    return pd.read_parquet(path)
+    if not (folder.path / f"{name}.parquet").is_file():
+        write_atomically(folder.path / f"{name}.parquet", _parquet(compute()))
+    return load_table(folder.path, name)
 
 
 def load_table(path: Path | str, name: str) -> pd.DataFrame:
@@ -158,22 +159,19 @@ def load_fit(path: Path | str, estimator: str) -> SavedFit:
         )
     model = load_checkpoint(folder.model)
     try:
-        ids = {name: _read_ids(folder.path / f"{name}.parquet").rename(name) for name in model.state["ids"]}
+        ids = {name: pd.Index(load_table(path, name)["id"], name=name) for name in model.state["ids"]}
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{damaged}: {error}") from error
     return SavedFit(json.loads(settings.parameters), ids, model.tensors, dict(model.state["state"]))
 
 
 def array_tensors(prefix: str, record: Any) -> dict[str, Tensor]:
-    """Copies of the arrays and tensors among the fields of a record, by names "prefix/field"."""
-    fields = {} if record is None else vars(record)
-    tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-    tensors |= {
-        name: torch.from_numpy(np.array(value))
+    """The arrays (copied) and tensors among the fields of a record, by names "prefix/field"."""
+    fields = {name: value for name, value in vars(record).items() if isinstance(value, (np.ndarray, Tensor))}
+    return {
+        f"{prefix}/{name}": value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
         for name, value in fields.items()
-        if isinstance(value, np.ndarray)
     }
-    return {f"{prefix}/{name}": value for name, value in tensors.items()}
 
 
 def arrays_under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -181,38 +179,30 @@ def arrays_under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: value.numpy() for name, value in under(prefix, tensors).items()}
 
 
-def _settings(
-    estimator: str,
-    parameters: Mapping[str, Any],
-    arrays: Iterable[np.ndarray | None],
-    ids: Mapping[str, pd.Index],
-) -> FitSettings:
+def _checksum(arrays: Iterable[np.ndarray | None], ids: Iterable[pd.Index]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(
-            b"-" if array is None else np.ascontiguousarray(array).tobytes() + str(array.shape).encode()
-        )
-    for index in ids.values():
-        _parquet(index)  # fail now rather than after the fit
+        data = b"-" if array is None else np.ascontiguousarray(array).tobytes() + str(array.shape).encode()
+        digest.update(data)
+    for index in ids:
         digest.update(repr(list(index)).encode())
-    text = json.dumps(dict(parameters), sort_keys=True, default=_json_value)
-    return FitSettings(estimator=estimator, parameters=text, data=digest.hexdigest())
+    return digest.hexdigest()
 
 
-def _parquet(ids: pd.Index) -> bytes:
-    buffer = io.BytesIO()
+def _require_stored(ids: pd.Index) -> None:
+    """Raise a ValueError for ids that a file would not give back."""
     try:
-        pd.DataFrame({"id": ids}).to_parquet(buffer)
-        same = list(_read_ids(buffer)) == list(ids)
+        same = list(pd.read_parquet(io.BytesIO(_parquet(pd.DataFrame({"id": ids}))))["id"]) == list(ids)
     except (pa.ArrowException, TypeError, ValueError):
         same = False
     if not same:
         raise ValueError(f"a folder stores ids that are text, numbers, booleans or dates, not {some(ids)}")
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer)
     return buffer.getvalue()
-
-
-def _read_ids(file: Path | io.BytesIO) -> pd.Index:
-    return pd.Index(pd.read_parquet(file)["id"])
 
 
 def _json_value(value: Any) -> Any:

@@ -15,6 +15,7 @@ from probcrowd.storage.fit import FitFolder, SavedFit, array_tensors, arrays_und
 
 Standards = tuple[Standardiser | None, Standardiser | None]  # of features of items and of annotators
 _IDS = ("items", "annotators", "classes")
+_STANDARDS = ("item_standard", "annotator_standard")
 
 
 def fit_dependencies(
@@ -51,54 +52,41 @@ def restore_state(checkpoint: Checkpoint) -> State:
 
 
 def save_fitted(
-    folder: FitFolder,
-    table: Table,
-    inputs: Inputs,
-    standards: Standards,
-    fitted: Fitted,
+    folder: FitFolder, table: Table, inputs: Inputs, standards: Standards, fitted: Fitted
 ) -> None:
     """Write a finished fit."""
     tensors = {f"parameters/{name}": value for name, value in fitted.parameters.items()}
-    tensors |= (
-        array_tensors("table", table) | array_tensors("inputs", inputs) | array_tensors("fitted", fitted)
-    )
-    scales: list[dict[str, Any] | None] = []
-    for at, standard in enumerate(standards):
-        tensors |= array_tensors(f"standard_{at}", standard)
-        scales.append(
-            None
-            if standard is None
-            else {"root_mean_square": standard.root_mean_square, "columns": list(standard.columns)}
-        )
+    for name, record in (("table", table), ("inputs", inputs), ("fitted", fitted)):
+        tensors |= array_tensors(name, record)
     state = {
         "converged": fitted.converged,
-        "standards": scales,
         "num_questions": inputs.num_questions,
         "num_labels": table.num_labels,
+        "standards": {},
     }
+    for name, standard in zip(_STANDARDS, standards, strict=True):
+        if standard is not None:
+            tensors |= array_tensors(name, standard)
+            state["standards"][name] = [standard.root_mean_square, list(standard.columns)]
     folder.save({name: getattr(table, name) for name in _IDS}, tensors, state)
 
 
-def restore_fitted(
-    saved: SavedFit,
-) -> tuple[Table, Inputs, Standards, Fitted]:
+def restore_fitted(saved: SavedFit) -> tuple[Table, Inputs, Standards, Fitted]:
     """What `save_fitted` wrote."""
     state, tensors = saved.state, saved.tensors
     table: dict[str, Any] = {"weight": None} | arrays_under("table", tensors) | saved.ids
-    standards = [
-        None
-        if values is None
-        else Standardiser(
-            **arrays_under(f"standard_{at}", tensors),
-            root_mean_square=values["root_mean_square"],
-            columns=tuple(values["columns"]),
-        )
-        for at, values in enumerate(state["standards"])
-    ]
-    parameters = under("parameters", tensors)
+
+    def standard(name: str) -> Standardiser | None:
+        if name not in state["standards"]:
+            return None
+        root_mean_square, columns = state["standards"][name]
+        arrays = arrays_under(name, tensors)
+        return Standardiser(**arrays, root_mean_square=root_mean_square, columns=tuple(columns))
+
+    arrays, parameters = arrays_under("fitted", tensors), under("parameters", tensors)
     return (
         Table(**table, num_labels=state["num_labels"]),
         Inputs(**arrays_under("inputs", tensors), num_questions=state["num_questions"]),
-        (standards[0], standards[1]),
-        Fitted(parameters, **arrays_under("fitted", tensors), converged=state["converged"]),
+        (standard(_STANDARDS[0]), standard(_STANDARDS[1])),
+        Fitted(parameters, **arrays, converged=state["converged"]),
     )
