@@ -173,7 +173,7 @@ class Aggregator(BaseEstimator, abc.ABC):
         """Fit to a table."""
 
     @abc.abstractmethod
-    def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
+    def _predict(self, table: Table, *args: Any, **kwargs: Any) -> Float64[np.ndarray, "i k"]:
         """Return label probabilities of a new table, in the fit's codes."""
 
     def _fit(self: Self, annotations: Any, gold: pd.Series | None, solve: Callable[[Table], Fitted]) -> Self:
@@ -265,12 +265,12 @@ class Aggregator(BaseEstimator, abc.ABC):
         size_known = np.bincount(table.item[table.annotator < num_known], minlength=number)
         return ItemResults(table.items, probabilities, size, size_known, table.gold >= 0)
 
-    def _results(self, annotations: Any, warn: bool = True) -> ItemResults:
-        """Predict the items of another table."""
+    def _results(self, annotations: Any, warn: bool = True, **options: Any) -> ItemResults:
+        """Predict the items of another table. options: of `_predict`."""
         table = self._read(annotations)
         if warn:
             warn_of_unknown(table, len(self._fitted.annotators), self.unknown)
-        probabilities = self._fitted.keep_answers(table, self._predict(table))
+        probabilities = self._fitted.keep_answers(table, self._predict(table, **options))
         return self._described(table, probabilities, len(self._fitted.annotators))
 
     def _read(self, annotations: Any, gold: pd.Series | None = None) -> Table:

@@ -14,7 +14,7 @@ from torch import Tensor
 from probcrowd.data.features import Standardiser
 from probcrowd.data.rows import Rows
 from probcrowd.data.tensors import AnnotationTensors
-from probcrowd.inference.lia.em import chunks
+from probcrowd.inference.lia.em import Fitted, chunks
 from probcrowd.models.lia.lia import (
     LIABatch,
     Parameters,
@@ -27,26 +27,32 @@ from probcrowd.models.lia.lia import (
 )
 from probcrowd.models.lia.prior import Inputs
 
+Standards = tuple[Standardiser | None, Standardiser | None]  # of features of items and of annotators
 MAX_CELLS = 2**22  # numbers in a block of confusion matrices
 
 
 @dataclass(frozen=True)
-class FittedLIA:
-    """Parameters in double precision, and the standardised inputs that they were fitted to.
+class FittedLIA(Fitted):
+    """A fit with parameters in double precision, and the standardised inputs that they were fitted to.
 
-    standards: of features of items and of annotators. posterior, truth: p(class | labels) and h(x) of the items.
-    spreads: the search over prior scales, if there was one.
+    standards: of features of items and of annotators. spreads: the search over prior scales, if there was one.
     A new item or annotator is at the centre of the prior: features or an embedding of 0, or the competence of a
     typical annotator.
     """
 
-    parameters: Parameters
     inputs: Inputs
-    standards: tuple[Standardiser | None, Standardiser | None]
-    num_classes: int
-    posterior: Float64[np.ndarray, "i k"]
-    truth: Float64[np.ndarray, "i k"]
+    standards: Standards
     spreads: pd.DataFrame | None = None
+
+    @staticmethod
+    def of(
+        fitted: Fitted, inputs: Inputs, standards: Standards, spreads: pd.DataFrame | None = None
+    ) -> FittedLIA:
+        """A fit with its inputs."""
+        double = {name: value.double() for name, value in fitted.parameters.items()}
+        return FittedLIA(
+            **vars(replace(fitted, parameters=double)), inputs=inputs, standards=standards, spreads=spreads
+        )
 
     @property
     def num_annotators(self) -> int:
@@ -55,19 +61,14 @@ class FittedLIA:
             return len(self.inputs.annotator_features)
         return len(self.parameters[self._annotator_table])
 
-    def class_probabilities(
-        self, features: Float64[np.ndarray, "i w"], question: Int64[np.ndarray, " i"] | None = None
-    ) -> Float64[np.ndarray, "i k"]:
-        """h(x), the class probabilities of new items."""
-        batch = self._unlabelled(len(features), features, question=question)
-        with torch.no_grad():
-            return log_truth(self.parameters, batch).exp().numpy()
-
     def truth_at(
-        self, place: Int64[np.ndarray, " i"], features: Float64[np.ndarray, "i w"] | None = None
+        self,
+        place: Int64[np.ndarray, " i"],
+        features: Float64[np.ndarray, "i w"] | None = None,
+        question: Int64[np.ndarray, " i"] | None = None,
     ) -> Float64[np.ndarray, "i k"]:
         """h(x) of items of the fit, by position, or of new ones (position -1) with or without features."""
-        parameters, batch = self._batch(place, features)
+        parameters, batch = self._batch(place, features, question)
         with torch.no_grad():
             return log_truth(parameters, batch).exp().numpy()
 
@@ -105,12 +106,6 @@ class FittedLIA:
                 .numpy()
             )
 
-    def competence_scores(self) -> Float64[np.ndarray, "j k l"]:
-        """Log confusion matrices on an item at the centre, less their mean over labels and over annotators."""
-        scores = np.log(self.competence())
-        scores = scores - scores.mean(2, keepdims=True)
-        return scores - scores.mean(0)
-
     def difficulty(self) -> Float64[np.ndarray, " i"]:
         """The probability that a typical annotator is wrong, by item of the fit."""
         parameters, batch = self._batch(np.arange(len(self.posterior)), None)
@@ -142,9 +137,13 @@ class FittedLIA:
         return right
 
     def annotator_map(self, annotators: pd.Index) -> pd.DataFrame:
-        """Two principal components of the competence scores; signs make the largest weight of each positive."""
-        scores = self.competence_scores()
-        flat = scores.reshape(len(scores), -1)
+        """Two principal components of the log confusion matrices on an item at the centre, less their row means.
+
+        Signs make the largest weight of each component positive.
+        """
+        scores = np.log(self.competence())
+        scores = scores - scores.mean(2, keepdims=True)
+        flat = (scores - scores.mean(0)).reshape(len(scores), -1)
         left, size, right = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
         signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(1)])
         points = np.zeros((len(flat), 2))
@@ -195,7 +194,9 @@ class FittedLIA:
         question: Int64[np.ndarray, " i"] | None = None,
     ) -> LIABatch:
         none = np.zeros(0, np.int64)
-        rows = Rows(none, none, none, np.zeros(0), np.full(number, -1), self.num_annotators, self.num_classes)
+        rows = Rows(
+            none, none, none, np.zeros(0), np.full(number, -1), self.num_annotators, self.truth.shape[1]
+        )
         inputs = replace(self.inputs, item_features=features, question=question)
         batch = LIABatch.of(rows, inputs, torch.float64)
         if place is None:

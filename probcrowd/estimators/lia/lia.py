@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,18 +15,18 @@ from sklearn.utils.validation import check_is_fitted
 from probcrowd.data.features import matched, standardised
 from probcrowd.data.files import by_item, some
 from probcrowd.data.table import Table
+from probcrowd.estimators.lia.fitted import FittedLIA
 from probcrowd.estimators.lia.network_aggregator import NetworkAggregator
 from probcrowd.estimators.lia.options import HELD_OUT, check, resolve_prior, resolve_schedule
 from probcrowd.estimators.lia.saved import (
-    Standards,
     fit_dependencies,
     restore_fitted,
     restore_state,
     save_fitted,
     save_state,
 )
-from probcrowd.estimators.results import Fitted as FittedAggregator
-from probcrowd.inference.lia.em import Fitted, fit_lia
+from probcrowd.estimators.results import Fitted
+from probcrowd.inference.lia.em import fit_lia
 from probcrowd.inference.lia.held_out_prior import search_prior_scales
 from probcrowd.inference.lia.objectives import OBJECTIVES, ObjectiveName
 from probcrowd.models.lia.prior import Inputs, LIAPrior
@@ -76,11 +75,8 @@ class LIA(NetworkAggregator):
     tolerance: float = 1e-6
     random_state: int = 0
     progress: bool = False
-    dependence: str = "warn"
-    abstention: Any = None
 
     unknown = "are taken as typical annotators"
-    _others = None, None  # features of items and of annotators that the fit does not have
 
     def fit(
         self,
@@ -173,7 +169,7 @@ class LIA(NetworkAggregator):
         else:
             frame = by_item(features, "features")
             seen, place, ids = self._standardise(frame, "features"), np.full(len(frame), -1), frame.index
-            posterior = self._network.class_probabilities(seen)
+            posterior = self._network.truth_at(place, seen)
         if len(place) * len(columns) > MAX_PAIRS:
             raise ValueError(
                 f"{len(place):,} items x {len(columns):,} annotators are too many for one table: choose some of either"
@@ -205,9 +201,9 @@ class LIA(NetworkAggregator):
         if features is None and annotator_features is None:
             return super().predict_proba(annotations)
         check_is_fitted(self, "classes_")
-        asked = copy(self)
-        asked._others = features, annotator_features  # pyright: ignore[reportAttributeAccessIssue]
-        return asked._results(annotations, warn=annotator_features is None).probability_frame(self.classes_)
+        given = {"features": features, "annotator_features": annotator_features}
+        results = self._results(annotations, warn=annotator_features is None, **given)
+        return results.probability_frame(self.classes_)
 
     def _competence_frame(self, question: int | None) -> pd.DataFrame:
         rows = pd.MultiIndex.from_product(
@@ -216,8 +212,9 @@ class LIA(NetworkAggregator):
         matrices = self._network.competence(question).reshape(len(rows), -1)
         return pd.DataFrame(matrices, rows, self.classes_.rename("label"))
 
-    def _predict(self, table: Table) -> Float64[np.ndarray, "i k"]:
-        features, annotator_features = self._others
+    def _predict(
+        self, table: Table, features: Any = None, annotator_features: Any = None
+    ) -> Float64[np.ndarray, "i k"]:
         place = self._fitted.items.items.get_indexer(table.items)
         seen = annotators = None
         if features is not None:
@@ -244,50 +241,36 @@ class LIA(NetworkAggregator):
         folder: Path | str | None,
         resume: bool,
         questions: tuple[Int64[np.ndarray, " i"], int] | None = None,
-    ) -> FittedAggregator:
+    ) -> Fitted:
         """Fit, in a folder if one is given. questions: that of each item, and how many there are."""
         item, item_standard = standardised(features, table.items, "features")
-        annotator, annotator_standard = standardised(
-            annotator_features, table.annotators, "annotator_features"
-        )
-        inputs, standards = (
-            Inputs(item, annotator, *(questions or (None, 0))),
-            (item_standard, annotator_standard),
-        )
-        rows, objective = table.rows, OBJECTIVES[self.objective]
+        name = "annotator_features"
+        annotator, annotator_standard = standardised(annotator_features, table.annotators, name)
+        inputs = Inputs(item, annotator, *(questions or (None, 0)))
+        data = table.rows, inputs
+        how = OBJECTIVES[self.objective], resolve_schedule(self)
         options: dict[str, Any] = {"seed": int(self.random_state), "progress": self.progress}
-        schedule = resolve_schedule(self)
         estimator = "LIA" if questions is None else "MultiLabelLIA"
         depends_on = fit_dependencies(estimator, self.get_params(deep=False), table, inputs)
         with open_fit(folder, resume=resume, **depends_on) as saved:
             spreads: pd.DataFrame | None = None
             if self.prior == HELD_OUT:
-                search = partial(
-                    search_prior_scales, rows, inputs, LIAPrior(), objective, schedule, **options
-                )
+                search = partial(search_prior_scales, *data, LIAPrior(), *how, **options)
                 spreads = stored_table(saved, "spreads", search)
             if saved is not None:
                 options["keep"] = partial(save_state, saved)
                 options["state"] = None if saved.checkpoint is None else restore_state(saved.checkpoint)
-            prior = resolve_prior(self, spreads)
-            fitted = fit_lia(rows, inputs, prior, objective, schedule, **options)
+            fitted = fit_lia(*data, resolve_prior(self, spreads), *how, **options)
+            network = FittedLIA.of(fitted, inputs, (item_standard, annotator_standard), spreads)
             if saved is not None:
-                save_fitted(saved, table, inputs, standards, fitted)
-        return self._with_networks(table, inputs, standards, fitted, spreads)
+                save_fitted(saved, table, network)
+        return self._with_network(table, network)
 
-    def _with_networks(
-        self,
-        table: Table,
-        inputs: Inputs,
-        standards: Standards,
-        fitted: Fitted,
-        spreads: pd.DataFrame | None,
-    ) -> FittedAggregator:
-        self.prior_ = resolve_prior(self, spreads)
-        probabilities = fitted.posterior
+    def _with_network(self, table: Table, network: FittedLIA) -> Fitted:
+        self.prior_, probabilities = resolve_prior(self, network.spreads), network.posterior
         if OBJECTIVES[self.objective].prediction == "truth network":  # gold stays certain
-            probabilities = np.where(table.gold[:, None] >= 0, fitted.posterior, fitted.truth)
-        return self._summarise_networks(table, inputs, standards, fitted, probabilities, spreads)
+            probabilities = np.where(table.gold[:, None] >= 0, network.posterior, network.truth)
+        return self._summarise_networks(table, network, probabilities)
 
 
 def load_lia(folder: Path | str) -> LIA:
@@ -308,7 +291,7 @@ def restore_lia(folder: Path | str, estimator: str) -> LIA:
         prior = LIAPrior(**sizes)
     lia = LIA(prior=prior, dependence="ignore", **saved.parameters)
     spreads = load_table(folder, "spreads") if prior == HELD_OUT else None
-    return lia._set(lia._with_networks(*restore_fitted(saved), spreads))
+    return lia._set(lia._with_network(*restore_fitted(saved, spreads)))
 
 
 def _places(ids: pd.Index, chosen: Any, name: str) -> Int64[np.ndarray, " p"]:

@@ -123,7 +123,8 @@ class MultiLabelLIA(BaseEstimator):
         """h(x) by (item, question) and class, for items without labels."""
         lia, frame, number = self._lia(), by_item(features, "features"), len(self.questions_)
         seen = lia._standardise(frame, "features")[np.repeat(np.arange(len(frame)), number)]
-        probabilities = lia._network.class_probabilities(seen, np.tile(np.arange(number), len(frame)))
+        questions = np.tile(np.arange(number), len(frame))
+        probabilities = lia._network.truth_at(np.full(len(seen), -1), seen, questions)
         pairs = pd.MultiIndex.from_product([frame.index, self.questions_], names=["item", "question"])
         return pd.DataFrame(probabilities, pairs, lia.classes_.rename("class"))
 

@@ -12,8 +12,7 @@ from probcrowd.data.files import by_item
 from probcrowd.data.table import Table
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.lia.fitted import FittedLIA
-from probcrowd.estimators.results import Fitted as FittedAggregator
-from probcrowd.inference.lia.em import Fitted
+from probcrowd.estimators.results import Fitted
 from probcrowd.models.lia.prior import Inputs
 
 
@@ -32,9 +31,8 @@ class NetworkAggregator(Aggregator):
         """
         check_is_fitted(self, "classes_")
         frame = by_item(features, "features")
-        return self._truth_frame(
-            self._network.class_probabilities(self._standardise(frame, "features")), frame.index
-        )
+        seen = self._standardise(frame, "features")
+        return self._truth_frame(self._network.truth_at(np.full(len(frame), -1), seen), frame.index)
 
     @property
     def truth_probabilities_(self) -> pd.DataFrame:
@@ -58,19 +56,10 @@ class NetworkAggregator(Aggregator):
         return pd.DataFrame(probabilities, pd.Index(items, name="item"), self.classes_.rename("class"))
 
     def _summarise_networks(
-        self,
-        table: Table,
-        inputs: Inputs,
-        standards: tuple[Standardiser | None, Standardiser | None],
-        fitted: Fitted,
-        probabilities: Float64[np.ndarray, "i k"],
-        spreads: pd.DataFrame | None = None,
-    ) -> FittedAggregator:
-        """Return the record of the fit. probabilities: of the items' labels."""
-        parameters = {name: value.double() for name, value in fitted.parameters.items()}
-        found = len(table.classes), fitted.posterior, fitted.truth, spreads
-        network = FittedLIA(parameters, inputs, standards, *found)
-        parts = fitted.values, fitted.converged, fitted.truth.mean(0), network
+        self, table: Table, network: FittedLIA, probabilities: Float64[np.ndarray, "i k"]
+    ) -> Fitted:
+        """The record of the fit. probabilities: of the items' labels."""
+        parts = network.values, network.converged, network.truth.mean(0), network
         return self._summarise(table, probabilities, *parts)
 
     def _standardise(self, frame: pd.DataFrame, name: str) -> Float64[np.ndarray, "i w"]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
 from probcrowd.data.features import Standardiser
 from probcrowd.data.table import Table
+from probcrowd.estimators.lia.fitted import FittedLIA
 from probcrowd.inference.lia.em import Fitted
 from probcrowd.inference.lia.optimizers import State
 from probcrowd.models.lia.prior import Inputs
 from probcrowd.storage.checkpoint import Checkpoint, under
 from probcrowd.storage.fit import FitFolder, SavedFit, array_tensors, arrays_under
 
-Standards = tuple[Standardiser | None, Standardiser | None]  # of features of items and of annotators
 _IDS = ("items", "annotators", "classes")
 _STANDARDS = ("item_standard", "annotator_standard")
 
@@ -51,29 +53,23 @@ def restore_state(checkpoint: Checkpoint) -> State:
     return State(ordered, moments=under("moments", checkpoint.tensors), **state)
 
 
-def save_fitted(
-    folder: FitFolder, table: Table, inputs: Inputs, standards: Standards, fitted: Fitted
-) -> None:
+def save_fitted(folder: FitFolder, table: Table, fitted: FittedLIA) -> None:
     """Write a finished fit."""
     tensors = {f"parameters/{name}": value for name, value in fitted.parameters.items()}
-    for name, record in (("table", table), ("inputs", inputs), ("fitted", fitted)):
+    for name, record in (("table", table), ("inputs", fitted.inputs), ("fitted", fitted)):
         tensors |= array_tensors(name, record)
-    state = {
-        "converged": fitted.converged,
-        "num_questions": inputs.num_questions,
-        "num_labels": table.num_labels,
-        "standards": {},
-    }
-    for name, standard in zip(_STANDARDS, standards, strict=True):
+    sizes = {"num_questions": fitted.inputs.num_questions, "num_labels": table.num_labels}
+    state: dict[str, Any] = {"converged": fitted.converged, "sizes": sizes, "standards": {}}
+    for name, standard in zip(_STANDARDS, fitted.standards, strict=True):
         if standard is not None:
             tensors |= array_tensors(name, standard)
             state["standards"][name] = [standard.root_mean_square, list(standard.columns)]
     folder.save({name: getattr(table, name) for name in _IDS}, tensors, state)
 
 
-def restore_fitted(saved: SavedFit) -> tuple[Table, Inputs, Standards, Fitted]:
+def restore_fitted(saved: SavedFit, spreads: pd.DataFrame | None) -> tuple[Table, FittedLIA]:
     """What `save_fitted` wrote."""
-    state, tensors = saved.state, saved.tensors
+    state, tensors, sizes = saved.state, saved.tensors, saved.state["sizes"]
     table: dict[str, Any] = {"weight": None} | arrays_under("table", tensors) | saved.ids
 
     def standard(name: str) -> Standardiser | None:
@@ -84,9 +80,7 @@ def restore_fitted(saved: SavedFit) -> tuple[Table, Inputs, Standards, Fitted]:
         return Standardiser(**arrays, root_mean_square=root_mean_square, columns=tuple(columns))
 
     arrays, parameters = arrays_under("fitted", tensors), under("parameters", tensors)
-    return (
-        Table(**table, num_labels=state["num_labels"]),
-        Inputs(**arrays_under("inputs", tensors), num_questions=state["num_questions"]),
-        (standard(_STANDARDS[0]), standard(_STANDARDS[1])),
-        Fitted(parameters, **arrays, converged=state["converged"]),
-    )
+    inputs = Inputs(**arrays_under("inputs", tensors), num_questions=sizes["num_questions"])
+    fitted = Fitted(parameters, **arrays, converged=state["converged"])
+    standards = standard(_STANDARDS[0]), standard(_STANDARDS[1])
+    return Table(**table, num_labels=sizes["num_labels"]), FittedLIA.of(fitted, inputs, standards, spreads)

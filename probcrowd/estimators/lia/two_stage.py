@@ -17,6 +17,7 @@ from probcrowd.data.table import Table
 from probcrowd.data.validation import check_whole
 from probcrowd.estimators.aggregation.majority import MajorityVote
 from probcrowd.estimators.base import Aggregator
+from probcrowd.estimators.lia.fitted import FittedLIA
 from probcrowd.estimators.lia.network_aggregator import NetworkAggregator
 from probcrowd.estimators.results import Fitted
 from probcrowd.inference.lia.em import Schedule, fit_lia
@@ -48,7 +49,6 @@ class TwoStage(NetworkAggregator):
     steps: int = 500
     random_state: int = 0
     dependence: str = "ignore"
-    abstention: Any = None
 
     unknown = "are ignored: predictions depend on features alone"
 
@@ -99,7 +99,7 @@ class TwoStage(NetworkAggregator):
         schedule, inputs = Schedule(1, self.steps, 0), Inputs(item)
         fitted = fit_lia(rows, inputs, prior, OBJECTIVES["joint"], schedule, seed=seed, start=targets)
         fitted = replace(fitted, values=fitted.values + xlogy(targets, fitted.truth).sum())
-        return self._summarise_networks(table, inputs, (standard, None), fitted, fitted.truth)
+        return self._summarise_networks(table, FittedLIA.of(fitted, inputs, (standard, None)), fitted.truth)
 
     def _check(self) -> None:
         super()._check()
