@@ -1,18 +1,20 @@
-"""The gradients through EM compared, unrolled, one-step and implicit: `python benchmarks/gradients.py [--quick]`.
+"""Compare the gradients through EM, unrolled, one-step and implicit: `python benchmarks/gradients.py [--quick]`.
 
 Four tables, one thread:
 
-1. Time: milliseconds of a meta-training step on the digits, and of adapting a batch of tasks with its gradient. All gradients take turns.
-2. Memory: what adaptation saves for its gradient and its highest point, per task.
-3. Direction: the angle between the gradients of the same loss at the same embeddings, in float64.
-4. Accuracy: networks trained on the digits with each gradient over five splits of the classes, scored on the same target tasks in three
+1. Time: milliseconds of a meta-training step on the digits, and of adapting a batch of tasks with its
+gradient. All gradients take turns. 2. Memory: what adaptation saves for its gradient and its highest point,
+per task. 3. Direction: the angle between the gradients of the same loss at the same embeddings, in float64.
+4. Accuracy: networks trained on the digits with each gradient over five splits of the classes, scored on the
+same target tasks in three
    ways of adapting: as in training, by J = 2 steps and at the fixed point.
 
-J counts M steps. An implicit gradient has no J: it runs to the fixed point, with at most 100 steps. One-step at J = 2 is the same as
-unrolled at J = 2, since EM starts from the votes alone: it is in the first three tables as a control and is not trained again. The two
-implicit gradients differ by rounding only: how far their networks differ in accuracy tells what rounding does to a training.
-A gradient that falls back on another one warns; the warnings are counted, and so are trainings whose loss is no number any more.
-Finished trainings are kept in outputs/gradients.
+J counts M steps. An implicit gradient has no J: it runs to the fixed point, with at most 100 steps. One-step
+at J = 2 is the same as unrolled at J = 2, since EM starts from the votes alone: it is in the first three
+tables as a control and is not trained again. The two
+implicit gradients differ by rounding only: how far their networks differ in accuracy tells what rounding does
+to a training. A gradient that falls back on another one warns; the warnings are counted, and so are trainings
+whose loss is no number any more. Finished trainings stay in outputs/gradients.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ class Case:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations inside made and that are alive; scratch space of one operation is not seen."""
+    """Count the bytes of living tensors that operations inside created, without their scratch space."""
 
     def __init__(self, given: list[Tensor]) -> None:
         super().__init__()
@@ -101,14 +103,14 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
             if storage is not None and storage.data_ptr() not in self.sizes:
                 self.sizes[storage.data_ptr()] = storage.nbytes()
                 weakref.finalize(storage, self.sizes.pop, storage.data_ptr(), None)
         self.peak = max(self.peak, self.now)
-        return made
+        return result
 
     @property
     def now(self) -> int:
@@ -123,14 +125,14 @@ def counted_fallbacks(counts: Counter[str]) -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for warning in caught:
-        found = {name: re.match(pattern, str(warning.message)) for name, pattern in FALLBACKS.items()}
-        counts.update({name: int(match[1]) for name, match in found.items() if match})
-        if not any(found.values()):
+        matches = {name: re.match(pattern, str(warning.message)) for name, pattern in FALLBACKS.items()}
+        counts.update({name: int(match[1]) for name, match in matches.items() if match})
+        if not any(matches.values()):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def simulated(name: str, tasks: int, truth: Tensor, ways: int, annotators: int) -> Case:
-    """Tasks in an ideal space: unit noise around class centres at distances near 5, 64 dimensions, float32."""
+    """Draw tasks in an ideal space: unit noise around centres at distances near 5, 64 dimensions, float32."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(tasks, ways, 64, generator=generator) * 5 / 128**0.5
     confusion = draw_confusion(Mixture(), tasks, annotators, ways, generator)
@@ -198,7 +200,10 @@ def memory_table(case: Case) -> pd.DataFrame:
 
 
 def memory(case: Case, name: str) -> dict[str, float]:
-    """Bytes saved by the graph (distinct storages), alive after adapting (closures included), and the most alive up to the gradient."""
+    """Return the bytes saved by the graph, alive after adapting, and the peaks of both phases.
+
+    Saved bytes are those of distinct storages; alive ones include closures.
+    """
     embeddings = case.support.embeddings.clone().requires_grad_()
     given = [embeddings, cast(DenseVotes, case.support.votes).matrix]
     saved = {tensor.untyped_storage().data_ptr(): 0 for tensor in given}
@@ -228,7 +233,7 @@ def memory(case: Case, name: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Directions:
-    """Gradients of one loss: with respect to the embeddings of the support items, a row per task, and to all weights of the network."""
+    """Gradients of one loss in the embeddings of the support items, a row per task, and in all weights."""
 
     embeddings: Tensor
     weights: Tensor
@@ -237,7 +242,7 @@ class Directions:
 def directions(
     network: nn.Module, source: EpisodeSource, shape: EpisodeShape, tasks: int
 ) -> tuple[dict[str, Directions], Tensor, str]:
-    """The gradients in float64 by name, which tasks are at a strict maximum before the last of `STEPS`, and what the others are, in words.
+    """Return the gradients in float64, the tasks at a strict maximum before the last of `STEPS`, and a summary.
 
     "last M step, J = ..." holds the responsibilities constant: a gradient that does not go through EM at all.
     """
@@ -251,29 +256,31 @@ def directions(
     def gradients(responsibilities: Tensor) -> Directions:
         fitted = em.class_parameters(responsibilities, task, PRIOR)
         loss = -query_elbo(queries, episodes.query_truth, fitted)
-        found = torch.autograd.grad(loss, [support, *network.parameters()], retain_graph=True)
-        return Directions(found[0].flatten(1), torch.cat([part.flatten() for part in found[1:]]))
+        both = torch.autograd.grad(loss, [support, *network.parameters()], retain_graph=True)
+        return Directions(both[0].flatten(1), torch.cat([part.flatten() for part in both[1:]]))
 
-    found = {}
+    result = {}
     for name, (gradient, steps) in CHOICES.items():
         with counted_fallbacks(fallbacks if name == DENSE else Counter()):
             responsibilities = iterate(task, PRIOR, steps=steps, gradient=gradient)
-            found[name] = gradients(responsibilities)
+            result[name] = gradients(responsibilities)
         if gradient == "unrolled":
-            found[f"last M step, J = {steps}"] = gradients(responsibilities.detach())
+            result[f"last M step, J = {steps}"] = gradients(responsibilities.detach())
     reached = converge(task, PRIOR, steps=STEPS[-1] - 1)
     saddle = reached.converged & (em_jacobian(reached.value, task, PRIOR).largest_eigenvalue() >= 1)
     settled = reached.converged & ~saddle
     fell = dict(fallbacks) or "none"
-    words = f"before J = {STEPS[-1]}: {int(settled.sum())} tasks at a maximum, {int(saddle.sum())} at a saddle; {DENSE}, fell back: {fell}"
-    return found, settled, words
+    counts = f"{int(settled.sum())} tasks at a maximum, {int(saddle.sum())} at a saddle"
+    words = f"before J = {STEPS[-1]}: {counts}; {DENSE}, fell back: {fell}"
+    return result, settled, words
 
 
-def direction_table(found: Mapping[str, Directions], settled: Tensor) -> pd.DataFrame:
+def direction_table(gradients: Mapping[str, Directions], settled: Tensor) -> pd.DataFrame:
     """Cosines of each gradient with another, over tasks: median, lowest tenth, lowest, share above 0.99.
 
-    "length ratio" is the median of the gradient's length over the other's, "longest" its greatest length over its median length, and
-    "network" the cosine of the gradients with respect to all weights, summed over the tasks.
+    "length ratio" is the median of the gradient's length over the other's, "longest" its greatest length over
+    its median length, and "network" the cosine of the gradients with respect to all weights, summed over the
+    tasks.
     """
     everything = torch.ones_like(settled)
     pairs = []
@@ -286,7 +293,7 @@ def direction_table(found: Mapping[str, Directions], settled: Tensor) -> pd.Data
     pairs += [(f"unrolled, J = {STEPS[-1]}", DENSE, settled)]
     rows = []
     for name, other, chosen in pairs:
-        first, second = found[name].embeddings[chosen], found[other].embeddings[chosen]
+        first, second = gradients[name].embeddings[chosen], gradients[other].embeddings[chosen]
         cosines = torch.cosine_similarity(first, second, eps=0.0).numpy()
         low, middle = np.quantile(cosines, [0.1, 0.5])
         spread = {
@@ -297,7 +304,7 @@ def direction_table(found: Mapping[str, Directions], settled: Tensor) -> pd.Data
         }
         ratio = float((first.norm(dim=1) / second.norm(dim=1)).median())
         longest = float(first.norm(dim=1).max() / first.norm(dim=1).median())
-        whole = float(torch.cosine_similarity(found[name].weights, found[other].weights, dim=0))
+        whole = float(torch.cosine_similarity(gradients[name].weights, gradients[other].weights, dim=0))
         title = {
             "gradient": name,
             "against": other,
@@ -337,10 +344,10 @@ def training_settings(split: int, name: str, quick: bool) -> MetaTraining:
 
 
 def train(settings: MetaTraining) -> dict[str, int]:
-    """Train unless that is over; returns how many tasks fell back in training, counted from its last start, and whether the loss broke.
+    """Train if needed; return the tasks that fell back since the last start, and whether the loss broke.
 
-    At a tie, a saddle of the posterior, EM's Jacobian has eigenvalues above 1, and an unrolled gradient grows like their J-th power: it can
-    pass the largest number. Such a training has no network.
+    At a tie, a saddle of the posterior, EM's Jacobian has eigenvalues above 1, and an unrolled gradient grows
+    like their J-th power: it can pass the largest number. Such a training has no network.
     """
     note = settings.out / "training.json"
     if not note.exists():
@@ -373,10 +380,10 @@ def target_table(split: int, quick: bool) -> pd.DataFrame:
 
 
 def accuracy_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Means over all target tasks, and differences from unrolled at J = 2 with half widths of their 95 % intervals.
+    """Return means over target tasks, and differences from unrolled at J = 2 with half widths of 95 % intervals.
 
-    "over tasks" takes tasks as independent and the networks as given; "over splits" is Student's interval of the splits' differences.
-    Splits whose training broke are left out of a row, its differences included.
+    "over tasks" takes tasks as independent and the networks as given; "over splits" is Student's interval of
+    the splits' differences. Splits whose training broke are left out of a row, its differences included.
     """
     by_split = scores.pivot_table(index="split", columns="method", values="accuracy")
     rows = {}
@@ -387,7 +394,7 @@ def accuracy_table(scores: pd.DataFrame) -> pd.DataFrame:
             "log loss": f"{own['log_loss'].mean():.4f}",
         }
         if name != BASE:
-            common = scores.query("split in @kept", local_dict={"kept": set(own["split"])})
+            common = scores.query("split in @splits", local_dict={"splits": set(own["split"])})
             accuracy, loss = (
                 paired_difference(common, name, BASE),
                 paired_difference(common, name, BASE, "log_loss"),
@@ -438,9 +445,10 @@ def main() -> None:
     ):
         for shots in (1, 5):
             tasks = 20 if quick else 200
-            found, settled, words = directions(network, source, replace(SHAPE, shots=shots), tasks)
-            title = f"direction: cosines over {tasks} tasks of the digits, 3-way {shots}-shot, R = 5, float64; network {state}"
-            show(f"{title}\n{words}", direction_table(found, settled))
+            by_name, settled, words = directions(network, source, replace(SHAPE, shots=shots), tasks)
+            size = f"{tasks} tasks of the digits, 3-way {shots}-shot, R = 5, float64"
+            title = f"direction: cosines over {size}; network {state}"
+            show(f"{title}\n{words}", direction_table(by_name, settled))
 
     scores = pd.concat([target_table(split, quick) for split in splits], ignore_index=True)
     tasks, length = (
@@ -448,7 +456,8 @@ def main() -> None:
         base.training.steps,
     )
     for adapted, group in scores.groupby("adapted", sort=False):
-        title = f"accuracy: share of queries, {len(splits)} splits, {len(tasks)} target tasks, {length} training steps; adapted: {adapted}"
+        size = f"{len(splits)} splits, {len(tasks)} target tasks, {length} training steps"
+        title = f"accuracy: share of queries, {size}; adapted: {adapted}"
         show(title, accuracy_table(group))
     met = {
         name: {**counts, "tasks, if none is lost": counts["networks"] * length * base.episode.tasks}

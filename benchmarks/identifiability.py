@@ -1,16 +1,19 @@
 """Do confusion matrices converge to the truth as items grow? `python benchmarks/identifiability.py`
 
-Three classes; items are of thirty kinds, and the network is a free table of class probabilities by kind, so that nothing but the terms decides
-between the matrices that give every single label the same probability. Each item has one label by one of eight annotators.
+Three classes; items are of thirty kinds, and the network is a free table of class probabilities by kind, so
+that nothing but the terms decides between the matrices that give every single label the same probability.
+Each item has one label by one of eight annotators.
 
-    no experts    a third of the kinds are nearly certain of their class; annotators are right for 40 to 65 in 100; start at .95      for F
-    experts       no kind is certain of any class; each class has two annotators who always know it; start at .4                     for W
+    no experts    a third of the kinds are nearly certain of their class; accuracies are .4 to .65; start at .95   for F
+    experts       no kind is certain of a class; each class has two perfect annotators; start at .4                for W
 
-Of all pairs of class probabilities and matrices that give labels the same probabilities, CCEM ends at one near its start; so it starts on the wrong side
+Of all pairs of class probabilities and matrices that give labels the same probabilities, CCEM ends at one
+near its start; so it starts on the wrong side
 of the truth: with annotators too good, and with annotators too bad.
 
-Strengths: none (CCEM); selected by held-out labels; and as published, by the accuracy on 500 items whose class is known. The error is the sum
-of absolute differences of a row, mean over rows and annotators, after the permutation of classes that fits best.
+Strengths: none (CCEM); selected by held-out labels; and as published, by the accuracy on 500 items whose
+class is known. The error is the sum of absolute differences of a row, mean over rows and annotators, after
+the permutation of classes that fits best.
 """
 
 from __future__ import annotations
@@ -56,14 +59,14 @@ def truth(case: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def crowd(case: str, items: int, seed: int) -> tuple[np.ndarray, pd.DataFrame, np.ndarray, np.ndarray]:
-    """Kinds as one-hot inputs, labels, classes, confusion matrices. The matrices are those of the case, whatever the seed."""
+    """Draw kinds as one-hot inputs, labels and classes; the confusion matrices depend on the case alone."""
     kinds, confusion = truth(case, np.random.default_rng(0))
     rng = np.random.default_rng([seed, 1])
     kind, annotator = rng.integers(KINDS, size=items), rng.integers(ANNOTATORS, size=items)
     classes = (rng.random(items)[:, None] > kinds[kind].cumsum(1)).sum(1)
     label = (rng.random(items)[:, None] > confusion[annotator, classes].cumsum(1)).sum(1).clip(0, CLASSES - 1)
-    said = pd.DataFrame({"item": np.arange(items), "annotator": annotator, "label": label})
-    return np.eye(KINDS, dtype=np.float32)[kind], said, classes, confusion
+    labels = pd.DataFrame({"item": np.arange(items), "annotator": annotator, "label": label})
+    return np.eye(KINDS, dtype=np.float32)[kind], labels, classes, confusion
 
 
 def table(shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -75,7 +78,7 @@ def table(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 def error(case: str, items: int, seed: int, epochs: int = 60, **options: Any) -> tuple[float, float]:
     """The error of the confusion matrices, and the strength."""
-    seen, said, _, confusion = crowd(case, items, seed)
+    inputs, labels, _, confusion = crowd(case, items, seed)
     rest = {
         "initial_accuracy": STARTS[case],
         "batch": max(items // 20, 50),
@@ -89,12 +92,14 @@ def error(case: str, items: int, seed: int, epochs: int = 60, **options: Any) ->
         warnings.simplefilter("ignore", UserWarning)
         known = crowd(case, 500, seed + 1000)
         gold = {"validation": (known[0], known[2])} if options.get("selection") == "gold" else {}
-        fitted.fit(seen, said, **gold)
-    found = fitted.confusion_.to_numpy().reshape(-1, CLASSES, CLASSES)[np.argsort(fitted.annotators_.index)]
+        fitted.fit(inputs, labels, **gold)
+    estimated = fitted.confusion_.to_numpy().reshape(-1, CLASSES, CLASSES)[
+        np.argsort(fitted.annotators_.index)
+    ]
     strengths = getattr(fitted, "strengths_", None)
     strength = np.nan if strengths is None else fitted.strength_
     return float(
-        aligned_confusion_error(torch.from_numpy(found), torch.from_numpy(confusion)).mean()
+        aligned_confusion_error(torch.from_numpy(estimated), torch.from_numpy(confusion)).mean()
     ), strength
 
 
@@ -115,10 +120,10 @@ def main() -> None:
     for case in ("no experts", "experts"):
         for items in given.items:
             for name, options in ways.items():
-                found = [error(case, items, seed, **options) for seed in range(given.seeds)]
-                errors = np.array([value for value, _ in found])
+                results = [error(case, items, seed, **options) for seed in range(given.seeds)]
+                errors = np.array([value for value, _ in results])
                 spread = errors.std(ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.nan
-                strengths = " ".join(f"{strength:g}" for _, strength in found)
+                strengths = " ".join(f"{strength:g}" for _, strength in results)
                 rows.append(
                     {
                         "case": case,

@@ -1,12 +1,16 @@
-"""What EM adds to a meta-training step, and how fast a thousand tasks adapt: `python benchmarks/meta_step.py [--quick] [--device cuda]`.
+"""Time a meta-training step and the adaptation to a thousand tasks.
 
-Three comparisons, each interleaved in one run, so that the ratios hold on a machine whose speed drifts; medians, one thread on a CPU:
+Usage: `python benchmarks/meta_step.py [--quick] [--device cuda]`
 
-1. Conv-4-64 on 28 x 28 images and 2. the demonstration's MLP on 8 x 8 images: one whole step (draw episodes, network, loss, backward, Adam)
-   of the method at J = 2 against a prototypical network written in plain torch on the same kind of episodes, 4-way 5-shot, R = 5, 10 queries per
-   class. For the method, drawing annotators and Pyro's bookkeeping are inside.
-3. Adapting 1,000 such tasks from given embeddings, J = 3, d = 64, float32: forward, and forward with the gradient, against prototypes by
-   one bare bmm. The three gradients at more steps, beside it.
+Three comparisons, each interleaved in one run, so that the ratios hold on a machine whose speed drifts;
+medians, one thread on a CPU:
+
+1. Conv-4-64 on 28 x 28 images and 2. the demonstration's MLP on 8 x 8 images: one whole step (draw episodes,
+   network, loss, backward, Adam) of the method at J = 2 against a prototypical network written in plain torch
+   on the same kind of episodes, 4-way 5-shot, R = 5, 10 queries per class. For the method, drawing annotators
+   and Pyro's bookkeeping are inside.
+3. Adapting 1,000 such tasks from given embeddings, J = 3, d = 64, float32: forward, and forward with the
+   gradient, against prototypes by one bare bmm. The three gradients at more steps, beside it.
 """
 
 from __future__ import annotations
@@ -40,13 +44,13 @@ def interleaved(functions: dict[str, Callable[[], object]], repeats: int, device
         for name, function in list(functions.items())[:: 1 if round_number % 2 else -1]:
             if device == "cuda":
                 torch.cuda.synchronize()
-            begun = time.perf_counter()
+            start = time.perf_counter()
             function()
             if device == "cuda":
                 torch.cuda.synchronize()
             if round_number >= 2:
-                times[name].append(1000 * (time.perf_counter() - begun))
-    return {name: statistics.median(found) for name, found in times.items()}
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def prototypical_loss(
@@ -68,7 +72,7 @@ def prototypical_loss(
 def training_steps(
     encoder: Callable[[], nn.Module], side: int, tasks: int, repeats: int, device: str
 ) -> dict[str, float]:
-    """Milliseconds of a step of the method and of a prototypical network, each with its own network and optimizer."""
+    """Time a step of the method and of a prototypical network in milliseconds, each with its own network."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (400, 1, side, side), generator=generator, dtype=torch.uint8)
     kinds = torch.arange(20)
@@ -159,16 +163,17 @@ def main() -> None:
     }
     print("one meta-training step, 4-way 5-shot, R = 5, 10 queries per class: milliseconds (median)")
     for name, (encoder, side, tasks, rounds, goal) in cases.items():
-        found = training_steps(encoder, side, tasks, rounds, arguments.device)
-        ratio = found["EM, J = 2"] / found["prototypical"]
+        medians = training_steps(encoder, side, tasks, rounds, arguments.device)
+        ratio = medians["EM, J = 2"] / medians["prototypical"]
         print(
             f"  {name:26s} "
-            + "   ".join(f"{key} {value:8.2f}" for key, value in found.items())
+            + "   ".join(f"{key} {value:8.2f}" for key, value in medians.items())
             + f"   ratio {ratio:.3f} (goal {goal})"
         )
     tasks = 50 if arguments.quick else 1000
     print(
-        f"adapting {tasks} tasks from embeddings, d = 64, float32: milliseconds (median); goals for 1000: J = 3 40, with gradient 120"
+        f"adapting {tasks} tasks from embeddings, d = 64, float32: milliseconds (median); goals for 1000: J "
+        "= 3 40, with gradient 120"
     )
     for name, value in adaptation(tasks, repeats, arguments.device).items():
         print(f"  {name:34s} {value:8.2f}")

@@ -1,4 +1,4 @@
-"""Two small sources of episodes, Gaussian classes and noisy images, for the tests of baselines on few-shot tasks."""
+"""Two small sources of episodes for the tests of the baselines: Gaussian classes and noisy images."""
 
 from __future__ import annotations
 

@@ -24,11 +24,11 @@ def batch_b(seed: int = 3) -> tuple[Support, Prior]:
         % torch.tensor([4, 4, 3])[:, None, None]
     )
     labels = torch.where(right, truth[..., None], guess)
-    asked = torch.rand(labels.shape, generator=generator) < 0.7
-    asked[:, torch.arange(items), torch.arange(items) % annotators] = True
+    given = torch.rand(labels.shape, generator=generator) < 0.7
+    given[:, torch.arange(items), torch.arange(items) % annotators] = True
     real = torch.ones(tasks, items, dtype=torch.bool)
     real[1, 9:] = False
-    labels = torch.where(asked & real[..., None], labels, -1)
+    labels = torch.where(given & real[..., None], labels, -1)
     present = torch.ones(tasks, classes, dtype=torch.bool)
     present[2, 3] = False
     support = Support(

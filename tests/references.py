@@ -1,4 +1,4 @@
-"""The slow, obvious truth: loops and enumeration in NumPy, written from the paper's equations without the library's code."""
+"""The slow, obvious truth: loops and enumeration in NumPy, from the paper's equations alone."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def task_a(seed: int = 0) -> Task:
     items, classes, annotators, dimension = 12, 3, 4, 5
     truth = np.arange(items) % classes
     embeddings = rng.normal(0, 0.9, (classes, dimension))[truth] + rng.normal(size=(items, dimension))
-    said = np.where(
+    drawn = np.where(
         rng.random((items, annotators)) < 0.6, truth[:, None], rng.integers(classes, size=(items, annotators))
     )
-    asked = rng.random((items, annotators)) < 0.75
-    asked[np.arange(items), np.arange(items) % annotators] = True
-    return Task(embeddings, np.where(asked, said, -1), classes)
+    given = rng.random((items, annotators)) < 0.75
+    given[np.arange(items), np.arange(items) % annotators] = True
+    return Task(embeddings, np.where(given, drawn, -1), classes)
 
 
 def start(task: Task) -> np.ndarray:
@@ -142,7 +142,7 @@ def log_posterior(mu: np.ndarray, pi: np.ndarray, alpha: np.ndarray, task: Task)
 
 
 def dawid_skene(labels: np.ndarray, num_classes: int, steps: int) -> np.ndarray:
-    """Maximum-likelihood Dawid-Skene (1979) responsibilities after `steps` iterations from the vote shares, without any prior."""
+    """Return maximum-likelihood Dawid-Skene (1979) responsibilities after `steps` iterations from the votes."""
     items, annotators = labels.shape
     lam = np.array([[np.mean(row[row >= 0] == k) for k in range(num_classes)] for row in labels])
     for _ in range(steps):
@@ -163,7 +163,7 @@ def dawid_skene(labels: np.ndarray, num_classes: int, steps: int) -> np.ndarray:
 
 
 def oracle_scores(labels: Tensor, confusion: Tensor) -> Tensor:
-    """ln p(labels of an item | class) with known confusion matrices (b, j, k, l): labels (b, i, j), -1 where missing -> (b, i, k)."""
+    """Return ln p(labels (b, i, j), -1 if missing | class) with known confusion matrices (b, j, k, l)."""
     logs = confusion.clamp(min=1e-12).log()  # a perfect expert has zeros
     tasks, _, annotators = labels.shape
     given = logs.transpose(2, 3)[

@@ -212,7 +212,7 @@ def test_input_that_cannot_be_right_is_refused_and_named(run: Path) -> None:
     support, labels, query = a_task()
     trained, annotations = load_run(run), Annotations.from_frame(labels)
     first = support.index[0]
-    with pytest.raises(ValueError, match=rf"annotated items without features: '{first}' \(1 in all\)"):
+    with pytest.raises(ValueError, match=rf"support: no features of '{first}' \(1 in all\)"):
         trained.adapt(support.drop(first), annotations, query)
     with pytest.raises(
         ValueError, match=rf"support items without any annotation: '{query.index[0]}'.*query items instead"
@@ -224,13 +224,11 @@ def test_input_that_cannot_be_right_is_refused_and_named(run: Path) -> None:
         trained.adapt(support / 255, annotations, query)
     with pytest.raises(ValueError, match=rf"query: pixels outside 0..255 in items '{query.index[0]}'"):
         trained.adapt(support, annotations, query.astype(int) * 2)
-    with pytest.raises(ValueError, match=rf"support: missing or infinite values in items '{first}'"):
+    with pytest.raises(ValueError, match=rf"support: missing or infinite values.*'{first}'"):
         trained.adapt(support.astype(float).mask(support.index.to_series() == first), annotations, query)
     with pytest.raises(ValueError, match=rf"ids '{query.index[0]}' occur more than once"):
         trained.adapt(support, annotations, pd.concat([query, query.iloc[:1]]))
-    with pytest.raises(
-        ValueError, match=r"query: columns 'other' are not in the support, whose columns begin with 'pixel 0'"
-    ):
+    with pytest.raises(ValueError, match=r"query: the columns are 'pixel 0', .* those of the fit 'pixel 0'"):
         trained.adapt(support, annotations, query.rename(columns={"pixel 5": "other"}))
     with pytest.raises(
         ValueError, match=r"65 columns, the network was trained on 64 .* ids belong in a column 'item'"

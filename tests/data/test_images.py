@@ -1,4 +1,4 @@
-"""Items by class: the digits, splits that part no kin, warped copies, the user's file, and the image folder where there is one."""
+"""Items by class: digits, splits that keep groups together, warps, the user's file, the image folder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_digits_are_1797_byte_images_of_ten_classes(digits: ClassItems) -> None:
     assert float((digits.inputs.flatten(1).double() - torch.from_numpy(pixels) * 255 / 16).abs().max()) < 1
 
 
-def test_split_deals_out_disjoint_classes_of_the_right_numbers(digits: ClassItems) -> None:
+def test_splits_are_disjoint_and_of_the_given_sizes(digits: ClassItems) -> None:
     parts = split_classes(digits, [5, 2, 3], seeded())
     assert [len(part.names) for part in parts] == [5, 2, 3]
     assert sorted(name for part in parts for name in part.names) == list(digits.names)
@@ -60,7 +60,7 @@ def test_split_deals_out_disjoint_classes_of_the_right_numbers(digits: ClassItem
     assert sum(len(part.inputs) for part in parts) == 1797
 
 
-def test_split_is_decided_by_its_generator(digits: ClassItems) -> None:
+def test_splits_depend_on_the_generator_alone(digits: ClassItems) -> None:
     def names(seed: int) -> list[tuple[str, ...]]:
         return [part.names for part in split_classes(digits, [6, 4], seeded(seed))]
 
@@ -69,7 +69,7 @@ def test_split_is_decided_by_its_generator(digits: ClassItems) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[6, 2, 2], [5, 5], [8, 1, 1], [4, 3, 3]])
-def test_six_and_nine_are_never_parted(digits: ClassItems, sizes: list[int]) -> None:
+def test_six_and_nine_are_always_in_the_same_part(digits: ClassItems, sizes: list[int]) -> None:
     homes = set()
     for seed in range(100):
         parts = split_classes(digits, sizes, seeded(seed))
@@ -111,7 +111,7 @@ def test_select_keeps_the_images_of_the_chosen_classes_in_the_given_order(digits
         assert torch.equal(chosen.inputs[chosen.label == position], digits.inputs[digits.label == label])
 
 
-def test_select_keeps_families_and_kin_together(digits: ClassItems) -> None:
+def test_select_keeps_families_and_groups_together(digits: ClassItems) -> None:
     grouped = replace(digits, family=torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4]))
     chosen = select_classes(grouped, [9, 5, 4, 6, 0])
     family, group = chosen.family, chosen.group
@@ -136,7 +136,7 @@ def test_warped_copies_follow_the_unchanged_originals_as_new_classes(digits: Cla
     assert not torch.equal(more.inputs[n : 2 * n], few.inputs)
 
 
-def test_augmented_keeps_kin_together_in_a_split(digits: ClassItems) -> None:
+def test_warps_stay_in_the_part_of_their_class(digits: ClassItems) -> None:
     for part in split_classes(
         augment_classes(select_classes(digits, [1, 6, 9, 3]), 1, seeded()), [4, 2, 2], seeded(1)
     ):
@@ -166,14 +166,14 @@ def test_all_images_of_a_copy_are_warped_alike_and_two_copies_differently(digits
             assert not same(copies[2 * copy][0], copies[2 * other][0])
 
 
-def test_augmented_is_decided_by_its_generator(digits: ClassItems) -> None:
+def test_warps_depend_on_the_generator_alone(digits: ClassItems) -> None:
     few = select_classes(digits, [0, 1])
     first, again, other = (augment_classes(few, 1, seeded(seed)).inputs for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_a_warp_of_a_large_image_keeps_it_recognisable() -> None:
-    # A wide bright square on black: whatever the turn, shear and shift, much of it stays in sight and the corners' share stays small
+    # A bright square on black: under every rotation, shear and shift most of it stays in the image
     image = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     image[..., 16:48, 16:48] = 200
     square = ClassItems(image, torch.tensor([0]), torch.tensor([0]), torch.tensor([0]), ("square",))
@@ -183,7 +183,7 @@ def test_a_warp_of_a_large_image_keeps_it_recognisable() -> None:
 
 
 @pytest.mark.parametrize("inputs", [torch.zeros(4, 3), torch.zeros(4, 1, 8, 8)])
-def test_inputs_that_are_no_images_are_not_warped(inputs: Tensor) -> None:
+def test_only_images_can_be_warped(inputs: Tensor) -> None:
     items = ClassItems(inputs, torch.tensor([0, 0, 1, 1]), torch.arange(2), torch.arange(2), ("a", "b"))
     with pytest.raises(ValueError, match=r"only images.*the inputs have shape \(.*\): set augment = 0"):
         augment_classes(items, 1, seeded())
@@ -265,7 +265,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_an_unknown_name_is_refused_with_the_choice() -> None:
     with pytest.raises(
         ValueError,
-        match=r"unknown data set \(or path of a .npz file\) 'mnist': choose one of digits, labelme, olivetti, omniglot, tiny-",
+        match=r"unknown data set \(or path of a .npz file\) 'mnist': choose one of digits, labelme, ",
     ):
         load_classes("mnist")
 

@@ -13,14 +13,14 @@ from torch.nn.functional import one_hot
 from probcrowd.metrics.tensors import accuracy
 from probcrowd.simulate.annotators import Mixture, annotate, draw_confusion
 
-# Section 9.3 of the specification: one annotator, then majority vote and oracle for 3, 5 and 7 annotators; 4 classes
+# Section 9.3 of the specification, 4 classes: one annotator, then majority vote and oracle for 3, 5 and 7
 DECODING = {
     (0.1, 0.8, 0.1): (0.635, {3: (0.753, 0.802), 5: (0.850, 0.897), 7: (0.912, 0.945)}),
     (0.1, 0.7, 0.2): (0.595, {3: (0.706, 0.781), 5: (0.805, 0.877), 7: (0.872, 0.929)}),
     (0.1, 0.6, 0.3): (0.555, {3: (0.656, 0.756), 5: (0.752, 0.856), 7: (0.825, 0.912)}),
     (0.1, 0.5, 0.4): (0.515, {3: (0.604, 0.728), 5: (0.696, 0.829), 7: (0.767, 0.891)}),
 }
-# Section 6.3, in percent: one-shot tasks with two equal vote columns that are not empty, and with a class without votes
+# Section 6.3, percent of one-shot tasks with two equal non-empty vote columns, and with a class without votes
 DEGENERATE = {3: (2.67, 5.15), 5: (0.60, 0.24), 7: (0.20, 0.01)}
 
 KINDS = {
@@ -128,7 +128,7 @@ def test_class_wise_spammers_are_uniform_for_half_of_the_classes_and_experts_for
     assert bool((guessed | (correct > 0.8)).all())
     others = ((1 - correct) / 3)[..., None] * (1 - torch.eye(4)) + torch.diag_embed(correct)
     assert float((confusion - others).abs().max()) < 1e-6
-    # 40,000 independent classes: half of them, and as often for any class whatever happens to another class of the annotator
+    # 40,000 classes, each with probability 1/2 and independent of the annotator's other classes
     assert abs(float(guessed.float().mean()) - 0.5) < 4 * standard_error(0.5, guessed.numel())
     both = (guessed[..., 0] & guessed[..., 1]).float().mean()
     assert abs(float(both) - 0.25) < 4 * standard_error(0.25, guessed[..., 0].numel())

@@ -134,7 +134,7 @@ def test_labels_follow_the_confusion_matrices(
     episodes = batch[2]
     assert episodes.labels.shape == (TASKS, 6, 5) and episodes.confusion.shape == (TASKS, 5, 3, 3)
     assert int(episodes.labels.min()) >= 0 and int(episodes.labels.max()) <= 2
-    # E[one-hot label] is the row of the annotator's matrix: sum the differences within each annotator and class over all tasks
+    # E[one-hot label] is the row of the annotator's matrix: sum differences by annotator and class over tasks
     truth = one_hot(episodes.support_truth, 3).double()
     counts = torch.einsum("bijl,bik->bjkl", one_hot(episodes.labels, 3).double(), truth)
     rows = 2 * episodes.confusion.double()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from probcrowd.data.annotations import Annotations
+from probcrowd.data.features import in_order, matched, numeric
 from probcrowd.data.files import by_item
 from probcrowd.data.vote_tensors import SparseVotes, Support
 from probcrowd.inference.meta.adaptation import (
@@ -20,7 +21,7 @@ from probcrowd.inference.meta.adaptation import (
     support_probabilities,
 )
 from probcrowd.runs.meta.configuration import MetaTraining
-from probcrowd.runs.meta.inputs import labelled_items, match_items, network_inputs, order_columns
+from probcrowd.runs.meta.inputs import labelled_items, network_inputs
 from probcrowd.runs.meta.network import evaluating, new_network
 from probcrowd.storage.checkpoint import load_checkpoint, load_module
 from probcrowd.storage.files import write_atomically, write_table
@@ -117,11 +118,11 @@ class TrainedRun:
         trained_method = self.method
         method = method or trained_method
         support, query = by_item(support, "support"), by_item(query, "query")
-        query = order_columns(support, query)
-        annotations = labelled_items(annotations)
-        match_items(support.index, annotations)
+        annotations = labelled_items(annotations, support.index)
+        labelled = matched(support, annotations.items, "support")
         with torch.no_grad(), evaluating(self.encoder):
-            embeddings = self._embed(support.loc[annotations.items], "support")
+            embeddings = self._embed(labelled, "support")
+            query = in_order(numeric(query, "query"), tuple(map(str, support.columns)), "query")
             queries = self._embed(query, "query")
             task = Support(embeddings, SparseVotes.from_annotations(annotations, embeddings.dtype))
             parameters = adapt(task, method)

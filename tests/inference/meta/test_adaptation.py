@@ -33,7 +33,8 @@ from probcrowd.simulate.episodes import Episodes, EpisodeShape, EpisodeSource, d
 MIXTURES = [Mixture(0.1, 0.8, 0.1), Mixture(0.1, 0.7, 0.2), Mixture(0.1, 0.6, 0.3), Mixture(0.1, 0.5, 0.4)]
 PRIOR = Prior(0.1, 10.0, 0.5)
 
-# Section 9.3 of the specification: centre distance, shots, annotators -> accuracy by EM steps, on Dawid-Skene labels and on the truth
+# Section 9.3 of the specification: centre distance, shots, annotators -> accuracy by EM steps, on Dawid-Skene
+# labels and on the truth
 ACCURACIES = {
     (3, 1, 3): ({1: 0.304, 2: 0.321, 3: 0.324, 5: 0.325, 10: 0.325}, 0.315, 0.370),
     (3, 3, 5): ({1: 0.423, 2: 0.429, 3: 0.424, 5: 0.423, 10: 0.423}, 0.428, 0.488),
@@ -68,7 +69,10 @@ class Latents:
 def ideal_latents(
     distance: float, shots: int, annotators: int, *, tasks: int = 400, mixtures: list[Mixture] = MIXTURES
 ) -> Latents:
-    """Section 9.3: 4 balanced classes in 64 dimensions at this root mean square distance, unit noise, full annotation, 10 queries a class."""
+    """Draw the tasks of section 9.3: 4 balanced classes in 64 dimensions, unit noise, all items labelled.
+
+    distance: root mean square between centres. There are 10 queries per class.
+    """
     generator, dimension = torch.Generator().manual_seed(1000 * int(distance) + 100 * shots + annotators), 64
     count = tasks * len(mixtures)
     centres = (
@@ -271,7 +275,7 @@ def test_dawid_skene_prototypes_are_joint_em_without_the_embedding_term_of_the_e
     assert support.items is not None
     lam = em.vote_shares(support)
     for steps in range(1, 5):
-        # After as many M as E steps; the M step sees the embeddings, the E step only class prior and annotations
+        # As many M as E steps; the M step sees the embeddings, the E step only class prior and annotations
         parameters = em.m_step(lam, support, prior)
         table = parameters.log_confusion.transpose(2, 3).flatten(1, 2)
         lam = (
@@ -333,7 +337,7 @@ METHODS = {
 
 
 def smooth_network() -> nn.Sequential:
-    """Without kinks and in double precision, so that differences are exact; it takes pixels in single precision."""
+    """Build a smooth network in double precision, so that differences are exact; inputs are single precision."""
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 16)).double()
     encoder.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
@@ -341,7 +345,7 @@ def smooth_network() -> nn.Sequential:
 
 
 def settled_episodes(encoder: nn.Module, tasks: int, shots: int) -> Episodes:
-    """Episodes in which EM converges, and fast enough for a Neumann series, when this network embeds them in double precision."""
+    """Draw episodes in which EM converges fast enough for a Neumann series, embedded in double precision."""
     episodes = digit_episodes(8 * tasks, 4, shots=shots)
     with torch.no_grad():
         (embeddings,) = embed(encoder, digit_source().inputs(episodes.support))
@@ -355,7 +359,7 @@ def settled_episodes(encoder: nn.Module, tasks: int, shots: int) -> Episodes:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_are_the_slope_of_the_loss_in_every_parameter(name: str) -> None:
-    """Along a random direction, by central differences; the one-step gradient is no slope and says something else."""
+    """Along a random direction, by central differences; the one-step gradient differs from the slope."""
     encoder, other, method = smooth_network(), smooth_network(), METHODS[name]
     episodes = settled_episodes(encoder, 4, 3)
     meta_loss(encoder, digit_source(), episodes, method).backward()
@@ -387,7 +391,7 @@ def test_gradients_are_the_slope_of_the_loss_in_every_parameter(name: str) -> No
 
 @pytest.mark.parametrize("gradient", ["implicit", "implicit-neumann"])
 def test_tasks_at_a_fixed_point_need_no_fallback_in_single_precision(gradient: Gradient) -> None:
-    """A warning, which is an error here, would mean the one-step gradient: the tolerance must be one that rounding lets through."""
+    """A fallback would warn, which is an error here: rounding must not prevent convergence."""
     method = Method(steps=1000, gradient=gradient)
     single, double = small_network(), small_network().double()
     double.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))

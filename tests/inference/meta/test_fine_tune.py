@@ -39,7 +39,7 @@ def seeded() -> torch.Generator:
 def one_by_one(
     start: list[Classifier], net: nn.Module, source: EpisodeSource, episodes: Episodes, method: FineTuning
 ) -> dict[int, Tensor]:
-    """The same by torch.optim.Adam, with the rows that there are; in training mode `net` normalises a batch by itself."""
+    """Fit task by task with torch.optim.Adam; in training mode `net` normalises by batch."""
     result: dict[int, list[Tensor]] = {steps: [] for steps in method.steps}
     for task, fresh in enumerate(start):
         one = deepcopy(fresh)

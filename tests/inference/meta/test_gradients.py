@@ -49,7 +49,8 @@ def gradients(
     if prior.accuracy is not None:
         free["accuracy"] = torch.tensor(float(prior.accuracy), dtype=torch.float64, requires_grad=True)
     embeddings = support.embeddings.clone().requires_grad_()
-    parameters = fit(Support(embeddings, support.votes, support.items, support.classes), Prior(**free), **how)  # pyright: ignore
+    task = Support(embeddings, support.votes, support.items, support.classes)
+    parameters = fit(task, Prior(**free), **how)  # pyright: ignore
     loss = query_loss(parameters, queries, truth)
     loss.backward()
     free["embeddings"] = embeddings
@@ -93,7 +94,7 @@ def test_confusion_prior_matters_from_the_second_step_on() -> None:
 @pytest.mark.parametrize("accuracy", [None, 0.7])
 def test_closed_form_jacobian_equals_central_differences(accuracy: float | None) -> None:
     support, prior, _, _ = fixture(accuracy=accuracy)
-    # Differences need a point off the simplex's edges; the Jacobian holds at any responsibilities after their own E step
+    # Differences need a point off the edges of the simplex
     lam = em.em_step(em.em_step(em.vote_shares(support), support, prior), support, prior)
     at = converge(support, prior, steps=MANY, tolerance=1e-14).value
     closed_form = em_jacobian(at, support, prior).adjoint_matrix()[0].T

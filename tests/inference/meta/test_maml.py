@@ -1,4 +1,4 @@
-"""MAML: the inner loop equals a plain one, the outer gradient is of second order, the network is unchanged."""
+"""MAML: the inner loop equals a plain one, the outer gradient is second order, the network is unchanged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def looped(
     *,
     second_order: bool = True,
 ) -> Tensor:
-    """One task after the other, one parameter after the other, by torch.autograd; batch normalisation as `net` does it."""
+    """Adapt one task after the other by torch.autograd, with the batch normalisation of `net`."""
     result = []
     for x, given, x_query in zip(support, labels, queries, strict=True):
         weights: dict[str, Tensor] = dict(net.named_parameters())

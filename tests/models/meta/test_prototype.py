@@ -1,4 +1,4 @@
-"""The Pyro model and the EM guide: the same density as the closed form, as loops and as the sum over every labelling."""
+"""The Pyro model and the EM guide: densities equal the closed form, loops and sums over all labellings."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def sparse(votes: Votes) -> SparseVotes:
 
 
 def padded(support: Support, more: int) -> Support:
-    """The same single task with items behind it that are not real: no votes, but embeddings that would matter if they counted."""
+    """Pad a single task with items without votes, whose embeddings would matter if they counted."""
     matrix, items = support.votes.dense().matrix, support.embeddings.shape[1]
     votes = DenseVotes(
         torch.nn.functional.pad(matrix, (0, 0, 0, more)),
@@ -88,7 +88,7 @@ def padded(support: Support, more: int) -> Support:
 
 
 def loop_log_posterior(parameters: em.Parameters, task: ref.Task, prior: Prior) -> float:
-    """The explicit loop over items and classes, with prior densities from SciPy: the loop's own prior has no favoured diagonal."""
+    """Loop over items and classes, with prior densities from SciPy, which may favour the diagonal."""
     mu, pi, alpha = (
         tensor[0].numpy() for tensor in (parameters.prototypes, parameters.class_prior, parameters.confusion)
     )
@@ -235,7 +235,7 @@ def test_the_elbo_trains_embeddings_and_prior_through_em() -> None:
 
 
 def test_a_plate_of_annotations_outside_the_plate_of_items_gives_another_density() -> None:
-    """The declaration that comes to mind first, one plate of rows beside the plate of items, runs without complaint and is wrong."""
+    """The obvious declaration, a plate of rows beside the plate of items, runs without an error and is wrong."""
     task, prior = ref.task_a(), PRIORS[0]
     labels = torch.from_numpy(task.labels)
     item, annotator = (labels >= 0).nonzero().T

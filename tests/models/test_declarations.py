@@ -1,4 +1,4 @@
-"""Each model of annotation stands twice, in Pyro and in NumPyro. Both densities equal a loop, at random points, to 1e-10."""
+"""Each model of annotation is declared in Pyro and in NumPyro; both densities equal a loop to 1e-10."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def test_limits_join_the_models() -> None:
 
 
 def test_the_worked_example() -> None:
-    """One item, labels 0, 1, 1 by three annotators, known parameters: specification of Bayesian annotation models, section 13."""
+    """One item, labels 0, 1, 1 by three annotators, known parameters: section 13 of the specification."""
     rows = Rows(np.zeros(3, dtype=int), np.arange(3), np.array([0, 1, 1]), np.ones(3), np.array([-1]), 3, 2)
     data = make_data("dawid_skene", rows, None)
     target = make_target("dawid_skene", DirichletPrior.named("flat", 2), data)
