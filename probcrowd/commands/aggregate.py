@@ -1,4 +1,4 @@
-"""Commands of aggregation: labels from a table, and the comparison of all ways to get them."""
+"""Commands that aggregate labels, and compare the ways to do so."""
 
 from __future__ import annotations
 
@@ -8,57 +8,61 @@ from typing import Any
 
 import click
 
-from probcrowd.commands.errors import told
-from probcrowd.commands.options import COLUMNS, FILE, MISSING, duplicates_option
+from probcrowd.commands.options import (
+    FILE,
+    LABELS,
+    OUT,
+    Name,
+    Names,
+    annotation_options,
+    missing_packages,
+    print_files,
+    report_errors,
+)
+
+ABSTENTION = click.option("--abstention", metavar="LABEL", help="The label that stands for an abstention.")
 
 
 @click.command()
-@click.argument("labels", type=FILE)
-@click.option("--out", required=True, type=FILE, help="Folder for the results.")
+@LABELS
+@OUT
 @click.option(
-    "--model",
-    default="dawid-skene",
-    show_default=True,
-    help="One that `probcrowd compare` lists, or lia or two-stage.",
+    "--model", default="dawid-skene", show_default=True, help="One listed by `compare`, or lia or two-stage."
 )
 @click.option("--features", type=FILE, help="Numbers by item, .csv, .parquet or .npy, for lia and two-stage.")
 @click.option("--annotator-features", type=FILE, help="Numbers by annotator, for lia.")
 @click.option(
-    "--gold", type=FILE, help="Known classes: taken as certain. Scores are those of a fit without them."
+    "--gold", type=FILE, help="Known classes, taken as certain; scores come from a fit without them."
 )
-@COLUMNS
 @click.option(
     "--prior",
     metavar="NAME",
-    help="accurate, flat (maximum likelihood), stan or rater, where the model has priors; held-out for lia.",
+    help="accurate, flat (maximum likelihood), stan or rater, for models with priors; held-out for lia.",
 )
 @click.option(
     "--confidence",
-    type=click.Choice(["averaged", "variational", "plug-in"]),
-    help="Probabilities averaged over parameters, or at their mode.",
+    type=Name(["averaged", "variational", "plug-in"]),
+    help="Average probabilities over the parameters, or take them at the posterior mode (plug-in).",
 )
 @click.option(
     "--dependence",
-    type=click.Choice(["warn", "discount", "ignore"]),
-    help="What to do if annotators err together.",
+    type=Name(["warn", "discount", "ignore"]),
+    help="What to do if the annotators' errors are correlated.",
 )
-@click.option("--abstention", metavar="LABEL", help="The label that stands for an abstention.")
+@ABSTENTION
 @click.option(
     "--abstentions",
-    type=click.Choice(["ignore", "event"]),
-    help="Leave them out, or let them tell something.",
+    type=Name(["ignore", "event"]),
+    help="Leave abstentions out, or model them as events that hold information.",
 )
-@duplicates_option("Repeated pairs.")
-@MISSING
-@click.option(
-    "--out-of-core", is_flag=True, help="Dawid-Skene of a Parquet file or folder that need not fit in memory."
-)
+@click.option("--out-of-core", is_flag=True, help="Dawid-Skene on Parquet files that need not fit in memory.")
 @click.option(
     "--cluster",
     metavar="ADDRESS",
     help="The scheduler of a Dask cluster that sees the same files; implies --out-of-core.",
 )
-@told
+@report_errors
+@annotation_options
 def aggregate(
     labels: Path,
     out: Path,
@@ -66,81 +70,119 @@ def aggregate(
     features: Path | None,
     annotator_features: Path | None,
     gold: Path | None,
-    columns: str | None,
-    duplicates: str,
-    missing: str,
+    reading: dict[str, str],
     out_of_core: bool,
     cluster: str | None,
     **options: Any,
 ) -> None:
-    """Labels with probabilities from LABELS, a .csv or .parquet file with columns item (or task), annotator (or worker) and label.
+    """Estimate the true labels of the items in LABELS, with probabilities.
 
-    Writes labels.csv, annotators.csv, confusion.csv, summary.json and three figures into the folder `out`, once all of them are whole; out
-    of core labels/*.parquet, annotators.csv and summary.json. lia adds competence.csv, difficulty.csv, truth.csv and map.png.
+    LABELS is a .csv or .parquet file with columns item (or task), annotator (or worker) and label.
 
-    With features lia and two-stage look at the items; without them they learn a place for every item from its labels. Ids of features are
-    in a column item (or task), or annotator (or worker); without that column, and in .npy files, they are 0, 1, ...
+    Writes labels.csv, annotators.csv, confusion.csv, summary.json and three figures into the folder `out`, once all are
+    complete; with --out-of-core, labels/*.parquet, annotators.csv and summary.json. lia adds competence.csv,
+    difficulty.csv, truth.csv and map.png.
+
+    With features, lia and two-stage predict from the items' features; without, they learn an embedding of every item
+    from its labels. Feature files have ids in a column item (or task), or annotator (or worker); without that column,
+    and in .npy files, ids are 0, 1, ...
     """
     if out_of_core or cluster:
-        given = options | {"features": features, "annotator features": annotator_features}
-        names = ("confidence", "dependence", "abstention", "abstentions", "features", "annotator features")
-        refused = [name for name in names if given[name] is not None]
-        if model.replace("_", "-") != "dawid-skene" or refused or missing != "error":
-            raise ValueError(
-                f"out of core there is dawid-skene with a prior alone, not {', '.join(refused) or model}"
-            )
-        _aggregate_files(labels, out, gold, columns, duplicates, options["prior"] or "accurate", cluster)
+        refused = {**options, "features": features, "annotator features": annotator_features, "prior": None}
+        _check_out_of_core(model, refused, reading)
+        _aggregate_parquet(labels, out, gold, reading, options["prior"] or "accurate", cluster)
         return
-    from probcrowd.data.files import (
-        named_columns,
-        read_annotations,
-        read_annotator_features,
-        read_features,
-        read_gold,
-    )
+    from probcrowd.data.files import read_annotations, read_annotator_features, read_features, read_gold
     from probcrowd.runs.aggregate import FILES, LIA_FILES, aggregate_labels
 
-    said = read_annotations(labels, duplicates=duplicates, missing=missing, **named_columns(columns))
-    known = None if gold is None else read_gold(gold, said)
-    done = aggregate_labels(
-        said,
+    annotations = read_annotations(labels, **reading)
+    result = aggregate_labels(
+        annotations,
         out=out,
         model=model,
-        gold=known,
+        gold=None if gold is None else read_gold(gold, annotations),
         features=None if features is None else read_features(features),
         annotator_features=None
         if annotator_features is None
-        else read_annotator_features(annotator_features, said),
+        else read_annotator_features(annotator_features, annotations),
         progress=sys.stderr.isatty(),
         **options,
     )
-    for line in done.warnings:
+    for line in result.warnings:
         click.echo(f"warning: {line}", err=True)
-    summary = done.summary
-    click.echo(
-        f"{summary['items']:,} items, {summary['annotators']:,} annotators, {summary['annotations']:,} labels; {model}",
-        err=True,
-    )
-    if "scores_without_gold" in summary:
-        scores = summary["scores_without_gold"]
+    click.echo(f"{_sizes(result.summary)}; {result.summary['model']}", err=True)
+    if "scores_without_gold" in result.summary:
+        scores = result.summary["scores_without_gold"]
         click.echo(
-            f"without gold: accuracy {scores['accuracy']:.4f}, log loss {scores['log_loss']:.4f} on {scores['items']:.0f} items",
+            f"without gold: accuracy {scores['accuracy']:.4f}, log loss {scores['log_loss']:.4f} "
+            f"on {scores['items']:.0f} items",
             err=True,
         )
-    for path in filter(Path.exists, (out / name for name in (*FILES, *(LIA_FILES if done.is_lia else ())))):
-        click.echo(str(path))
+    print_files(out, (*FILES, *(LIA_FILES if result.is_lia else ())))
 
 
-def _aggregate_files(
+@click.command()
+@LABELS
+@click.option("--gold", required=True, type=FILE, help="Known classes, for scoring only.")
+@click.option("--models", type=Names(), help="Models to compare.  [default: all]")
+@click.option(
+    "--reference",
+    default="majority-vote",
+    show_default=True,
+    help="The model with which the others are compared.",
+)
+@ABSTENTION
+@click.option("--out", type=FILE, help="A .csv file for the whole table.")
+@report_errors
+@annotation_options
+def compare(
     labels: Path,
-    out: Path,
-    gold: Path | None,
-    columns: str | None,
-    duplicates: str,
-    prior: str,
-    cluster: str | None,
+    gold: Path,
+    models: tuple[str, ...] | None,
+    reference: str,
+    abstention: str | None,
+    reading: dict[str, str],
+    out: Path | None,
 ) -> None:
-    from probcrowd.data.files import named_columns, read_classes
+    """Score all aggregators of LABELS on gold: accuracy, log loss, calibration error, and differences from a reference.
+
+    Differences are paired by item, with 95 % intervals over items with gold. In a tie of m classes accuracy counts 1/m.
+    """
+    from probcrowd.data.files import read_annotations, read_gold
+    from probcrowd.runs.aggregate import compare_aggregators, comparison_text
+    from probcrowd.storage.files import write_table
+
+    annotations = read_annotations(labels, **reading)
+    table = compare_aggregators(
+        annotations,
+        read_gold(gold, annotations),
+        models=models or (),
+        reference=reference,
+        progress=sys.stderr.isatty(),
+        say=lambda line: click.echo(line, err=True),
+        abstention=abstention,
+    )
+    click.echo(comparison_text(table))
+    if out is not None:
+        write_table(out, table)
+        click.echo(f"written to {out}", err=True)
+
+
+def _check_out_of_core(model: str, options: dict[str, Any], reading: dict[str, str]) -> None:
+    """Raise an error for a model or options that need the table in memory."""
+    refused = [f"--{name.replace(' ', '-')}" for name, value in options.items() if value is not None]
+    if reading["missing"] != "error":
+        refused.append("--missing")
+    if model.replace("_", "-").lower() != "dawid-skene":
+        refused.insert(0, f"--model {model}")
+    if refused:
+        raise ValueError(f"--out-of-core fits dawid-skene with a prior only: remove {', '.join(refused)}")
+
+
+def _aggregate_parquet(
+    labels: Path, out: Path, gold: Path | None, reading: dict[str, str], prior: str, cluster: str | None
+) -> None:
+    from probcrowd.data.files import read_classes
     from probcrowd.runs.aggregate_parquet import aggregate_files
 
     client = None
@@ -148,78 +190,24 @@ def _aggregate_files(
         try:
             from distributed import Client
         except ImportError as error:
-            raise click.ClickException(
-                f'a cluster needs more packages ({error}): pip install "probcrowd[dask]"'
-            ) from error
+            raise missing_packages("a cluster", error, "dask") from error
         client = Client(cluster)
-    known = None if gold is None else read_classes(gold)
+    roles = ("item", "annotator", "label", "weight")
     summary = aggregate_files(
         labels,
         out=out,
-        gold=known,
+        gold=None if gold is None else read_classes(gold),
         prior=prior,
-        columns=named_columns(columns),
-        duplicates=duplicates,
+        columns={role: reading[role] for role in roles if role in reading},
+        duplicates=reading["duplicates"],
         client=client,
         progress=sys.stderr.isatty(),
     )
-    click.echo(
-        f"{summary['items']:,} items, {summary['annotators']:,} annotators, {summary['annotations']:,} labels",
-        err=True,
+    click.echo(_sizes(summary), err=True)
+    print_files(out, ("labels", "annotators.csv", "summary.json"))
+
+
+def _sizes(summary: dict[str, Any]) -> str:
+    return (
+        f"{summary['items']:,} items, {summary['annotators']:,} annotators, {summary['annotations']:,} labels"
     )
-    for name in ("labels", "annotators.csv", "summary.json"):
-        click.echo(str(out / name))
-
-
-@click.command()
-@click.argument("labels", type=FILE)
-@click.option("--gold", required=True, type=FILE, help="Known classes; no fit sees them.")
-@click.option("--models", metavar="NAME,NAME", help="Which models.  [default: all]")
-@click.option(
-    "--reference",
-    default="majority-vote",
-    show_default=True,
-    help="The model that the others are compared with.",
-)
-@COLUMNS
-@click.option(
-    "--abstention", metavar="LABEL", help="The label that stands for an abstention; such rows are left out."
-)
-@duplicates_option("Repeated pairs.")
-@MISSING
-@click.option("--out", type=FILE, help="A .csv file for the whole table.")
-@told
-def compare(
-    labels: Path,
-    gold: Path,
-    models: str | None,
-    reference: str,
-    columns: str | None,
-    abstention: str | None,
-    duplicates: str,
-    missing: str,
-    out: Path | None,
-) -> None:
-    """Accuracy, log loss and calibration error of all aggregators of LABELS, with paired differences from a reference.
-
-    Intervals are 95 %, over items with gold; accuracy counts 1/m where m classes tie.
-    """
-    from probcrowd.data.files import named_columns, read_annotations, read_gold
-    from probcrowd.runs.aggregate import compare_aggregators, comparison_text
-    from probcrowd.storage.files import write_table
-
-    said = read_annotations(labels, duplicates=duplicates, missing=missing, **named_columns(columns))
-    names = [] if models is None else models.split(",")
-    table = compare_aggregators(
-        said,
-        read_gold(gold, said),
-        models=names,
-        reference=reference,
-        progress=sys.stderr.isatty(),
-        say=lambda line: click.echo(line, err=True),
-        abstention=abstention,
-    )
-    click.echo(comparison_text(table, reference))
-    if out is not None:
-        write_table(out, table)
-        click.echo(f"written to {out}", err=True)

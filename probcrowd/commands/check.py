@@ -8,60 +8,50 @@ from typing import Any
 
 import click
 
-from probcrowd.commands.errors import told
-from probcrowd.commands.options import FILE, MISSING, duplicates_option
+from probcrowd.commands.options import (
+    FILE,
+    LABELS,
+    OUT,
+    Name,
+    annotation_options,
+    missing_packages,
+    print_files,
+    report_errors,
+)
+
+
+def _count(name: str, default: int, words: str, least: int = 1) -> Any:
+    return click.option(name, default=default, show_default=True, type=click.IntRange(min=least), help=words)
 
 
 @click.command()
-@click.argument("labels", type=FILE)
-@click.option("--out", required=True, type=FILE, help="Folder for the results.")
-@click.option("--model", default="dawid_skene", show_default=True, help="The model of annotation.")
+@LABELS
+@OUT
+@click.option("--model", default="dawid-skene", show_default=True, help="The annotation model.")
 @click.option(
     "--prior",
     metavar="NAME",
-    help="accurate, rater, stan, flat or paun, where the model has it.  [default: the model's own]",
+    help="accurate, rater, stan, flat or paun, if the model has it.  [default: the model's own]",
 )
-@click.option("--features", type=FILE, help="Numbers by item, .csv, .parquet or .npy, for prototype_crowd.")
-@click.option(
-    "--gold", type=FILE, help="Known classes to score the answer against; the fit does not see them."
-)
-@click.option("--known", type=FILE, help="Known classes that the fit takes as certain.")
-@click.option("--item", metavar="NAME", help="Column of items.  [default: item or task]")
-@click.option(
-    "--annotator", metavar="NAME", help="Column of annotators.  [default: annotator, worker, rater or user]"
-)
-@click.option("--label", metavar="NAME", help="Column of labels.  [default: label]")
-@click.option("--weight", metavar="NAME", help="Column of weights.")
-@duplicates_option("Repeated pairs.")
-@MISSING
+@click.option("--features", type=FILE, help="Numbers by item, .csv, .parquet or .npy, for prototype-crowd.")
+@click.option("--gold", type=FILE, help="Known classes, for scoring only.")
+@click.option("--known", type=FILE, help="Known classes, taken as certain in the fit.")
 @click.option(
     "--sampler",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", "gibbs", "nuts"]),
+    type=Name(["auto", "gibbs", "nuts"]),
     help="How to sample.",
 )
-@click.option("--chains", default=4, show_default=True, type=click.IntRange(min=1))
-@click.option(
-    "--warmup",
-    default=1000,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Draws of each chain that are thrown away.",
-)
-@click.option(
-    "--draws",
-    default=1000,
-    show_default=True,
-    type=click.IntRange(min=10),
-    help="Draws of each chain that are kept.",
-)
+@_count("--chains", 4, "Number of Markov chains.")
+@_count("--warmup", 1000, "Discarded draws of each chain.")
+@_count("--draws", 1000, "Retained draws of each chain.", 10)
 @click.option(
     "--start",
     default="votes",
     show_default=True,
-    type=click.Choice(["votes", "dispersed"]),
-    help="Where chains begin.",
+    type=Name(["votes", "dispersed"]),
+    help="Initial values of the chains.",
 )
 @click.option(
     "--compare",
@@ -69,20 +59,16 @@ from probcrowd.commands.options import FILE, MISSING, duplicates_option
     metavar="MODEL",
     help="Another model, to compare by leaving out items. Repeatable.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@told
+@_count("--seed", 0, "Seed of all random draws.", 0)
+@report_errors
+@annotation_options
 def check(
     labels: Path,
     out: Path,
     features: Path | None,
     gold: Path | None,
     known: Path | None,
-    item: str | None,
-    annotator: str | None,
-    label: str | None,
-    weight: str | None,
-    duplicates: str,
-    missing: str,
+    reading: dict[str, str],
     **options: Any,
 ) -> None:
     """Sample the posterior of a model of LABELS, and check whether draws and model can be trusted.
@@ -92,31 +78,27 @@ def check(
     \b
     Exit status
       0  every check passed
-      1  an error, told in one line
-      2  the command was called wrongly
+      1  an error, reported in one line
+      2  wrong usage of the command
       3  the draws cannot be trusted
-      4  the draws can be trusted, but a check speaks against the model
+      4  the draws can be trusted, but the model fails a check
     """
     try:
         from probcrowd.runs.check import FILES, check_labels
     except ImportError as error:
-        raise click.ClickException(
-            f'checking needs more packages ({error}): pip install "probcrowd[mcmc]"'
-        ) from error
+        raise missing_packages("checking", error, "mcmc") from error
     from probcrowd.data.files import read_annotations, read_features, read_gold
 
-    columns = {"item": item, "annotator": annotator, "label": label, "weight": weight}
-    said = read_annotations(labels, duplicates=duplicates, missing=missing, **columns)
+    annotations = read_annotations(labels, **reading)
     checked = check_labels(
-        said,
+        annotations,
         out=out,
         features=None if features is None else read_features(features),
-        gold=None if gold is None else read_gold(gold, said),
-        known=None if known is None else read_gold(known, said),
+        gold=None if gold is None else read_gold(gold, annotations),
+        known=None if known is None else read_gold(known, annotations),
         progress=sys.stderr.isatty(),
         **options,
     )
     click.echo(str(checked))
-    for path in filter(Path.exists, (out / name for name in FILES)):
-        click.echo(str(path))
+    print_files(out, FILES)
     click.get_current_context().exit(checked.exit_status)

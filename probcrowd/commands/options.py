@@ -1,27 +1,118 @@
-"""Options that several commands have, as decorators."""
+"""Parts that commands share: options for tables of annotations, one-line errors, and the list of files written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import click
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+Command = Callable[..., None]
 
 FILE = click.Path(path_type=Path)
-COLUMNS = click.option(
-    "--columns",
-    metavar="item=NAME,annotator=NAME,label=NAME,weight=NAME",
-    help="Columns that have other names.",
-)
-MISSING = click.option(
-    "--missing", default="error", type=click.Choice(["error", "skip"]), help="Rows without a label."
+LABELS = click.argument("labels", type=FILE)
+OUT = click.option("--out", required=True, type=FILE, help="Folder for the results.")
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one setting, e.g. training.steps=500. Repeatable.",
 )
 
 
-def duplicates_option(words: str) -> Decorator:
-    """What to do with repeated (item, annotator) pairs. words: the help."""
-    kinds = click.Choice(["error", "first", "last", "count", "share"])
-    return click.option("--duplicates", default="error", type=kinds, help=words)
+class Name(click.Choice):
+    """One of several names; case, hyphens and underscores do not matter."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        known = {_plain(str(choice)): str(choice) for choice in self.choices}
+        return super().convert(known.get(_plain(str(value)), value), param, ctx)
+
+
+class Names(click.ParamType):
+    """Several names with a separator between them, as a tuple."""
+
+    name = "names"
+
+    def __init__(self, separator: str = ",") -> None:
+        self.separator = separator
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"NAME{self.separator}NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return (
+            tuple(name.strip() for name in value.split(self.separator)) if isinstance(value, str) else value
+        )
+
+
+def annotation_options(command: Command) -> Command:
+    """Add the options that tell how to read annotations; the command gets them as `reading`, for `read_annotations`."""
+
+    @wraps(command)
+    def run(*arguments: Any, columns: str | None, duplicates: str, missing: str, **options: Any) -> None:
+        from probcrowd.data.files import named_columns
+
+        reading = {"duplicates": duplicates, "missing": missing, **named_columns(columns)}
+        command(*arguments, reading=reading, **options)
+
+    for option in (
+        click.option(
+            "--missing",
+            default="error",
+            show_default=True,
+            type=Name(["error", "skip"]),
+            help="What to do with rows without a label.",
+        ),
+        click.option(
+            "--duplicates",
+            default="error",
+            show_default=True,
+            type=Name(["error", "first", "last", "count", "share"]),
+            help="What to do with repeated pairs of item and annotator.",
+        ),
+        click.option(
+            "--columns",
+            metavar="item=NAME,annotator=NAME,label=NAME,weight=NAME",
+            help="Names of columns, if they differ from these, and the column of weights, if any.",
+        ),
+    ):
+        run = option(run)
+    return run
+
+
+def report_errors(command: Command) -> Command:
+    """Print user errors in one line instead of a traceback."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except (ValueError, FloatingPointError) as error:
+            raise click.ClickException(str(error)) from error
+        except (EOFError, BadZipFile) as error:
+            raise click.ClickException(f"a file is empty or damaged: {error}") from error
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'file'}: {error.strerror}") from error
+        except KeyboardInterrupt as error:
+            raise click.ClickException("interrupted; saved files are complete") from error
+
+    return run
+
+
+def missing_packages(purpose: str, error: ImportError, extra: str) -> click.ClickException:
+    """The error for packages that are not installed, with the command that installs them."""
+    return click.ClickException(f'{purpose} needs more packages ({error}): pip install "probcrowd[{extra}]"')
+
+
+def print_files(folder: Path, names: Iterable[str]) -> None:
+    """Print the paths of those files that exist."""
+    for path in filter(Path.exists, (folder / name for name in names)):
+        click.echo(str(path))
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "-").lower()

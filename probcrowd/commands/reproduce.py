@@ -11,8 +11,7 @@ from typing import Any
 
 import click
 
-from probcrowd.commands.errors import told
-from probcrowd.commands.options import FILE
+from probcrowd.commands.options import FILE, report_errors
 
 
 def _list(name: str, words: str) -> click.Option:
@@ -42,7 +41,7 @@ def _command(
     whole.
     """
 
-    @told
+    @report_errors
     def run(*, jobs: int, quick: bool, **options: Any) -> None:
         from probcrowd.experiments.harness import run_experiment
 

@@ -78,8 +78,8 @@ def read_annotations(
         frame = frame.astype(dict.fromkeys(ids, str))
     if weight is None and "weight" in frame.columns:
         raise ValueError(
-            f"{path} has a column 'weight': name it with --weight weight, or remove it if every row "
-            "counts once"
+            f"{path} has a column 'weight': name it with --columns weight=weight, or remove it if every "
+            "row counts once"
         )
     columns: dict[str, Any] = {"item": item, "annotator": annotator, "label": label, "weight": weight}
     return Annotations.from_frame(frame, **columns, duplicates=duplicates, missing=missing)

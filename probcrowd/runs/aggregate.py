@@ -1,19 +1,19 @@
-"""Labels from a file of annotations, and the comparison of all ways to get them.
+"""Aggregate a table of annotations into files, and compare all aggregators on gold.
 
 labels.csv        item, label, its probability, the probability of every class, ties, flags
-annotators.csv    accuracy, information, probability of spamming, with intervals
-confusion.csv     P(label | true class) by annotator; like confusion.png left out where matrices are too many
-summary.json      sizes, fit, class prior, dependence, scores on gold; written last, so the other files of that run are whole once it is there
-annotators.png    who to trust
-confidence.png    how sure
-confusion.png     the matrices of the annotators with most labels
+annotators.csv    accuracy, information and probability of spamming, with intervals
+confusion.csv     P(label | true class) by annotator; like confusion.png omitted if there are too many matrices
+summary.json      sizes, fit, class prior, dependence, scores on gold; written last, so all other files are complete if it exists
+annotators.png    annotators by accuracy
+confidence.png    how certain the labels are
+confusion.png     confusion matrices of the annotators with most labels
 
-and of lia, what its networks say:
+LIA adds
 
-competence.csv    P(label | true class) by annotator, on an item of average features; left out as confusion.csv is
+competence.csv    P(label | true class) by annotator, on an item of average features; omitted if confusion.csv is
 difficulty.csv    the probability that a typical annotator is wrong, by item
-truth.csv         the probability of every class by item, without having heard anybody
-map.png           annotators near each other label alike
+truth.csv         class probabilities by item from the truth network alone, without the item's labels
+map.png           annotators with similar labels near each other
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 import probcrowd
 from probcrowd.data.annotations import Annotations
+from probcrowd.data.options import find_name
 from probcrowd.data.table import read_table
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.catalogue import AGGREGATORS, NETWORKS, find_aggregator
@@ -58,7 +59,7 @@ LIA_FILES = ("competence.csv", "difficulty.csv", "truth.csv", "map.png")
 
 @dataclass(frozen=True)
 class Aggregated:
-    """The fitted aggregator, what is in summary.json, and warnings that the fit gave."""
+    """The fitted aggregator, the content of summary.json, and the warnings of the fit."""
 
     aggregator: Aggregator
     summary: dict[str, Any]
@@ -66,7 +67,7 @@ class Aggregated:
 
     @property
     def is_lia(self) -> bool:
-        """Whether there are `LIA_FILES`."""
+        """Whether `LIA_FILES` were written."""
         return isinstance(self.aggregator, LIA)
 
 
@@ -81,38 +82,37 @@ def aggregate_labels(
     progress: bool = True,
     **options: Any,
 ) -> Aggregated:
-    """The fit; the files above are in `out`, replaced when all of them are whole.
+    """Fit an aggregator and write the files above into `out`, replacing earlier ones once all are complete.
 
     Args:
-        gold: known classes by item. The answer takes them as certain; scores are those of a fit that did not see them.
-        features, annotator_features: numbers by item and by annotator, for the models that take them; see `LIA.fit`.
-        options: the aggregator's own arguments.
+        gold: known classes by item. The labels take them as certain; scores come from a second fit without them.
+        features, annotator_features: numbers by item and by annotator, for models that use them; see `LIA.fit`.
+        options: arguments of the aggregator.
 
     Raises:
-        ValueError: an unknown model, options or features that it takes not, any fault of the tables.
+        ValueError: an unknown model, options or features that it does not take, invalid tables.
     """
     aggregator = make_aggregator(model, progress=progress, **options)
-    seen = _taken(aggregator, model, features=features, annotator_features=annotator_features)
+    inputs = _features(aggregator, model, features=features, annotator_features=annotator_features)
     out.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        aggregator.fit(annotations, gold, **seen)
-        unseen = (
-            None
-            if gold is None
-            else make_aggregator(model, progress=progress, **options).fit(annotations, **seen)
-        )
-    told = list(dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, UserWarning)))
+        aggregator.fit(annotations, gold, **inputs)
+        scored = aggregator
+        if gold is not None:
+            scored = make_aggregator(model, progress=progress, **options).fit(annotations, **inputs)
+    messages = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
+    messages = list(dict.fromkeys(messages))
     codes = None if gold is None else _codes(annotations, gold, aggregator.abstention)
-    judged = aggregator if unseen is None else unseen
-    probabilities = judged.probabilities_.to_numpy()
-    summary = _summary(aggregator, annotations, model, told)
+    probabilities = scored.probabilities_.to_numpy()
+    summary = _summary(aggregator, annotations, model, messages)
     if codes is not None:
         summary["scores_without_gold"] = scores(probabilities, codes)
-    ours = isinstance(aggregator, LIA) or _written_by_lia(out)  # else a file of such a name is the user's
-    with replacing_files(out, (*(LIA_FILES if ours else ()), *FILES)) as folder:
+    # Without a fit of LIA, now or earlier, files of these names belong to the user
+    lia_files = LIA_FILES if isinstance(aggregator, LIA) or _written_by_lia(out) else ()
+    with replacing_files(out, (*lia_files, *FILES)) as folder:
         _write(folder, aggregator, confidence_figure(probabilities, codes), summary)
-    return Aggregated(aggregator, summary, told)
+    return Aggregated(aggregator, summary, messages)
 
 
 def compare_aggregators(
@@ -125,21 +125,24 @@ def compare_aggregators(
     say: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> pd.DataFrame:
-    """Scores on gold of every aggregator that can take the table, and paired differences from the reference with 95 % intervals over items.
+    """Score every aggregator on gold, with differences from the reference paired by item and their 95 % intervals.
 
-    Accuracy counts 1/m in a tie of m classes. No fit sees gold. What a model cannot take is told by `say` and left out.
+    The reference is the first row. Accuracy counts 1/m in a tie of m classes. No fit uses gold. A model that cannot fit
+    the table is omitted, and `say` is called with the reason.
     """
     codes = _codes(annotations, gold, options.get("abstention"))
     known = codes >= 0
     if not known.any():
-        raise ValueError("gold has no class of any of the items")
-    names = [name for name in (models or AGGREGATORS) if name != reference]
-    if networks := [name for name in (reference, *names) if name.replace("_", "-").lower() in NETWORKS]:
+        raise ValueError("gold has no class for any of the items")
+    names = [
+        find_name("model", name, [*AGGREGATORS, *NETWORKS]) for name in (reference, *(models or AGGREGATORS))
+    ]
+    if networks := [name for name in names if name in NETWORKS]:
         raise ValueError(
-            f"{networks[0]} looks at features of items, which are not compared here: fit it by itself"
+            f"{networks[0]} uses features of items and cannot be compared here: fit it with aggregate"
         )
     rows, base = {}, None
-    for name in tqdm([reference, *names], disable=not progress, leave=False):
+    for name in tqdm(dict.fromkeys(names), disable=not progress, leave=False):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
@@ -147,9 +150,9 @@ def compare_aggregators(
                     annotations
                 )
         except ValueError as error:
-            if name == reference:
+            if base is None:
                 raise
-            say(f"{name}: left out, {error}")
+            say(f"{name} omitted: {error}")
             continue
         p = fitted.probabilities_.to_numpy()
         each = {"accuracy": hits(p[known], codes[known]), "log_loss": log_losses(p[known], codes[known])}
@@ -157,14 +160,15 @@ def compare_aggregators(
         row = scores(p, codes)
         for score, values in each.items():
             difference = values - base[score]
-            found = interval(difference)
-            row |= {f"{score}_difference": found.mean, f"{score}_half_width": found.half_width}
+            estimate = interval(difference)
+            row |= {f"{score}_difference": estimate.mean, f"{score}_half_width": estimate.half_width}
         rows[name] = row | {"iterations": fitted.n_iter_, "converged": fitted.converged_}
     return pd.DataFrame(rows).T.infer_objects().rename_axis("model")
 
 
-def comparison_text(table: pd.DataFrame, reference: str) -> str:
-    """The comparison for readers: per cent of accuracy, nats of log loss."""
+def comparison_text(table: pd.DataFrame) -> str:
+    """The comparison as text: accuracy in per cent, log loss in nats. The first row is the reference."""
+    reference = table.index[0]
     shown = pd.DataFrame(
         {
             "accuracy %": [f"{100 * value:.2f}" for value in table["accuracy"]],
@@ -183,31 +187,33 @@ def comparison_text(table: pd.DataFrame, reference: str) -> str:
 
 
 def make_aggregator(model: str, **options: Any) -> Aggregator:
-    """A new aggregator with those of the options that it has; None leaves its default. `progress` is for those that show it.
+    """Create an aggregator from its name and options; None stands for an option's default.
+
+    `progress` is dropped for aggregators without it.
 
     Raises:
-        ValueError: an unknown model, or an option that the model has not.
+        ValueError: an unknown model, or an option that the model lacks.
     """
     kind = find_aggregator(model)
-    has = kind().get_params()
+    parameters = kind().get_params()
     given = {name: value for name, value in options.items() if value is not None}
     named = isinstance(given.get("prior"), str) and kind in NETWORKS.values()
     if named and (kind is not LIA or given["prior"] != HELD_OUT):
         raise ValueError(
-            f"the model {model} has no prior by that name"
-            + (f": choose {HELD_OUT}, or none" if kind is LIA else "")
+            f"the model {model} has no prior named {given['prior']!r}"
+            + (f": choose {HELD_OUT}, or leave it out" if kind is LIA else ": leave it out")
         )
-    unknown = [name for name in given if name not in has and name not in ("progress", "abstentions")]
+    unknown = [name for name in given if name not in parameters and name not in ("progress", "abstentions")]
     if unknown:
-        raise ValueError(f"the model {model} has no {unknown[0]}")
-    made = kind(**{name: value for name, value in given.items() if name in has})
-    if given.get("abstentions", "ignore") != "ignore" and "abstentions" not in has:
-        raise ValueError(f"the model {model} cannot take abstentions as events")
-    return made
+        raise ValueError(f"the model {model} has no option {unknown[0]!r}: leave it out")
+    aggregator = kind(**{name: value for name, value in given.items() if name in parameters})
+    if given.get("abstentions", "ignore") != "ignore" and "abstentions" not in parameters:
+        raise ValueError(f"the model {model} cannot model abstentions as events: choose 'ignore'")
+    return aggregator
 
 
-def _taken(aggregator: Aggregator, model: str, **features: Any) -> dict[str, Any]:
-    """The features that were given, all of which the model takes."""
+def _features(aggregator: Aggregator, model: str, **features: Any) -> dict[str, Any]:
+    """Those features that are not None; ValueError if the model does not take one of them."""
     given = {name: table for name, table in features.items() if table is not None}
     for name in given:
         if name not in signature(aggregator.fit).parameters:
@@ -215,20 +221,20 @@ def _taken(aggregator: Aggregator, model: str, **features: Any) -> dict[str, Any
                 other for other in NETWORKS if name in signature(find_aggregator(other)().fit).parameters
             ]
             raise ValueError(
-                f"the model {model} takes no {name.replace('_', ' ')}: choose {' or '.join(takers)}"
+                f"the model {model} does not use {name.replace('_', ' ')}: choose {' or '.join(takers)}"
             )
     return given
 
 
 def _written_by_lia(out: Path) -> bool:
-    """Whether the files in a folder are those of a run of lia."""
+    """Whether the folder holds the files of an earlier run of LIA."""
     try:
         return json.loads((out / "summary.json").read_text(encoding="utf-8"))["model"].lower() == "lia"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def _summary(fitted: Aggregator, annotations: Annotations, model: str, told: list[str]) -> dict[str, Any]:
+def _summary(fitted: Aggregator, annotations: Annotations, model: str, messages: list[str]) -> dict[str, Any]:
     items = fitted.items_
     return {
         "model": model,
@@ -251,7 +257,7 @@ def _summary(fitted: Aggregator, annotations: Annotations, model: str, told: lis
         "mean_probability": float(np.mean(np.asarray(items["probability"]))),
         "annotators_probably_spamming": int(np.sum(np.asarray(fitted.annotators_["spammer"]) > 0.5)),
         "dependence": _dependence(fitted),
-        "warnings": told,
+        "warnings": messages,
         "version": probcrowd.__version__,
     }
 
@@ -259,10 +265,10 @@ def _summary(fitted: Aggregator, annotations: Annotations, model: str, told: lis
 def _dependence(fitted: Aggregator) -> dict[str, Any] | None:
     if fitted.dependence_ is None:
         return None
-    found = asdict(fitted.dependence_)
+    estimates = asdict(fitted.dependence_)
     near = fitted.dependent_pairs_
     near = near.loc[near["near_duplicate"].to_numpy(bool), ["annotator", "other"]]
-    return {name: value for name, value in found.items() if name != "pairs"} | {
+    return {name: value for name, value in estimates.items() if name != "pairs"} | {
         "near_duplicates": [[str(name) for name in pair] for pair in near.itertuples(index=False)]
     }
 
@@ -290,5 +296,5 @@ def _write(folder: Path, fitted: Aggregator, confidence: Any, summary: dict[str,
 
 
 def _codes(annotations: Annotations, gold: pd.Series, abstention: Any) -> np.ndarray:
-    """The position of each item's known class among those that are no abstention, -1 where unknown."""
+    """Each item's known class as a position among the classes without the abstention; -1 if unknown."""
     return read_table(annotations, gold, abstention=abstention).gold
