@@ -159,7 +159,9 @@ def test_ids_in_files_are_text_and_a_weight_column_is_never_overlooked(run: Path
         "--out",
         tmp_path,
     ]
-    assert "has a column 'weight': name it with --columns weight=weight" in invoke("adapt", run, *paths).output
+    assert (
+        "has a column 'weight': name it with --columns weight=weight" in invoke("adapt", run, *paths).output
+    )
     result = invoke("adapt", run, *paths, "--columns", "weight=weight")
     assert result.exit_code == 0, result.output
     annotators = pd.read_csv(tmp_path / "annotators.csv", dtype={"annotator": str}, keep_default_na=False)

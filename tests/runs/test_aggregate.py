@@ -218,31 +218,32 @@ def test_abstentions(files: dict[str, Path], tmp_path: Path) -> None:
     ("options", "words"),
     [
         (("--model", "oracle"), "choose one of majority-vote, dawid-skene"),
-        (("--model", "glad", "--prior", "flat"), "the model glad has no prior"),
+        (("--model", "glad", "--prior", "flat"), "the model glad has no option 'prior': leave it out"),
         (("--prior", "strong"), "choose 'accurate', 'rater', 'stan'"),
         (("--columns", "item"), "columns are named as item=NAME"),
         (("--columns", "thing=task"), "columns are named as item=NAME"),
         (("--columns", "item=nowhere"), "nowhere"),
-        (("--abstention", "dunno"), "nobody gave the label 'dunno'"),
-        (("--out-of-core", "--model", "mace"), "out of core there is dawid-skene"),
-        (("--out-of-core", "--confidence", "plug-in"), "not confidence"),
-        (("--out-of-core", "--features", "F"), "not features"),
-        (("--features", "F"), "the model dawid-skene takes no features: choose lia or two-stage"),
+        (("--abstention", "dunno"), "no row has the abstention label 'dunno'"),
+        (("--out-of-core", "--model", "mace"), "fits dawid-skene with a prior only: remove --model mace"),
+        (("--out-of-core", "--confidence", "plug-in"), "only: remove --confidence"),
+        (("--out-of-core", "--missing", "skip"), "only: remove --missing"),
+        (("--out-of-core", "--features", "F"), "only: remove --features"),
+        (("--features", "F"), "the model dawid-skene does not use features: choose lia or two-stage"),
         (
             ("--model", "two_stage", "--annotator-features", "S"),
-            "the model two_stage takes no annotator features: choose lia",
+            "the model two_stage does not use annotator features: choose lia",
         ),
         (("--model", "lia", "--features", "S"), "features: no features of 'q0', 'q1'"),
         (("--model", "lia", "--annotator-features", "F"), "annotator_features: no features of "),
         (("--model", "lia", "--features", "nowhere.npy"), "there is no file nowhere.npy"),
         (
             ("--model", "lia", "--prior", "flat"),
-            "the model lia has no prior by that name: choose held-out, or none",
+            "the model lia has no prior named 'flat': choose held-out, or leave it out",
         ),
-        (("--model", "lia", "--confidence", "plug-in"), "the model lia has no confidence"),
+        (("--model", "lia", "--confidence", "plug-in"), "the model lia has no option 'confidence'"),
     ],
 )
-def test_faults_are_told_in_one_line(
+def test_errors_are_reported_in_one_line(
     options: tuple[str, ...], words: str, files: dict[str, Path], tmp_path: Path
 ) -> None:
     paths = {"F": files["features.csv"], "S": files["skills.csv"]}
@@ -255,6 +256,22 @@ def test_faults_are_told_in_one_line(
     )
     assert result.exit_code == 1 and words in result.output and "Traceback" not in result.output
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_names_may_have_hyphens_underscores_and_capitals(files: dict[str, Path], tmp_path: Path) -> None:
+    """Models and choices of the command are found under any of these spellings."""
+    out = ("--out", tmp_path / "out")
+    result = invoke(
+        "aggregate", files["labels.csv"], *out, "--model", "Dawid_Skene", "--confidence", "Plug_In"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["options"]["confidence"] == "plug-in"
+    wrong = invoke("aggregate", files["labels.csv"], *out, "--confidence", "plugin")
+    assert wrong.exit_code == 2 and "plug-in" in wrong.output
+    models = ("--models", "One_Coin", "--reference", "Majority_Vote", "--out", tmp_path / "table.csv")
+    result = invoke("compare", files["labels.csv"], "--gold", files["gold.csv"], *models)
+    assert result.exit_code == 0, result.output
+    assert list(pd.read_csv(tmp_path / "table.csv")["model"]) == ["majority-vote", "one-coin"]
 
 
 def test_comparison_is_paired_over_items(files: dict[str, Path], tmp_path: Path) -> None:
@@ -281,15 +298,15 @@ def test_comparison_is_paired_over_items(files: dict[str, Path], tmp_path: Path)
     )
 
 
-def test_comparison_leaves_out_what_a_model_cannot_take() -> None:
+def test_comparison_omits_models_that_cannot_fit_the_table() -> None:
     frame, truth = crowd(60)
     frame.loc[frame["task"] == "q0", "label"] = "maybe"
-    told: list[str] = []
+    omitted: list[str] = []
     table = compare_aggregators(
-        Annotations.from_frame(frame), truth, models=["kos", "one-coin"], progress=False, say=told.append
+        Annotations.from_frame(frame), truth, models=["kos", "one-coin"], progress=False, say=omitted.append
     )
-    assert list(table.index) == ["majority-vote", "one-coin"] and told and told[0].startswith("kos: left out")
-    with pytest.raises(ValueError, match="no class of any of the items"):
+    assert list(table.index) == ["majority-vote", "one-coin"] and omitted[0].startswith("kos omitted: ")
+    with pytest.raises(ValueError, match="gold has no class for any of the items"):
         compare_aggregators(
             Annotations.from_frame(frame), truth.set_axis([f"z{n}" for n in range(60)]), progress=False
         )
@@ -506,7 +523,7 @@ def test_networks_are_found_by_name_and_are_not_compared(files: dict[str, Path])
         result = invoke("compare", files["labels.csv"], "--gold", files["gold.csv"], option, "lia")
         assert (
             result.exit_code == 1
-            and "lia looks at features of items, which are not compared here" in result.output
+            and "lia uses features of items and cannot be compared here" in result.output
         )
 
 
