@@ -13,11 +13,11 @@ from probcrowd.commands.options import (
     LABELS,
     OUT,
     Name,
-    Names,
     annotation_options,
     missing_packages,
     print_files,
     report_errors,
+    split_names,
 )
 
 ABSTENTION = click.option("--abstention", metavar="LABEL", help="The label that stands for an abstention.")
@@ -124,7 +124,9 @@ def aggregate(
 @click.command()
 @LABELS
 @click.option("--gold", required=True, type=FILE, help="Known classes, for scoring only.")
-@click.option("--models", type=Names(), help="Models to compare.  [default: all]")
+@click.option(
+    "--models", metavar="NAME,NAME", callback=split_names, help="Models to compare.  [default: all]"
+)
 @click.option(
     "--reference",
     default="majority-vote",
@@ -138,7 +140,7 @@ def aggregate(
 def compare(
     labels: Path,
     gold: Path,
-    models: tuple[str, ...] | None,
+    models: list[str] | None,
     reference: str,
     abstention: str | None,
     reading: dict[str, str],

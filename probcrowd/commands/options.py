@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
@@ -32,21 +33,9 @@ class Name(click.Choice):
         return super().convert(known.get(_plain(str(value)), value), param, ctx)
 
 
-class Names(click.ParamType):
-    """Several names with a separator between them, as a tuple."""
-
-    name = "names"
-
-    def __init__(self, separator: str = ",") -> None:
-        self.separator = separator
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return f"NAME{self.separator}NAME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return (
-            tuple(name.strip() for name in value.split(self.separator)) if isinstance(value, str) else value
-        )
+def split_names(context: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:
+    """A callback for options that take several names, between commas or semicolons."""
+    return re.split(r"\s*[,;]\s*", text.strip()) if text else None
 
 
 def annotation_options(command: Command) -> Command:

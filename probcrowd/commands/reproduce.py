@@ -11,16 +11,12 @@ from typing import Any
 
 import click
 
-from probcrowd.commands.options import FILE, report_errors
+from probcrowd.commands.options import FILE, report_errors, split_names
 
 
 def _list(name: str, words: str) -> click.Option:
     """An option for several names, between commas or semicolons."""
-    return click.Option([name], metavar="NAME,NAME", callback=_split, help=words)
-
-
-def _split(context: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:
-    return re.split(r"\s*[,;]\s*", text.strip()) if text else None
+    return click.Option([name], metavar="NAME,NAME", callback=split_names, help=words)
 
 
 def _count(name: str, words: str) -> click.Option:

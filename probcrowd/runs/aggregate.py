@@ -32,8 +32,8 @@ from tqdm import tqdm
 
 import probcrowd
 from probcrowd.data.annotations import Annotations
-from probcrowd.data.options import find_name
 from probcrowd.data.table import read_table
+from probcrowd.data.validation import find_name
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.catalogue import AGGREGATORS, NETWORKS, find_aggregator
 from probcrowd.estimators.lia.lia import LIA
