@@ -63,8 +63,8 @@ def without_cliques(
     chance = _agreement(
         labels, left, right, everything, np.zeros(num_items, np.int64)
     )  # one class, known for all
-    alike = lower - chance > ALIKE * (1 - chance)
-    clique = components(labels.annotator[left[alike]], labels.annotator[right[alike]], num_annotators)
+    linked = alike(lower, chance)
+    clique = components(labels.annotator[left[linked]], labels.annotator[right[linked]], num_annotators)
     expected, inside, members = model.copy(), np.zeros(len(first), bool), np.bincount(clique)
     owner = clique[labels.annotator]
     for suspect in np.argsort(-members, kind="stable")[: min((members > 1).sum(), _MOST_CLIQUES)].tolist():
@@ -98,6 +98,16 @@ def _unexplained(
         )
         for known in (np.minimum(label, 0), label)
     )
+    return share_unexplained(total, unexplained)
+
+
+def alike(lower: Float64[np.ndarray, " g"], chance: Float64[np.ndarray, " g"]) -> Bool[np.ndarray, " g"]:
+    """Return which pairs of annotators belong to one clique, from their agreement one standard error below."""
+    return lower - chance > ALIKE * (1 - chance)
+
+
+def share_unexplained(total: Float64[np.ndarray, " i"], unexplained: Float64[np.ndarray, " i"]) -> float:
+    """Return U / T from their sums by item, 0 where U is not significantly above T / 2."""
     above_half = unexplained - total / 2
     significant = total.sum() > 0 and above_half.sum() > _UNEXPLAINED_Z * math.sqrt((above_half**2).sum())
     return float(min(unexplained.sum() / total.sum(), 1.0)) if significant else 0.0
