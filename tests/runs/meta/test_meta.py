@@ -327,12 +327,12 @@ LEARNED = {
 def test_learned_priors_and_maml_resume_to_the_same_bits(
     adaptation: dict[str, object], loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meta_train(small(tmp_path / "whole", adaptation=adaptation), progress=False)
-    interrupt(monkeypatch, loss, 33)
+    meta_train(small(tmp_path / "whole", steps=24, adaptation=adaptation), progress=False)
+    interrupt(monkeypatch, loss, 18)
     with pytest.raises(KeyboardInterrupt):
-        meta_train(small(tmp_path / "stopped", adaptation=adaptation), progress=False)
+        meta_train(small(tmp_path / "stopped", steps=24, adaptation=adaptation), progress=False)
     monkeypatch.undo()
-    meta_train(small(tmp_path / "stopped", adaptation=adaptation), resume=True, progress=False)
+    meta_train(small(tmp_path / "stopped", steps=24, adaptation=adaptation), resume=True, progress=False)
     assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
     run = load_run(tmp_path / "whole")
     images, wide = (
