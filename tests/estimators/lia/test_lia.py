@@ -660,7 +660,7 @@ def test_abstentions_are_no_labels() -> None:
     np.testing.assert_array_equal(
         fitted.probability_right().sort_index(), plain.probability_right().sort_index()
     )
-    with pytest.raises(ValueError, match="nobody gave the label '!'"):
+    with pytest.raises(ValueError, match="no row has the abstention label '!'"):
         LIA(abstention="!", **TINY).fit(said, features=features)
 
 
