@@ -141,6 +141,6 @@ models = {"dawid_skene": tree} | {
     name: sample_posterior(annotations, name, seed=1, draws=DRAWS, warmup=DRAWS, progress=False)
     for name in ("one_coin", "multinomial", "mace")
 }
-comparison = compare_models({name: fitted["log_likelihood"]["label"] for name, fitted in models.items()})
+comparison = compare_models({name: fitted["log_likelihood"]["votes"] for name, fitted in models.items()})
 print(comparison.round(1))
 comparison.to_csv(OUT / "comparison.csv")

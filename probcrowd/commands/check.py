@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ def _count(name: str, default: int, words: str, least: int = 1) -> Any:
 @click.option(
     "--prior",
     metavar="NAME",
-    help="accurate, rater, stan, flat or paun, if the model has it.  [default: the model's own]",
+    help="flat, accurate or another name that the model has.  [default: the model's own]",
 )
+@click.option("--annotator-covariates", type=FILE, help="Groups or numbers by annotator, .csv or .parquet.")
+@click.option("--item-covariates", type=FILE, help="Groups or numbers by item, .csv or .parquet.")
 @click.option("--features", type=FILE, help="Numbers by item, .csv, .parquet or .npy, for prototype-crowd.")
 @click.option("--gold", type=FILE, help="Known classes, for scoring only.")
 @click.option("--known", type=FILE, help="Known classes, taken as certain in the fit.")
@@ -65,6 +68,8 @@ def _count(name: str, default: int, words: str, least: int = 1) -> Any:
 def check(
     labels: Path,
     out: Path,
+    annotator_covariates: Path | None,
+    item_covariates: Path | None,
     features: Path | None,
     gold: Path | None,
     known: Path | None,
@@ -87,9 +92,14 @@ def check(
         from probcrowd.runs.check import FILES, check_labels
     except ImportError as error:
         raise missing_packages("checking", error, "mcmc") from error
-    from probcrowd.data.files import read_annotations, read_features, read_gold
+    from probcrowd.data.files import read_annotations, read_annotator_features, read_features, read_gold
 
     annotations = read_annotations(labels, **reading)
+    if annotator_covariates is not None:
+        covariates = read_annotator_features(annotator_covariates, annotations)
+        annotations = replace(annotations, annotator_covariates=covariates)
+    if item_covariates is not None:
+        annotations = replace(annotations, item_covariates=read_features(item_covariates))
     checked = check_labels(
         annotations,
         out=out,

@@ -46,7 +46,7 @@ class Rows:
         """The weight of each label among an item's rows (see `vote_shares`)."""
         cells = np.asarray(self.item) * self.num_classes + np.asarray(self.label)
         totals = np.bincount(cells, np.asarray(self.weight, float), self.num_items * self.num_classes)
-        return totals.reshape(-1, self.num_classes)
+        return totals.reshape(-1, self.num_classes).astype(float, copy=False)  # integers without rows
 
     @staticmethod
     def from_annotations(annotations: Annotations, gold: pd.Series | None = None) -> Rows:

@@ -13,8 +13,10 @@ fixed d and o (flat: 1 and 1) grow more pessimistic with K, whoever the annotato
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -32,6 +34,13 @@ class Counts(Protocol):
     def label_count(self) -> Any: ...
     @property
     def accuracy(self) -> Any: ...
+    @property
+    def precision(self) -> Any: ...
+
+
+def by_name(record: Any) -> dict[str, Callable[[int], Any]]:
+    """The named priors of a record, as functions of the number of classes: `Model.priors`."""
+    return {name: partial(record.named, name) for name in record.NAMES}
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,8 @@ class DirichletPrior:
     """
 
     class_prior: Float64[np.ndarray, " k"]
-    confusion: Float64[np.ndarray, "..."]  # the check below says what is wrong with a shape
+    confusion: Float64[np.ndarray, "..."]  # __post_init__ checks the shape, with a message of its own
+    NAMES: ClassVar = get_args(PriorName)
 
     def __post_init__(self) -> None:
         num_classes = len(self.class_prior)
@@ -95,10 +105,11 @@ class CoinPrior:
     class_prior: Float64[np.ndarray, " k"]
     right: float
     wrong: float
+    NAMES: ClassVar = get_args(PriorName)
 
     @staticmethod
     def named(name: PriorName, num_classes: int, *, accuracy: float = 0.7) -> CoinPrior:
-        """What the prior of that name says of a confusion row's diagonal."""
+        """Return the Beta prior that `DirichletPrior.named` implies for the diagonal of a confusion row."""
         rows = DirichletPrior.named(name, num_classes, accuracy=accuracy)
         return CoinPrior(
             rows.class_prior, float(rows.confusion[0, 0]), float(rows.confusion[0, 1:].sum()) or 1.0
@@ -107,11 +118,20 @@ class CoinPrior:
 
 @dataclass(frozen=True)
 class SpamPrior:
-    """MACE: competence[j] ~ Beta(honest, spamming); what a spammer says, spam[j] ~ Dirichlet(answers, ..., answers). Classes are equally likely."""
+    """MACE: competence[j] ~ Beta(honest, spamming); labels of a spammer, spam[j] ~ Dirichlet(answers, ..., answers).
+
+    The defaults are those of Hovy et al. 2013, named "hovy". Classes are equally likely.
+    """
 
     honest: float = 0.5
     spamming: float = 0.5
     answers: float = 10.0
+    NAMES: ClassVar = ("hovy", "flat")
+
+    @staticmethod
+    def named(name: Literal["hovy", "flat"], num_classes: int) -> SpamPrior:
+        """Return the prior "hovy", or "flat" with every concentration 1."""
+        return {"hovy": SpamPrior(), "flat": SpamPrior(1.0, 1.0, 1.0)}[name]
 
 
 @dataclass(frozen=True)
@@ -128,6 +148,7 @@ class LogitPrior:
     spread_scale: float = 1.0
     item_scale: float = 1.0
     reference: bool = False
+    NAMES: ClassVar = ("accurate", "rater", "flat", "paun")
 
     @property
     def exchangeable(self) -> bool:
@@ -136,12 +157,18 @@ class LogitPrior:
 
     @staticmethod
     def named(
-        name: Literal["accurate", "rater", "paun"], num_classes: int, *, accuracy: float = 0.7
+        name: Literal["accurate", "rater", "flat", "paun"], num_classes: int, *, accuracy: float = 0.7
     ) -> LogitPrior:
-        """ "accurate": diagonal centre log(a (K - 1) / (1 - a)) for accuracy a whatever K. "rater": centre 2 on the diagonal, class prior 3.
-        "paun": centre 0 and the last label as reference, hence exchangeable classes."""
+        """Return a named prior.
+
+        accurate: diagonal centre log(a (K - 1) / (1 - a)), accuracy a for every K.    rater: centre 2 on the diagonal, class prior 3.
+        flat: centre 0, so labels are independent of the class on average and classes exchangeable; logits have a normal prior all the same.
+        paun: centre 0 and the last label as reference; the last label is special, classes are exchangeable.
+        """
         if name == "paun":
             return LogitPrior(np.ones(num_classes), np.zeros((num_classes, num_classes - 1)), reference=True)
+        if name == "flat":
+            return LogitPrior(np.ones(num_classes), np.zeros((num_classes, num_classes)))
         diagonal = (
             2.0 if name == "rater" else math.log(max(num_classes - 1, 1) * _odds(accuracy, num_classes))
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import pandas as pd
 import xarray as xr
@@ -27,15 +27,9 @@ from probcrowd.inference.posterior.sample import Sampler, sample_posterior
 from probcrowd.inference.posterior.tables import annotator_table, item_table
 from probcrowd.inference.posterior.tree import dataset, save_posterior
 from probcrowd.models.catalogue import find_model
-from probcrowd.models.priors import CoinPrior, DirichletPrior, LogitPrior, PriorName
 from probcrowd.runs.report import make_report
 from probcrowd.storage.files import write_atomically, write_json, write_table
 
-PRIORS: dict[type, tuple[str, ...]] = {
-    DirichletPrior: get_args(PriorName),
-    CoinPrior: get_args(PriorName),
-    LogitPrior: ("accurate", "rater", "paun"),
-}
 FILES = ("posterior.nc", "items.csv", "annotators.csv", "comparison.csv", "report.html", "verdict.json")
 
 
@@ -60,7 +54,7 @@ def check_labels(
     """What the checks found; the files above are in `out`, each replaced only by a whole successor.
 
     Args:
-        prior: the name of one of `PRIORS`; without it the model's own. Models of `compare` always have their own.
+        prior: the name of one of the model's priors; its default without it. Models of `compare` use their defaults.
         gold: classes to score the answer against; the fit does not see them.
         known: classes that the fit takes as certain.
         compare: other models, to compare by leaving out items.
@@ -68,9 +62,10 @@ def check_labels(
     Raises:
         ValueError: as `sample_posterior`; a prior that the model does not have; models whose densities are not of the same data.
     """
-    compared = [name for name in dict.fromkeys(compare) if name != model]
+    model, *others = (find_model(name).name for name in (model, *compare))
+    compared = [name for name in dict.fromkeys(others) if name != model]
     _require_possible(model, compared, features)
-    record = None if prior is None else named_prior(model, prior, annotations.num_classes)
+    record = find_model(model).prior(annotations.num_classes, prior)
     codes = None if gold is None else gold_codes(annotations.items, annotations.classes, gold)
     out.mkdir(parents=True, exist_ok=True)  # before the hours that sampling may take
     settings = {
@@ -110,19 +105,6 @@ def check_labels(
     return checked
 
 
-def named_prior(model: str, name: str, num_classes: int) -> Any:
-    """The record that a name of `PRIORS` means to a model.
-
-    Raises:
-        ValueError: the model has no prior of that name.
-    """
-    kind = type(find_model(model).prior(num_classes))
-    if name not in PRIORS.get(kind, ()):
-        names = f"choose one of {', '.join(PRIORS[kind])}" if kind in PRIORS else "it has its own alone"
-        raise ValueError(f"the model {model} has no prior {name!r}: {names}")
-    return kind.named(name, num_classes)
-
-
 def _require_possible(model: str, compared: Sequence[str], features: pd.DataFrame | None) -> None:
     """What can be refused before anything is sampled."""
     with_features = [name for name in (model, *compared) if find_model(name).features]
@@ -138,4 +120,4 @@ def _require_possible(model: str, compared: Sequence[str], features: pd.DataFram
 
 
 def _by_item(tree: xr.DataTree) -> xr.DataArray:
-    return dataset(tree, "log_likelihood")["label"]
+    return dataset(tree, "log_likelihood")["votes"]

@@ -128,7 +128,7 @@ def _facts(tree: xr.DataTree, prior: str | None, gold: Int[np.ndarray, " i"] | N
     used = array(tree, "constant_data", "gold") >= 0
     shown = ", ".join(classes[:CLASSES]) + (", …" if len(classes) > CLASSES else "")
     weighted = ", weighted" if "weight" in dataset(tree, "constant_data") else ""
-    labels, annotators = len(array(tree, "observed_data", "label")), int(tree.attrs["num_annotators"])
+    labels, annotators = len(array(tree, "constant_data", "row_label")), int(tree.attrs["num_annotators"])
     every = f", every {settings['thin']}th sweep" if settings["thin"] else ""
     runs = f"{settings['chains']} chains of {settings['draws']:,} draws after {settings['warmup']:,} of warm-up{every}"
     facts = [

@@ -198,12 +198,12 @@ def test_faults_are_told_in_one_line(tmp_path: Path) -> None:
         ([tmp_path / "good.csv", *out, "--model", "dawid"], "unknown model 'dawid'"),
         ([tmp_path / "good.csv", *out, "--compare", "dawid"], "unknown model 'dawid'"),
         (
-            [tmp_path / "good.csv", *out, "--model", "mace", "--prior", "flat"],
-            "the model mace has no prior 'flat': it has its own alone",
+            [tmp_path / "good.csv", *out, "--model", "mace", "--prior", "paun"],
+            "unknown prior of mace 'paun': choose one of hovy, flat",
         ),
         (
             [tmp_path / "good.csv", *out, "--prior", "paun"],
-            "no prior 'paun': choose one of accurate, rater, stan, flat",
+            "unknown prior of dawid_skene 'paun': choose one of accurate, rater, stan, flat",
         ),
         ([tmp_path / "good.csv", *out, "--model", "prototype_crowd"], "prototype_crowd needs features"),
         ([tmp_path / "good.csv", *out, "--compare", "prototype_crowd"], "cannot be compared"),
@@ -241,8 +241,8 @@ def test_chains_that_disagree_are_not_passed(tmp_path: Path) -> None:
         finding["name"]: finding["meaning"] for finding in verdict["findings"] if finding["passed"] is False
     }
     assert (
-        "names of the classes" in failed
-        and "Chains sit in different namings" in failed["names of the classes"]
+        "order of the classes" in failed
+        and "Chains sit in different permutations" in failed["order of the classes"]
     )
     assert 'class="verdict status3"' in (tmp_path / "out" / "report.html").read_text()
 
@@ -312,12 +312,12 @@ def test_every_model_has_figures_and_a_page(posterior_of: Sampled, model: str) -
     figures = posterior_figures(tree, checked, gold)
     wanted = {"chains", "items", "plug_in", "reliability", "predictive", "pareto_k"}
     wanted |= {"annotators"} if "confusion" in MODELS[model].dims else set()
-    wanted |= {"energy"} if not MODELS[model].conjugate else set()
+    wanted |= {"energy"} if MODELS[model].gibbs is None else set()
     assert set(figures) == wanted and not plt.get_fignums()
     ids = list(dict.fromkeys(patients()["annotator"])) if len(gold) == 45 else ["a0$", "a1$", "a2$"]
     annotators = annotator_table(tree, pd.Index(ids))
     assert list(annotators.index) == ids and annotators["labels"].sum() == len(
-        array(tree, "observed_data", "label")
+        array(tree, "constant_data", "row_label")
     )
     assert annotators["accuracy_mean"].isna().all() == (model == "item_difficulty")
     page = Page(make_report(tree, checked, item_table(tree), annotators, gold=gold))

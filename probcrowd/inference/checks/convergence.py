@@ -1,7 +1,7 @@
-"""Can the draws be trusted? R-hat, effective sample sizes, divergences, energy, and the names of the classes.
+"""Convergence: R-hat, effective sample sizes, divergences, energy, and the order of the classes.
 
-Every number is taken twice: of functionals that no renaming of the classes changes, and of the parameters after renaming. A large gap
-between the two is label switching. Chains with a common start say nothing about other modes; scattered ones do.
+R-hat and effective sizes are computed twice: of functionals that no permutation of the classes changes, and of the parameters after
+permutation. A large gap between the two is label switching. Chains with a common start cannot reveal other modes; overdispersed ones can.
 """
 
 from __future__ import annotations
@@ -12,16 +12,24 @@ import xarray as xr
 from arviz_stats import bfmi, ess, rhat
 
 from probcrowd.inference.checks.findings import Finding
-from probcrowd.inference.posterior.label_switching import switching
+from probcrowd.inference.posterior.label_switching import Switching, switching
 from probcrowd.inference.posterior.tree import dataset, number_names
 
-MAX_RHAT, ESS_PER_CHAIN, MIN_BFMI, NEGLIGIBLE, MOST_NUMBERS = 1.01, 100, 0.3, 5.0, 2000
+MIN_CHAINS = 4
+MAX_RHAT = 1.01
+ESS_PER_CHAIN = 100
+MIN_BFMI = 0.3
+NEGLIGIBLE_LEAD = -5.0  # log density of another mode against that of the votes
+EQUAL_MODES = 1e-3  # log densities this close are permutations of one mode
+MAX_NUMBERS = 2000  # per site
+INVARIANTS = "functionals that permuting classes cannot change"
+_CONSTANT = 1e-12  # range of draws of a number that does not vary
 
 
 def summarise(group: xr.Dataset) -> pd.DataFrame:
-    """R-hat, bulk and tail effective sample size of the numbers that vary, under their site and ids; the worst R-hat first.
+    """Return R-hat, bulk and tail effective sample size of the numbers that vary, by site and ids, worst R-hat first.
 
-    Of a site with more than 2,000 such numbers, those 2,000 whose chains lie furthest apart by the plain R-hat, which is quick.
+    Sites with more than 2,000 such numbers are reduced to the 2,000 with the largest ratio of between-chain to within-chain variance.
     """
     parts = []
     for site in group.data_vars:
@@ -30,16 +38,16 @@ def summarise(group: xr.Dataset) -> pd.DataFrame:
         values = group[site].transpose("chain", "draw", ...)
         names = np.array(number_names(values))
         numbers = values.to_numpy().reshape(*values.shape[:2], -1)  # (c, s, e)
-        chosen = np.flatnonzero(np.ptp(numbers, axis=(0, 1)) > 1e-12)
-        if len(chosen) > MOST_NUMBERS:
+        chosen = np.flatnonzero(np.ptp(numbers, axis=(0, 1)) > _CONSTANT)
+        if len(chosen) > MAX_NUMBERS:
             apart = numbers.mean(1).var(0)[chosen] / np.maximum(numbers.var(1).mean(0)[chosen], 1e-300)
-            chosen = np.sort(chosen[np.argsort(-apart, kind="stable")[:MOST_NUMBERS]])
+            chosen = np.sort(chosen[np.argsort(-apart, kind="stable")[:MAX_NUMBERS]])
         if len(chosen):
             one = xr.Dataset({"x": (("chain", "draw", "number"), numbers[..., chosen])})
             columns = {"r_hat": rhat(one), "ess_bulk": ess(one), "ess_tail": ess(one, method="tail")}
             parts.append(
                 pd.DataFrame(
-                    {name: found["x"].to_numpy() for name, found in columns.items()}, index=names[chosen]
+                    {name: values["x"].to_numpy() for name, values in columns.items()}, index=names[chosen]
                 )
             )
     table = (
@@ -49,142 +57,114 @@ def summarise(group: xr.Dataset) -> pd.DataFrame:
 
 
 def convergence(tree: xr.DataTree) -> tuple[list[Finding], pd.DataFrame]:
-    """Findings about the draws, and the numbers behind them, one row per parameter or functional."""
+    """Return findings about the draws, and the numbers behind them, one row per parameter or functional."""
     stats = dataset(tree, "sample_stats")
-    chains = stats.sizes["chain"]
+    chains, permuted = stats.sizes["chain"], bool(stats.attrs["renamed"])
     tables = {name: summarise(dataset(tree, name)) for name in ("invariants", "posterior")}
-    findings = []
-    if chains < 4:
-        findings.append(
-            Finding(
-                "chains",
-                "sampling",
-                float(chains),
-                "at least 4",
-                False,
-                "Fewer chains cannot show that they agree.",
-            )
-        )
-    for name, words in (
-        ("invariants", "functionals that renaming classes cannot change"),
-        ("posterior", "parameters"),
-    ):
-        findings += _of_table(tables[name], words, chains)
-    findings.append(_naming(stats, findings))
+    invariants = _table_findings(tables["invariants"], INVARIANTS, chains)
+    parameters = _table_findings(tables["posterior"], "parameters", chains)
+    findings = [*_chains_findings(chains), *invariants, *parameters]
+    usable = all(finding.passed for finding in invariants)
+    findings.append(_order_finding(switching(stats["permutation"].to_numpy()), permuted, usable))
     if "modes" in tree:
-        findings.append(_of_modes(dataset(tree, "modes").to_dataframe(), bool(stats.attrs["renamed"])))
+        findings.append(_modes_finding(dataset(tree, "modes").to_dataframe(), permuted))
     if "diverging" in stats:
-        findings += _of_nuts(stats)
+        findings += _nuts_findings(stats)
     return findings, pd.concat(tables, names=["group"])
 
 
-def _of_table(table: pd.DataFrame, words: str, chains: int) -> list[Finding]:
-    worst, least = float(table["r_hat"].to_numpy().max(initial=1.0)), ESS_PER_CHAIN * chains
-    where = table["r_hat"].idxmax() if len(table) else "none"
-    agree = (
-        "the chains agree"
-        if worst <= MAX_RHAT
-        else f"the chains disagree, most about {where}: run longer, or look for several modes"
+def _chains_findings(chains: int) -> list[Finding]:
+    if chains >= MIN_CHAINS:
+        return []
+    meaning = "Fewer chains cannot show that they agree."
+    return [_finding("chains", float(chains), f"at least {MIN_CHAINS}", False, meaning)]
+
+
+def _table_findings(table: pd.DataFrame, title: str, chains: int) -> list[Finding]:
+    worst, required = float(table["r_hat"].to_numpy().max(initial=1.0)), ESS_PER_CHAIN * chains
+    agree = worst <= MAX_RHAT
+    meaning = (
+        "The chains agree."
+        if agree
+        else f"The chains disagree, most about {table['r_hat'].idxmax()}: run longer, or look for several modes."
     )
-    findings = [
-        Finding(
-            f"R-hat, {words}",
-            "sampling",
-            worst,
-            f"at most {MAX_RHAT}",
-            worst <= MAX_RHAT,
-            agree[0].upper() + agree[1:] + ".",
-        )
-    ]
-    for column, kind, use in (("ess_bulk", "bulk", "means"), ("ess_tail", "tail", "intervals")):
-        smallest = float(table[column].to_numpy().min(initial=np.inf))
-        enough = smallest >= least
-        rest = "precise enough" if enough else f"too noisy for {table[column].idxmin()}: draw more"
-        name = f"{kind} ESS, {words}"
-        findings.append(
-            Finding(
-                name, "sampling", smallest, f"at least {least}", enough, f"Estimates of {use} are {rest}."
-            )
-        )
+    findings = [_finding(f"R-hat, {title}", worst, f"at most {MAX_RHAT}", agree, meaning)]
+    for kind, use in (("bulk", "means"), ("tail", "intervals")):
+        sizes = table[f"ess_{kind}"]
+        smallest = float(sizes.to_numpy().min(initial=np.inf))
+        enough = smallest >= required
+        quality = "precise enough" if enough else f"too noisy for {sizes.idxmin()}: draw more"
+        meaning = f"Estimates of {use} are {quality}."
+        findings.append(_finding(f"{kind} ESS, {title}", smallest, f"at least {required}", enough, meaning))
     return findings
 
 
-def _naming(stats: xr.Dataset, findings: list[Finding]) -> Finding:
-    found = switching(stats["permutation"].to_numpy())
-    renamed = bool(stats.attrs["renamed"])
-    meaning = str(found)
-    if found.share and renamed:
-        usable = all(finding.passed for finding in findings if "functionals" in finding.name)
-        meaning += " The prior treats all classes alike, so the posterior has every naming; draws were renamed towards the votes. "
+def _order_finding(order: Switching, permuted: bool, usable: bool) -> Finding:
+    meaning = str(order)
+    if order.share and permuted:
+        functionals = (
+            "Functionals that no permutation changes are usable."
+            if usable
+            else "Not even functionals that no permutation changes agree."
+        )
         meaning += (
-            "Functionals without names are usable." if usable else "Not even functionals without names agree."
+            " The prior treats all classes alike, so the posterior contains every permutation; draws were permuted to match the votes. "
+            f"{functionals} A prior that favours the diagonal would identify the classes."
         )
-        meaning += " A prior that favours the diagonal would name the classes."
-    elif found.share:
-        meaning += " The prior names the classes, so these draws were left as they are; they tell that some classes are hard to tell apart."
-    # Under a prior that names the classes, a naming that all chains visit alike is uncertainty, not failure
-    failed = found.between_chains or (renamed and found.share > 0)
-    return Finding(
-        "names of the classes",
-        "sampling",
-        found.share,
-        "draws named otherwise than the votes, alike in all chains",
-        not failed,
-        meaning,
-    )
+    elif order.share:
+        meaning += " The prior identifies the classes, so these draws were left unchanged; some classes are hard to distinguish."
+    # Under a prior that identifies the classes, a permutation that all chains visit alike is uncertainty, not failure
+    failed = order.between_chains or (permuted and order.share > 0)
+    threshold = "draws with permuted classes; alike in all chains"
+    return _finding("order of the classes", order.share, threshold, not failed, meaning)
 
 
-def _of_modes(modes: pd.DataFrame, renamed: bool) -> Finding:
+def _modes_finding(modes: pd.DataFrame, permuted: bool) -> Finding:
     others = modes.iloc[1:]
-    if renamed:  # equally high ones are renamings, which all have their share of the posterior
-        others = others[others["lead"].abs() > 1e-3]
-    name, threshold = "other modes, log density", f"below {-NEGLIGIBLE} of the votes' mode"
-    tried = f"{modes['found'].to_numpy().sum() - 1} scattered starts"
+    if permuted:  # equally high modes are permutations, which all belong to the posterior
+        others = others[others["lead"].abs() > EQUAL_MODES]
+    name, threshold = "other modes, log density", f"below {NEGLIGIBLE_LEAD} relative to the votes' mode"
+    starts = f"{modes['starts'].to_numpy().sum() - 1} overdispersed starts"
     if not len(others):
-        return Finding(
-            name,
-            "sampling",
-            -np.inf,
-            threshold,
-            True,
-            f"{tried} led to the mode of the votes{' or its renamings' if renamed else ''}.",
-        )
-    lead, agreement = (
-        float(others["lead"].max()),
-        float(others["agreement"].to_numpy()[others["lead"].argmax()]),
-    )
-    small = lead < -NEGLIGIBLE
-    rest = (
+        meaning = f"{starts} led to the mode of the votes{' or its permutations' if permuted else ''}."
+        return _finding(name, -np.inf, threshold, True, meaning)
+    highest = others.iloc[int(others["lead"].to_numpy().argmax())]
+    negligible = bool(highest["lead"] < NEGLIGIBLE_LEAD)
+    advice = (
         "chains need not visit it"
-        if small
-        else "chains started at the votes may miss a good part of the posterior: compare start='dispersed'"
+        if negligible
+        else "chains started at the votes may miss much of the posterior: compare start='dispersed'"
     )
-    meaning = f"{tried} led to {len(others)} other modes; in the highest, classes agree with {agreement:.2f} of the votes; {rest}."
-    return Finding(name, "sampling", lead, threshold, small, meaning)
+    meaning = f"{starts} led to {len(others)} other modes; in the highest, classes agree with {highest['agreement']:.2f} of the votes; {advice}."
+    return _finding(name, float(highest["lead"]), threshold, negligible, meaning)
 
 
-def _of_nuts(stats: xr.Dataset) -> list[Finding]:
+def _nuts_findings(stats: xr.Dataset) -> list[Finding]:
     divergent = int(stats["diverging"].sum())
-    parts = np.atleast_1d(np.asarray(bfmi(xr.DataTree.from_dict({"sample_stats": stats}))["energy"]))
-    lowest = float(parts.min())
+    energies = np.atleast_1d(np.asarray(bfmi(xr.DataTree.from_dict({"sample_stats": stats}))["energy"]))
     deepest = float((stats["tree_depth"] >= stats.attrs.get("max_depth", 10)).mean())
-    straight = (
-        "No trajectory broke down"
-        if divergent == 0
-        else "Some regions were not explored: raise target_accept"
-    )
-    energy = (
-        "Momentum explores the energies well"
-        if lowest >= MIN_BFMI
-        else "Energies are explored slowly: heavy tails or a funnel; run longer or change the prior of the scales"
-    )
-    deep = (
-        "Trajectories end by themselves"
-        if deepest == 0
-        else "Trajectories are cut off: raise max_depth, or expect slow mixing"
+    trajectories = "Some regions were not explored: raise target_accept." if divergent else "None diverged."
+    depth = (
+        "Trajectories are cut off: raise max_depth, or expect slow mixing."
+        if deepest
+        else "Trajectories end by themselves."
     )
     return [
-        Finding("divergences", "sampling", float(divergent), "none", divergent == 0, straight + "."),
-        Finding("E-BFMI", "sampling", lowest, f"at least {MIN_BFMI}", lowest >= MIN_BFMI, energy + "."),
-        Finding("share of deepest trees", "sampling", deepest, "none", None if deepest else True, deep + "."),
+        _finding("divergences", float(divergent), "none", divergent == 0, trajectories),
+        _energy_finding(float(energies.min())),
+        _finding("share of deepest trees", deepest, "none", None if deepest else True, depth),
     ]
+
+
+def _energy_finding(lowest: float) -> Finding:
+    explored = lowest >= MIN_BFMI
+    meaning = (
+        "Momentum explores the energies well."
+        if explored
+        else "Energies are explored slowly (heavy tails or a funnel): run longer, or change the prior of the scales."
+    )
+    return _finding("E-BFMI", lowest, f"at least {MIN_BFMI}", explored, meaning)
+
+
+def _finding(name: str, value: float, threshold: str, passed: bool | None, meaning: str) -> Finding:
+    return Finding(name, "sampling", value, threshold, passed, meaning)

@@ -1,4 +1,4 @@
-"""Posteriors of annotators' accuracies against gold labels that the fit did not see; `probcrowd.metrics.scores` has label probabilities."""
+"""Coverage of annotators' accuracies by the posterior, on gold labels that the fit did not see; `probcrowd.metrics.scores` scores label probabilities."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from probcrowd.inference.posterior.tree import array
 from probcrowd.metrics.intervals import LEVELS, central
 from probcrowd.metrics.scores import TIE
 
+MIN_LABELS = 5
+MAX_DRAWS = 1000
+
 
 def accuracy_coverage(
-    tree: xr.DataTree, gold: Int[np.ndarray, " i"], generator: np.random.Generator, *, least: int = 5
+    tree: xr.DataTree, gold: Int[np.ndarray, " i"], generator: np.random.Generator
 ) -> pd.DataFrame:
-    """How often the posterior's intervals hold the share of an annotator's labels that gold says are right, at 50, 80, 90 and 95 %.
+    """Return how often posterior intervals at 50, 80, 90 and 95 % cover the share of an annotator's labels that are right by gold.
 
-    The fit saw these labels; of that share it does not know the true classes alone. So the true classes are those drawn from
-    p(truth | labels, parameters), a draw for all annotators. An interval for labels yet to come would be wider, and would hold such a
-    share too often. Annotators with `least` labels of items with gold or more; at most 1,000 draws, chosen at random.
+    The fit saw these labels, so only the true classes are unknown: they are drawn from p(truth | labels, parameters), jointly for all
+    annotators. Intervals for future labels would be wider and would cover this share too often. Annotators with at least `MIN_LABELS`
+    labels of items with gold; at most 1,000 draws, chosen at random.
     """
     item, annotator = (array(tree, "constant_data", name) for name in ("row_item", "row_annotator"))
-    label, truths = array(tree, "observed_data", "label"), array(tree, "truth", "truth")
+    label, truths = array(tree, "constant_data", "row_label"), array(tree, "truth", "truth")
     known = gold[item] >= 0
     item, annotator, label = item[known], annotator[known], label[known]
-    asked = np.bincount(annotator, minlength=int(tree.attrs["num_annotators"]))
-    chosen = asked >= least
+    num_labels = np.bincount(annotator, minlength=int(tree.attrs["num_annotators"]))
+    chosen = num_labels >= MIN_LABELS
 
     def shares(truth: Int[np.ndarray, " i"]) -> Float[np.ndarray, " j"]:
-        return np.bincount(annotator, label == truth[item], len(asked))[chosen] / asked[chosen]
+        return np.bincount(annotator, label == truth[item], len(num_labels))[chosen] / num_labels[chosen]
 
-    truths = generator.permutation(truths.reshape(-1, len(gold)))[:1000]
+    truths = generator.permutation(truths.reshape(-1, len(gold)))[:MAX_DRAWS]
     drawn = np.stack([shares(truth) for truth in truths])  # (s, j)
     right, rows = shares(gold), []
     for nominal in LEVELS:

@@ -1,4 +1,4 @@
-"""What a check found: a number, the threshold it was held against, and what that means in plain words."""
+"""Findings of checks: a number, its threshold, and what it means in plain words."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-Area = Literal["sampling", "model"]  # can the draws be trusted? is the model they are drawn from adequate?
+Area = Literal["sampling", "model"]  # can the draws be trusted? does the model fit?
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One verdict. passed: None where the check tells something without judging."""
+    """One result of a check. passed: None where the number is information without a verdict."""
 
     name: str
     area: Area
@@ -22,7 +22,7 @@ class Finding:
     meaning: str
 
     def __post_init__(self) -> None:
-        # NumPy's truth values are no bools: `is False` would overlook them
+        # `is False` would miss NumPy booleans
         object.__setattr__(self, "passed", None if self.passed is None else bool(self.passed))
         object.__setattr__(self, "value", float(self.value))
 
@@ -32,7 +32,7 @@ class Finding:
 
 
 def verdict(findings: list[Finding]) -> str:
-    """One plain sentence for all of them."""
+    """Summarise the findings in one sentence."""
     failed = {
         area: [finding.name for finding in findings if finding.area == area and finding.passed is False]
         for area in ("sampling", "model")
@@ -41,17 +41,17 @@ def verdict(findings: list[Finding]) -> str:
         return f"Do not use these draws yet: {'; '.join(failed['sampling'])}."
     if failed["model"]:
         return f"The draws can be trusted, the model not fully: {'; '.join(failed['model'])}."
-    return "The draws can be trusted, and no check speaks against the model."
+    return "The draws can be trusted, and the model passes every check."
 
 
 def exit_status(findings: list[Finding]) -> int:
-    """0: all passed. 3: the draws cannot be trusted. 4: they can, but a check speaks against the model. (1 and 2 are errors and misuse.)"""
+    """Return 0: all passed; 3: the draws cannot be trusted; 4: the draws can be trusted but the model fails a check. (1 and 2: errors, misuse.)"""
     failed = {finding.area for finding in findings if finding.passed is False}
     return 3 if "sampling" in failed else 4 if failed else 0
 
 
 def to_json(findings: list[Finding]) -> str:
-    """The findings, with the verdict and the exit status; numbers that are not finite become null."""
+    """Return the findings with verdict and exit status as JSON; numbers that are not finite become null."""
     rows = [
         asdict(finding) | {"value": finding.value if math.isfinite(finding.value) else None}
         for finding in findings

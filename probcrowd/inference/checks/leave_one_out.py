@@ -1,12 +1,12 @@
-r"""Leave-one-out predictive densities by Pareto-smoothed importance sampling (Vehtari et al. 2024), of units with the truth summed out.
+r"""Leave-one-out predictive densities by Pareto-smoothed importance sampling (Vehtari et al. 2024), the truth summed out.
 
     a[i, k] = log p(truth k, rows of item i | parameters)    r[n, k] = log confusion[annotator n, k, label n]    w[n] = weight
 
-    unit          log density of the unit, per draw                                 asks for
+    unit          log density of the unit, per draw                                 predicts
     item i        logsumexp_k a[i, k]                                               new items, same annotators
     annotation n  logsumexp_k a[i_n, k] - logsumexp_k (a[i_n, k] - w[n] r[n, k])    one more label of a known item
 
-Of a gold item the gold class alone counts: a[i, gold], and w[n] r[n, gold]. Annotation terms of an item do not add up to the item's.
+For gold items only the gold class counts: a[i, gold], and w[n] r[n, gold]. Annotation terms of an item do not sum to the item's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from arviz_stats.utils import ELPDData
 from jaxtyping import Float
 
 _UNITS_FOR_EFFICIENCY = (
-    200  # the length of the smoothed tail goes with the square root of their mean efficiency
+    200  # the smoothed tail's length depends only on the square root of their mean efficiency
 )
 _CONSTANT = 1e-9
 
@@ -35,11 +35,11 @@ def loo(
     coords: Sequence[Any] | np.ndarray | pd.Index | None = None,
     reff: float | None = None,
 ) -> ELPDData:
-    """Expected log predictive density of units left out one at a time, pointwise, with the Pareto k of each.
+    """Return the expected log predictive density of units left out one at a time, pointwise, with the Pareto k of each.
 
-    log_likelihood: log density of unit u under each draw; a DataArray (chain, draw, unit) brings its own names. reff: effective draws per
-    draw; by default the mean over (at most 200) units of that of the units' densities, whose mean is what is estimated. A unit whose
-    density never varies, such as an item without rows, needs no weights: its k is 0. No warning is raised: see `reliability`.
+    log_likelihood: log density of unit u under each draw; a DataArray (chain, draw, unit) has names of its own. reff: effective draws per
+    draw; by default that of the units' densities, averaged over at most 200 units. Units whose density never varies, such as items without
+    rows, need no weights: their k is 0. No warnings are raised: see `reliability`.
     """
     values = _named(log_likelihood, unit_name, coords)
     varying = np.ptp(values.to_numpy(), axis=(0, 1)) > _CONSTANT
@@ -59,38 +59,38 @@ def loo(
 
 
 def relative_efficiency(log_likelihood: Float[np.ndarray, "c s u"]) -> float:
-    """Effective draws per draw, for the mean of exp(log_likelihood): the mean over at most 200 units, evenly spread; 1 without units."""
+    """Return effective draws per draw for the mean of exp(log_likelihood), averaged over at most 200 evenly spaced units; 1 without units."""
     units = log_likelihood.shape[2]
     if not units:
         return 1.0
-    some = log_likelihood[
+    chosen = log_likelihood[
         ..., np.unique(np.linspace(0, units - 1, min(units, _UNITS_FOR_EFFICIENCY)).round().astype(int))
     ]
-    density = np.exp(some - some.max((0, 1)))
+    density = np.exp(chosen - chosen.max((0, 1)))
     return float(np.mean(ess(density, method="mean", chain_axis=0, draw_axis=1))) / density[..., 0].size
 
 
 def reliability(result: ELPDData) -> str:
-    """What the Pareto k say of a leave-one-out estimate, in words."""
+    """Summarise in words what the Pareto k imply for a leave-one-out estimate."""
     tails, bad, limit = np.asarray(result.pareto_k), _unreliable(result), f"{result.good_k:.2f}"
     if not bad:
         return f"All {tails.size} units have a Pareto k of at most {limit}: leaving each out is estimated reliably."
     return (
         f"{bad} of {tails.size} units ({bad / tails.size:.1%}) have a Pareto k above {limit} (highest {np.max(tails):.2f}): the posterior "
-        "without them is too far from that with them, so their part of the estimate is not to be trusted. Refit without them."
+        "changes too much without them, so their part of the estimate is unreliable. Refit without them."
     )
 
 
 def compare_models(
     log_likelihoods: Mapping[str, Float[np.ndarray, "_c _s _u"] | xr.DataArray],
 ) -> pd.DataFrame:
-    """Models by expected log predictive density (elpd), best first, each against the best in pairs of the same units.
+    """Compare models by expected log predictive density (elpd), best first, each with the best on the same units.
 
-    difference = sum of d_u, d_u = elpd of u under the model - under the best one; its standard error is sqrt(n var d), of n units.
+    difference = sum of d_u, d_u = elpd of unit u under the model - under the best one; its standard error is sqrt(n var d) for n units.
     parameters: effective number. unreliable: units with a Pareto k above the threshold.
 
     Raises:
-        ValueError: models with other units, or the same in another order.
+        ValueError: models with different units, or the same in another order.
     """
     named = {name: _named(values, "unit", None) for name, values in log_likelihoods.items()}
     units = {name: values.get_index(values.dims[2]) for name, values in named.items()}
@@ -98,15 +98,16 @@ def compare_models(
     for name, index in units.items():
         if index.name != units[first].name or not index.equals(units[first]):
             raise ValueError(
-                f"models are compared on the same units in the same order: {name!r} has {_told(index)}, {first!r} has {_told(units[first])}"
+                f"models are compared on the same units in the same order: {name!r} has {_describe(index)}, {first!r} has {_describe(units[first])}"
             )
     results = sorted(((name, loo(values)) for name, values in named.items()), key=lambda each: -each[1].elpd)
     best = results[0][1].elpd_i.to_numpy()
     table = {}
     for name, result in results:
-        apart = result.elpd_i.to_numpy() - best
-        error = np.sqrt(len(apart) * apart.var(ddof=1)) if len(apart) > 1 else np.nan
-        table[name] = [result.elpd, result.se, result.p, apart.sum(), error, _unreliable(result), len(apart)]
+        difference = result.elpd_i.to_numpy() - best
+        error = np.sqrt(len(difference) * difference.var(ddof=1)) if len(difference) > 1 else np.nan
+        sums = (result.elpd, result.se, result.p, difference.sum(), error)
+        table[name] = [*sums, _unreliable(result), len(difference)]
     columns = [
         "elpd",
         "standard_error",
@@ -131,5 +132,5 @@ def _unreliable(result: ELPDData) -> int:
     return int((np.asarray(result.pareto_k) > result.good_k).sum())
 
 
-def _told(index: pd.Index) -> str:
+def _describe(index: pd.Index) -> str:
     return f"{len(index)} of {index.name} ({', '.join(map(str, index[:3]))}, ...)"

@@ -1,7 +1,7 @@
-"""EM against MCMC: where the mode sits in the posterior, and how much surer label probabilities are at one point than averaged over all.
+"""EM against MCMC: the position of the mode in the posterior, and the overconfidence of label probabilities at the mode.
 
-position   (mode - posterior mean) / posterior standard deviation, and the share of draws below the mode, of each parameter
-overconfidence   mean over items of max_k p(truth = k | labels, mode), minus the same of the averaged probabilities
+position         (mode - posterior mean) / posterior standard deviation, and the share of draws below the mode, per parameter
+overconfidence   mean over items of max_k p(truth = k | labels, mode), minus the same for the averaged probabilities
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jaxtyping import Bool, Float
 from scipy.special import entr
 
 from probcrowd.inference.checks.findings import Finding
@@ -21,7 +22,7 @@ from probcrowd.metrics.scores import predicted, scores
 
 @dataclass(frozen=True)
 class PlugIn:
-    """parameters: one row per site, mean and extremes of the mode's position. items: label probabilities by both ways, per item."""
+    """parameters: mean and extreme position of the mode per site. items: confidence and entropy of both label probabilities per item."""
 
     findings: list[Finding]
     parameters: pd.DataFrame
@@ -29,7 +30,7 @@ class PlugIn:
 
 
 def compare_with_mode(tree: xr.DataTree) -> PlugIn:
-    """The posterior's mode, where EM ends, against the posterior."""
+    """Compare the posterior with its mode, where EM ends."""
     posterior, mode = dataset(tree, "posterior"), dataset(tree, "plug_in")
     rows = {}
     for site in posterior.data_vars:
@@ -37,58 +38,57 @@ def compare_with_mode(tree: xr.DataTree) -> PlugIn:
         spread = draws.std(("chain", "draw"))
         position = np.asarray((at - draws.mean(("chain", "draw"))) / spread).ravel()
         below = np.asarray((draws < at).mean(("chain", "draw"))).ravel()
-        kept = np.asarray(spread).ravel() > 1e-12
-        if kept.any():
+        varies = np.asarray(spread).ravel() > 1e-12
+        if varies.any():
             rows[site] = {
-                "mean_absolute_position": np.abs(position[kept]).mean(),
-                "outermost_position": np.abs(position[kept]).max(),
-                "outside_central_95": ((below[kept] < CENTRAL[0]) | (below[kept] > CENTRAL[1])).mean(),
+                "mean_absolute_position": np.abs(position[varies]).mean(),
+                "outermost_position": np.abs(position[varies]).max(),
+                "outside_central_95": outside_central_95(below[varies]).mean(),
             }
-    averaged, plugged = array(tree, "responsibilities", "mean"), array(tree, "plug_in", "responsibility")
+    averaged, plug_in = array(tree, "responsibilities", "mean"), array(tree, "plug_in", "responsibility")
     unknown = array(tree, "constant_data", "gold") < 0
     items = pd.DataFrame(
         {
             "confidence": averaged.max(1),
-            "plug_in_confidence": plugged.max(1),
+            "plug_in_confidence": plug_in.max(1),
             "entropy": entr(averaged).sum(1),
-            "plug_in_entropy": entr(plugged).sum(1),
-            "largest_difference": np.abs(averaged - plugged).max(1),
-            "class_differs": predicted(averaged) != predicted(plugged),
+            "plug_in_entropy": entr(plug_in).sum(1),
+            "largest_difference": np.abs(averaged - plug_in).max(1),
+            "class_differs": predicted(averaged) != predicted(plug_in),
         },
         index=pd.Index(array(tree, "constant_data", "item"), name="item"),
     )
-    surer = (plugged.max(1) - averaged.max(1))[unknown]
-    gap = float(surer.mean()) if len(surer) else 0.0
-    total, plugged_total = entr(averaged[unknown]).sum(), entr(plugged[unknown]).sum()
+    gaps = (plug_in.max(1) - averaged.max(1))[unknown]
+    gap = float(gaps.mean()) if len(gaps) else 0.0
+    total, plug_in_total = entr(averaged[unknown]).sum(), entr(plug_in[unknown]).sum()
     times = (
-        f"{total / plugged_total:.3g} times the entropy"
-        if plugged_total > 1e-6 * total
-        else "entropy where it has none"
+        f"{total / plug_in_total:.3g} times the entropy"
+        if plug_in_total > 1e-6 * total
+        else "entropy where the mode has none"
     )
-    changed = int((predicted(averaged) != predicted(plugged))[unknown].sum())
+    changed = int((predicted(averaged) != predicted(plug_in))[unknown].sum())
     outside = float(np.mean([row["outside_central_95"] for row in rows.values()]))
     meaning = (
-        f"Label probabilities at the mode are {'surer' if gap >= 0 else 'less sure'} by {abs(gap):.4f} on average than those averaged over the posterior, "
-        f"which have {times}; {changed} of {len(surer)} items change their most probable class."
+        f"Label probabilities at the mode are {'more' if gap >= 0 else 'less'} confident by {abs(gap):.4f} on average than those averaged "
+        f"over the posterior, which have {times}; {changed} of {len(gaps)} items change their most probable class."
     )
-    found = [
-        Finding("plug-in overconfidence", "model", gap, "tells, does not judge", None, meaning),
-        Finding(
-            "mode outside central 95 %",
-            "model",
-            outside,
-            "tells, does not judge",
-            None,
-            "Share of parameters whose mode lies in the posterior's tails.",
-        ),
+    tails = "Share of parameters whose mode lies in the posterior's tails."
+    findings = [
+        Finding("plug-in overconfidence", "model", gap, "no threshold", None, meaning),
+        Finding("mode outside central 95 %", "model", outside, "no threshold", None, tails),
     ]
-    return PlugIn(found, pd.DataFrame(rows).T, items)
+    return PlugIn(findings, pd.DataFrame(rows).T, items)
+
+
+def outside_central_95(below: Float[np.ndarray, " e"]) -> Bool[np.ndarray, " e"]:
+    """Whether a share of draws below a value puts the value outside the central 95 % interval."""
+    return (below < CENTRAL[0]) | (below > CENTRAL[1])
 
 
 def compare_on_gold(tree: xr.DataTree, gold: np.ndarray) -> pd.DataFrame:
-    """Scores of the averaged and of the plug-in label probabilities against gold codes (i), -1 where unknown or used in the fit."""
-    ways = {
+    """Score the averaged and the plug-in label probabilities against gold codes (i), -1 where unknown or used in the fit."""
+    estimates = {
         "posterior": array(tree, "responsibilities", "mean"),
         "plug-in": array(tree, "plug_in", "responsibility"),
     }
-    return pd.DataFrame({name: scores(probabilities, gold) for name, probabilities in ways.items()}).T
+    return pd.DataFrame({name: scores(probabilities, gold) for name, probabilities in estimates.items()}).T

@@ -1,15 +1,13 @@
-r"""Predictive checks: do labels that the model replicates on the same design (same item and annotator per
-row) look like those observed?
+r"""Predictive checks: do replicated labels on the same design (item and annotator per row) look like the observed ones?
 
-    statistic            entries                  fails for
+    statistic            entries                  detects
     pairwise_agreement   pairs of annotators      annotators who copy, or fail on the same items
-    vote_entropy         bins of entropy          items that differ in difficulty
-    annotator_bias       annotators and labels    annotators who differ where the model has them alike
-    error_correlation    pairs of annotators      errors that depend on each other given the true class
+    vote_entropy         bins of entropy          items of different difficulty
+    annotator_bias       annotators and labels    differences between annotators that the model lacks
+    error_correlation    pairs of annotators      errors that are dependent given the true class
 
-Labels have the shape (s, n), those observed being one replicate. The unit is the row: a replicate has one
-label per row, so weights play no part. Pairs are listed row by row, so nothing is as large as items x
-annotators.
+Labels have the shape (s, n); observed labels are one replicate. A replicate has one label per row, so weights play no part. Pairs are
+listed row by row, so that nothing is as large as items x annotators.
 """
 
 from __future__ import annotations
@@ -29,14 +27,15 @@ from probcrowd.inference.dependence.dependence import RowPairs, list_row_pairs
 from probcrowd.metrics.intervals import CENTRAL
 from probcrowd.metrics.scores import TIE
 
-_BINS, _MOST_PAIRS = 10, 10_000
+MIN_PAIRS = 5  # rows that two annotators share
+MAX_PAIRS = 2_000_000  # of rows
+MAX_ENTRIES = 10_000  # pairs of annotators
+_BINS = 10
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A statistic of replicated labels: values[s, e] of entries that `index` names, and one number
-    overall[s] for the whole table.
-    """
+    """A statistic of replicated labels: values[s, e] of the entries in `index`, and overall[s] of the whole table."""
 
     values: Float[np.ndarray, "s e"]
     index: pd.Index
@@ -48,9 +47,8 @@ class Statistic:
 class PredictiveCheck:
     """Observed against replicated labels.
 
-    table: per entry the observed value, mean and central 95 % interval of the replicates, two-sided tail
-    probability p. overall: the same of the one number. p_value: omnibus, over all entries. outside: share of
-    entries outside their interval.
+    table: per entry the observed value, mean and central 95 % interval of the replicates, and two-sided p-value. overall: the same for
+    the whole table. p_value: omnibus, over all entries. outside: share of entries outside their interval.
     """
 
     table: pd.DataFrame
@@ -72,12 +70,10 @@ def predictive_checks(
     truth_replicated: Float[np.ndarray, "s i k"] | Int[np.ndarray, "s i"] | None = None,
     *,
     generator: np.random.Generator,
-    minimum: int = 5,
-    max_pairs: int = 2_000_000,
+    minimum: int = MIN_PAIRS,
+    max_pairs: int = MAX_PAIRS,
 ) -> dict[str, PredictiveCheck]:
-    """All four checks, by name; without the truth of the replicates (see `error_correlation`) all but the
-    last.
-    """
+    """Return all four checks by name; without the truth of the replicates (see `error_correlation`) all but the last."""
     observed, replicated = np.asarray(rows.label)[None], labels_replicated
     pairs = row_pairs(rows, generator, minimum=minimum, max_pairs=max_pairs)
     checks = {
@@ -97,12 +93,11 @@ def predictive_checks(
 
 
 def check(observed: Statistic, replicated: Statistic) -> PredictiveCheck:
-    """Where the observed values lie among the replicated ones, by entry and altogether.
+    """Compare observed with replicated values, by entry and overall.
 
-    p = 2 min(1 + #{T_s >= T}, 1 + #{T_s <= T}) / (S + 1), at most 1. The omnibus p counts the data sets with
-    a discrepancy D = sum over entries (T - mean)^2 / variance at least that observed; mean and variance are
-    over observed and replicates together, so that all S + 1 are treated alike and p is exact if they are
-    exchangeable. Entries that never vary say nothing.
+    p = 2 min(1 + #{T_s >= T}, 1 + #{T_s <= T}) / (S + 1), at most 1. The omnibus p counts the data sets with a discrepancy
+    D = sum over entries (T - mean)^2 / variance at least the observed one; mean and variance are over observed and replicates together, so
+    that p is exact if all S + 1 are exchangeable. Entries that never vary are left out.
     """
     table = _compare(observed.values[0], replicated.values).set_index(observed.index)
     overall = _compare(observed.overall, replicated.overall[:, None]).iloc[0]
@@ -112,10 +107,10 @@ def check(observed: Statistic, replicated: Statistic) -> PredictiveCheck:
     together = together[:, np.ptp(together, 0) > TIE]
     deviations = (together - together.mean(0)) ** 2
     discrepancy = (deviations / deviations.mean(0)).sum(1)
-    reached = discrepancy >= discrepancy[0] * (1 - TIE)  # the observed one included
+    as_large = discrepancy >= discrepancy[0] * (1 - TIE)  # the observed one included
     value, lower, upper = (table[column].to_numpy() for column in ("observed", "lower", "upper"))
     outside = (value < lower - TIE) | (value > upper + TIE)
-    return PredictiveCheck(table, overall, float(reached.mean()), float(outside.mean()), observed.note)
+    return PredictiveCheck(table, overall, float(as_large.mean()), float(outside.mean()), observed.note)
 
 
 def _compare(observed: Float[np.ndarray, " e"], replicated: Float[np.ndarray, "s e"]) -> pd.DataFrame:
@@ -128,7 +123,7 @@ def _compare(observed: Float[np.ndarray, " e"], replicated: Float[np.ndarray, "s
 
 
 def pairwise_agreement(labels: Int[np.ndarray, "s n"], pairs: RowPairs) -> Statistic:
-    """Share of row pairs with equal labels, by pair of annotators; overall: of all row pairs."""
+    """Return the share of row pairs with equal labels, by pair of annotators; overall: of all row pairs."""
     count = pairs.sums(np.ones(len(pairs.left)))
     values, overall = np.empty((len(labels), len(count))), np.full(len(labels), math.nan)
     for replicate, given in enumerate(labels if len(pairs.left) else []):
@@ -138,9 +133,7 @@ def pairwise_agreement(labels: Int[np.ndarray, "s n"], pairs: RowPairs) -> Stati
 
 
 def vote_entropy(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
-    """Share of items by the entropy of their labels, in ten equal bins of [0, log K]; items of two rows or
-    more. Overall: mean entropy.
-    """
+    """Return the share of items by entropy of their labels, in ten equal bins of [0, log K]; items with two rows or more. Overall: mean entropy."""
     size, most = np.bincount(rows.item, minlength=rows.num_items), math.log(max(rows.num_classes, 2))
     several = size > 1
     index = pd.IntervalIndex.from_breaks(np.linspace(0, most, _BINS + 1), closed="left", name="entropy")[
@@ -161,16 +154,14 @@ def vote_entropy(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
 
 
 def annotator_bias(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
-    """Frequency of each label, by annotator. Overall: mean over rows of the squared distance from the
-    annotator's frequencies to all's.
-    """
+    """Return the frequency of each label by annotator. Overall: mean over rows of the squared distance to the overall frequencies."""
     size, cell = np.bincount(rows.annotator, minlength=rows.num_annotators), rows.annotator * rows.num_classes
     active = np.flatnonzero(size)
-    said = np.stack([np.bincount(cell + given, minlength=len(size) * rows.num_classes) for given in labels])
-    said = said.reshape(len(labels), len(size), -1)[:, active]
-    frequency = said / size[active, None]
-    distance = ((frequency - said.sum(1, keepdims=True) / size.sum()) ** 2).sum(2)
-    index = pd.MultiIndex.from_product([active, range(rows.num_classes)], names=["annotator", "label"])
+    counts = np.stack([np.bincount(cell + given, minlength=len(size) * rows.num_classes) for given in labels])
+    counts = counts.reshape(len(labels), len(size), -1)[:, active]
+    frequency = counts / size[active, None]
+    distance = ((frequency - counts.sum(1, keepdims=True) / size.sum()) ** 2).sum(2)
+    index = pd.MultiIndex.from_product([active, range(rows.num_classes)], names=["annotator", "given_label"])
     return Statistic(frequency.reshape(len(labels), -1), index, distance @ size[active] / size.sum())
 
 
@@ -180,20 +171,18 @@ def error_correlation(
     truth: Float[np.ndarray, "s i k"] | Int[np.ndarray, "s i"],
     pairs: RowPairs,
 ) -> Statistic:
-    """Correlation of two annotators' errors within true classes, by pair of annotators; overall: over all
-    row pairs.
+    """Return the correlation of two annotators' errors within true classes, by pair of annotators; overall: over all row pairs.
 
         e[n, k] = 1{label n is not k} - m[j, k]      m[j, k] = mean error of annotator j on class k, rows weighted by q[i, k]
         r = sum_pk q[i, k] e[n, k] e[n', k] / sqrt(sum_pk q[i, k] e[n, k]^2  sum_pk q[i, k] e[n', k]^2)    p = (n, n') of one item i
 
-    0 where an annotator never varies. truth: q = p(truth | labels) of each replicate, or its true classes.
-    Sums with q given the labels have the mean of sums with true classes and less variance, so q observed
-    against classes replicated errs towards acceptance. Labels scored with the q of other labels seem to share
-    errors wherever that q is unsure.
+    0 where an annotator's errors never vary. truth: q = p(truth | labels) of each replicate, or its true classes. Sums with q have the mean
+    of sums with true classes and less variance, so comparing observed q with replicated classes is conservative. Labels evaluated with the
+    q of other labels appear to share errors wherever that q is uncertain.
     """
     values, overall = np.empty((len(labels), len(pairs.shared))), np.full(len(labels), math.nan)
     for replicate, residual in enumerate(_residuals(rows, labels, truth) if len(pairs.left) else []):
-        # Class by class, since an array (p, k) is large and slow to fill
+        # Class by class: an array (p, k) is large and slow to fill
         products = sum(
             (each.take(pairs.left) * each.take(pairs.right) for each in residual), np.zeros(len(pairs.left))
         )
@@ -204,9 +193,7 @@ def error_correlation(
 
 
 def _residuals(rows: Rows, labels: np.ndarray, truth: np.ndarray) -> Iterator[Float[np.ndarray, "c n"]]:
-    """sqrt(q) e of one replicate after another: for every class, or for the true class alone where it is
-    known.
-    """
+    """Yield sqrt(q) e per replicate: for every class, or for the true class alone where it is known."""
     known = truth.ndim == 2
     for given, true in zip(labels, truth, strict=True):
         classes = (
@@ -223,13 +210,13 @@ def _ratio(above: Any, below: Any) -> np.ndarray:
 
 
 def row_pairs(
-    rows: Rows, generator: np.random.Generator, *, minimum: int = 5, max_pairs: int = 2_000_000
+    rows: Rows, generator: np.random.Generator, *, minimum: int = MIN_PAIRS, max_pairs: int = MAX_PAIRS
 ) -> RowPairs:
     """List row pairs as `list_row_pairs` does; entries are at most 10,000 pairs of annotators, those with
     most row pairs.
     """
     columns = np.asarray(rows.item), np.asarray(rows.annotator), rows.num_items
-    return list_row_pairs(*columns, generator, minimum=minimum, max_pairs=max_pairs, most=_MOST_PAIRS)
+    return list_row_pairs(*columns, generator, minimum=minimum, max_pairs=max_pairs, most=MAX_ENTRIES)
 
 
 def _index(pairs: RowPairs) -> pd.MultiIndex:

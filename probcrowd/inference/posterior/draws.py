@@ -1,4 +1,4 @@
-"""What a sampler returns, whichever it is."""
+"""The record that every sampler returns."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from jaxtyping import Float, Shaped
 class Draws:
     """Draws of a model's sites, c chains of s draws each.
 
-    samples: by site, derived sites (`confusion`) included; the axes after (chain, draw) are those of the catalogue.
-    stats: by name, one value per draw: `lp`, the log posterior density of the sites as declared (labels summed out, no Jacobian, every
-    constant included), and what the sampler tells of itself.
+    samples: by site, derived sites (`confusion`) included; the axes after (chain, draw) are `Model.dims`.
+    stats: by name, one value per draw: `lp`, the log posterior density of the sites as declared (true classes summed out, no Jacobian,
+    every constant included), and statistics of the sampler.
     responsibilities: p(truth = k | rows of item i, parameters), averaged over the draws of each chain.
     agreement: sum over items of p(truth = k | rows of i, parameters) times the share of i's votes for label m, for each draw.
     """

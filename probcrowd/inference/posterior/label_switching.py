@@ -1,11 +1,10 @@
-"""Label switching: which renaming of a draw's classes fits the votes best, the draws renamed, and how often that was needed.
+"""Label switching: permute each draw's classes to match the votes, and measure how often that is needed.
 
     agreement[c, s, k, m] = sum over items i of  p(truth of i = k | draw c, s) share[i, m]     class k of the draw against label m
     permutation[c, s, :]  = the permutation p that maximises  sum over m of agreement[c, s, p[m], m]
 
-so that x[permutation] puts an axis of true classes in the order of the labels. Labels have names of their own and are never renamed:
-of confusion[j, k, l] only the rows (k) move. Hence the trace of a confusion matrix depends on the names of the classes; `invariants`
-has what does not.
+so that x[permutation] puts an axis of true classes in the order of the labels. Labels are observed and never permuted: of
+confusion[j, k, l] only the rows (k) move. Hence the trace of a confusion matrix depends on the permutation; `invariants` do not.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy.optimize import linear_sum_assignment
 from scipy.special import entr
 
-_ROUNDING = 1e-12  # relative: sums of the same numbers in another order are a tie
+_ROUNDING = 1e-12  # relative: equal sums in another order are ties
 
 
 @dataclass(frozen=True)
 class Switching:
-    """How the draws' classes are named.
+    """Permutations of the draws' classes.
 
-    share, share_by_chain: draws whose permutation is not the identity. changes: draws of a chain whose permutation is not that of the
-    draw before. commonest: each chain's most frequent permutation. counts: draws by permutation, most frequent first.
+    share, share_by_chain: draws whose permutation is not the identity. changes: draws of a chain whose permutation differs from the
+    previous draw's. commonest: each chain's most frequent permutation. counts: draws by permutation, most frequent first.
     """
 
     share: float
@@ -37,39 +36,43 @@ class Switching:
 
     @property
     def between_chains(self) -> bool:
-        """Whether chains sit in different permutations."""
+        """Whether chains differ in their most frequent permutation."""
         return bool((self.commonest != self.commonest[0]).any())
 
     @property
     def within_chains(self) -> Bool[np.ndarray, " c"]:
-        """Which chains change their permutation during the run."""
+        """Which chains change permutation during the run."""
         return self.changes > 0
 
     def __str__(self) -> str:
         if self.share == 0:
-            return "The classes of every draw are named as the votes name them."
+            return "The classes of all draws are in the order of the votes."
         chains = ", ".join(f"{share:.1%}" for share in self.share_by_chain)
-        between = "Chains sit in different namings" if self.between_chains else "All chains sit in one naming"
+        between = (
+            "Chains sit in different permutations"
+            if self.between_chains
+            else "All chains sit in one permutation"
+        )
         within = f"{int(self.within_chains.sum())} of {len(self.changes)} switch within the run ({int(self.changes.sum())} changes)"
-        often, draws = next(iter(self.counts.items()))
+        order, draws = next(iter(self.counts.items()))
         return (
-            f"{self.share:.1%} of the draws name their classes otherwise than the votes do (by chain: {chains}). {between}, {within}. "
-            f"Namings met: {len(self.counts)}; the most frequent takes classes {', '.join(map(str, often))} "
+            f"In {self.share:.1%} of the draws the classes are permuted relative to the votes (by chain: {chains}). {between}, {within}. "
+            f"{len(self.counts)} permutations occur; the most frequent takes classes {', '.join(map(str, order))} "
             f"for the labels in order ({draws} draws)."
         )
 
 
 def alignment(agreement: Float[np.ndarray, "c s k k"]) -> Int[np.ndarray, "c s k"]:
-    """permutation[c, s, m]: the draw's class that label m names, by maximum total agreement; in a tie the identity if it is optimal."""
+    """Return permutation[c, s, m], the draw's class for label m, by maximum total agreement; ties go to the identity if it is optimal."""
     permutation = np.broadcast_to(np.arange(agreement.shape[-1]), agreement.shape[:-1]).copy()
-    kept = np.diagonal(agreement, axis1=-2, axis2=-1)
-    # Row maxima bound every permutation's total, and so do column maxima: on the diagonal they need no solver
-    plain = (kept >= agreement.max(-1)).all(-1) | (kept >= agreement.max(-2)).all(-1)
+    diagonal = np.diagonal(agreement, axis1=-2, axis2=-1)
+    # Row maxima bound every permutation's total, as do column maxima: where the diagonal attains them no solver is needed
+    plain = (diagonal >= agreement.max(-1)).all(-1) | (diagonal >= agreement.max(-2)).all(-1)
     for draw in zip(*np.nonzero(~plain), strict=True):
         table = agreement[draw]
         labels, classes = linear_sum_assignment(table.T, maximize=True)
         best = table[classes, labels].sum()
-        if best - kept[draw].sum() > _ROUNDING * abs(best):
+        if best - diagonal[draw].sum() > _ROUNDING * abs(best):
             permutation[draw] = classes
     return permutation
 
@@ -79,9 +82,9 @@ def realign(
     permutation: Int[np.ndarray, "c s k"],
     dims: Mapping[str, tuple[str, ...]],
 ) -> dict[str, Shaped[np.ndarray, "c s ..."]]:
-    """The samples with every axis `true_class` in the order of the labels; sites without one are the arrays they were.
+    """Return the samples with every axis `true_class` in the order of the labels; sites without one are not copied.
 
-    dims: the names of each site's axes after (chain, draw), as `catalogue.Model.dims`.
+    dims: the names of each site's axes after (chain, draw), as `Model.dims`.
     """
     return {site: _permuted(values, permutation, dims[site]) for site, values in samples.items()}
 
@@ -97,41 +100,41 @@ def _permuted(
 
 
 def switching(permutation: Int[np.ndarray, "c s k"]) -> Switching:
-    """How often, and where, the draws had to be renamed."""
-    renamed = (permutation != np.arange(permutation.shape[-1])).any(-1)
-    namings, which, counts = np.unique(
+    """Summarise how often, and where, the draws are permuted."""
+    permuted = (permutation != np.arange(permutation.shape[-1])).any(-1)
+    distinct, which, counts = np.unique(
         permutation.reshape(-1, permutation.shape[-1]), axis=0, return_inverse=True, return_counts=True
     )
     by_chain = np.apply_along_axis(
-        np.bincount, 1, which.reshape(renamed.shape), minlength=len(namings)
-    )  # (c, namings)
+        np.bincount, 1, which.reshape(permuted.shape), minlength=len(distinct)
+    )  # (c, distinct)
     order = np.argsort(-counts, kind="stable")
     return Switching(
-        float(renamed.mean()),
-        renamed.mean(1),
+        float(permuted.mean()),
+        permuted.mean(1),
         (np.diff(permutation, axis=1) != 0).any(-1).sum(1),
-        namings[by_chain.argmax(1)],
-        {tuple(map(int, namings[at])): int(counts[at]) for at in order},
+        distinct[by_chain.argmax(1)],
+        {tuple(map(int, distinct[at])): int(counts[at]) for at in order},
     )
 
 
 def invariants(
     samples: Mapping[str, Shaped[np.ndarray, "c s ..."]], log_likelihood: Float[np.ndarray, "c s"]
 ) -> dict[str, Float[np.ndarray, "c s ..."]]:
-    """What no renaming of the classes changes, so that R-hat and effective sizes of it mean something even where chains switch.
+    """Return functionals that no permutation of the classes changes, so that R-hat and ESS are meaningful even where chains switch.
 
-    information is the mutual information of truth and label, in nats, of each annotator (of all, where they share one matrix):
+    information: the mutual information of truth and label, in nats, of each annotator (of all, where they share one matrix):
     H(sum_k p_k confusion[k, :]) - sum_k p_k H(confusion[k, :]),  p = class_prior, uniform in a model without one.
     """
-    found = {"log_likelihood": log_likelihood}
+    values = {"log_likelihood": log_likelihood}
     if "class_prior" in samples:
-        found["sorted_class_prior"] = np.sort(samples["class_prior"], -1)
-        found["prior_concentration"] = (samples["class_prior"] ** 2).sum(-1)
+        values["sorted_class_prior"] = np.sort(samples["class_prior"], -1)
+        values["prior_concentration"] = (samples["class_prior"] ** 2).sum(-1)
     if "confusion" in samples:
         confusion = samples["confusion"]  # (c, s, j, k, l), or (c, s, k, l)
         num_classes = confusion.shape[-2]
         prior = samples.get("class_prior", np.full((*log_likelihood.shape, num_classes), 1 / num_classes))
         prior = np.expand_dims(prior, tuple(range(2, confusion.ndim - 2)))  # (c, s, 1, k), or (c, s, k)
-        said = np.einsum("...k,...kl->...l", prior, confusion)
-        found["information"] = entr(said).sum(-1) - (prior * entr(confusion).sum(-1)).sum(-1)
-    return found
+        labels = np.einsum("...k,...kl->...l", prior, confusion)
+        values["information"] = entr(labels).sum(-1) - (prior * entr(confusion).sum(-1)).sum(-1)
+    return values

@@ -1,11 +1,11 @@
-"""Posterior draws by NUTS (NumPyro), for every model of the catalogue.
+"""Posterior draws by NUTS (NumPyro), for every model.
 
-Chains begin at the mode that the votes lead to, so that they agree on what the classes are called; `start="dispersed"` begins anywhere, as an
-explicit check for other modes. R-hat of chains with a common start says nothing about other modes.
+Chains start at the mode reached from the votes, so that they agree on the names of the classes; `start="dispersed"` starts them anywhere, as
+an explicit check for other modes. R-hat of chains with a common start says nothing about other modes.
 
-Iterations run in compiled chunks, so a bar can move and an interrupt is heard; what was compiled is used again for other data of the same
-shape. Chains side by side: "vectorized" in one program, "parallel" in threads, "sequential" one after the other; the draws are the same
-up to rounding. Memory: every draw of every site (chains x draws x sites), nothing of size draws x items but the models' own item effects.
+Iterations run in compiled chunks, so that a progress bar moves and interrupts are noticed; compiled code is reused for other data of the same
+shape. Chains run "vectorized" in one program, "parallel" in threads, or "sequential"; the draws are equal up to rounding. Memory: chains x
+draws x sites; nothing of size draws x items except the model's own item effects.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from tqdm import tqdm
 
 from probcrowd.data.rows import Rows
 from probcrowd.data.table import vote_shares
-from probcrowd.inference.posterior.density import Sites, Target, make_data, make_target
+from probcrowd.inference.posterior.density import Target, make_data, make_target
 from probcrowd.inference.posterior.draws import Draws
 from probcrowd.inference.posterior.initial import dispersed_start, find_mode, vote_start
 from probcrowd.models.catalogue import find_model
+from probcrowd.models.model import Model, Sites
 
 Chains = Literal["vectorized", "parallel", "sequential"]
 CHUNK = 50  # iterations per compiled call
-_COMPILING = Lock()  # so that chains in threads do not all compile the same program
+_COMPILING = Lock()  # chains in threads share one compilation
 
 
 def nuts(
-    model: str,
+    model: str | Model,
     rows: Rows,
     prior: Any = None,
     *,
@@ -53,19 +54,19 @@ def nuts(
     double: bool = True,
     progress: bool = True,
 ) -> Draws:
-    """Draws of the posterior of a model.
+    """Draw from the posterior of a model.
 
     Args:
-        prior: the model's record; the catalogue's default without it.
-        thin: iterations per draw that is kept.
-        embeddings: features (i, d), for `prototype_crowd`.
+        prior: the model's record or the name of one; the model's default without it.
+        thin: iterations per retained draw.
+        embeddings: features (i, d), for models with features.
         method: how chains run side by side.
-        target_accept, max_depth: of NUTS; raise the first if there are divergences, the second if the tree depth is reached.
+        target_accept: raise it if there are divergences. max_depth: raise it if trees reach it.
         double: compute in float64.
 
     Raises:
-        ValueError: counts that make no sense, or data that do not fit the model.
-        FloatingPointError: the density is not finite where the chains begin.
+        ValueError: numbers below their minimum, or data that do not fit the model.
+        FloatingPointError: the density is not finite at the initial values.
     """
     for name, value, least in (
         ("chains", chains, 1),
@@ -79,30 +80,29 @@ def nuts(
     if not 0 < target_accept < 1:
         raise ValueError(f"target_accept must be between 0 and 1, got {target_accept}")
     with jax.enable_x64(double):
+        model = find_model(model)
         data = make_data(model, rows, embeddings, double=double)
-        target = make_target(
-            model, find_model(model).prior(rows.num_classes) if prior is None else prior, data
-        )
+        target = make_target(model, model.prior(rows.num_classes, prior), data)
         keys = jax.random.split(jax.random.key(seed), 2 * chains)
         if start == "mode":
             starts = [find_mode(target, data, vote_start(target, data)).unconstrained] * chains
         else:
             starts = [dispersed_start(target, data, key) for key in keys[chains:]]
-        # A copy each: the compiled program may reuse the memory of what it is given
-        begins = jax.tree.map(lambda *parts: np.stack([np.asarray(part) for part in parts]), *starts)
+        # Copies: the compiled program may reuse the memory of its arguments
+        positions = jax.tree.map(lambda *parts: np.stack([np.asarray(part) for part in parts]), *starts)
         program, stop = _program(target, warmup, target_accept, max_depth), Event()
         with tqdm(
             total=(warmup + draws * thin) * chains,
-            desc=f"{model}, {chains} chains",
+            desc=f"{model.name}, {chains} chains",
             unit="iteration",
             disable=not progress,
         ) as bar:
 
             def run(chosen: slice) -> tuple[Sites, Sites]:
-                with jax.enable_x64(double):  # the setting belongs to a thread
-                    begin = jax.tree.map(lambda part: jnp.asarray(part[chosen]), begins)
+                with jax.enable_x64(double):  # the setting is per thread
+                    position = jax.tree.map(lambda part: jnp.asarray(part[chosen]), positions)
                     return _run(
-                        program, begin, keys[:chains][chosen], data, warmup, draws * thin, bar.update, stop
+                        program, position, keys[:chains][chosen], data, warmup, draws * thin, bar.update, stop
                     )
 
             each = [slice(c, c + 1) for c in range(chains)]
@@ -112,7 +112,7 @@ def nuts(
                 with ThreadPoolExecutor(max_workers=chains) as pool:
                     try:
                         groups = [future.result() for future in [pool.submit(run, chosen) for chosen in each]]
-                    except BaseException:  # Ctrl-C too: the other chains end with their chunk
+                    except BaseException:  # Ctrl-C too: the other chains end after their chunk
                         stop.set()
                         raise
             else:
@@ -121,20 +121,19 @@ def nuts(
             {name: np.concatenate([group[part][name] for group in groups]) for name in groups[0][part]}
             for part in (0, 1)
         )
-        kept = slice(thin - 1, None, thin)
-        unconstrained, stats = jax.tree.map(lambda part: part[:, kept], (unconstrained, stats))
-        return _described(target, data, unconstrained, stats)
+        unconstrained, stats = jax.tree.map(lambda part: part[:, thin - 1 :: thin], (unconstrained, stats))
+        return _to_draws(target, data, unconstrained, stats)
 
 
 @lru_cache(maxsize=16)
 def _program(
     target: Target, warmup: int, target_accept: float, max_depth: int
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Compiled: begin chains; advance them by one chunk."""
-    # NumPyro makes the sampler in `begin`, which has to run before `advance` is traced
+    """Compile two functions: start chains, and advance them by one chunk."""
+    # NumPyro builds the sampler in `initialise`, which has to run before `advance` is traced
     prepare, sample = hmc(potential_fn_gen=target.potential_of, algo="NUTS")
 
-    def begin(positions: Sites, keys: Any, data: tuple[Any, ...]) -> Any:
+    def initialise(positions: Sites, keys: Any, data: tuple[Any, ...]) -> Any:
         def one(position: Sites, key: Any) -> Any:
             options = {"target_accept_prob": target_accept, "max_tree_depth": max_depth}
             return prepare(position, warmup, model_args=data, rng_key=key, **options)
@@ -144,23 +143,23 @@ def _program(
     def advance(states: Any, data: tuple[Any, ...]) -> tuple[Any, Any]:
         def iteration(states: Any, _: None) -> tuple[Any, Any]:
             states = jax.vmap(lambda state: sample(state, model_args=data))(states)
-            told = {
+            statistics = {
                 "diverging": states.diverging,
                 "energy": states.energy,
                 "n_steps": states.num_steps,
                 "acceptance_rate": states.accept_prob,
                 "step_size": states.adapt_state.step_size,
             }
-            return states, (states.z, told)
+            return states, (states.z, statistics)
 
         return jax.lax.scan(iteration, states, None, length=CHUNK)
 
-    return jax.jit(begin), jax.jit(advance)
+    return jax.jit(initialise), jax.jit(advance)
 
 
 def _run(
     program: tuple[Callable[..., Any], Callable[..., Any]],
-    begin: Sites,
+    positions: Sites,
     keys: Any,
     data: tuple[Any, ...],
     warmup: int,
@@ -168,57 +167,53 @@ def _run(
     update: Callable[[int], Any],
     stop: Event,
 ) -> tuple[Sites, Sites]:
-    """Unconstrained draws and statistics (c, s, ...) of some chains."""
+    """Return unconstrained draws and statistics (c, s, ...) of some chains."""
     with _COMPILING:
-        states = program[0](begin, keys, data)
-        states, made = program[1](states, data)
-    kept, done, total = [], 0, warmup + draws
+        states = program[0](positions, keys, data)
+        states, chunk = program[1](states, data)
+    chunks, done, total = [], 0, warmup + draws
     while True:
-        fresh = min(CHUNK, total - done)
-        update(fresh * len(keys))
-        if done + fresh > warmup:
-            kept.append(
-                jax.tree.map(
-                    lambda part, done=done, fresh=fresh: np.asarray(part[max(warmup - done, 0) : fresh]), made
-                )
-            )
-        done += fresh
+        used = min(CHUNK, total - done)
+        update(used * len(keys))
+        if done + used > warmup:
+            after = slice(max(warmup - done, 0), used)
+            chunks.append(jax.tree.map(lambda part, after=after: np.asarray(part[after]), chunk))
+        done += used
         if done == total or stop.is_set():
             break
-        states, made = program[1](states, data)
-        jax.block_until_ready(made)
-    return jax.tree.map(lambda *parts: np.swapaxes(np.concatenate(parts), 0, 1), *kept)
+        states, chunk = program[1](states, data)
+        jax.block_until_ready(chunk)
+    return jax.tree.map(lambda *parts: np.swapaxes(np.concatenate(parts), 0, 1), *chunks)
 
 
-def _described(target: Target, data: tuple[Any, ...], unconstrained: Sites, stats: Sites) -> Draws:
-    """The draws as sites, with the log density and the responsibilities that they imply."""
+def _to_draws(target: Target, data: tuple[Any, ...], unconstrained: Sites, stats: Sites) -> Draws:
+    """Constrain the draws, and add their log density, responsibilities and agreement with the votes."""
     shares = jnp.asarray(vote_shares(jax.tree.map(np.asarray, data[-1]).vote_totals), data[-1].weight.dtype)
-    made: list[Any] = []
+    results: list[Any] = []
     for chain in range(len(stats["energy"])):
-        total, each = _describer(target)(
+        total, each = _evaluate(target)(
             jax.tree.map(lambda part, chain=chain: jnp.asarray(part[chain]), unconstrained), shares, data
         )
-        made.append(jax.tree.map(np.asarray, (total / stats["energy"].shape[1], *each)))
-    responsibilities, sites, told, agreement = jax.tree.map(lambda *parts: np.stack(parts), *made)
-    stats = stats | told | {"tree_depth": np.ceil(np.log2(stats["n_steps"] + 1)).astype(int)}
+        results.append(jax.tree.map(np.asarray, (total / stats["energy"].shape[1], *each)))
+    responsibilities, sites, densities, agreement = jax.tree.map(lambda *parts: np.stack(parts), *results)
+    stats = stats | densities | {"tree_depth": np.ceil(np.log2(stats["n_steps"] + 1)).astype(int)}
     return Draws({name: sites[name] for name in target.model.dims}, stats, responsibilities, agreement)
 
 
 @lru_cache(maxsize=16)
-def _describer(target: Target) -> Callable[..., Any]:
-    def describe(unconstrained: Sites, shares: Array, data: tuple[Any, ...]) -> Any:
+def _evaluate(target: Target) -> Callable[..., Any]:
+    def evaluate(unconstrained: Sites, shares: Array, data: tuple[Any, ...]) -> Any:
         rows = data[-1]
 
         def one(total: Any, position: Sites) -> Any:
             sites = target.sites(position, data)
-            items, priors = target.items({name: sites[name] for name in target.latent}, data)
+            items, priors = target.items(sites, data)
             responsibilities = jnp.exp(items.log_truth())
             log_likelihood = jnp.sum(items.log_prob(rows.gold))
-            told = {"log_likelihood": log_likelihood, "lp": log_likelihood + sum(priors.values())}
-            return total + responsibilities, (sites, told, responsibilities.T @ shares)
+            densities = {"log_likelihood": log_likelihood, "lp": log_likelihood + sum(priors.values())}
+            return total + responsibilities, (sites, densities, responsibilities.T @ shares)
 
-        return jax.lax.scan(
-            one, jnp.zeros((rows.num_items, rows.num_classes), rows.weight.dtype), unconstrained
-        )
+        start = jnp.zeros((rows.num_items, rows.num_classes), rows.weight.dtype)
+        return jax.lax.scan(one, start, unconstrained)
 
-    return jax.jit(describe)
+    return jax.jit(evaluate)

@@ -1,4 +1,4 @@
-"""What a posterior says of items and annotators, as tables under the user's ids."""
+"""Tables of items and annotators from a posterior, under the user's ids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from probcrowd.inference.checks.prior_sensitivity import accuracy
 from probcrowd.inference.posterior.tree import array, dataset
 from probcrowd.metrics.intervals import CENTRAL, CENTRAL_HALF
 from probcrowd.metrics.scores import predicted
@@ -25,11 +24,11 @@ ANNOTATOR_COLUMNS = [
 
 
 def item_table(tree: xr.DataTree) -> pd.DataFrame:
-    """Per item: p(class | labels) averaged over the draws, the most probable class, how probable it is, and the same number at EM's point."""
+    """Return a row per item: p(class | labels) averaged over draws, the most probable class, its probability, and the highest one at the mode."""
     averaged, plugged = array(tree, "responsibilities", "mean"), array(tree, "plug_in", "responsibility")
     classes = class_names(tree)
     own = ["most_probable_class", "confidence", "plug_in_confidence"]
-    # A class may be called like a column
+    # A class may have the name of a column
     columns = [f"class {name}" if name in ["item", *own] else name for name in classes]
     table = pd.DataFrame(averaged, pd.Index(array(tree, "constant_data", "item"), name="item"), columns)
     return table.assign(
@@ -40,10 +39,10 @@ def item_table(tree: xr.DataTree) -> pd.DataFrame:
 
 
 def annotator_table(tree: xr.DataTree, annotators: pd.Index | None = None) -> pd.DataFrame:
-    """Per annotator: number of labels, and P(label = truth): posterior mean, standard deviation, central intervals, and EM's point.
+    """Return a row per annotator: labels given, and the posterior mean, standard deviation, central intervals and mode of P(label = truth).
 
-    Where annotators share a matrix they all have its numbers; a model without matrices gives none (NaN). annotators: their ids, which trees
-    of such models do not hold; codes stand for them otherwise.
+    Annotators who share a matrix share its numbers; a model without confusion matrices gives NaN. annotators: their ids, which trees of such
+    models do not contain; codes are used without them.
     """
     labels = np.bincount(
         array(tree, "constant_data", "row_annotator"), minlength=int(tree.attrs["num_annotators"])
@@ -67,5 +66,17 @@ def annotator_table(tree: xr.DataTree, annotators: pd.Index | None = None) -> pd
 
 
 def class_names(tree: xr.DataTree) -> list[str]:
-    """The classes as text, in the order of their codes."""
+    """Return the classes as text, in the order of their codes."""
     return json.loads(tree.attrs["classes"])
+
+
+def accuracy(posterior: xr.Dataset) -> xr.DataArray:
+    """Return P(label = truth) per annotator: the diagonal of the confusion matrix, weighted by the class prior (uniform in models without one)."""
+    confusion = posterior["confusion"]
+    same = xr.DataArray(np.eye(confusion.sizes["true_class"]), dims=("true_class", "given_label"))
+    right = (confusion * same).sum("given_label")
+    return (
+        (right * posterior["class_prior"]).sum("true_class")
+        if "class_prior" in posterior
+        else right.mean("true_class")
+    )

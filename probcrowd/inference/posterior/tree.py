@@ -1,4 +1,11 @@
-"""Posteriors in files and in parts: the `xarray.DataTree` that `sample_posterior` returns."""
+"""Read, save and load the `xarray.DataTree` that `sample_posterior` returns.
+
+Saved trees are ordinary NetCDF files: ArviZ 1.x reads them as they are, `xarray.open_datatree(path, engine="h5netcdf")`. ArviZ 0.23 and older
+know `InferenceData` only; convert in one line:
+
+    arviz.InferenceData(**{name: tree[name].to_dataset() for name in ("posterior", "sample_stats", "log_likelihood", "log_prior",
+                                                                      "posterior_predictive", "prior", "prior_predictive", "observed_data")})
+"""
 
 from __future__ import annotations
 
@@ -14,17 +21,17 @@ from probcrowd.storage.files import replacing
 
 
 def dataset(tree: xr.DataTree, group: str) -> xr.Dataset:
-    """One group of the tree."""
+    """Return one group of the tree."""
     return tree[group].to_dataset()
 
 
 def array(tree: xr.DataTree, group: str, name: str) -> Shaped[np.ndarray, "..."]:
-    """The numbers of one variable."""
+    """Return the values of one variable."""
     return dataset(tree, group)[name].to_numpy()
 
 
 def number_names(values: xr.DataArray) -> list[str]:
-    """site[annotator, true_class, label], in the order of the flattened values."""
+    """Return names such as confusion[ann, cat, dog], in the order of the flattened values."""
     extra = [dim for dim in values.dims if dim not in ("chain", "draw")]
     if not extra:
         return [str(values.name)]
@@ -36,7 +43,7 @@ def number_names(values: xr.DataArray) -> list[str]:
 
 
 def save_posterior(tree: xr.DataTree, path: Path | str) -> None:
-    """Writes the tree as NetCDF; what was there stays until the new file is whole."""
+    """Write the tree as NetCDF; an existing file is replaced once the new one is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -44,17 +51,21 @@ def save_posterior(tree: xr.DataTree, path: Path | str) -> None:
 
 
 def load_posterior(path: Path | str) -> xr.DataTree:
-    """The tree that `save_posterior` wrote, in memory; the file is closed again.
+    """Load a tree that `save_posterior` wrote into memory, and close the file.
+
+    For ArviZ 0.23 and older, see the one-line conversion above.
 
     Raises:
-        ValueError: the file is no such tree.
+        ValueError: the file holds no such tree.
     """
     path = Path(path)
     if path.is_file() and not is_hdf5(path):
-        raise ValueError(f"{path} holds no posterior: it is no NetCDF file, or a damaged one")
+        raise ValueError(f"{path} is not a NetCDF file, or is damaged: give a file written by save_posterior")
     with xr.open_datatree(path, engine="h5netcdf") as tree:
         if "posterior" not in tree or "model" not in tree.attrs:
-            raise ValueError(f"{path} holds no posterior that probcrowd wrote")
-        # Group by group: loading the whole tree at once leaves out variables that are called like a group
+            raise ValueError(
+                f"{path} holds no posterior written by probcrowd: give a file written by save_posterior"
+            )
+        # Group by group: loading the whole tree at once drops variables with the name of a group
         groups = {node.path: node.to_dataset(inherit=False).load() for node in tree.subtree}
     return xr.DataTree.from_dict(groups)

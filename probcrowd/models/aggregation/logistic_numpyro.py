@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import Float
 
 from probcrowd.data.rows import Rows
-from probcrowd.models.aggregation.confusion_numpyro import sample_class_prior
+from probcrowd.models.aggregation.confusion_numpyro import CLASS_PRIOR, CONFUSION, sample_class_prior
 from probcrowd.models.aggregation.observed_numpyro import deterministic, observe, sample
-from probcrowd.models.priors import LogitPrior
+from probcrowd.models.expected_counts import ExpectedCounts
+from probcrowd.models.model import Model, Sites
+from probcrowd.models.priors import LogitPrior, by_name
 
 
 def hierarchical_dawid_skene(rows: Rows, prior: LogitPrior) -> None:
@@ -67,3 +72,46 @@ def _log_rows(logits: Float[Array, "*t m"], prior: LogitPrior) -> Float[Array, "
     if prior.reference:
         logits = jnp.concatenate([logits, jnp.zeros_like(logits[..., :1])], -1)
     return jax.nn.log_softmax(logits, -1)
+
+
+def _initial(votes: ExpectedCounts, prior: LogitPrior) -> Sites:
+    logits, rows = np.log(votes.smoothed_pooled_confusion), votes.rows
+    if prior.reference:
+        logits = logits[:, :-1] - logits[:, -1:]
+    spread = np.full(logits.shape, 0.5)
+    return {
+        "class_prior": votes.smoothed_class_prior,
+        "mean": logits,
+        "spread": spread,
+        "item_spread": spread,
+        "annotator_offset": np.zeros((rows.num_annotators, *logits.shape)),
+        "item_offset": np.zeros((rows.num_items, logits.shape[1])),
+    }
+
+
+def _exchangeable(prior: LogitPrior, num_classes: int) -> bool:
+    return prior.exchangeable
+
+
+_LOGITS = ("true_class", "logit")
+_ANNOTATORS = {"spread": _LOGITS, "annotator_offset": ("annotator", *_LOGITS)}
+_ITEMS = {"item_spread": _LOGITS, "item_offset": ("item", "logit")}
+
+
+def _model(declaration: Callable[..., None], dims: dict[str, tuple[str, ...]]) -> Model:
+    return Model(
+        declaration,
+        dims=CLASS_PRIOR | {"mean": _LOGITS} | dims,
+        priors=by_name(LogitPrior),
+        initial=_initial,
+        exchangeable=_exchangeable,
+        item_effect="item_offset" if "item_offset" in dims else None,
+        standardised=("annotator_offset", "item_offset"),
+    )
+
+
+MODELS = (
+    _model(hierarchical_dawid_skene, _ANNOTATORS | CONFUSION),
+    _model(item_difficulty, _ITEMS),
+    _model(logistic_random_effects, _ANNOTATORS | _ITEMS | CONFUSION),
+)

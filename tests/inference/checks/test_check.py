@@ -16,14 +16,17 @@ import xarray as xr
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.files import anesthesia
 from probcrowd.inference.checks import convergence as convergence_module
+from probcrowd.inference.checks import coverage as coverage_module
 from probcrowd.inference.checks.check import Checked, check_posterior
 from probcrowd.inference.checks.convergence import convergence, summarise
 from probcrowd.inference.checks.coverage import accuracy_coverage
 from probcrowd.inference.checks.findings import Finding, exit_status, to_json, verdict
 from probcrowd.inference.checks.plug_in import compare_on_gold, compare_with_mode
-from probcrowd.inference.checks.prior_sensitivity import accuracy, functionals, prior_sensitivity
+from probcrowd.inference.checks.prior_sensitivity import functionals, prior_sensitivity
+from probcrowd.inference.posterior import build_tree as tree_module
 from probcrowd.inference.posterior import sample as posterior_module
 from probcrowd.inference.posterior.sample import sample_posterior
+from probcrowd.inference.posterior.tables import accuracy
 from probcrowd.inference.posterior.tree import array, dataset
 from probcrowd.metrics.scores import reliability, scores
 from probcrowd.models.catalogue import MODELS
@@ -42,7 +45,7 @@ def spared() -> Iterator[None]:
 
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posterior_module, "prior_predictive", nothing)
+        patch.setattr(tree_module, "prior_predictive", nothing)
         patch.setattr(posterior_module, "MODES_UP_TO", -1)
         yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -109,8 +112,8 @@ def found(name: str, area: Any, passed: bool | None, value: float = 1.0) -> Find
 @pytest.mark.parametrize(
     ("findings", "status", "words"),
     [
-        ([], 0, "no check speaks against"),
-        ([found("a", "sampling", True), found("b", "model", None)], 0, "no check speaks against"),
+        ([], 0, "the model passes every check"),
+        ([found("a", "sampling", True), found("b", "model", None)], 0, "the model passes every check"),
         ([found("a", "sampling", None), found("b", "model", False)], 4, "the model not fully: b."),
         (
             [found("a", "sampling", False), found("b", "model", False), found("c", "sampling", False)],
@@ -147,7 +150,7 @@ def test_numbers_that_are_not_finite_are_null_in_json(value: float) -> None:
 def test_good_draws_of_the_right_model_pass(good: xr.DataTree) -> None:
     checked = check_posterior(with_nuts(good), seed=0)
     assert failed(checked.findings) == set(), str(checked)
-    assert checked.exit_status == 0 and "no check speaks against" in checked.verdict
+    assert checked.exit_status == 0 and "the model passes every check" in checked.verdict
     assert {
         "divergences",
         "E-BFMI",
@@ -185,14 +188,14 @@ def test_a_chain_elsewhere_is_seen(good: xr.DataTree) -> None:
     checked = check_posterior(edited(good, "posterior", confusion=confusion), seed=0)
     assert {"R-hat, parameters"} <= failed(checked.findings) and checked.exit_status == 3
     assert "Do not use these draws yet: R-hat, parameters" in checked.verdict
-    assert finding(checked.findings, "R-hat, functionals that renaming classes cannot change").passed is True
+    assert finding(checked.findings, "R-hat, functionals that permuting classes cannot change").passed is True
     assert "confusion[1, 0, " in finding(checked.findings, "R-hat, parameters").meaning
     assert checked.tables["convergence"].loc["posterior"].index[0].startswith("confusion[1, 0, ")
     assert json.loads(to_json(checked.findings))["exit_status"] == 3
     shifted = array(good, "invariants", "log_likelihood").copy()
     shifted[0] += 5 * shifted.std()
     checked_findings, _ = convergence(edited(good, "invariants", log_likelihood=shifted))
-    assert "R-hat, functionals that renaming classes cannot change" in failed(checked_findings)
+    assert "R-hat, functionals that permuting classes cannot change" in failed(checked_findings)
 
 
 def test_repeated_draws_are_too_few(good: xr.DataTree) -> None:
@@ -213,10 +216,10 @@ def test_tails_that_hardly_mix_are_seen(good: xr.DataTree) -> None:
         np.arange(DRAWS) // 25 % 5 == 2, 10, 1
     )
     findings, _ = convergence(edited(good, "invariants", prior_concentration=wild))
-    assert failed(findings) == {"tail ESS, functionals that renaming classes cannot change"}
+    assert failed(findings) == {"tail ESS, functionals that permuting classes cannot change"}
     assert (
         "prior_concentration"
-        in finding(findings, "tail ESS, functionals that renaming classes cannot change").meaning
+        in finding(findings, "tail ESS, functionals that permuting classes cannot change").meaning
     )
 
 
@@ -245,13 +248,13 @@ def test_fewer_than_four_chains_are_too_few(good: xr.DataTree) -> None:
 
 def test_a_chain_with_other_names_of_the_classes(good: xr.DataTree) -> None:
     """Under a prior that names the classes a chain of its own naming has not explored; a naming all chains visit alike is uncertainty."""
-    name = "names of the classes"
+    name = "order of the classes"
     order = array(good, "sample_stats", "permutation").copy()
     assert finding(convergence(good)[0], name).passed is True and (order == [0, 1]).all()
     order[1] = [1, 0]
     findings, _ = convergence(edited(good, "sample_stats", permutation=order))
     assert failed(findings) == {name} and finding(findings, name).value == 0.25
-    assert "left as they are" in finding(findings, name).meaning
+    assert "left unchanged" in finding(findings, name).meaning
     order[:] = [0, 1]
     order[:, ::10] = [1, 0]
     visited = edited(good, "sample_stats", permutation=order)
@@ -259,12 +262,12 @@ def test_a_chain_with_other_names_of_the_classes(good: xr.DataTree) -> None:
     stats = dataset(visited, "sample_stats").assign_attrs(renamed=1)
     visited["sample_stats"] = xr.DataTree(stats)
     renamed = finding(convergence(visited)[0], name)
-    assert renamed.passed is False and "Functionals without names are usable" in renamed.meaning
+    assert renamed.passed is False and "no permutation changes are usable" in renamed.meaning
     confusion, class_prior = (array(good, "posterior", site).copy() for site in ("confusion", "class_prior"))
     confusion[1], class_prior[1] = confusion[1][:, :, ::-1], class_prior[1][:, ::-1]
     findings, _ = convergence(edited(good, "posterior", confusion=confusion, class_prior=class_prior))
     assert "R-hat, parameters" in failed(findings) and finding(findings, "R-hat, parameters").value > 1.5
-    assert finding(findings, "R-hat, functionals that renaming classes cannot change").passed is True
+    assert finding(findings, "R-hat, functionals that permuting classes cannot change").passed is True
 
 
 @pytest.mark.parametrize(
@@ -284,7 +287,7 @@ def test_other_modes_matter_if_they_are_high(
     modes = {
         "log_density": [-100.0, *leads],
         "lead": [0.0, *leads],
-        "found": [5] + [1] * len(leads),
+        "starts": [5] + [1] * len(leads),
         "agreement": [0.9, *leads],
     }
     tree = good.copy(deep=True)
@@ -294,7 +297,7 @@ def test_other_modes_matter_if_they_are_high(
     assert (
         told.passed is passed
         and told.value == pytest.approx(value)
-        and f"{4 + len(leads)} scattered starts" in told.meaning
+        and f"{4 + len(leads)} overdispersed starts" in told.meaning
     )
 
 
@@ -318,7 +321,7 @@ def test_constant_parameters_are_left_out(good: xr.DataTree) -> None:
 def test_of_very_many_numbers_those_are_taken_whose_chains_are_furthest_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(convergence_module, "MOST_NUMBERS", 5)
+    monkeypatch.setattr(convergence_module, "MAX_NUMBERS", 5)
     values = np.random.default_rng(0).normal(size=(CHAINS, 100, 40))
     values[1, :, 33] += 1
     values[..., 7] = 2.5  # never varies
@@ -341,19 +344,19 @@ def test_constant_parameters_have_no_position(good: xr.DataTree) -> None:
 
 
 def test_an_item_that_a_few_draws_decide(good: xr.DataTree) -> None:
-    terms = array(good, "log_likelihood", "label").copy()
+    terms = array(good, "log_likelihood", "votes").copy()
     terms[:, :, :20] *= 40
-    checked = check_posterior(edited(good, "log_likelihood", label=terms), seed=0)
+    checked = check_posterior(edited(good, "log_likelihood", votes=terms), seed=0)
     told = finding(checked.findings, LIKELIHOOD)
     assert told.passed is False and 0.05 < told.value <= 20 / ITEMS
     assert checked.exit_status == 4 and "The draws can be trusted, the model not fully" in checked.verdict
     k = checked.tables["loo_by_item"]["pareto_k"]
     assert k.iloc[20:].max() < 0.6 and (k.iloc[:20] > 0.7).sum() == round(told.value * ITEMS)
-    few = array(good, "log_likelihood", "label").copy()
+    few = array(good, "log_likelihood", "votes").copy()
     few[:, :, :2] *= 40
     assert (
         finding(
-            check_posterior(edited(good, "log_likelihood", label=few), seed=0).findings, LIKELIHOOD
+            check_posterior(edited(good, "log_likelihood", votes=few), seed=0).findings, LIKELIHOOD
         ).passed
         is True
     )
@@ -440,6 +443,7 @@ def test_functionals_are_those_of_loops(good: xr.DataTree) -> None:
 def test_offsets_are_no_component_of_the_prior(good: xr.DataTree) -> None:
     offset = tilted(good, 4.0)["log_prior"]["confusion"]
     tree = edited(good, "log_prior", annotator_offset=(("chain", "draw"), offset.to_numpy()))
+    tree.attrs["standardised"] = '["annotator_offset"]'
     assert not [each for each in prior_sensitivity(tree)[0] if "offset" in each.name]
 
 
@@ -523,9 +527,15 @@ def crowd_of_200(seed: int, items: int = 1000, each: int = 4) -> tuple[xr.DataTr
         {
             "truth": drawn_truth(one, generator),
             "constant_data": xr.Dataset(
-                {"row_item": ("annotation", item), "row_annotator": ("annotation", annotator)}
+                {
+                    name: ("annotation", codes)
+                    for name, codes in (
+                        ("row_item", item),
+                        ("row_annotator", annotator),
+                        ("row_label", label),
+                    )
+                }
             ),
-            "observed_data": xr.Dataset({"label": ("annotation", label)}),
         }
     )
     tree.attrs["num_annotators"] = 200
@@ -552,15 +562,14 @@ def test_intervals_on_gold_cover_as_often_as_they_say(share: float) -> None:
     assert (narrow["covered"] < table["covered"] - 0.07).all() and narrow.loc[0.8, "covered"] < 0.8, narrow
 
 
-def test_coverage_counts_annotators_with_enough_gold() -> None:
+def test_coverage_counts_annotators_with_enough_gold(monkeypatch: pytest.MonkeyPatch) -> None:
     tree, truth = crowd_of_200(0)
     gold = np.where(np.arange(len(truth)) < 100, truth, -1)
     known = array(tree, "constant_data", "row_annotator")[gold[array(tree, "constant_data", "row_item")] >= 0]
     for least in (1, 3, 5):
         number = sum((known == j).sum() >= least for j in range(200))
-        assert set(accuracy_coverage(tree, gold, np.random.default_rng(0), least=least)["annotators"]) == {
-            number
-        }
+        monkeypatch.setattr(coverage_module, "MIN_LABELS", least)
+        assert set(accuracy_coverage(tree, gold, np.random.default_rng(0))["annotators"]) == {number}
     none = accuracy_coverage(tree, np.full(len(truth), -1), np.random.default_rng(0))
     assert (none["annotators"] == 0).all() and none["covered"].isna().all()
 
@@ -612,7 +621,7 @@ def test_the_position_of_the_mode_is_that_of_loops(good: xr.DataTree) -> None:
 def test_the_mode_is_too_sure_of_the_anesthesia_data() -> None:
     tree = sample_posterior(anesthesia(), seed=0, chains=2, warmup=50, draws=50, progress=False)
     told = finding(compare_with_mode(tree).findings, "plug-in overconfidence")
-    assert told.value > 0.005 and "surer by" in told.meaning
+    assert told.value > 0.005 and "more confident by" in told.meaning
 
 
 # ---- Every model, and small tables ------------------------------------------------------------------------------------------------------------------

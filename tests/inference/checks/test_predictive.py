@@ -144,7 +144,7 @@ def test_row_pairs_beyond_the_limit_are_of_whole_items_at_random() -> None:
 
 def test_at_most_so_many_pairs_of_annotators_those_with_most_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, _ = uneven()
-    monkeypatch.setattr(predictive, "_MOST_PAIRS", 3)
+    monkeypatch.setattr(predictive, "MAX_ENTRIES", 3)
     counts = {names: len(rows_of) for names, rows_of in pairs_by_loops(rows).items()}
     least = sorted(counts.values())[-3]
     found = list(everything(rows, 1).index)
@@ -216,7 +216,7 @@ def test_annotator_bias_equals_the_loops() -> None:
     found = annotator_bias(rows, labels)
     assert list(found.index) == [
         (j, label) for j in (0, 1, 2, 4) for label in range(3)
-    ] and found.index.names == ["annotator", "label"]
+    ] and found.index.names == ["annotator", "given_label"]
     for s, given in enumerate(labels):
         for e, (j, label) in enumerate(found.index):
             assert found.values[s, e] == pytest.approx(

@@ -24,7 +24,7 @@ from probcrowd.models.meta.prototype import Prior
 from probcrowd.models.priors import CoinPrior, DirichletPrior, SpamPrior
 
 K = 3
-CONJUGATE = [name for name, model in MODELS.items() if model.conjugate]
+CONJUGATE = [name for name, model in MODELS.items() if model.gibbs is not None]
 CLASS_PRIOR = np.array([1.5, 0.8, 2.2])
 CONFUSION = np.array(
     [[3.0, 0.7, 1.2], [0.6, 2.5, 0.9], [1.1, 0.5, 4.0]]
@@ -364,7 +364,7 @@ def test_probabilities_and_agreement_belong_to_the_kept_parameters(model: str) -
 
 
 def test_axes_are_those_of_the_catalogue() -> None:
-    sizes = {"true_class": K, "label": K, "annotator": 4, "dimension": 2}
+    sizes = {"true_class": K, "given_label": K, "annotator": 4, "dimension": 2}
     for model in CONJUGATE:
         made = sample(model, panel(), prior_for(model, 4), draws=7, chains=3, warmup=2)
         shapes = {
@@ -486,7 +486,7 @@ def test_labels_switch_under_a_flat_prior_when_chains_start_apart() -> None:
     ("message", "options"),
     [
         (
-            "hierarchical_dawid_skene is not conjugate: Gibbs takes multinomial, dawid_skene, one_coin",
+            "hierarchical_dawid_skene has no Gibbs blocks: .*choose one of multinomial, dawid_skene, one_coin",
             {"model": "hierarchical_dawid_skene"},
         ),
         ("unknown model 'rater'", {"model": "rater"}),
@@ -511,9 +511,9 @@ def test_labels_switch_under_a_flat_prior_when_chains_start_apart() -> None:
         (r"got shape \(3,\) for 4 items", {"start": np.array([0, 1, 2])}),
         (r"got shape \(3, 4\) for 4 items", {"start": np.zeros((3, 4), int)}),
         ("the prior is for 2 classes, the rows have 3", {"prior": DirichletPrior.named("rater", 2)}),
-        (r"shape \(4, 3, 3\) do not fit dawid_skene with 2", {"prior": prior_for("dawid_skene", 4)}),
+        (r"shape \(4, 3, 3\) do not fit 2 confusion matrices", {"prior": prior_for("dawid_skene", 4)}),
         (
-            r"shape \(1, 3, 3\) do not fit multinomial",
+            r"shape \(1, 3, 3\) do not fit 1 confusion matrices",
             {"model": "multinomial", "prior": DirichletPrior(CLASS_PRIOR, CONFUSION[None])},
         ),
         ("> 0, got -1", {"model": "one_coin", "prior": CoinPrior(CLASS_PRIOR, 1.0, -1.0)}),
@@ -551,7 +551,7 @@ def test_the_prior_of_another_model_is_refused() -> None:
         gibbs("mace", tiny(), PRIORS["dawid_skene"], seed=0)
     with pytest.raises(
         TypeError,
-        match="the prior of prototype_crowd is a probcrowd.models.meta.prototype.Prior, got CoinPrior",
+        match="the prior of prototype_crowd is a Prior, got CoinPrior",
     ):
         gibbs("prototype_crowd", tiny(), PRIORS["one_coin"], seed=0)
 

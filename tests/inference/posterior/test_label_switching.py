@@ -124,7 +124,7 @@ def test_realigned_draws_agree_without_another_renaming() -> None:
     generator = np.random.default_rng(2)
     agreement = generator.random((2, 30, 4, 4))
     permutation = alignment(agreement)
-    renamed = realign({"agreement": agreement}, permutation, {"agreement": ("true_class", "label")})[
+    renamed = realign({"agreement": agreement}, permutation, {"agreement": ("true_class", "given_label")})[
         "agreement"
     ]
     assert switching(permutation).share > 0.5 and switching(alignment(renamed)).share == 0
@@ -134,7 +134,7 @@ def test_realigned_draws_agree_without_another_renaming() -> None:
     "model", [model for model in MODELS.values() if model.exchangeable], ids=lambda model: model.name
 )
 def test_realign_knows_the_sites_of_every_exchangeable_model(model: Model) -> None:
-    sizes = {"true_class": 3, "label": 3, "logit": 2, "annotator": 4, "item": 5, "dimension": 2}
+    sizes = {"true_class": 3, "given_label": 3, "logit": 2, "annotator": 4, "item": 5, "dimension": 2}
     samples = {
         site: np.random.default_rng(3).random((1, 2, *(sizes[axis] for axis in axes)))
         for site, axes in model.dims.items()
@@ -158,12 +158,12 @@ def test_switching_counts_by_hand() -> None:
     assert list(found.counts.items()) == [((1, 2, 0), 4), ((0, 1, 2), 3), ((1, 0, 2), 1)]
     words = str(found)
     for told in (
-        "62.5% of the draws",
+        "In 62.5% of the draws",
         "25.0%, 100.0%",
-        "different namings",
+        "different permutations",
         "1 of 2 switch",
         "2 changes",
-        "met: 3",
+        "3 permutations occur",
         "classes 1, 2, 0",
         "4 draws",
     ):
@@ -178,9 +178,9 @@ def test_switching_says_when_there_is_none() -> None:
         and not found.within_chains.any()
         and found.counts == {(0, 1): 15}
     )
-    assert "every draw" in str(found)
+    assert "all draws" in str(found)
     together = switching(np.tile([1, 0], (3, 5, 1)))  # all chains renamed alike: nothing differs between them
-    assert together.share == 1 and not together.between_chains and "one naming" in str(together)
+    assert together.share == 1 and not together.between_chains and "one permutation" in str(together)
 
 
 @pytest.mark.parametrize("dropped", [(), ("class_prior",), ("confusion",)])

@@ -95,7 +95,7 @@ def test_scattered_starts_reveal_the_other_modes() -> None:
     np.testing.assert_allclose(flat["lead"], 0, atol=1e-3)  # renamings of one mode are equally high
     assert (flat["agreement"][1:] < flat["agreement"][0] - 0.1).all()
     named = find_modes(*target_of("dawid_skene", DirichletPrior.named("rater", CLASSES), rows), seed=0)
-    assert named["found"].sum() == flat["found"].sum() == 9
+    assert named["starts"].sum() == flat["starts"].sum() == 9
     assert (named["lead"][1:] < -10).all()
 
 

@@ -21,6 +21,7 @@ from probcrowd.data.annotations import Annotations
 from probcrowd.data.files import anesthesia
 from probcrowd.data.rows import Rows
 from probcrowd.data.table import vote_shares
+from probcrowd.inference.posterior import build_tree as tree_module
 from probcrowd.inference.posterior import sample as posterior_module
 from probcrowd.inference.posterior.density import make_data, make_target
 from probcrowd.inference.posterior.gibbs import gibbs
@@ -39,7 +40,7 @@ ITEMS, ANNOTATORS, CLASSES = (
 GOLD = pd.Series({"q3": "yes", "q0": "no", "elsewhere": "yes", "q5": None})
 STAN = DirichletPrior.named("stan", 3)
 GROUPS = {
-    "posterior": {"class_prior": ("true_class",), "confusion": ("annotator", "true_class", "label")},
+    "posterior": {"class_prior": ("true_class",), "confusion": ("annotator", "true_class", "given_label")},
     "invariants": {
         "log_likelihood": (),
         "sorted_class_prior": ("rank",),
@@ -48,28 +49,29 @@ GROUPS = {
     },
     "sample_stats": {"lp": (), "log_likelihood": (), "permutation": ("true_class",)},
     "log_prior": {"class_prior": (), "confusion": ()},
-    "log_likelihood": {"label": ("item",)},
+    "log_likelihood": {"votes": ("item",)},
     "leave_one_out": {"label": ("annotation",)},
-    "posterior_predictive": {"label": ("annotation",), "truth": ("item",)},
+    "posterior_predictive": {"label": ("annotation",), "votes": ("item",), "truth": ("item",)},
     "truth": {"truth": ("item",)},
-    "prior": {"class_prior": ("true_class",), "confusion": ("annotator", "true_class", "label")},
+    "prior": {"class_prior": ("true_class",), "confusion": ("annotator", "true_class", "given_label")},
     "prior_predictive": {"label": ("annotation",)},
 }
 FIXED = {
     "responsibilities": {"mean": ("item", "true_class"), "by_chain": ("in_chain", "item", "true_class")},
     "plug_in": {
         "class_prior": ("true_class",),
-        "confusion": ("annotator", "true_class", "label"),
+        "confusion": ("annotator", "true_class", "given_label"),
         "responsibility": ("item", "true_class"),
     },
-    "observed_data": {"label": ("annotation",)},
+    "observed_data": {"votes": ("item",)},
     "constant_data": {
         "row_item": ("annotation",),
         "row_annotator": ("annotation",),
+        "row_label": ("annotation",),
         "weight": ("annotation",),
         "gold": ("item",),
     },
-    "modes": {"log_density": ("mode",), "lead": ("mode",), "found": ("mode",), "agreement": ("mode",)},
+    "modes": {"log_density": ("mode",), "lead": ("mode",), "starts": ("mode",), "agreement": ("mode",)},
 }
 
 
@@ -94,7 +96,7 @@ def _spare(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = data[-1]
         of = sizes | {
             "true_class": rows.num_classes,
-            "label": rows.num_classes,
+            "given_label": rows.num_classes,
             "annotator": rows.num_annotators,
             "item": rows.num_items,
         }
@@ -103,7 +105,7 @@ def _spare(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         return sites, np.zeros((2, len(rows.item)), np.int16)
 
-    monkeypatch.setattr(posterior_module, "prior_predictive", nothing)
+    monkeypatch.setattr(tree_module, "prior_predictive", nothing)
     monkeypatch.setattr(posterior_module, "MODES_UP_TO", -1)
 
 
@@ -165,7 +167,7 @@ def test_groups_stand_under_the_users_ids(tree: xr.DataTree) -> None:
         "item": ITEMS,
         "annotator": ANNOTATORS,
         "true_class": CLASSES,
-        "label": CLASSES,
+        "given_label": CLASSES,
         "annotation": np.argsort(annotations.item, kind="stable").tolist(),
     }
     assert set(tree.children) == set(GROUPS) | set(FIXED)
@@ -184,7 +186,7 @@ def test_groups_stand_under_the_users_ids(tree: xr.DataTree) -> None:
     place = data["annotation"].to_numpy()  # the row of the user's table
     np.testing.assert_array_equal(data["row_item"], annotations.item[place])
     np.testing.assert_array_equal(data["row_annotator"], annotations.annotator[place])
-    np.testing.assert_array_equal(array(tree, "observed_data", "label"), annotations.label[place])
+    np.testing.assert_array_equal(array(tree, "constant_data", "row_label"), annotations.label[place])
     assert annotations.weight is not None
     np.testing.assert_array_equal(data["weight"], annotations.weight[place])
     assert data["gold"].to_numpy().tolist() == [-1, 2, -1, 0, -1, -1, -1, -1]
@@ -258,7 +260,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.nc").write_text("not NetCDF")
-    with pytest.raises(ValueError, match="holds no posterior"):
+    with pytest.raises(ValueError, match="notes.nc is not a NetCDF file, or is damaged"):
         load_posterior(tmp_path / "notes.nc")
 
 
@@ -293,9 +295,8 @@ def test_the_trees_terms_are_the_loops(tree: xr.DataTree) -> None:
     lp = array(tree, "sample_stats", "lp")
     for chain, draw in ((0, 0), (1, 23)):
         sites = draw_of(tree, chain, draw)
-        by_item, by_row = (
-            array(tree, group, "label")[chain, draw] for group in ("log_likelihood", "leave_one_out")
-        )
+        by_item = array(tree, "log_likelihood", "votes")[chain, draw]
+        by_row = array(tree, "leave_one_out", "label")[chain, draw]
         check_terms("dawid_skene", sites, STAN, rows, None, by_item, by_row)
         priors = {
             name: float(values[chain, draw]) for name, values in dataset(tree, "log_prior").data_vars.items()
@@ -307,7 +308,7 @@ def test_the_trees_terms_are_the_loops(tree: xr.DataTree) -> None:
             sum(priors.values()), loops.log_prior("dawid_skene", sites, STAN, 3), atol=1e-9
         )
         np.testing.assert_allclose(sum(priors.values()) + by_item.sum(), lp[chain, draw], atol=1e-9)
-    rest = array(tree, "log_likelihood", "label")[..., -1]
+    rest = array(tree, "log_likelihood", "votes")[..., -1]
     np.testing.assert_allclose(rest, 0, atol=1e-12)  # an item without rows
 
 
@@ -521,7 +522,8 @@ def test_little_memory_thins_the_groups_and_nothing_else(tree: xr.DataTree, spar
     np.testing.assert_array_equal(
         array(small, "responsibilities", "mean"), array(tree, "responsibilities", "mean")
     )
-    numbers = sum(array(small, group, "label").nbytes for group in ("log_likelihood", "leave_one_out"))
+    groups = {"log_likelihood": "votes", "leave_one_out": "label"}
+    numbers = sum(array(small, group, name).nbytes for group, name in groups.items())
     assert numbers <= 2 * 2 * (8 + 24) * 8 * 12 + 5
 
 
@@ -767,12 +769,12 @@ def test_nuts_fills_the_same_tree(sparing: None) -> None:
         prior,
         rows,
         None,
-        array(found, "log_likelihood", "label")[1, 5],
+        array(found, "log_likelihood", "votes")[1, 5],
         array(found, "leave_one_out", "label")[1, 5],
     )
     total = (
         sum(float(values[1, 5]) for values in dataset(found, "log_prior").data_vars.values())
-        + array(found, "log_likelihood", "label")[1, 5].sum()
+        + array(found, "log_likelihood", "votes")[1, 5].sum()
     )
     np.testing.assert_allclose(total, loops.log_density(model, sites, prior, rows, None), atol=1e-9)
     np.testing.assert_allclose(total, float(stats["lp"][1, 5]), atol=1e-9)

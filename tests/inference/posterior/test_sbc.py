@@ -92,7 +92,8 @@ def test_nuts_is_calibrated_all_simulations_side_by_side() -> None:
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize(
     ("name", "sampler"),
-    [(name, "nuts") for name in MODELS] + [(name, "gibbs") for name in MODELS if MODELS[name].conjugate],
+    [(name, "nuts") for name in MODELS]
+    + [(name, "gibbs") for name in MODELS if MODELS[name].gibbs is not None],
 )
 def test_every_model_is_calibrated(name: str, sampler: str, classes: int) -> None:
     found = run(name, sampler, classes, thin=4)
