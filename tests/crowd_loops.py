@@ -1,4 +1,5 @@
-"""Channels by loops over labels, items, annotators and classes, in NumPy and in the words of the papers; and crowds to run them on."""
+"""Channels by loops over labels, items, annotators and classes, in NumPy and in the words of the papers; and
+crowds to run them on."""
 
 from __future__ import annotations
 
@@ -239,7 +240,8 @@ def close(found: Tensor, expected: Tensor | np.ndarray, atol: float = 1e-12) -> 
 def crowd(
     seed: int = 0, *, items: int = 300, annotators: int = 10
 ) -> tuple[Tensor, AnnotationTensors, Tensor]:
-    """Inputs that decide the class, three labels per item of annotators of accuracy .5 to .9, and the truth."""
+    """Inputs that decide the class, three labels per item of annotators of accuracy .5 to .9, and the
+    truth."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items, D))
     truth = (x @ rng.normal(size=(D, K))).argmax(1)

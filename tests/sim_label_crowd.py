@@ -22,7 +22,8 @@ every_architecture = pytest.mark.parametrize("architecture", list(ARCHITECTURES)
 
 
 def simulate(items: int = 60, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Three classes that features decide, five annotators right for 60 to 95 in 100, three labels an item; the last ten items have none.
+    """Three classes that features decide, five annotators right for 60 to 95 in 100, three labels an item;
+    the last ten items have none.
 
     Rows begin with one of each annotator, from "u" to "y", and are in no order then.
     """

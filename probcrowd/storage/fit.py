@@ -50,7 +50,7 @@ class FitSettings(Settings):
 
 @dataclass(frozen=True)
 class FitFolder:
-    """The folder of a fit, locked for this process. checkpoint: the newest one of a fit that is being resumed."""
+    """The folder of a fit, locked for this process. checkpoint: the newest one, if the fit is resumed."""
 
     folder: RunFolder
     checkpoint: Checkpoint | None

@@ -1,4 +1,5 @@
-"""Features as networks take them: matched by id, centred, scaled and rotated, and messages about faulty ones."""
+"""Features as networks take them: matched by id, centred, scaled and rotated, and messages about faulty
+ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learn a classifier from several imperfect annotators: any torch network, any method of `methods.METHODS`."""
+"""Train any torch network as a classifier on the labels of several imperfect annotators."""
 
 from __future__ import annotations
 
@@ -51,31 +51,34 @@ MIN_BATCH_PER_CLASS = 4  # items of a batch per class, below which a volume over
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class CrowdClassifier(NetworkEstimator):
-    """A classifier learned from the labels of several imperfect annotators, together with each annotator's confusion.
+    """A classifier learned from several imperfect annotators, together with their confusion matrices.
 
     Args:
-        network: a module from inputs (b, ...) to logits (b, classes), which is copied and trained further from its
-            weights; or a function of the shape of an input and the number of classes that returns one, with random
-            weights drawn from `random_state`. None: one hidden layer of 128 units, for tables.
+        network: a module from inputs (b, ...) to logits (b, classes), which is copied and trained further
+            from its weights; or a function of the shape of an input and the number of classes that returns
+            one, with random weights drawn from `random_state`. None: one hidden layer of 128 units, for
+            tables.
         method: one of `probcrowd.estimators.crowd.methods.METHODS`.
         strength: of the method's term (the volumes of GeoCrowdNet, the trace of TraceReg). None: the method's
-            default. "selected": chosen from `probcrowd.estimators.crowd.strength.STRENGTHS` by the items that select
-            the epoch, with one fit each (`strengths_`, `strength_`).
+            default. "selected": chosen from `probcrowd.estimators.crowd.strength.STRENGTHS` by the items that
+            select the epoch, with one fit each (`strengths_`, `strength_`).
         initial_accuracy: the initial diagonal of the confusion matrices, whatever the number of classes, or
             "published": the method's own. Methods that count labels (raykar, mbem, max-mig, doctor-net,
             majority-vote, dawid-skene) start at the votes instead.
         epochs, batch, learning_rate, channel_learning_rate, weight_decay, patience: of Adam, see
-            `probcrowd.inference.crowd.training.TrainingOptions`. By default confusion matrices learn faster than the
-            network; otherwise they would stay near their initial values.
-        selection: which epoch is the result. "held-out": the best by the log score of the labels of held-out items;
-            "last": the last; "gold": the best by accuracy on the `validation` passed to `fit`.
+            `probcrowd.inference.crowd.training.TrainingOptions`. By default confusion matrices learn faster
+            than the network; otherwise they would stay near their initial values.
+        selection: which epoch is the result. "held-out": the best by the log score of the labels of held-out
+            items; "last": the last; "gold": the best by accuracy on the `validation` passed to `fit`.
         validation_fraction: the share of labelled items to hold out for selection="held-out".
-        options: of the method: {"running": True} takes the volume of GeoCrowdNet(F) over an epoch, not a batch.
-        random_state: the seed of new networks, held-out items, batches and dropout. progress: show a progress bar.
+        options: of the method: {"running": True} takes the volume of GeoCrowdNet(F) over an epoch, not a
+            batch.
+        random_state: the seed of new networks, held-out items, batches and dropout. progress: show a progress
+            bar.
         device: of torch.
 
-    After `fit`: `classes_`, `network_`, `history_`, `epoch_` (the one selected), `degenerate_` (steps in which a
-    volume was almost singular), `confusion_`, `annotators_`.
+    After `fit`: `classes_`, `network_`, `history_`, `epoch_` (the one selected), `degenerate_` (steps in
+    which a volume was almost singular), `confusion_`, `annotators_`.
     """
 
     network: Network | None = None
@@ -100,15 +103,16 @@ class CrowdClassifier(NetworkEstimator):
         Args:
             X: inputs by item: a data frame (ids are its index), an array or a tensor of any shape, or a torch
                 Dataset, read as needed. Items without labels are ignored.
-            annotations: a long table of item, annotator and label, an `Annotations`, or a matrix of labels, items x
-                annotators, in which NaN, None or `missing_label` marks missing labels.
+            annotations: a long table of item, annotator and label, an `Annotations`, or a matrix of labels,
+                items x annotators, in which NaN, None or `missing_label` marks missing labels.
             validation: inputs and true classes for selection="gold".
-            folder: where to save a checkpoint after every epoch and, at the end, the fit (`load_crowd_classifier`).
+            folder: where to save a checkpoint after every epoch and, at the end, the fit
+                (`load_crowd_classifier`).
             resume: continue the fit in the folder.
 
         Raises:
-            TypeError, ValueError: invalid tables or parameters, labelled items that X lacks, a network with another
-                number of logits than classes.
+            TypeError, ValueError: invalid tables or parameters, labelled items that X lacks, a network with
+                another number of logits than classes.
             FloatingPointError: the loss is no longer finite.
         """
         self._check(validation)
@@ -129,8 +133,9 @@ class CrowdClassifier(NetworkEstimator):
             trained = self._train(network, channel, data, scores, saved)
             if classes_permuted(network, channel, train):
                 warnings.warn(
-                    "the network's classes seem to be permuted: it calls one class what annotators call another; a "
-                    "smaller strength, a lower learning rate or a larger initial_accuracy may prevent this",
+                    "the network's classes seem to be permuted: it calls one class what annotators call "
+                    "another; a smaller strength, a lower learning rate or a larger initial_accuracy may "
+                    "prevent this",
                     stacklevel=2,
                 )
             self._set_fitted(FittedNetwork(network, channel, trained, *data.summary))
@@ -152,7 +157,7 @@ class CrowdClassifier(NetworkEstimator):
 
     @property
     def annotators_(self) -> pd.DataFrame:
-        """By annotator: accuracy (the mean diagonal of the confusion matrix) and the number of labels trained on."""
+        """By annotator: accuracy (mean diagonal of the confusion matrix) and number of labels trained on."""
         accuracy = self._confusion().diagonal(axis1=1, axis2=2).mean(1)
         rows = self._fitted.rows
         labels = np.bincount(rows.annotator, minlength=rows.num_annotators)
@@ -168,7 +173,7 @@ class CrowdClassifier(NetworkEstimator):
 
     def _check(self, validation: Any) -> None:
         """Raise a ValueError for parameters that are out of range or do not fit each other."""
-        has_term = find_method(self.method).strength is not None
+        method = find_method(self.method)
         check_number("initial_accuracy", self.initial_accuracy, above=0, below=1, others=("published",))
         check_training(self)
         check_number("channel_learning_rate", self.channel_learning_rate, above=0, others=(None,))
@@ -178,7 +183,7 @@ class CrowdClassifier(NetworkEstimator):
             raise ValueError(
                 "strength='selected' needs a score to select by: set selection='held-out' or 'gold'"
             )
-        if self.strength == "selected" and not has_term:
+        if self.strength == "selected" and method.strength is None:
             raise ValueError(f"strength='selected': the method {self.method!r} has no term to weight")
         if (self.selection == "gold") != (validation is not None):
             raise ValueError("selection='gold' and validation=(X, classes) go together: give both or neither")
@@ -220,8 +225,8 @@ class CrowdClassifier(NetworkEstimator):
         channel.head = head or ""
         if channel.needs_features and head is None:
             raise ValueError(
-                f"{self.method} needs a network whose last layer is a torch.nn.Linear that returns the logits; "
-                f"{type(network).__name__} has none"
+                f"{self.method} needs a network whose last layer is a torch.nn.Linear that returns the "
+                f"logits; {type(network).__name__} has none"
             )
         least = MIN_BATCH_PER_CLASS * rows.num_classes
         volume = find_method(self.method).volume == "truth" and not options.get("running")
@@ -269,7 +274,8 @@ class CrowdClassifier(NetworkEstimator):
                 else "lower the strength"
             )
             warnings.warn(
-                f"in {self.degenerate_} steps the volume was almost singular, and a ridge was added: {advice}",
+                f"in {self.degenerate_} steps the volume was almost singular, and a ridge was added: "
+                f"{advice}",
                 stacklevel=3,
             )
 

@@ -1,4 +1,4 @@
-"""The methods of `CrowdClassifier` by name: the channel that each one trains, its default strength and published start."""
+"""The methods of `CrowdClassifier` by name: their channels, default strengths and published starts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Start = float | Literal["published"]
 
 @dataclass(frozen=True)
 class Task:
-    """What a channel is built for: the labels to train on, as arrays and as tensors, and the width of the last layer.
+    """The labels to train on, as arrays and as tensors, and the input width of the network's last layer.
 
     Sizes include classes without labels, and annotators whose labels are all held out.
     """
@@ -52,9 +52,9 @@ class Task:
 class Method:
     """make: a channel, from a task, the initial logit on the diagonal, the strength of the term, and options.
 
-    strength: the default one; None if the method has no term. published: the logit of the published start; None if
-    the method does not start at a diagonal. volume: the term is the log volume of the truth or of the confusion
-    matrices, which identifies them.
+    strength: the default one; None if the method has no term. published: the logit of the published start;
+    None if the method does not start at a diagonal. volume: the term is the log volume of the truth or of the
+    confusion matrices, which identifies them.
     """
 
     make: Callable[..., ConfusionChannel]

@@ -1,10 +1,11 @@
 """Select the strength of a method's term without gold: the largest that scores about as well as the best one.
 
-Along the ambiguity that a volume resolves (`probcrowd.models.crowd.mixture`) the probabilities of single labels do not
-change, so they cannot show whether the term helps. All labels of an item together can: given its class they are
-independent only under the right confusion matrices. So the score is the log probability of all labels of an item;
-where items have one label each, it shows only when the term starts to harm. No label shows permuted classes, which a
-term causes when it overwhelms the initial values: such strengths are recognised by the votes and skipped.
+Along the ambiguity that a volume resolves (`probcrowd.models.crowd.mixture`) the probabilities of single
+labels do not change, so they cannot show whether the term helps. All labels of an item together can: given
+its class they are independent only under the right confusion matrices. So the score is the log probability of
+all labels of an item; where items have one label each, it shows only when the term starts to harm. No label
+shows permuted classes, which a term causes when it overwhelms the initial values: such strengths are
+recognised by the votes and skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ STRENGTHS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
 def compare_strengths(fit_scores: Callable[[float], tuple[np.ndarray, bool] | None]) -> pd.DataFrame:
-    """By strength: the mean score, how much lower than the best it is with its standard error, and `permuted`.
+    """By strength: mean score, loss against the best with its standard error, and whether it permutes
+    classes.
 
     fit_scores: scores by held-out item and whether the fit permuted the classes; None if training diverged.
 

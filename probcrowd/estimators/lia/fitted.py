@@ -35,9 +35,9 @@ MAX_CELLS = 2**22  # numbers in a block of confusion matrices
 class FittedLIA(Fitted):
     """A fit with parameters in double precision, and the standardised inputs that they were fitted to.
 
-    standards: of features of items and of annotators. spreads: the search over prior scales, if there was one.
-    A new item or annotator is at the centre of the prior: features or an embedding of 0, or the competence of a
-    typical annotator.
+    standards: of features of items and of annotators. spreads: the search over prior scales, if there was
+    one. A new item or annotator is at the centre of the prior: features or an embedding of 0, or the
+    competence of a typical annotator.
     """
 
     inputs: Inputs
@@ -123,7 +123,7 @@ class FittedLIA(Fitted):
         features: Float64[np.ndarray, "i w"] | None,
         annotators: Int64[np.ndarray, " j"],
     ) -> Float64[np.ndarray, "i j"]:
-        """sum_k p(class k) Q[i,j,k,k], the probability that an annotator is right about an item, in blocks of items."""
+        """sum_k p(class k) Q[i,j,k,k]: the probability that an annotator is right about an item."""
         right = np.zeros((len(place), len(annotators)))
         parameters, batch = self._batch(place, features)
         with torch.no_grad():
@@ -137,7 +137,7 @@ class FittedLIA(Fitted):
         return right
 
     def annotator_map(self, annotators: pd.Index) -> pd.DataFrame:
-        """Two principal components of the log confusion matrices on an item at the centre, less their row means.
+        """Two principal components of log confusion matrices on an item at the centre, less row means.
 
         Signs make the largest weight of each component positive.
         """
@@ -160,7 +160,7 @@ class FittedLIA(Fitted):
         features: Float64[np.ndarray, "i w"] | None,
         question: Int64[np.ndarray, " i"] | None = None,
     ) -> tuple[Parameters, LIABatch]:
-        """Parameters, and items of the fit without labels; position -1: new ones, at the centre without features.
+        """Parameters, and items without labels: of the fit by position, or new ones at position -1.
 
         question: of all of these items, instead of their own.
         """

@@ -13,10 +13,10 @@ from jaxtyping import Float64, Int64
 from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.data.features import matched, standardised
-from probcrowd.data.files import by_item, some
+from probcrowd.data.files import by_item
 from probcrowd.data.table import Table
 from probcrowd.estimators.lia.fitted import FittedLIA
-from probcrowd.estimators.lia.network_aggregator import NetworkAggregator
+from probcrowd.estimators.lia.network_aggregator import NetworkAggregator, positions
 from probcrowd.estimators.lia.options import HELD_OUT, check, resolve_prior, resolve_schedule
 from probcrowd.estimators.lia.saved import (
     fit_dependencies,
@@ -39,30 +39,33 @@ MAX_PAIRS = 10**8  # cells of a table of items x annotators
 class LIA(NetworkAggregator):
     """Truth, difficulty and competence as networks of the features of items and annotators.
 
-    With `features` of the items this is the paper's LIA, without them its LIA-E, which learns an embedding of every
-    item. Labels of the fitted items are posteriors given all of their labels (`probabilities_`, `labels_`); h(x),
-    what the truth network predicts without labels, is `truth_probabilities_` for them and `predict_items` for others.
+    With `features` of the items this is the paper's LIA, without them its LIA-E, which learns an embedding of
+    every item. Labels of the fitted items are posteriors given all of their labels (`probabilities_`,
+    `labels_`); h(x), what the truth network predicts without labels, is `truth_probabilities_` for them and
+    `predict_items` for others.
 
     Args:
-        objective: "joint", a likelihood with a prior, whose EM never lowers its log posterior; or, with their flaws,
-            "as_written" (equations 4, 7 and 9 of the paper), "as_coded" (the authors' first code, whose answer for an
-            item is h(x)), "composite" (joint EM, then equation 9 without its normaliser).
+        objective: "joint", a likelihood with a prior, whose EM never lowers its log posterior; or, with their
+            flaws, "as_written" (equations 4, 7 and 9 of the paper), "as_coded" (the authors' first code,
+            whose answer for an item is h(x)), "composite" (joint EM, then equation 9 without its normaliser).
         prior: scales and sizes of the networks. None: linear networks and a table for each annotator; for
             "as_written" and "as_coded" the paper's sizes, four layers of 16 units and embeddings of 16, where
-            "as_coded" has a linear difficulty. With a few hundred items or fewer, a prior on several layers may hold
-            all their weights at zero: features then have no effect. "held-out": the default's sizes, with the scales
-            that score best on held-out labels, about 7 to 13 settings of one to five fits each (`spreads_`).
-        rounds: of EM. steps: of every M step. last_steps: on the last objective. None: 25 and 500 L-BFGS steps; for
-            "as_written" and "as_coded" the paper's 1,000 and 1,000 AMSGrad steps.
-        batch: labels of a batch of whole items for AMSGrad, or "all": L-BFGS on all items. None: "all", or 1,024 as
-            in the paper.
-        learning_rate: of AMSGrad. tolerance: the gain per item, in nats, at which the last steps have converged.
+            "as_coded" has a linear difficulty. With a few hundred items or fewer, a prior on several layers
+            may hold all their weights at zero: features then have no effect. "held-out": the default's sizes,
+            with the scales that score best on held-out labels, about 7 to 13 settings of one to five fits
+            each (`spreads_`).
+        rounds: of EM. steps: of every M step. last_steps: on the last objective. None: 25 and 500 L-BFGS
+            steps; for "as_written" and "as_coded" the paper's 1,000 and 1,000 AMSGrad steps.
+        batch: labels of a batch of whole items for AMSGrad, or "all": L-BFGS on all items. None: "all", or
+            1,024 as in the paper.
+        learning_rate: of AMSGrad. tolerance: the gain per item, in nats, at which the last steps have
+            converged.
         random_state: the seed of the initial values and of batches. progress: show a progress bar.
         dependence, abstention: as for `DawidSkene`.
 
-    `confusion_` has posterior means given the label probabilities, under the prior "accurate"; the model's own
-    confusion matrices are in `competence_`. Memory: about 50 x classes^2 x latent bytes per label of the table or of
-    a batch, and the features.
+    `confusion_` has posterior means given the label probabilities, under the prior "accurate"; the model's
+    own confusion matrices are in `competence_`. Memory: about 50 x classes^2 x latent bytes per label of the
+    table or of a batch, and the features.
     """
 
     objective: ObjectiveName = "joint"
@@ -93,15 +96,16 @@ class LIA(NetworkAggregator):
 
         Args:
             annotations, gold: as for every aggregator. history: not supported.
-            features: numbers by item, ids as the index; the rows of an array are items 0, 1, ... Items without labels
-                are ignored.
-            annotator_features: numbers by annotator, ids as the index. None: a competence of its own for each.
+            features: numbers by item, ids as the index; the rows of an array are items 0, 1, ... Items
+                without labels are ignored.
+            annotator_features: numbers by annotator, ids as the index. None: a competence of its own for
+                each.
             folder: where to save a checkpoint after every round and, at the end, the fit (`load_lia`).
             resume: continue the fit in the folder.
 
         Raises:
-            TypeError, ValueError: invalid tables, items or annotators without features; a folder in use or of another
-                fit.
+            TypeError, ValueError: invalid tables, items or annotators without features; a folder in use or of
+                another fit.
             FloatingPointError: the objective is no longer finite.
         """
         if history is not None:
@@ -111,7 +115,7 @@ class LIA(NetworkAggregator):
 
     @property
     def competence_(self) -> pd.DataFrame:
-        """P(label | true class) by (annotator, true class) and label, on an item of average features; rows sum to 1."""
+        """P(label | true class) of an average item, by (annotator, true class) and label; rows sum to 1."""
         check_is_fitted(self, "classes_")
         return self._competence_frame(None)
 
@@ -124,10 +128,11 @@ class LIA(NetworkAggregator):
 
     @property
     def annotator_map_(self) -> pd.DataFrame:
-        """By annotator: two principal components of the scores of labels (figure 2 of the paper), accuracy on an
-        average item, number of labels.
+        """By annotator: two principal components (figure 2 of the paper), accuracy on an average item,
+        labels.
 
-        Annotators near each other label alike; the origin is the mean annotator.
+        The components are those of log confusion matrices. Annotators near each other label alike; the origin
+        is the mean annotator.
         """
         check_is_fitted(self, "classes_")
         accuracy = np.einsum("jkk,k->j", self._network.competence(), self.class_prior_.to_numpy())
@@ -137,10 +142,10 @@ class LIA(NetworkAggregator):
 
     @property
     def spreads_(self) -> pd.DataFrame:
-        """The search over prior scales on held-out labels (`prior="held-out"`), one row per setting in the order tried.
+        """The search over prior scales on held-out labels (`prior="held-out"`), one row per setting tried.
 
-        Columns: scales, mean score (nats per label), gain over the previous best with its standard error, and whether
-        it was accepted.
+        Columns: scales, mean score (nats per label), gain over the previous best with its standard error, and
+        whether it was accepted.
         """
         check_is_fitted(self, "classes_")
         if self._network.spreads is None:
@@ -150,7 +155,7 @@ class LIA(NetworkAggregator):
     def probability_right(
         self, items: Any = None, annotators: Any = None, *, features: pd.DataFrame | np.ndarray | None = None
     ) -> pd.DataFrame:
-        """The probability that an annotator (columns) is right about an item (rows), to choose whom to assign.
+        """The probability that an annotator (columns) is right about an item (rows).
 
         Args:
             items: ids of fitted items. None: all of them. annotators: ids. None: all.
@@ -162,9 +167,9 @@ class LIA(NetworkAggregator):
         check_is_fitted(self, "classes_")
         if items is not None and features is not None:
             raise ValueError("give items of the fit or features of others, not both")
-        columns = _places(self._fitted.annotators, annotators, "annotators")
+        columns = positions(self._fitted.annotators, annotators, "annotators")
         if features is None:
-            seen, place = None, _places(self._fitted.items.items, items, "items")
+            seen, place = None, positions(self._fitted.items.items, items, "items")
             ids, posterior = self._fitted.items.items.take(place), self._network.posterior[place]
         else:
             frame = by_item(features, "features")
@@ -172,7 +177,8 @@ class LIA(NetworkAggregator):
             posterior = self._network.truth_at(place, seen)
         if len(place) * len(columns) > MAX_PAIRS:
             raise ValueError(
-                f"{len(place):,} items x {len(columns):,} annotators are too many for one table: choose some of either"
+                f"{len(place):,} items x {len(columns):,} annotators are too many for one table: "
+                "choose some of either"
             )
         right = self._network.probability_right(posterior, place, seen, columns)
         names = pd.Index(self._fitted.annotators.take(columns), name="annotator")
@@ -188,15 +194,15 @@ class LIA(NetworkAggregator):
         """p(class | annotations) by item (rows) and class (columns), of the fitted table or of another one.
 
         Args:
-            annotations: another table; items of the fit keep their features, and an item whose labels are those of
-                the fit keeps its answer.
+            annotations: another table; items of the fit keep their features, and an item whose labels are
+                those of the fit keeps its answer.
             features: of items that are not in the fit; None: they count as average ones.
-            annotator_features: of annotators that are not in the fit, if it had features of annotators; None: they
-                count as typical ones.
+            annotator_features: of annotators that are not in the fit, if it had features of annotators; None:
+                they count as typical ones.
 
         Raises:
-            TypeError, ValueError: invalid tables, unknown items or annotators without features, features that the fit
-                had not.
+            TypeError, ValueError: invalid tables, unknown items or annotators without features, features that
+                the fit had not.
         """
         if features is None and annotator_features is None:
             return super().predict_proba(annotations)
@@ -292,13 +298,3 @@ def restore_lia(folder: Path | str, estimator: str) -> LIA:
     lia = LIA(prior=prior, dependence="ignore", **saved.parameters)
     spreads = load_table(folder, "spreads") if prior == HELD_OUT else None
     return lia._set(lia._with_network(*restore_fitted(saved, spreads)))
-
-
-def _places(ids: pd.Index, chosen: Any, name: str) -> Int64[np.ndarray, " p"]:
-    if chosen is None:
-        return np.arange(len(ids))
-    asked = pd.Index([chosen] if isinstance(chosen, str) or np.ndim(chosen) == 0 else chosen)
-    place = ids.get_indexer(asked)
-    if (place < 0).any():
-        raise ValueError(f"{name} that are not in the fit: {some(asked[place < 0])}; it has {some(ids)}")
-    return place.astype(np.int64)

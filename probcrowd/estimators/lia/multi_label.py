@@ -24,16 +24,19 @@ from probcrowd.models.lia.prior import LIAPrior
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MultiLabelLIA(BaseEstimator):
-    """Truth, difficulty and competence for several questions at once: does the sentence mention a cause, a treatment,
-    a symptom?
+    """Truth, difficulty and competence for several questions about every item.
 
-    Every question has a learned embedding, which changes the last layer of the truth network and the competence of all
-    annotators alike. Questions share the networks, the annotators' competences and the classes of answers (for example
-    yes and no), so they learn from each other. The rest is as in `LIA`, with (item, question) instead of the item;
+    For example: does the sentence mention a cause, a treatment, a symptom?
+
+    Every question has a learned embedding, which changes the last layer of the truth network and the
+    competence of all annotators alike. Questions share the networks, the annotators' competences and the
+    classes of answers (for example yes and no), so they learn from each other. The rest is as in `LIA`, with
+    (item, question) instead of the item;
     memory: the features once for every question.
 
     Args:
-        prior, objective, rounds, steps, last_steps, batch, learning_rate, random_state, progress: as for `LIA`.
+        prior, objective, rounds, steps, last_steps, batch, learning_rate, random_state, progress: as for
+            `LIA`.
     """
 
     objective: ObjectiveName = "joint"
@@ -59,8 +62,8 @@ class MultiLabelLIA(BaseEstimator):
         """Fit the networks; returns this estimator.
 
         Args:
-            annotations: a long table with the columns item, annotator, question and label (task and worker are
-                recognised as well).
+            annotations: a long table with the columns item, annotator, question and label (task and worker
+                are recognised as well).
             gold: known classes by (item, question).
             features, annotator_features, folder, resume: as for `LIA.fit`; features by item.
 
@@ -108,7 +111,8 @@ class MultiLabelLIA(BaseEstimator):
         return self.probabilities_
 
     def score(self, gold: pd.Series) -> pd.Series:
-        """By question: the share of items with gold, by (item, question), that are right; in a tie of m classes, 1/m."""
+        """By question: the share of items with gold, by (item, question), that are right; 1/m in a tie of
+        m."""
         lia, known = self._lia(), _by_pair(gold)
         known = known.loc[known.notna() & known.index.isin(self.pairs_)]
         if not len(known):
@@ -129,7 +133,8 @@ class MultiLabelLIA(BaseEstimator):
         return pd.DataFrame(probabilities, pairs, lia.classes_.rename("class"))
 
     def competence(self, question: Any) -> pd.DataFrame:
-        """P(label | true class) by (annotator, true class) and label, for this question about an average item."""
+        """P(label | true class) for this question about an average item, by (annotator, true class) and
+        label."""
         lia = self._lia()
         if question not in self.questions_:
             raise ValueError(f"unknown question {question!r}: the fit has {some(self.questions_)}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from sklearn.utils.validation import check_is_fitted
 
 from probcrowd.data.features import Standardiser, in_order, numeric
-from probcrowd.data.files import by_item
+from probcrowd.data.files import by_item, some
 from probcrowd.data.table import Table
 from probcrowd.estimators.base import Aggregator
 from probcrowd.estimators.lia.fitted import FittedLIA
@@ -36,7 +38,7 @@ class NetworkAggregator(Aggregator):
 
     @property
     def truth_probabilities_(self) -> pd.DataFrame:
-        """h(x) of the fitted items, by item and class: what the network predicts from their features alone."""
+        """h(x) of the fitted items, by item and class: predictions from features alone."""
         check_is_fitted(self, "classes_")
         return self._truth_frame(self._network.truth.copy(), self._fitted.items.items)
 
@@ -48,7 +50,7 @@ class NetworkAggregator(Aggregator):
 
     @property
     def inputs_(self) -> Inputs:
-        """The inputs of the networks for the fitted items and annotators: centred features with mean square 1."""
+        """The networks' inputs of the fitted items and annotators: centred, with mean square 1."""
         check_is_fitted(self, "classes_")
         return self._network.inputs
 
@@ -72,3 +74,18 @@ class NetworkAggregator(Aggregator):
         if standard is None:
             raise ValueError(f"the fit had no {name}: pass them to `fit` to predict from them")
         return standard
+
+
+def positions(ids: pd.Index, chosen: Any, name: str) -> Int64[np.ndarray, " p"]:
+    """The positions of one id or several, all of them for None.
+
+    Raises:
+        ValueError: ids that are not in the fit.
+    """
+    if chosen is None:
+        return np.arange(len(ids))
+    chosen = pd.Index([chosen] if isinstance(chosen, str) or np.ndim(chosen) == 0 else chosen)
+    place = ids.get_indexer(chosen)
+    if (place < 0).any():
+        raise ValueError(f"{name} that are not in the fit: {some(chosen[place < 0])}; it has {some(ids)}")
+    return place.astype(np.int64)

@@ -25,15 +25,11 @@ def check(lia: Any) -> None:
         raise ValueError(f"prior={lia.prior!r}: give a LIAPrior, {HELD_OUT!r} or None")
     if lia.prior == HELD_OUT and lia.objective in PUBLISHED:
         raise ValueError(f"prior={HELD_OUT!r}: the objective {lia.objective!r} has no prior to choose")
-    sizes = (
-        ("rounds", 1, ()),
-        ("steps", 1, (None,)),
-        ("last_steps", 0, (None,)),
-        ("batch", 1, (None, "all")),
-        ("random_state", 0, ()),
-    )
-    for name, least, others in sizes:
-        check_whole(name, getattr(lia, name), least, others)
+    check_whole("rounds", lia.rounds)
+    check_whole("steps", lia.steps, others=(None,))
+    check_whole("last_steps", lia.last_steps, 0, (None,))
+    check_whole("batch", lia.batch, others=(None, "all"))
+    check_whole("random_state", lia.random_state, 0)
     check_number("learning_rate", lia.learning_rate, above=0)
 
 

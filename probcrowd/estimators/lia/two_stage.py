@@ -29,11 +29,11 @@ from probcrowd.models.lia.prior import Inputs, LIAPrior
 class TwoStage(NetworkAggregator):
     """The truth network of `LIA`, trained on the label probabilities of another aggregator.
 
-    These are the two-stage baselines MAJ*, MMCE* (and, without features, MAJ*-E, MMCE*-E) of Platanios et al. 2020,
-    table 2. The answer for an item, labelled or not, is h(x): it depends on the item's own labels only through the
-    training. Without features every item has an embedding, learned from its own label probabilities alone: with less
-    than about two hundred items the default prior holds all of these at zero, and every item gets the same answer;
-    `LIAPrior(truth=3)` is wide enough.
+    These are the two-stage baselines MAJ*, MMCE* (and, without features, MAJ*-E, MMCE*-E) of Platanios et al.
+    2020, table 2. The answer for an item, labelled or not, is h(x): it depends on the item's own labels only
+    through the training. Without features every item has an embedding, learned from its own label
+    probabilities alone: with less than about two hundred items the default prior holds all of these at zero,
+    and every item gets the same answer; `LIAPrior(truth=3)` is wide enough.
 
     Args:
         aggregator: the first stage, unfitted. None: `MajorityVote`.
@@ -63,7 +63,8 @@ class TwoStage(NetworkAggregator):
         """Fit the first stage (`aggregator_`), then the network; returns this estimator.
 
         Args:
-            gold, history: for the first stage. The network learns from gold, but the answer is h(x) all the same.
+            gold, history: for the first stage. The network learns from gold, but the answer is h(x) all the
+                same.
             features: numbers by item, as for `LIA.fit`.
 
         Raises:

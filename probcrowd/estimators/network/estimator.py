@@ -1,4 +1,4 @@
-"""Estimators that train a network on the labels of several annotators: shared parameters, training and answers."""
+"""The base of estimators that train a network on labels: parameters, training and predictions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NO_EFFECT = (
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class NetworkEstimator(ClassifierMixin, BaseEstimator):
-    """A network and a channel that are trained together; the parameters and answers that all such estimators share."""
+    """A network and a channel that are trained together: shared parameters and predictions."""
 
     epochs: int = 100
     batch: int = 64
@@ -141,7 +141,7 @@ class NetworkEstimator(ClassifierMixin, BaseEstimator):
     def _read(
         self, X: Any, annotations: Any, missing_label: Any, selection: str, sort: bool = False
     ) -> TrainingData:
-        """Read inputs and annotations, and hold items out if they select the epoch. sort: the annotators, by id."""
+        """Read inputs and annotations and split the items. sort: order annotators by id."""
         items = read_items(X, self.device)
         table = read_labels(annotations, missing_label, items)
         if len(table.classes) < 2:
@@ -163,7 +163,7 @@ class NetworkEstimator(ClassifierMixin, BaseEstimator):
         data: TrainingData,
         more: Iterable[np.ndarray] = (),
     ) -> AbstractContextManager[FitFolder | None]:
-        """The folder of the fit. It depends on all parameters that matter, the network, the data, and `more`."""
+        """Open the folder of the fit. more: arrays that the fit depends on, besides network and data."""
         given, table, tensors = self.get_params(deep=False), data.table, module_tensors(network, "network")
         parameters = {name: value for name, value in given.items() if name not in _NO_EFFECT}
         parameters |= {"options": dict(self.options or {}), "printed": repr(network)}
@@ -193,7 +193,7 @@ class NetworkEstimator(ClassifierMixin, BaseEstimator):
         scores: ItemScores | None,
         folder: FitFolder | None = None,
     ) -> TrainingState:
-        """Train both modules in place. scores: of items that select the epoch; None: the last is the result."""
+        """Train both modules in place. scores: of the items that select the epoch; None: select the last."""
         rate = getattr(self, "channel_learning_rate", None)
         training = TrainingOptions(
             int(self.epochs),

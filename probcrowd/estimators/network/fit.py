@@ -26,8 +26,8 @@ C = TypeVar("C", bound=Channel)
 class FittedNetwork:
     """What a fit learned, and what answers need.
 
-    rows: the labels trained on. ids: items (all of X), annotators and classes. columns, shape: those of X and of
-    one of its inputs.
+    rows: the labels trained on. ids: items (all of X), annotators and classes. columns, shape: those of X and
+    of one of its inputs.
     """
 
     network: nn.Module
@@ -55,7 +55,7 @@ def example(items: Items) -> Tensor:
 
 
 def numbers_of(values: Any) -> np.ndarray:
-    """The numbers of a table, an array or a tensor, for a checksum; of a dataset, which may be large, its length."""
+    """The numbers of inputs, for a checksum; of a dataset, which may be large, only its length."""
     if isinstance(values, Tensor):
         return values.detach().cpu().numpy()
     if isinstance(values, (np.ndarray, pd.DataFrame)):

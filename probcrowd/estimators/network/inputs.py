@@ -1,4 +1,4 @@
-"""What network estimators read: inputs by item (table, array, tensor or dataset), annotations, and true classes."""
+"""Read what network estimators are given: inputs by item, annotations, and true classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from probcrowd.data.validation import reject
 class Items:
     """Inputs by item id.
 
-    values: a tensor with a row per item, or a dataset whose elements are inputs, or tuples that begin with one.
+    values: a tensor with a row per item, or a dataset whose elements are inputs, or tuples that begin with
+    one.
     columns: those of a table, in the order of the fit. device: where batches go; a tensor is already there.
     named: the ids are the user's, not positions.
     """
@@ -68,14 +69,14 @@ class Items:
 
 
 def read_items(X: Any, device: str = "cpu", columns: tuple[str, ...] = ()) -> Items:
-    """Read a data frame (ids are its index), an array or a tensor, or a `torch.utils.data.Dataset` (ids are 0, 1, ...).
+    """Read inputs: a data frame (ids are its index), an array, a tensor or a torch Dataset (ids 0, 1, ...).
 
     columns: those of the fit; the columns of a frame are put in their order.
 
     Raises:
         TypeError: another type.
-        ValueError: no items, repeated ids, values that are missing, infinite or no numbers; columns that differ
-            from the fit's.
+        ValueError: no items, repeated ids, values that are missing, infinite or no numbers; columns that
+            differ from the fit's.
     """
     if isinstance(X, pd.DataFrame):
         frame = X.set_axis(X.index.to_flat_index(), axis=0) if isinstance(X.index, pd.MultiIndex) else X
@@ -89,7 +90,8 @@ def read_items(X: Any, device: str = "cpu", columns: tuple[str, ...] = ()) -> It
         values = X.detach().float().cpu().numpy() if isinstance(X, Tensor) else X
         if values.ndim < 2 or values.dtype.kind not in "buif":
             raise ValueError(
-                f"X must be an array of numbers with one row per item, not of shape {values.shape} and type {values.dtype}"
+                "X must be an array of numbers with one row per item, "
+                f"not of shape {values.shape} and type {values.dtype}"
             )
         if np.ma.is_masked(values):
             raise ValueError("X is a masked array: fill the masked values or leave these items out")
@@ -117,7 +119,8 @@ def read_labels(annotations: Any, missing_label: Any, items: Items) -> Table:
     if isinstance(annotations, pd.DataFrame) and "label" not in annotations.columns:
         if not annotations.index.isin(items.ids).all():
             raise ValueError(
-                "annotations need the columns item, annotator and label; a matrix needs a row per item, under the ids of X"
+                "annotations need the columns item, annotator and label; "
+                "a matrix needs a row per item, under the ids of X"
             )
         annotations = Annotations.from_wide(annotations, missing_label=missing_label)
     elif isinstance(annotations, (np.ndarray, list)):
@@ -138,8 +141,8 @@ def class_codes(truth: Any, items: Items, classes: pd.Index) -> Int[np.ndarray, 
     """True classes, by item id or in the order of the items, as positions in `classes`; -1 where missing.
 
     Raises:
-        ValueError: another number of classes than items, ids where X has none, repeated ids, unknown classes, or
-            no class of any item.
+        ValueError: another number of classes than items, ids where X has none, repeated ids, unknown classes,
+            or no class of any item.
     """
     if isinstance(truth, pd.Series) and items.named:
         repeated = truth.index.duplicated(keep=False)
@@ -147,7 +150,8 @@ def class_codes(truth: Any, items: Items, classes: pd.Index) -> Int[np.ndarray, 
         known = truth.reindex(items.ids)
     elif isinstance(truth, pd.Series) and not truth.index.equals(pd.RangeIndex(len(items.ids))):
         raise ValueError(
-            "the true classes have ids and X has none: give them as an array in the order of X, or X as a data frame"
+            "the true classes have ids and X has none: "
+            "give them as an array in the order of X, or X as a data frame"
         )
     else:
         values = np.asarray(truth)
@@ -179,6 +183,7 @@ def _tensor(values: np.ndarray, ids: pd.Index, device: str) -> Tensor:
     reject(
         bad,
         pd.Series(list(ids)),
-        "X: values that are missing, infinite or too large for single precision: fill them or leave these items out",
+        "X: values that are missing, infinite or too large for single precision: "
+        "fill them or leave these items out",
     )
     return torch.from_numpy(single).to(device)

@@ -1,4 +1,4 @@
-"""Split labelled items into training and held-out sets, and score a network on items that it was not trained on."""
+"""Split labelled items into training and held-out sets, and score networks on items."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LabelledItems:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Inputs and annotations of a fit, and the labelled items among them, split into a training and a held-out set."""
+    """Inputs and annotations of a fit; its labelled items in a training and a held-out set."""
 
     items: Items
     table: Table
@@ -105,8 +105,8 @@ def gold_scores(
 def classes_permuted(network: nn.Module, channel: Channel, part: LabelledItems) -> bool:
     """Whether the network's classes agree clearly better with the votes under a permutation.
 
-    Only the initial values tie class k to label k. A term that is too strong can permute the classes, and held-out
-    labels cannot show it.
+    Only the initial values tie class k to label k. A term that is too strong can permute the classes, and
+    held-out labels cannot show it.
     """
     votes = part.labels.votes(part.rows.num_classes).double()
     with torch.no_grad():

@@ -28,7 +28,7 @@ ARCHITECTURES: dict[str, Callable[..., Predictor]] = {
     "pooled": PooledConfusions,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    # Held-out labels mostly prefer a weight of .1 to 1, at which soft labels outweigh labels when most are missing
+    # Held-out labels mostly prefer a weight of .1 to 1: then soft labels outweigh labels if most are missing
     "recommended": {"kind": "kappa", "shrink": True, "divergence": "paper", "kl_weight": 0.1},
     "paper": {"kind": "kappa", "shrink": False, "divergence": "paper", "kl_weight": 1.0},
     "released": {"kind": "bennett", "shrink": False, "divergence": "released", "kl_weight": 1.0},
@@ -61,25 +61,20 @@ def check(estimator: Any) -> None:
         raise ValueError(f"threshold={estimator.threshold!r}: a confidence is at most 1")
     if estimator.missing == "skip" or estimator.kl_weight == 0:
         raise ValueError(
-            "a threshold imputes soft labels, and there are none with missing='skip' or kl_weight=0: set threshold=None"
+            "a threshold imputes soft labels, and there are none with missing='skip' or kl_weight=0: "
+            "set threshold=None"
         )
 
 
 def soft_labelling(estimator: Any) -> SoftLabelOptions:
     """The options for missing labels that the parameters amount to."""
-    options = dict(VARIANTS[estimator.variant])
+    options = VARIANTS[estimator.variant] | {"imputed": estimator.imputed, "warm_up": int(estimator.warm_up)}
     if estimator.similarity is not None:
         options["kind"] = estimator.similarity
-    if estimator.kl_weight is not None:
-        options["kl_weight"] = float(estimator.kl_weight)
-    threshold = None if estimator.threshold is None else float(estimator.threshold)
-    return SoftLabelOptions(
-        estimator.missing,
-        **options,
-        threshold=threshold,
-        imputed=estimator.imputed,
-        warm_up=int(estimator.warm_up),
-    )
+    for name in ("kl_weight", "threshold"):
+        if getattr(estimator, name) is not None:
+            options[name] = float(getattr(estimator, name))
+    return SoftLabelOptions(estimator.missing, **options)
 
 
 def make_predictor(

@@ -29,7 +29,11 @@ from probcrowd.models.simlabel.soft_labels import SoftLabels
 
 @dataclass(frozen=True)
 class FittedSimLabel(FittedNetwork):
-    """place: positions in X of the items trained on. withdrawn: pairs never imputed, as item * annotators + annotator."""
+    """A fit of `SimLabel`.
+
+    place: positions in X of the items trained on. withdrawn: pairs never imputed, as item * annotators +
+    annotator.
+    """
 
     channel: SoftLabels
     place: Int[np.ndarray, " i"]
@@ -65,8 +69,11 @@ class Evaluation:
 
 
 class SimLabelResults(NetworkEstimator):
-    """The answers of `SimLabel`. `predict_proba` and `predict` are about what annotators have in common;
-    `annotator_proba` and `predict_annotators` about each one."""
+    """Predictions of `SimLabel`.
+
+    `predict_proba` and `predict` are about what annotators have in common; `annotator_proba` and
+    `predict_annotators` about each one.
+    """
 
     _fitted: FittedSimLabel  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -115,7 +122,7 @@ class SimLabelResults(NetworkEstimator):
 
     @property
     def annotators_(self) -> pd.DataFrame:
-        """By annotator: numbers of labels trained on and of labels imputed, and the mean similarity to all others."""
+        """By annotator: number of labels trained on, number imputed, mean similarity to all others."""
         check_is_fitted(self, "classes_")
         rows, matrix = self._fitted.rows, self._fitted.channel.similarity().matrix()
         size, imputed = len(matrix), self._fitted.imputed.annotator.cpu().numpy()
@@ -130,21 +137,21 @@ class SimLabelResults(NetworkEstimator):
     def similarity_(self) -> pd.DataFrame:
         """By pair of annotators with items in common, from the labels trained on alone.
 
-        Columns: items, agreement, coefficient with its standard error, and the similarity computed from these with
-        its own. `attrs` has mean and spread of all pairs if similarities are shrunk.
+        Columns: items, agreement, coefficient with its standard error, and the similarity computed from these
+        with its own. `attrs` has mean and spread of all pairs if similarities are shrunk.
         """
         check_is_fitted(self, "classes_")
         return self._fitted.channel.similarity().frame(self._fitted.ids["annotators"])
 
     @property
     def similarity_matrix_(self) -> pd.DataFrame:
-        """The similarities as a matrix; pairs without items in common have the mean of all, or 0 without shrinkage."""
+        """The similarities as a matrix; without common items, the mean of all (0 without shrinkage)."""
         check_is_fitted(self, "classes_")
         return self._matrix(self._fitted.channel.similarity())
 
     @property
     def refreshed_similarity_matrix_(self) -> pd.DataFrame:
-        """Similarities that count imputed labels as labels: the weights of soft labels, not evidence of similarity."""
+        """Similarities that count imputed labels as labels: weights of soft labels, not evidence."""
         check_is_fitted(self, "classes_")
         return self._matrix(self._fitted.channel.similarity(self._fitted.imputed))
 
@@ -182,10 +189,13 @@ class SimLabelResults(NetworkEstimator):
         return whole.loc[whole["observed"] | ~repeated].reset_index(drop=True)
 
     def withdraw(self, pairs: pd.DataFrame | None = None) -> SimLabelResults:
-        """Remove the labels imputed for some pairs (columns item and annotator, such as rows of `imputed_`), or all.
+        """Remove the labels imputed for some pairs, or all of them.
 
-        `imputed_` and `refreshed_similarity_matrix_` become as if these had never been imputed; the network and a
-        folder do not change. A fit with withdrawn=`withdrawn_` never imputes them; their soft labels stay in its loss.
+        pairs: columns item and annotator, such as rows of `imputed_`.
+
+        `imputed_` and `refreshed_similarity_matrix_` become as if these had never been imputed; the network
+        and a folder do not change. A fit with withdrawn=`withdrawn_` never imputes them; their soft labels
+        stay in its loss.
 
         Raises:
             ValueError: pairs that were not imputed.

@@ -50,37 +50,40 @@ Encoder = nn.Module | Callable[[tuple[int, ...]], nn.Module]
 class SimLabel(SimLabelResults):
     """Predict every annotator's own labels, with soft labels for what an annotator has not labelled.
 
-    After Zhang et al. 2025 (arXiv:2504.09525). Annotators are sorted by id, so the order of the table has no effect.
+    After Zhang et al. 2025 (arXiv:2504.09525). Annotators are sorted by id, so the order of the table has no
+    effect.
 
     Args:
-        encoder: a module from inputs (b, ...) to embeddings (b, d) or feature maps (b, channels, ...), with positions
-            last, which is copied and trained further from its weights (`torch.nn.Identity()` takes features as they
-            are); or a function of the shape of an input that returns one, with random weights drawn from
-            `random_state`. None: one hidden layer of 128 units, for tables.
-        architecture: what annotators share and what is their own: "qumatl" (a query per annotator, with attention),
-            "madl" (an annotator performance network), "padl" (common mean and spread, plus residuals), see
-            `probcrowd.models.simlabel`; "pooled": confusion matrices with a hierarchical prior, which shares through
-            the prior and is used with missing="skip".
-        missing: what replaces missing labels. "similarity": soft labels from those who labelled the item, weighted by
-            their similarity; "uniform": with equal weights; "consensus": the mean of all annotators' predictions;
-            "skip": nothing.
-        variant: "recommended": the published method with similarities shrunk towards their mean when few items
-            support them, no soft labels for an annotator known to disagree with everyone, and a KL weight below that
-            of real labels; "paper": as written; "released": as in the released code: agreement beyond uniform chance,
-            and the reverse divergence divided by the number of classes.
+        encoder: a module from inputs (b, ...) to embeddings (b, d) or feature maps (b, channels, ...), with
+            positions last, which is copied and trained further from its weights (`torch.nn.Identity()` takes
+            features as they are); or a function of the shape of an input that returns one, with random
+            weights drawn from `random_state`. None: one hidden layer of 128 units, for tables.
+        architecture: what annotators share and what is their own: "qumatl" (a query per annotator, with
+            attention), "madl" (an annotator performance network), "padl" (common mean and spread, plus
+            residuals), see `probcrowd.models.simlabel`; "pooled": confusion matrices with a hierarchical
+            prior, which shares through the prior and is used with missing="skip".
+        missing: what replaces missing labels. "similarity": soft labels from those who labelled the item,
+            weighted by their similarity; "uniform": with equal weights; "consensus": the mean of all
+            annotators' predictions; "skip": nothing.
+        variant: "recommended": the published method with similarities shrunk towards their mean when few
+            items support them, no soft labels for an annotator known to disagree with everyone, and a KL
+            weight below that of real labels; "paper": as written; "released": as in the released code:
+            agreement beyond uniform chance, and the reverse divergence divided by the number of classes.
         similarity: of annotators: "kappa", "pearson", "krippendorff" or "bennett". None: the variant's.
         kl_weight: of missing pairs in the loss, where labelled ones have 1. None: the variant's, .1 for
             "recommended", 1 for "paper" and "released".
-        threshold: of the confidence at which soft labels are imputed, after the first epoch (.6 in the paper). None:
-            no label is imputed. imputed: where imputed labels are used: in the "similarity", or in the "loss" too.
+        threshold: of the confidence at which soft labels are imputed, after the first epoch (.6 in the
+            paper). None: no label is imputed. imputed: where imputed labels are used: in the "similarity", or
+            in the "loss" too.
         warm_up: first epochs, in which missing labels are skipped.
         epochs, batch, learning_rate, weight_decay, patience: of Adam, see
             `probcrowd.inference.crowd.training.TrainingOptions`.
-        selection: which epoch is the result. "held-out": the best by the log score of the labels of held-out items;
-            "last": the last.
+        selection: which epoch is the result. "held-out": the best by the log score of the labels of held-out
+            items; "last": the last.
         validation_fraction: the share of labelled items to hold out.
         options: of the architecture, such as {"width": 32}.
-        random_state: the seed of new networks, held-out items, batches and dropout. progress: show a progress bar.
+        random_state: the seed of new networks, held-out items, batches and dropout. progress: show a progress
+            bar.
         device: of torch.
 
     After `fit`: `classes_`, `network_` (the encoder), `history_`, `epoch_` (the one selected), `annotators_`,
@@ -114,15 +117,16 @@ class SimLabel(SimLabelResults):
         Args:
             X: inputs by item: a data frame (ids are its index), an array or a tensor of any shape, or a torch
                 Dataset, read as needed. Items without labels are ignored.
-            annotations: a long table of item, annotator and label, an `Annotations`, or a matrix of labels, items x
-                annotators, in which NaN, None or `missing_label` marks missing labels.
-            withdrawn: pairs that are never imputed (columns item and annotator), such as `withdrawn_` of another fit.
+            annotations: a long table of item, annotator and label, an `Annotations`, or a matrix of labels,
+                items x annotators, in which NaN, None or `missing_label` marks missing labels.
+            withdrawn: pairs that are never imputed (columns item and annotator), such as `withdrawn_` of
+                another fit.
             folder: where to save a checkpoint after every epoch and, at the end, the fit (`load_sim_label`).
             resume: continue the fit in the folder.
 
         Raises:
-            TypeError, ValueError: invalid tables or parameters, labelled items that X lacks, an encoder that does not
-                return embeddings.
+            TypeError, ValueError: invalid tables or parameters, labelled items that X lacks, an encoder that
+                does not return embeddings.
             FloatingPointError: the loss is no longer finite.
         """
         check(self)

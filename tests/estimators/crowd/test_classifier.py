@@ -1,4 +1,5 @@
-"""`CrowdClassifier` as users meet it: forms of items and labels, answers under their ids, selection, strength, folders and kills, faults by name."""
+"""`CrowdClassifier` as users meet it: forms of items and labels, answers under their ids, selection,
+strength, folders and kills, faults by name."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ QUICK: dict[str, Any] = {"epochs": 4, "batch": 16, "learning_rate": 0.01}
 def simulate(
     items: int = 60, seed: int = 0, weight_per_item: int = 3
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Three classes that features decide, six annotators right for 60 to 95 in 100; the last twenty items have no labels."""
+    """Three classes that features decide, six annotators right for 60 to 95 in 100; the last twenty items
+    have no labels."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items + 20, 4))
     truth = (x @ rng.normal(size=(4, 3))).argmax(1)
@@ -216,7 +218,8 @@ def test_the_epoch_with_the_best_score_is_the_result(selection: Any) -> None:
 
 
 def test_held_out_items_have_no_part_in_training() -> None:
-    """With the labels of a held-out item turned over, the training loss is the same in every epoch, and the score is not."""
+    """With the labels of a held-out item turned over, the training loss is the same in every epoch, and the
+    score is not."""
     said, seen, _ = simulate()
     options = {**QUICK, "method": "ccem"}
     before = CrowdClassifier(**options).fit(seen, said).history_

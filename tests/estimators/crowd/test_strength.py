@@ -1,4 +1,5 @@
-"""The selection of a strength: within one standard error of the best, without permuted classes, after divergence."""
+"""The selection of a strength: within one standard error of the best, without permuted classes, after
+divergence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""LIA as users meet it: features by id, what it answers against loops over its own parameters, gold, weights, odd tables, objectives, features as networks see them."""
+"""LIA as users meet it: features by id, what it answers against loops over its own parameters, gold, weights,
+odd tables, objectives, features as networks see them."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def simulate(
     classes: int = 3,
     new: int = 500,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Labels in no order by annotators of unequal skill, features that decide the truth, and the truth; the last items have no labels."""
+    """Labels in no order by annotators of unequal skill, features that decide the truth, and the truth; the
+    last items have no labels."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items + new, width))
     truth = (x @ rng.normal(size=(width, classes))).argmax(1)
@@ -225,7 +227,8 @@ def test_without_features_items_have_embeddings_and_new_ones_cannot_be_told() ->
 
 
 def team() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Labels, features of items, and of annotators: the first says how good one is; the last two have not labelled anything."""
+    """Labels, features of items, and of annotators: the first says how good one is; the last two have not
+    labelled anything."""
     rng = np.random.default_rng(1)
     x, skill = (
         rng.normal(size=(60, 2)),
@@ -342,7 +345,8 @@ def test_the_map_keeps_distances() -> None:
 
 @pytest.fixture(scope="module", params=["features", "embeddings"])
 def deep(request: pytest.FixtureRequest) -> tuple[LIA, pd.DataFrame, list[list[float]]]:
-    """A fit with hidden layers and R = 2 after one step from a wild start, its features, and what its networks see of its items."""
+    """A fit with hidden layers and R = 2 after one step from a wild start, its features, and what its
+    networks see of its items."""
     table, features, _ = small()
     options: dict[str, Any] = {"dependence": "ignore", "rounds": 1, "steps": 1, "last_steps": 0}
     with pytest.MonkeyPatch.context() as patch:
@@ -959,7 +963,8 @@ def test_constant_features_have_no_effect() -> None:
 
 
 def test_of_wide_features_only_what_they_span_matters() -> None:
-    """With more columns than items, rotating the columns changes no answer; z has one column less than there are items."""
+    """With more columns than items, rotating the columns changes no answer; z has one column less than there
+    are items."""
     table, features, _ = simulate(8, items=20, annotators=5, width=30, new=30)
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))
     fits = [

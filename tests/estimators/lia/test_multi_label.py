@@ -1,4 +1,5 @@
-"""Several questions about every item: (item, question) throughout, what questions share, loops over the parameters, and what is refused."""
+"""Several questions about every item: (item, question) throughout, what questions share, loops over the
+parameters, and what is refused."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ TINY: dict[str, Any] = {"rounds": 2, "steps": 3, "last_steps": 5}
 def simulate(
     seed: int = 0, *, items: int = 80, per_item: int = 3, annotators: int = 8, new: int = 200
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Labels of two classes, in no order; features, which decide the answers; and the truth by (item, question), also of items without labels."""
+    """Labels of two classes, in no order; features, which decide the answers; and the truth by (item,
+    question), also of items without labels."""
     rng = np.random.default_rng(seed)
     names = [f"i{i}" for i in range(items + new)]
     x = pd.DataFrame(rng.normal(size=(items + new, 4)), names)

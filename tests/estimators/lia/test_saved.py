@@ -1,4 +1,5 @@
-"""A fit of LIA in a folder: what is written, what is read again, kills at every point, and all that is refused."""
+"""A fit of LIA in a folder: what is written, what is read again, kills at every point, and all that is
+refused."""
 
 from __future__ import annotations
 

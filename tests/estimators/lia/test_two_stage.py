@@ -1,4 +1,5 @@
-"""Two stages: the network answers alone, the first stage is cloned, and what a loop over its parameters says."""
+"""Two stages: the network answers alone, the first stage is cloned, and what a loop over its parameters
+says."""
 
 from __future__ import annotations
 

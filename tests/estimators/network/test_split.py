@@ -60,7 +60,8 @@ class Fixed(nn.Module):
 
 
 def swapped(share: float, items: int = 1000) -> tuple[LabelledItems, Targets]:
-    """Items with one label each of two classes, where the network predicts the other class for that share of them."""
+    """Items with one label each of two classes, where the network predicts the other class for that share of
+    them."""
     label = np.arange(items) % 2
     rows = Rows(np.arange(items), np.zeros(items, int), label, np.ones(items), np.full(items, -1), 1, 2)
     labels = AnnotationTensors.of(rows)

@@ -60,7 +60,8 @@ def test_an_evaluation_is_what_loops_over_the_labels_find(architecture: str) -> 
 
 @every_architecture
 def test_annotators_who_see_it_otherwise_are_told_apart(architecture: str) -> None:
-    """Two groups with opposite names for two of three classes: half of what they say of these is lost to any one consensus."""
+    """Two groups with opposite names for two of three classes: half of what they say of these is lost to any
+    one consensus."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(260, 4))
     truth = (3 * x @ rng.normal(size=(4, 3))).argmax(1)

@@ -26,7 +26,8 @@ class Stopped(BaseException):
 
 
 def stop_in(patch: pytest.MonkeyPatch, after: int) -> None:
-    """The fit stops after so many epochs, or, for 0, when all of them are done and the result is to be written."""
+    """The fit stops after so many epochs, or, for 0, when all of them are done and the result is to be
+    written."""
     save = fit_storage.save_latest
 
     def stopping(path: Path, tensors: Any, state: Any) -> None:

@@ -1,4 +1,5 @@
-"""`SimLabel` as users meet it: forms of inputs, orders and names, what is missing and what stands in for it, seeds."""
+"""`SimLabel` as users meet it: forms of inputs, orders and names, what is missing and what stands in for it,
+seeds."""
 
 from __future__ import annotations
 
@@ -239,7 +240,8 @@ def test_without_missing_labels_or_their_weight_they_are_skipped(architecture: s
 def soft_by_loops(
     fitted: SimLabel, said: pd.DataFrame, seen: pd.DataFrame, weight: pd.DataFrame
 ) -> dict[tuple[str, str], np.ndarray]:
-    """The soft label of every missing pair of the items trained on. weight: of one annotator for another, or nothing for the mean of all."""
+    """The soft label of every missing pair of the items trained on. weight: of one annotator for another, or
+    nothing for the mean of all."""
     own, trained = fitted.annotator_proba(seen), said[~said["item"].isin(held_out(said, seen))]
     made = {}
     for pic, rows in trained.groupby("item"):
