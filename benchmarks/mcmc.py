@@ -1,13 +1,16 @@
-"""Posterior sampling: effective draws per second against NumPyro's example formulation, and full posteriors of up to a million annotations.
+"""Posterior sampling: effective draws per second against NumPyro's example formulation, and full posteriors
+of up to a million annotations.
 
     python benchmarks/mcmc.py [--quick] [--largest 1000000]
 
-1. Dawid and Skene's anaesthetists (45 items, 5 annotators, 315 annotations, 4 classes) under the `rater` prior. The formulation is that of
-   NumPyro's annotation example: true labels enumerated, labels in a dense items x positions array, random starts. Same model, prior and data, 1,000 warm-up
-   iterations and 1,000 draws for NUTS, 1,000 and 20,000 sweeps for Gibbs (every second kept). Seconds are those of the second run in the process,
-   when everything is compiled. ESS is the smallest bulk ESS of all entries of class prior and confusion matrices.
-2. The same data under flat priors: R-hat of the class prior as sampled, and of functionals that renaming the classes cannot change.
-3. Simulated tables of 10^4, 10^5, 10^6 annotations, 4 classes: seconds and peak memory of Gibbs, 4 chains, and R-hat of the invariant functionals.
+1. Dawid and Skene's anaesthetists (45 items, 5 annotators, 315 annotations, 4 classes) under the `rater`
+   prior. The formulation is that of NumPyro's annotation example: true labels enumerated, labels in a dense
+   items x positions array, random starts. Same model, prior and data, 1,000 warm-up iterations and 1,000
+   draws for NUTS, 1,000 and 20,000 sweeps for Gibbs (every second kept). Seconds are those of the second run
+   in the process, when everything is compiled. ESS is the smallest bulk ESS of all entries of class prior and
+   confusion matrices. 2. The same data under flat priors: R-hat of the class prior as sampled, and of
+   functionals that renaming the classes cannot change. 3. Simulated tables of 10^4, 10^5, 10^6 annotations, 4
+   classes: seconds and peak memory of Gibbs, 4 chains, and R-hat of the invariant functionals.
 
 Needs the package funsor, as NumPyro's enumeration does. Threads: as many chains as cores.
 """
@@ -40,7 +43,9 @@ CLASSES = 4
 
 
 def example_formulation(annotator: np.ndarray, labels: np.ndarray, prior: DirichletPrior) -> None:
-    """Dawid-Skene with enumerated true labels on a dense array: items x positions, annotator[p] gave the label at position p."""
+    """Dawid-Skene with enumerated true labels on a dense array: items x positions, annotator[p] gave the
+    label at position p.
+    """
     items, positions = labels.shape
     with numpyro.plate("annotator", int(annotator.max()) + 1, dim=-2), numpyro.plate("class", CLASSES):
         confusion = numpyro.sample("confusion", dist.Dirichlet(jnp.asarray(prior.confusion)))
@@ -155,7 +160,9 @@ def under_flat_priors(scale: float) -> None:
 
 
 def simulated(annotations: int, seed: int) -> Rows:
-    """Items of 5 distinct annotators each, whose activity is lognormal, accuracy Beta(6, 2.5), one in twenty a spammer."""
+    """Items of 5 distinct annotators each, whose activity is lognormal, accuracy Beta(6, 2.5), one in twenty
+    a spammer.
+    """
     rng = np.random.default_rng(seed)
     items, annotators = annotations // 5, int(annotations**0.5)
     activity = np.log(rng.lognormal(size=annotators))

@@ -1,4 +1,6 @@
-"""The models of annotation by loops: log p(sites, rows), with the true class of each item summed out one class after the other."""
+"""The models of annotation by loops: log p(sites, rows), with the true class of each item summed out one
+class after the other.
+"""
 
 from __future__ import annotations
 
@@ -143,10 +145,12 @@ def log_density(
 
 
 def leave_one_annotation_terms(scores: np.ndarray, row_scores: np.ndarray, rows: Any) -> np.ndarray:
-    """log p(label n | the item's other rows, parameters), of weight w[n]; from a[i, k] and r[n, k], not weighted.
+    """log p(label n | the item's other rows, parameters), of weight w[n]; from a[i, k] and r[n, k], not
+    weighted.
 
     Raises:
-        ValueError: labels that are impossible under some class: a[i, k] is -inf then, whatever the other rows say.
+        ValueError: labels that are impossible under some class: a[i, k] is -inf then, whatever the other rows
+            say.
     """
     gold = np.asarray(rows.gold)[rows.item]
     said = row_scores * np.asarray(rows.weight)[:, None]

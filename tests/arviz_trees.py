@@ -1,4 +1,6 @@
-"""Check that ArviZ reads a saved posterior: python arviz_trees.py posterior.nc. Runs with ArviZ 1.x alone, without probcrowd."""
+"""Check that ArviZ reads a saved posterior: python arviz_trees.py posterior.nc. Runs with ArviZ 1.x alone,
+without probcrowd.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ import xarray as xr
 
 
 def check_tree(tree: xr.DataTree, arviz: Any) -> None:
-    """Run the summaries and the plot that readers use first; `arviz` offers summary, psense_summary, loo and plot_loo_pit."""
+    """Run the summaries and the plot that readers use first; `arviz` offers summary, psense_summary, loo and
+    plot_loo_pit.
+    """
     summary = arviz.summary(tree)
     assert len(summary) and summary.index.is_unique
     sensitivity = arviz.psense_summary(tree)

@@ -1,4 +1,6 @@
-"""The walk-through of CONTRIBUTING.md, applied to a copy of the repository: three files make a model that everything finds."""
+"""The walk-through of CONTRIBUTING.md, applied to a copy of the repository: three files make a model that
+everything finds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The models of annotation by name, collected from `MODELS` of every `*_numpyro.py` file in the folders of `probcrowd.models`."""
+"""The models of annotation by name, collected from `MODELS` of every `*_numpyro.py` file in the folders of
+`probcrowd.models`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 r"""Expected counts given responsibilities: what initial values and M steps are computed from.
 
-    class_counts[k] = sum over items i of q[i, k]        counts[j, k, l] = sum over rows n of annotator j with label l of weight[n] q[item[n], k]
+    class_counts[k] = sum over items i of q[i, k]
+    counts[j, k, l] = sum over rows n of annotator j with label l of weight[n] q[item[n], k]
 
 q are vote shares for initial values and p(truth | labels) in EM.
 """
@@ -20,7 +21,9 @@ _ACCURACY = 0.7  # of one pseudo-label per row, which keeps smoothed values off 
 
 @dataclass(frozen=True)
 class ExpectedCounts:
-    """Responsibilities q (i, k), the counts (j, k, l) that they imply, the rows, and features (i, d) where the model has them."""
+    """Responsibilities q (i, k), the counts (j, k, l) that they imply, the rows, and features (i, d) where
+    the model has them.
+    """
 
     responsibilities: Float[np.ndarray, "i k"]
     counts: Float[np.ndarray, "j k l"]

@@ -22,7 +22,8 @@ CONFUSION, COIN, SPAM = 0, 1, 2
 
 
 class GibbsBlocks(NamedTuple):
-    """kind: see above; rows: concentrations of confusion rows; coin: of right and wrong, or honest and spamming; precision: of prototypes.
+    """kind: see above; rows: concentrations of confusion rows; coin: of right and wrong, or honest and
+    spamming; precision: of prototypes.
 
     Arrays that a kind does not use are empty or 1.
     """

@@ -1,9 +1,10 @@
-"""M steps of MAP-EM in closed form: the sites that maximise the expected log joint density, given expected counts.
+"""M steps of MAP-EM in closed form: the sites that maximise the expected log joint density, given expected
+counts.
 
     class_prior[k]     proportional to a[k] - 1 + class_counts[k]
     confusion[k, :]    proportional to c[k, :] - 1 + counts[k, :]
     accuracy[j]        Beta(right, wrong) likewise, with counts on and off the diagonal
-    competence, spam   MACE; which labels that match the true class were guesses is a second latent variable, so the current sites matter
+    competence, spam   MACE; which matching labels were guesses is latent too, so the current sites matter
     prototype[k]       sum over items of q[i, k] x[i] / (tau + class_counts[k])
 
 Concentrations below 1 have no interior maximum; counts below 0 are then taken as 0.

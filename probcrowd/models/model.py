@@ -1,7 +1,8 @@
-"""The record of a model of annotation: everything that sampling, checks, commands and simulators need to know about it, in one place.
+"""The record of a model of annotation: everything that sampling, checks, commands and simulators need to know
+about it, in one place.
 
-A model of the package is a function in a `*_numpyro.py` file of a folder of `probcrowd.models`, with the same function in Pyro beside it,
-and a `Model` in that file's `MODELS`. A model of your own needs the record alone:
+A model of the package is a function in a `*_numpyro.py` file of a folder of `probcrowd.models`, with the same
+function in Pyro beside it, and a `Model` in that file's `MODELS`. A model of your own needs the record alone:
 
 >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
 >>> from probcrowd.models.aggregation.observed_numpyro import observe
@@ -47,15 +48,20 @@ def _never(prior: Any, num_classes: int) -> bool:
 class Model:
     """A model of annotation.
 
-    numpyro: the declaration (rows, prior), or (features, rows, prior); it ends with `observed_numpyro.observe`.
-    dims: the axes of every site, derived ones included: annotator, item, true_class, given_label, dimension (of features), the name of
-        a covariate of groups, or any other name. An axis `true_class` is permuted when classes are renamed.
+    numpyro: the declaration (rows, prior), or (features, rows, prior); it ends with
+        `observed_numpyro.observe`.
+    dims: the axes of every site, derived ones included: annotator, item, true_class, given_label, dimension
+        (of features), the name of a covariate of groups, or any other name. An axis `true_class` is permuted
+        when classes are renamed.
     priors: functions of the number of classes that return a prior record, by name; the first is the default.
-    initial: initial values from soft votes and the prior. Without it, sites called class_prior, confusion and accuracy start at the votes
-        and other sites at their prior median.
-    gibbs: the blocks of the Gibbs sampler (prior, rows), see `gibbs_blocks`; without them the model is sampled by NUTS.
-    m_step: closed-form M step (expected counts, prior, current sites) of MAP-EM, if any. The E step is the same for all models.
-    exchangeable: whether renaming the classes leaves the posterior unchanged under a prior, so that draws may be renamed.
+    initial: initial values from soft votes and the prior. Without it, sites called class_prior, confusion and
+        accuracy start at the votes and other sites at their prior median.
+    gibbs: the blocks of the Gibbs sampler (prior, rows), see `gibbs_blocks`; without them the model is
+        sampled by NUTS.
+    m_step: closed-form M step (expected counts, prior, current sites) of MAP-EM, if any. The E step is the
+        same for all models.
+    exchangeable: whether renaming the classes leaves the posterior unchanged under a prior, so that draws may
+        be renamed.
     annotator_covariates, item_covariates: names of the covariates that the table of annotations must have.
     draw_features: features of items (key, sites, true classes, shape), for models that explain features too.
     item_effect: a site of standard normal effects (item, ...) that leave-one-out terms integrate out.
@@ -91,7 +97,8 @@ class Model:
         return getattr(import_module(self.numpyro.__module__.removesuffix("_numpyro")), self.name)
 
     def prior(self, num_classes: int, choice: Any = None) -> Any:
-        """Return the default prior record, the one named by `choice`, or `choice` itself if it is the model's kind of record.
+        """Return the default prior record, the one named by `choice`, or `choice` itself if it is the model's
+        kind of record.
 
         Raises:
             ValueError: the model has no prior of that name.

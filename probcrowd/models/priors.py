@@ -1,13 +1,15 @@
-r"""Priors of the models of annotation. Concentrations are Dirichlet parameters, so 1 is flat; K is the number of classes.
+r"""Priors of the models of annotation. Concentrations are Dirichlet parameters, so 1 is flat; K is the number
+of classes.
 
-A prior for confusion rows with d on the diagonal and o elsewhere says that an annotator is right with mean d / (d + o (K - 1)). Rules with
-fixed d and o (flat: 1 and 1) grow more pessimistic with K, whoever the annotators are; the default here does not.
+A prior for confusion rows with d on the diagonal and o elsewhere gives an annotator the mean accuracy
+d / (d + o (K - 1)). Rules with fixed d and o (flat: 1 and 1) grow more pessimistic with K; the default here
+does not.
 
     name       diagonal d        elsewhere o         mean accuracy                        source
     accurate   (K - 1) a/(1-a)   1                   a = 0.7 for every K                  the default
     rater      8 * 0.6           8 * 0.4 / (K - 1)   0.6 for every K; class prior 3       rater 1.3 (R)
-    stan       2.5 K             1                   0.83 (K = 2), 0.74 (K = 10)          Stan User's Guide; class prior 3
-    flat       1                 1                   1 / K: the posterior is the same under any permutation of the classes
+    stan       2.5 K             1                   0.83 (K = 2), 0.74 (K = 10)          Stan; class prior 3
+    flat       1                 1                   1 / K: permuting classes changes nothing
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ PriorName = Literal["accurate", "rater", "stan", "flat"]
 
 @runtime_checkable
 class Counts(Protocol):
-    """Pseudo-counts, as `probcrowd.models.meta.prototype.Prior` has them."""
+    """Pseudo-counts, the fields of `probcrowd.models.meta.prototype.Prior`."""
 
     @property
     def class_count(self) -> Any: ...
@@ -45,7 +47,8 @@ def by_name(record: Any) -> dict[str, Callable[[int], Any]]:
 
 @dataclass(frozen=True)
 class DirichletPrior:
-    """Concentrations of the class prior (k) and of confusion rows (k, l), or (j, k, l) where annotators differ (their history).
+    """Concentrations of the class prior (k) and of confusion rows (k, l), or (j, k, l) where annotators
+    differ (their history).
 
     Raises:
         ValueError: shapes that do not fit each other, or concentrations that are not finite and positive.
@@ -64,17 +67,20 @@ class DirichletPrior:
         for concentrations in (self.class_prior, self.confusion):
             if not (np.isfinite(concentrations) & (concentrations > 0)).all():
                 raise ValueError(
-                    f"Dirichlet concentrations must be finite and > 0, got {concentrations.min()} .. {concentrations.max()}"
+                    "Dirichlet concentrations must be finite and > 0, "
+                    f"got {concentrations.min()} .. {concentrations.max()}"
                 )
 
     @property
     def exchangeable(self) -> bool:
-        """Whether renaming the classes changes nothing: then nor does it change the posterior, and only the votes can name the classes."""
+        """Whether permuting the classes leaves the prior unchanged, so that only the votes identify the
+        classes.
+        """
         return _all_equal(self.class_prior) and _all_equal(np.moveaxis(self.confusion, -2, 0))
 
     @staticmethod
     def named(name: PriorName, num_classes: int, *, accuracy: float = 0.7) -> DirichletPrior:
-        """One of the priors of the table above; `accuracy` is that of "accurate" alone."""
+        """Return one of the priors in the table above; only "accurate" uses `accuracy`."""
         others = max(num_classes - 1, 1)
         diagonal, elsewhere, class_prior = {
             "accurate": (others * _odds(accuracy, num_classes), 1.0, 1.0),
@@ -88,7 +94,9 @@ class DirichletPrior:
 
     @staticmethod
     def of_counts(prior: Counts, num_classes: int) -> DirichletPrior:
-        """The concentrations that the prototype crowd's pseudo-counts mean: counts + 1, with the diagonal that its accuracy asks for."""
+        """Convert the pseudo-counts of the prototype crowd: counts + 1, and a diagonal with its mean
+        accuracy.
+        """
         elsewhere = float(prior.label_count) + 1
         confusion = np.full((num_classes, num_classes), elsewhere)
         if prior.accuracy is not None:
@@ -118,7 +126,8 @@ class CoinPrior:
 
 @dataclass(frozen=True)
 class SpamPrior:
-    """MACE: competence[j] ~ Beta(honest, spamming); labels of a spammer, spam[j] ~ Dirichlet(answers, ..., answers).
+    """MACE: competence[j] ~ Beta(honest, spamming); labels of a spammer, spam[j] ~ Dirichlet(answers, ...,
+    answers).
 
     The defaults are those of Hovy et al. 2013, named "hovy". Classes are equally likely.
     """
@@ -136,10 +145,11 @@ class SpamPrior:
 
 @dataclass(frozen=True)
 class LogitPrior:
-    """Logits of confusion rows: mean[k, l] ~ Normal(centre[k, l], mean_scale), standard deviations ~ HalfNormal(spread_scale or item_scale).
+    """Logits of confusion rows: mean[k, l] ~ Normal(centre[k, l], mean_scale), standard deviations ~
+    HalfNormal(spread_scale or item_scale).
 
-    `reference` pins the logit of the last label to 0, as Paun et al. (2018) do; the last class is then another one a priori. `centre` has
-    K columns, or K - 1 with a reference.
+    `reference` pins the logit of the last label to 0, as Paun et al. (2018) do; the last class is then
+    another one a priori. `centre` has K columns, or K - 1 with a reference.
     """
 
     class_prior: Float64[np.ndarray, " k"]
@@ -152,7 +162,7 @@ class LogitPrior:
 
     @property
     def exchangeable(self) -> bool:
-        """Whether renaming the classes changes nothing."""
+        """Whether permuting the classes leaves the prior unchanged."""
         return _all_equal(self.class_prior) and _all_equal(self.centre)
 
     @staticmethod
@@ -161,8 +171,10 @@ class LogitPrior:
     ) -> LogitPrior:
         """Return a named prior.
 
-        accurate: diagonal centre log(a (K - 1) / (1 - a)), accuracy a for every K.    rater: centre 2 on the diagonal, class prior 3.
-        flat: centre 0, so labels are independent of the class on average and classes exchangeable; logits have a normal prior all the same.
+        accurate: diagonal centre log(a (K - 1) / (1 - a)), accuracy a for every K.
+        rater: centre 2 on the diagonal, class prior 3.
+        flat: centre 0, so labels are independent of the class on average and classes exchangeable; logits
+            have a normal prior all the same.
         paun: centre 0 and the last label as reference; the last label is special, classes are exchangeable.
         """
         if name == "paun":
@@ -180,7 +192,8 @@ class LogitPrior:
 def rows_base(
     prior: str | DirichletPrior, num_classes: int, num_labels: int
 ) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k l"]]:
-    """Concentrations of the class prior and of confusion rows; an abstention that is an event has the lowest of its row.
+    """Concentrations of the class prior and of confusion rows; an abstention that is an event has the lowest
+    of its row.
 
     Raises:
         ValueError: a prior for another number of classes.
@@ -190,7 +203,8 @@ def rows_base(
     if prior.confusion.shape != (num_classes, num_classes):
         shape = prior.confusion.shape
         raise ValueError(
-            f"the prior's confusion has the shape {shape}, the table {num_classes} classes; earlier counts go to `history`"
+            f"the prior's confusion has the shape {shape}, the table {num_classes} classes; "
+            "earlier counts go to `history`"
         )
     lowest = np.repeat(prior.confusion.min(1, keepdims=True), num_labels - num_classes, 1)
     return prior.class_prior, np.hstack([prior.confusion, lowest])

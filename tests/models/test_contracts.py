@@ -1,4 +1,5 @@
-"""Contracts of every registered model of annotation: declarations, axes, priors, initial values, M step, Gibbs blocks and simulation agree.
+"""Contracts of every registered model of annotation: declarations, axes, priors, initial values, M step,
+Gibbs blocks and simulation agree.
 
 A new model needs no entry here: tests run over `MODELS`.
 """

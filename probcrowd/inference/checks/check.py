@@ -1,8 +1,9 @@
-"""Run all checks of a posterior: can the draws be trusted, does the model fit, and does averaging over the posterior matter?
+"""Run all checks of a posterior: can the draws be trusted, does the model fit, and does averaging over the
+posterior matter?
 
 convergence      R-hat, effective sample sizes, divergences, E-BFMI, order of the classes
 leave one out    PSIS-LOO by item and by annotation
-predictive       agreement, vote entropy, label frequencies and error correlation of replicated against observed labels
+predictive       agreement, vote entropy, label frequencies, error correlation: replicated against observed
 prior            power scaling of each component
 plug-in          the mode, where EM ends, against the posterior
 gold             calibration and coverage, where gold is known and was not used
@@ -37,7 +38,9 @@ MIN_DRAWS = 30
 
 @dataclass(frozen=True)
 class Checked:
-    """Results of all checks. tables: the numbers behind the findings, by name. predictive: the checks of replicated labels."""
+    """Results of all checks. tables: the numbers behind the findings, by name. predictive: the checks of
+    replicated labels.
+    """
 
     findings: list[Finding]
     tables: dict[str, pd.DataFrame]
@@ -143,7 +146,8 @@ def _gold_findings(table: pd.DataFrame, coverage: pd.DataFrame) -> list[Finding]
         return []
     meaning = (
         f"On {posterior['items']:.0f} items with gold that the fit did not see: "
-        f"calibration error {posterior['calibration_error']:.3f} (plug-in {plug_in['calibration_error']:.3f}), "
+        f"calibration error {posterior['calibration_error']:.3f} "
+        f"(plug-in {plug_in['calibration_error']:.3f}), "
         f"log loss {posterior['log_loss']:.3f} ({plug_in['log_loss']:.3f})."
     )
     findings = [Finding("accuracy on gold", "model", posterior["accuracy"], "no threshold", None, meaning)]

@@ -1,7 +1,8 @@
 """Convergence: R-hat, effective sample sizes, divergences, energy, and the order of the classes.
 
-R-hat and effective sizes are computed twice: of functionals that no permutation of the classes changes, and of the parameters after
-permutation. A large gap between the two is label switching. Chains with a common start cannot reveal other modes; overdispersed ones can.
+R-hat and effective sizes are computed twice: of functionals that no permutation of the classes changes, and
+of the parameters after permutation. A large gap between the two is label switching. Chains with a common
+start cannot reveal other modes; overdispersed ones can.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ _CONSTANT = 1e-12  # range of draws of a number that does not vary
 
 
 def summarise(group: xr.Dataset) -> pd.DataFrame:
-    """Return R-hat, bulk and tail effective sample size of the numbers that vary, by site and ids, worst R-hat first.
+    """Return R-hat, bulk and tail effective sample size of the numbers that vary, by site and ids, worst
+    R-hat first.
 
-    Sites with more than 2,000 such numbers are reduced to the 2,000 with the largest ratio of between-chain to within-chain variance.
+    Sites with more than 2,000 such numbers are reduced to the 2,000 with the largest ratio of between-chain
+    to within-chain variance.
     """
     parts = []
     for site in group.data_vars:
@@ -86,7 +89,7 @@ def _table_findings(table: pd.DataFrame, title: str, chains: int) -> list[Findin
     meaning = (
         "The chains agree."
         if agree
-        else f"The chains disagree, most about {table['r_hat'].idxmax()}: run longer, or look for several modes."
+        else f"The chains disagree, most about {table['r_hat'].idxmax()}: run longer, or seek other modes."
     )
     findings = [_finding(f"R-hat, {title}", worst, f"at most {MAX_RHAT}", agree, meaning)]
     for kind, use in (("bulk", "means"), ("tail", "intervals")):
@@ -108,12 +111,17 @@ def _order_finding(order: Switching, permuted: bool, usable: bool) -> Finding:
             else "Not even functionals that no permutation changes agree."
         )
         meaning += (
-            " The prior treats all classes alike, so the posterior contains every permutation; draws were permuted to match the votes. "
+            " The prior treats all classes alike, so the posterior contains every permutation; draws were "
+            "permuted to match the votes. "
             f"{functionals} A prior that favours the diagonal would identify the classes."
         )
     elif order.share:
-        meaning += " The prior identifies the classes, so these draws were left unchanged; some classes are hard to distinguish."
-    # Under a prior that identifies the classes, a permutation that all chains visit alike is uncertainty, not failure
+        meaning += (
+            " The prior identifies the classes, so these draws were left unchanged; some classes are hard to "
+            "distinguish."
+        )
+    # Under a prior that identifies the classes, a permutation that all chains visit alike is uncertainty, not
+    # failure
     failed = order.between_chains or (permuted and order.share > 0)
     threshold = "draws with permuted classes; alike in all chains"
     return _finding("order of the classes", order.share, threshold, not failed, meaning)
@@ -135,7 +143,8 @@ def _modes_finding(modes: pd.DataFrame, permuted: bool) -> Finding:
         if negligible
         else "chains started at the votes may miss much of the posterior: compare start='dispersed'"
     )
-    meaning = f"{starts} led to {len(others)} other modes; in the highest, classes agree with {highest['agreement']:.2f} of the votes; {advice}."
+    agreement = f"in the highest, classes agree with {highest['agreement']:.2f} of the votes"
+    meaning = f"{starts} led to {len(others)} other modes; {agreement}; {advice}."
     return _finding(name, float(highest["lead"]), threshold, negligible, meaning)
 
 
@@ -161,7 +170,7 @@ def _energy_finding(lowest: float) -> Finding:
     meaning = (
         "Momentum explores the energies well."
         if explored
-        else "Energies are explored slowly (heavy tails or a funnel): run longer, or change the prior of the scales."
+        else "Energies are explored slowly (heavy tails, a funnel): run longer, or change their prior."
     )
     return _finding("E-BFMI", lowest, f"at least {MIN_BFMI}", explored, meaning)
 

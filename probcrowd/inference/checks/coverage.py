@@ -1,4 +1,6 @@
-"""Coverage of annotators' accuracies by the posterior, on gold labels that the fit did not see; `probcrowd.metrics.scores` scores label probabilities."""
+"""Coverage of annotators' accuracies by the posterior, on gold labels that the fit did not see;
+`probcrowd.metrics.scores` scores label probabilities.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,13 @@ MAX_DRAWS = 1000
 def accuracy_coverage(
     tree: xr.DataTree, gold: Int[np.ndarray, " i"], generator: np.random.Generator
 ) -> pd.DataFrame:
-    """Return how often posterior intervals at 50, 80, 90 and 95 % cover the share of an annotator's labels that are right by gold.
+    """Return how often posterior intervals at 50, 80, 90 and 95 % cover the share of an annotator's labels
+    that are right by gold.
 
-    The fit saw these labels, so only the true classes are unknown: they are drawn from p(truth | labels, parameters), jointly for all
-    annotators. Intervals for future labels would be wider and would cover this share too often. Annotators with at least `MIN_LABELS`
-    labels of items with gold; at most 1,000 draws, chosen at random.
+    The fit saw these labels, so only the true classes are unknown: they are drawn from p(truth | labels,
+    parameters), jointly for all annotators. Intervals for future labels would be wider and would cover this
+    share too often. Annotators with at least `MIN_LABELS` labels of items with gold; at most 1,000 draws,
+    chosen at random.
     """
     item, annotator = (array(tree, "constant_data", name) for name in ("row_item", "row_annotator"))
     label, truths = array(tree, "constant_data", "row_label"), array(tree, "truth", "truth")

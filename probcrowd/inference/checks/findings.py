@@ -45,7 +45,9 @@ def verdict(findings: list[Finding]) -> str:
 
 
 def exit_status(findings: list[Finding]) -> int:
-    """Return 0: all passed; 3: the draws cannot be trusted; 4: the draws can be trusted but the model fails a check. (1 and 2: errors, misuse.)"""
+    """Return 0: all passed; 3: the draws cannot be trusted; 4: the draws can be trusted but the model fails a
+    check. (1 and 2: errors, misuse.)
+    """
     failed = {finding.area for finding in findings if finding.passed is False}
     return 3 if "sampling" in failed else 4 if failed else 0
 

@@ -1,12 +1,15 @@
-r"""Leave-one-out predictive densities by Pareto-smoothed importance sampling (Vehtari et al. 2024), the truth summed out.
+r"""Leave-one-out predictive densities by Pareto-smoothed importance sampling (Vehtari et al. 2024), the truth
+summed out.
 
-    a[i, k] = log p(truth k, rows of item i | parameters)    r[n, k] = log confusion[annotator n, k, label n]    w[n] = weight
+    a[i, k] = log p(truth k, rows of item i | parameters)
+    r[n, k] = log confusion[annotator n, k, label n]    w[n] = weight
 
     unit          log density of the unit, per draw                                 predicts
     item i        logsumexp_k a[i, k]                                               new items, same annotators
-    annotation n  logsumexp_k a[i_n, k] - logsumexp_k (a[i_n, k] - w[n] r[n, k])    one more label of a known item
+    annotation n  logsumexp_k a[i_n, k] - logsumexp_k (a[i_n, k] - w[n] r[n, k])    a further label of a known
 
-For gold items only the gold class counts: a[i, gold], and w[n] r[n, gold]. Annotation terms of an item do not sum to the item's.
+For gold items only the gold class counts: a[i, gold], and w[n] r[n, gold]. Annotation terms of an item do not
+    sum to the item's.
 """
 
 from __future__ import annotations
@@ -35,10 +38,12 @@ def loo(
     coords: Sequence[Any] | np.ndarray | pd.Index | None = None,
     reff: float | None = None,
 ) -> ELPDData:
-    """Return the expected log predictive density of units left out one at a time, pointwise, with the Pareto k of each.
+    """Return the expected log predictive density of units left out one at a time, pointwise, with the Pareto
+    k of each.
 
-    log_likelihood: log density of unit u under each draw; a DataArray (chain, draw, unit) has names of its own. reff: effective draws per
-    draw; by default that of the units' densities, averaged over at most 200 units. Units whose density never varies, such as items without
+    log_likelihood: log density of unit u under each draw; a DataArray (chain, draw, unit) has names of its
+    own. reff: effective draws per draw; by default that of the units' densities, averaged over at most 200
+    units. Units whose density never varies, such as items without
     rows, need no weights: their k is 0. No warnings are raised: see `reliability`.
     """
     values = _named(log_likelihood, unit_name, coords)
@@ -59,7 +64,9 @@ def loo(
 
 
 def relative_efficiency(log_likelihood: Float[np.ndarray, "c s u"]) -> float:
-    """Return effective draws per draw for the mean of exp(log_likelihood), averaged over at most 200 evenly spaced units; 1 without units."""
+    """Return effective draws per draw for the mean of exp(log_likelihood), averaged over at most 200 evenly
+    spaced units; 1 without units.
+    """
     units = log_likelihood.shape[2]
     if not units:
         return 1.0
@@ -74,9 +81,10 @@ def reliability(result: ELPDData) -> str:
     """Summarise in words what the Pareto k imply for a leave-one-out estimate."""
     tails, bad, limit = np.asarray(result.pareto_k), _unreliable(result), f"{result.good_k:.2f}"
     if not bad:
-        return f"All {tails.size} units have a Pareto k of at most {limit}: leaving each out is estimated reliably."
+        return f"All {tails.size} units have a Pareto k of at most {limit}: every estimate is reliable."
     return (
-        f"{bad} of {tails.size} units ({bad / tails.size:.1%}) have a Pareto k above {limit} (highest {np.max(tails):.2f}): the posterior "
+        f"{bad} of {tails.size} units ({bad / tails.size:.1%}) have a Pareto k above {limit} "
+        f"(highest {np.max(tails):.2f}): the posterior "
         "changes too much without them, so their part of the estimate is unreliable. Refit without them."
     )
 
@@ -84,10 +92,12 @@ def reliability(result: ELPDData) -> str:
 def compare_models(
     log_likelihoods: Mapping[str, Float[np.ndarray, "_c _s _u"] | xr.DataArray],
 ) -> pd.DataFrame:
-    """Compare models by expected log predictive density (elpd), best first, each with the best on the same units.
+    """Compare models by expected log predictive density (elpd), best first, each with the best on the same
+    units.
 
-    difference = sum of d_u, d_u = elpd of unit u under the model - under the best one; its standard error is sqrt(n var d) for n units.
-    parameters: effective number. unreliable: units with a Pareto k above the threshold.
+    difference = sum of d_u, d_u = elpd of unit u under the model - under the best one; its standard error is
+    sqrt(n var d) for n units. parameters: effective number. unreliable: units with a Pareto k above the
+    threshold.
 
     Raises:
         ValueError: models with different units, or the same in another order.
@@ -98,7 +108,8 @@ def compare_models(
     for name, index in units.items():
         if index.name != units[first].name or not index.equals(units[first]):
             raise ValueError(
-                f"models are compared on the same units in the same order: {name!r} has {_describe(index)}, {first!r} has {_describe(units[first])}"
+                "models are compared on the same units in the same order: "
+                f"{name!r} has {_describe(index)}, {first!r} has {_describe(units[first])}"
             )
     results = sorted(((name, loo(values)) for name, values in named.items()), key=lambda each: -each[1].elpd)
     best = results[0][1].elpd_i.to_numpy()

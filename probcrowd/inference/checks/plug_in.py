@@ -1,7 +1,9 @@
-"""EM against MCMC: the position of the mode in the posterior, and the overconfidence of label probabilities at the mode.
+"""EM against MCMC: the position of the mode in the posterior, and the overconfidence of label probabilities
+at the mode.
 
-position         (mode - posterior mean) / posterior standard deviation, and the share of draws below the mode, per parameter
-overconfidence   mean over items of max_k p(truth = k | labels, mode), minus the same for the averaged probabilities
+position        (mode - posterior mean) / posterior standard deviation, and the share of draws below it,
+                per parameter
+overconfidence  mean over items of max_k p(truth = k | labels, mode), minus that of averaged probabilities
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from probcrowd.metrics.scores import predicted, scores
 
 @dataclass(frozen=True)
 class PlugIn:
-    """parameters: mean and extreme position of the mode per site. items: confidence and entropy of both label probabilities per item."""
+    """parameters: mean and extreme position of the mode per site. items: confidence and entropy of both label
+    probabilities per item.
+    """
 
     findings: list[Finding]
     parameters: pd.DataFrame
@@ -69,8 +73,9 @@ def compare_with_mode(tree: xr.DataTree) -> PlugIn:
     changed = int((predicted(averaged) != predicted(plug_in))[unknown].sum())
     outside = float(np.mean([row["outside_central_95"] for row in rows.values()]))
     meaning = (
-        f"Label probabilities at the mode are {'more' if gap >= 0 else 'less'} confident by {abs(gap):.4f} on average than those averaged "
-        f"over the posterior, which have {times}; {changed} of {len(gaps)} items change their most probable class."
+        f"Label probabilities at the mode are {'more' if gap >= 0 else 'less'} confident by {abs(gap):.4f} "
+        f"on average than those averaged over the posterior, which have {times}; "
+        f"{changed} of {len(gaps)} items change their most probable class."
     )
     tails = "Share of parameters whose mode lies in the posterior's tails."
     findings = [
@@ -86,7 +91,9 @@ def outside_central_95(below: Float[np.ndarray, " e"]) -> Bool[np.ndarray, " e"]
 
 
 def compare_on_gold(tree: xr.DataTree, gold: np.ndarray) -> pd.DataFrame:
-    """Score the averaged and the plug-in label probabilities against gold codes (i), -1 where unknown or used in the fit."""
+    """Score the averaged and the plug-in label probabilities against gold codes (i), -1 where unknown or used
+    in the fit.
+    """
     estimates = {
         "posterior": array(tree, "responsibilities", "mean"),
         "plug-in": array(tree, "plug_in", "responsibility"),

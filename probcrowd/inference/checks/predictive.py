@@ -1,4 +1,5 @@
-r"""Predictive checks: do replicated labels on the same design (item and annotator per row) look like the observed ones?
+r"""Predictive checks: do replicated labels on the same design (item and annotator per row) look like the
+observed ones?
 
     statistic            entries                  detects
     pairwise_agreement   pairs of annotators      annotators who copy, or fail on the same items
@@ -6,8 +7,8 @@ r"""Predictive checks: do replicated labels on the same design (item and annotat
     annotator_bias       annotators and labels    differences between annotators that the model lacks
     error_correlation    pairs of annotators      errors that are dependent given the true class
 
-Labels have the shape (s, n); observed labels are one replicate. A replicate has one label per row, so weights play no part. Pairs are
-listed row by row, so that nothing is as large as items x annotators.
+Labels have the shape (s, n); observed labels are one replicate. A replicate has one label per row, so weights
+play no part. Pairs are listed row by row, so that nothing is as large as items x annotators.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Statistic:
-    """A statistic of replicated labels: values[s, e] of the entries in `index`, and overall[s] of the whole table."""
+    """A statistic of replicated labels: values[s, e] of the entries in `index`, and overall[s] of the whole
+    table.
+    """
 
     values: Float[np.ndarray, "s e"]
     index: pd.Index
@@ -47,8 +50,9 @@ class Statistic:
 class PredictiveCheck:
     """Observed against replicated labels.
 
-    table: per entry the observed value, mean and central 95 % interval of the replicates, and two-sided p-value. overall: the same for
-    the whole table. p_value: omnibus, over all entries. outside: share of entries outside their interval.
+    table: per entry the observed value, mean and central 95 % interval of the replicates, and two-sided
+    p-value. overall: the same for the whole table. p_value: omnibus, over all entries. outside: share of
+    entries outside their interval.
     """
 
     table: pd.DataFrame
@@ -58,8 +62,10 @@ class PredictiveCheck:
     note: str = ""
 
     def __str__(self) -> str:
-        one = f"overall {self.overall['observed']:.3g}, replicated {self.overall['mean']:.3g} (p = {self.overall['p']:.3g})"
-        many = f"p = {self.p_value:.3g}, {self.outside:.1%} of {len(self.table)} entries outside their 95 % interval"
+        observed, mean, p = (self.overall[name] for name in ("observed", "mean", "p"))
+        one = f"overall {observed:.3g}, replicated {mean:.3g} (p = {p:.3g})"
+        outside = f"{self.outside:.1%} of {len(self.table)} entries outside their 95 % interval"
+        many = f"p = {self.p_value:.3g}, {outside}"
         return f"{many if len(self.table) else 'no entries to compare'}; {one} {self.note}".strip()
 
 
@@ -73,7 +79,9 @@ def predictive_checks(
     minimum: int = MIN_PAIRS,
     max_pairs: int = MAX_PAIRS,
 ) -> dict[str, PredictiveCheck]:
-    """Return all four checks by name; without the truth of the replicates (see `error_correlation`) all but the last."""
+    """Return all four checks by name; without the truth of the replicates (see `error_correlation`) all but
+    the last.
+    """
     observed, replicated = np.asarray(rows.label)[None], labels_replicated
     pairs = row_pairs(rows, generator, minimum=minimum, max_pairs=max_pairs)
     checks = {
@@ -95,9 +103,10 @@ def predictive_checks(
 def check(observed: Statistic, replicated: Statistic) -> PredictiveCheck:
     """Compare observed with replicated values, by entry and overall.
 
-    p = 2 min(1 + #{T_s >= T}, 1 + #{T_s <= T}) / (S + 1), at most 1. The omnibus p counts the data sets with a discrepancy
-    D = sum over entries (T - mean)^2 / variance at least the observed one; mean and variance are over observed and replicates together, so
-    that p is exact if all S + 1 are exchangeable. Entries that never vary are left out.
+    p = 2 min(1 + #{T_s >= T}, 1 + #{T_s <= T}) / (S + 1), at most 1. The omnibus p counts the data sets with
+    a discrepancy D = sum over entries (T - mean)^2 / variance at least the observed one; mean and variance
+    are over observed and replicates together, so that p is exact if all S + 1 are exchangeable. Entries that
+    never vary are left out.
     """
     table = _compare(observed.values[0], replicated.values).set_index(observed.index)
     overall = _compare(observed.overall, replicated.overall[:, None]).iloc[0]
@@ -133,7 +142,9 @@ def pairwise_agreement(labels: Int[np.ndarray, "s n"], pairs: RowPairs) -> Stati
 
 
 def vote_entropy(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
-    """Return the share of items by entropy of their labels, in ten equal bins of [0, log K]; items with two rows or more. Overall: mean entropy."""
+    """Return the share of items by entropy of their labels, in ten equal bins of [0, log K]; items with two
+    rows or more. Overall: mean entropy.
+    """
     size, most = np.bincount(rows.item, minlength=rows.num_items), math.log(max(rows.num_classes, 2))
     several = size > 1
     index = pd.IntervalIndex.from_breaks(np.linspace(0, most, _BINS + 1), closed="left", name="entropy")[
@@ -154,7 +165,9 @@ def vote_entropy(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
 
 
 def annotator_bias(rows: Rows, labels: Int[np.ndarray, "s n"]) -> Statistic:
-    """Return the frequency of each label by annotator. Overall: mean over rows of the squared distance to the overall frequencies."""
+    """Return the frequency of each label by annotator. Overall: mean over rows of the squared distance to the
+    overall frequencies.
+    """
     size, cell = np.bincount(rows.annotator, minlength=rows.num_annotators), rows.annotator * rows.num_classes
     active = np.flatnonzero(size)
     counts = np.stack([np.bincount(cell + given, minlength=len(size) * rows.num_classes) for given in labels])
@@ -171,14 +184,18 @@ def error_correlation(
     truth: Float[np.ndarray, "s i k"] | Int[np.ndarray, "s i"],
     pairs: RowPairs,
 ) -> Statistic:
-    """Return the correlation of two annotators' errors within true classes, by pair of annotators; overall: over all row pairs.
+    """Return the correlation of two annotators' errors within true classes, by pair of annotators; overall:
+    over all row pairs.
 
-        e[n, k] = 1{label n is not k} - m[j, k]      m[j, k] = mean error of annotator j on class k, rows weighted by q[i, k]
-        r = sum_pk q[i, k] e[n, k] e[n', k] / sqrt(sum_pk q[i, k] e[n, k]^2  sum_pk q[i, k] e[n', k]^2)    p = (n, n') of one item i
+        e[n, k] = 1{label n is not k} - m[j, k]
+        m[j, k] = mean error of annotator j on class k, rows weighted by q[i, k]
+        r = sum_pk q[i, k] e[n, k] e[n', k] / sqrt(sum_pk q[i, k] e[n, k]^2  sum_pk q[i, k] e[n', k]^2)
+        p = (n, n') of one item i
 
-    0 where an annotator's errors never vary. truth: q = p(truth | labels) of each replicate, or its true classes. Sums with q have the mean
-    of sums with true classes and less variance, so comparing observed q with replicated classes is conservative. Labels evaluated with the
-    q of other labels appear to share errors wherever that q is uncertain.
+    0 where an annotator's errors never vary. truth: q = p(truth | labels) of each replicate, or its true
+    classes. Sums with q have the mean of sums with true classes and less variance, so comparing observed q
+    with replicated classes is conservative. Labels evaluated with the q of other labels appear to share
+    errors wherever that q is uncertain.
     """
     values, overall = np.empty((len(labels), len(pairs.shared))), np.full(len(labels), math.nan)
     for replicate, residual in enumerate(_residuals(rows, labels, truth) if len(pairs.left) else []):

@@ -1,7 +1,8 @@
 """Sensitivity to the prior by power scaling (Kallioinen et al. 2024), one component of the prior at a time.
 
-A component's density is raised to a power slightly off 1 and draws are reweighted, which shows how far functionals move without new
-sampling. A flat component cannot be scaled, so nothing is known about it: refit under another prior instead.
+A component's density is raised to a power slightly off 1 and draws are reweighted, which shows how far
+functionals move without new sampling. A flat component cannot be scaled, so nothing is known about it: refit
+under another prior instead.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ FLAT = 1e-9  # standard deviation of a log density below which a component is co
 
 
 def prior_sensitivity(tree: xr.DataTree) -> tuple[list[Finding], pd.DataFrame]:
-    """Return findings, and the sensitivity of every functional to each component of the prior and to the likelihood."""
+    """Return findings, and the sensitivity of every functional to each component of the prior and to the
+    likelihood.
+    """
     priors = dataset(tree, "log_prior")
     # The prior of standardised effects is fixed; that of their scales is a choice
     standardised = json.loads(tree.attrs.get("standardised", "[]"))
@@ -84,7 +87,9 @@ def _title(component: str) -> tuple[str, Area]:
 
 
 def functionals(tree: xr.DataTree) -> xr.Dataset:
-    """Return the quantities that users report: the class prior, and the accuracy of each annotator (of all, where they share a matrix)."""
+    """Return the quantities that users report: the class prior, and the accuracy of each annotator (of all,
+    where they share a matrix).
+    """
     posterior = dataset(tree, "posterior")
     values = {}
     if "class_prior" in posterior:

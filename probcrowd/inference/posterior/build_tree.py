@@ -1,24 +1,29 @@
 """Build the `xarray.DataTree` of a posterior from a sampler's draws.
 
-    posterior              (chain, draw, ...)         every site under the user's ids: item, annotator, true_class, given_label
-    invariants             (chain, draw, ...)         functionals that no permutation of the classes changes
-    sample_stats           (chain, draw)              lp, the sampler's statistics, and `permutation`: the order of a draw's classes that matches
-                                                      the votes. Draws are permuted so where the prior treats all classes alike
-    log_prior              (chain, draw)              by site
-    log_likelihood         (chain, draw, item)        votes: log p(labels of the item), true class summed out
-    leave_one_out          (chain, draw, annotation)  log p(label | the item's other labels, parameters)
-    posterior_predictive                              of new items with the same design. label (chain, draw, annotation): codes; votes and truth
-                                                      (chain, draw, item): how many labels are the item's most frequent one, true classes
-    truth                  (chain, draw, item)        true classes drawn from p(truth | labels, parameters), as codes
-    prior, prior_predictive                           the same from the prior
-    responsibilities       (item, true_class)         p(truth | labels), averaged over all draws
-    plug_in                                           the sites at the posterior's mode, where EM ends, and p(truth | labels) there
-    modes                                             maxima reached from the votes (first) and from overdispersed starts (up to 100,000 annotations)
-    observed_data          (item)                     votes, as in posterior_predictive
-    constant_data          (annotation), (item)       row_item, row_annotator, row_label: the annotations as codes; their weights; gold
+  posterior            (chain, draw, ...)         every site under the user's ids: item, annotator,
+                                                  true_class, given_label
+  invariants           (chain, draw, ...)         functionals that no permutation of the classes changes
+  sample_stats         (chain, draw)              lp, the sampler's statistics, and `permutation`: the order
+                                                  of a draw's classes that matches the votes. Draws are permuted
+                                                  so where the prior treats all classes alike
+  log_prior            (chain, draw)              by site
+  log_likelihood       (chain, draw, item)        votes: log p(labels of the item), true class summed out
+  leave_one_out        (chain, draw, annotation)  log p(label | the item's other labels, parameters)
+  posterior_predictive (chain, draw, annotation)  label: codes of labels of new items with the same design
+                       (chain, draw, item)        votes: labels that are the item's most frequent one; truth
+  truth                (chain, draw, item)        true classes drawn from p(truth | labels, parameters)
+  prior, prior_predictive                         the same from the prior
+  responsibilities     (item, true_class)         p(truth | labels), averaged over all draws
+  plug_in                                         the sites at the mode, where EM ends, and p(truth | labels)
+  modes                                           maxima reached from the votes (first) and from overdispersed
+                                                  starts (up to 100,000 annotations)
+  observed_data        (item)                     votes, as in posterior_predictive
+  constant_data        (annotation), (item)       row_item, row_annotator, row_label: codes of the annotations
+                                                  and their weights; gold
 
-Groups by item or annotation hold as many evenly thinned draws as fit into `memory`; their coordinate `draw` gives the positions. `votes` has
-the same axes in log_likelihood, posterior_predictive and observed_data, so that ArviZ computes PIT values of items left out.
+Groups by item or annotation hold as many evenly thinned draws as fit into `memory`; their coordinate `draw`
+gives the positions. `votes` has the same axes in log_likelihood, posterior_predictive and observed_data, so
+that ArviZ computes PIT values of items left out.
 """
 
 from __future__ import annotations
@@ -58,7 +63,8 @@ def build_tree(
     rows = jax.tree.map(np.asarray, data[-1])
     to_votes = alignment(result.agreement)
     exchangeable = target.model.exchangeable(target.prior, rows.num_classes) and bool((rows.gold < 0).all())
-    # Where the prior or gold identifies the classes, a draw with permuted classes belongs to the posterior as it is
+    # Where the prior or gold identifies the classes, a draw with permuted classes belongs to the posterior as
+    # it is
     identity = np.broadcast_to(np.arange(rows.num_classes), to_votes.shape)
     permutation = to_votes if exchangeable else identity
     samples = realign(result.samples, permutation, target.model.dims)
@@ -129,7 +135,9 @@ def _coordinates(annotations: Annotations, rows: Any) -> dict[str, np.ndarray]:
 
 
 def _plug_in(target: Target, data: tuple[Any, ...]) -> tuple[Sites, np.ndarray]:
-    """Return the sites where EM from the votes ends, and p(truth | labels) there. Models without a closed-form M step use NUTS's mode."""
+    """Return the sites where EM from the votes ends, and p(truth | labels) there. Models without a
+    closed-form M step use NUTS's mode.
+    """
     mode = find_mode(target, data, vote_start(target, data), jacobian=target.model.m_step is None)
     sites = {name: mode.sites[name] for name in target.model.dims}
     return sites, np.asarray(compiled(target.truth)(mode.sites, data))

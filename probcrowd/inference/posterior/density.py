@@ -1,4 +1,5 @@
-"""The density that samplers see: a declared model with its prior, on unconstrained coordinates z, compiled once per kind of problem.
+"""The density that samplers see: a declared model with its prior, on unconstrained coordinates z, compiled
+once per kind of problem.
 
     potential(z) = - log p(sites(z), labels) - log |d sites / d z|          the true classes are summed out
 
@@ -28,7 +29,9 @@ from probcrowd.models.model import Model, Sites
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A model with its prior. Functions take the data last: (rows,) or (features, rows). `latent` names the sampled sites."""
+    """A model with its prior. Functions take the data last: (rows,) or (features, rows). `latent` names the
+    sampled sites.
+    """
 
     model: Model
     prior: Any
@@ -56,7 +59,9 @@ class Target:
         return jnp.asarray(log_density(self.declare, data, {}, sites)[0])
 
     def items(self, sites: Sites, data: tuple[Any, ...]) -> tuple[AnnotatedItems, Sites]:
-        """Return the distribution of the items' labels given the latent sites, and the log prior density of each."""
+        """Return the distribution of the items' labels given the latent sites, and the log prior density of
+        each.
+        """
         latent = {name: sites[name] for name in self.latent}
         trace = handlers.trace(handlers.substitute(handlers.seed(self.declare, 0), latent)).get_trace(*data)
         priors = {name: jnp.sum(trace[name]["fn"].log_prob(trace[name]["value"])) for name in self.latent}
@@ -79,7 +84,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_target(model: str | Model, prior: Any, data: tuple[Any, ...]) -> Target:
-    """Return the density of a model under a prior. Equal requests return the same object, so compiled code is reused."""
+    """Return the density of a model under a prior. Equal requests return the same object, so compiled code is
+    reused.
+    """
     # Sites do not depend on how many items and rows there are: one of each stands for all
     rows, model = data[-1], find_model(model)
     columns = {name: getattr(rows, name)[:1] for name in ("item", "annotator", "label", "weight", "gold")}
@@ -95,7 +102,8 @@ def make_data(
     """Return the data as a model takes them: (rows,) or (features, rows), as JAX arrays.
 
     Raises:
-        ValueError: covariates or features are missing, or features are superfluous, of another number of items, or not finite.
+        ValueError: covariates or features are missing, or features are superfluous, of another number of
+            items, or not finite.
     """
     model = find_model(model)
     for name in model.annotator_covariates:

@@ -1,16 +1,18 @@
-r"""Blocked Gibbs sampling of models whose `Model.gibbs` gives conjugate blocks: all true classes given the parameters, then all parameters.
+r"""Blocked Gibbs sampling of models whose `Model.gibbs` gives conjugate blocks: all true classes given the
+parameters, then all parameters.
 
     blocks      parameters given the true classes z
-    CONFUSION   class_prior ~ Dirichlet, confusion[k, :] ~ Dirichlet with weighted counts (one matrix, or one per annotator);
-                with features, prototype[k] ~ Normal(sum of x_i / (tau + n_k), I / (tau + n_k))
+    CONFUSION   class_prior ~ Dirichlet, confusion[k, :] ~ Dirichlet with weighted counts, one matrix or one
+                per annotator; with features, prototype[k] ~ Normal(sum of x_i / (tau + n_k), I / (tau + n_k))
     COIN        accuracy[j] ~ Beta(right + weight of right rows, wrong + weight of the others)
     SPAM        which rows were spam, then competence[j] ~ Beta and spam[j] ~ Dirichlet
 
-The sampler leaves the posterior of the declared model invariant, weights included: a row of weight w enters as its density to the power w.
-It moves between modes no better than other samplers. Chains that start at the majority vote do not reveal other modes; start some elsewhere.
+The sampler leaves the posterior of the declared model invariant, weights included: a row of weight w enters
+as its density to the power w. It moves between modes no better than other samplers. Chains that start at the
+majority vote do not reveal other modes; start some elsewhere.
 
-Memory: chains x draws x parameters (the derived `confusion` of coins and spammers included), chains x items x classes, and a copy of the
-data (12 bytes a row). Nothing of size draws x items.
+Memory: chains x draws x parameters (the derived `confusion` of coins and spammers included), chains x items x
+classes, and a copy of the data (12 bytes a row). Nothing of size draws x items.
 """
 
 from __future__ import annotations
@@ -54,20 +56,24 @@ def gibbs(
     progress: bool = True,
     threads: int | None = None,
 ) -> Draws:
-    """Draw from the posterior of a model with Gibbs blocks, with stats `lp` and `log_likelihood` (true classes summed out).
+    """Draw from the posterior of a model with Gibbs blocks, with stats `lp` and `log_likelihood` (true
+    classes summed out).
 
-    Responsibilities are averaged over all sweeps after the warm-up, those between retained draws included. The same seed gives the same
-    bits for any number of `threads` (by default one per chain, at most one per core).
+    Responsibilities are averaged over all sweeps after the warm-up, those between retained draws included.
+    The same seed gives the same bits for any number of `threads` (by default one per chain, at most one per
+    core).
 
     Args:
         prior: the model's record or the name of one; the model's default without it.
         embeddings: features of the items, for models with features.
         thin: retain every thin-th sweep.
-        start: the initial class of each item, for all chains or a row per chain; by default the majority vote, ties broken at random.
+        start: the initial class of each item, for all chains or a row per chain; by default the majority
+            vote, ties broken at random.
 
     Raises:
-        ValueError: a model without Gibbs blocks, a prior that does not fit, features missing, superfluous or of another length, rows out of
-            order, sizes below their minimum, or initial classes that do not exist.
+        ValueError: a model without Gibbs blocks, a prior that does not fit, features missing, superfluous or
+            of another length, rows out of order, sizes below their minimum, or initial classes that do not
+            exist.
         TypeError: the prior of another model.
     """
     threads = min(chains, cpu_count()) if threads is None else threads
@@ -150,7 +156,8 @@ def _starts(
     else:
         if start.shape not in ((num_items,), (len(generators), num_items)):
             raise ValueError(
-                f"start must give one class per item, or a row of these per chain: got shape {start.shape} for {num_items} items"
+                "start must give one class per item, or a row of these per chain: "
+                f"got shape {start.shape} for {num_items} items"
             )
         if ((start < 0) | (start >= num_classes)).any():
             raise ValueError(

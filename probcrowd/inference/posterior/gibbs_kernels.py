@@ -1,14 +1,18 @@
 r"""One sweep of blocked Gibbs, compiled. `gibbs` documents the models and calls `advance`.
 
-The state between sweeps holds what the parameters are conjugate to, never the true classes themselves: from truth z (i),
+The state between sweeps holds what the parameters are conjugate to, never the true classes themselves: from
+    truth z (i),
 
-    class_count[k] = #{i: z_i = k}     counts[jl, k] = sum over rows n of cell jl of weight[n] [z_(item of n) = k]     centre[k] = sum of x_i with z_i = k
+    class_count[k] = #{i: z_i = k}
+    counts[jl, k] = sum over rows n of cell jl of weight[n] [z_(item of n) = k]
+    centre[k] = sum of x_i with z_i = k
 
-A cell jl is a confusion matrix (of an annotator; 0 where all share one) and a label. The log table has the layout of `counts`, so that the
-K numbers of an annotation are adjacent. A sweep draws
+A cell jl is a confusion matrix (of an annotator; 0 where all share one) and a label. The log table has the
+layout of `counts`, so that the K numbers of an annotation are adjacent. A sweep draws
 
     parameters | z   see `gibbs_parameters`
-    z | parameters   s_ik = log class_prior[k] - |x_i - prototype_k|^2 / 2 + sum of weight log table[cell, k],  z_i ~ softmax(s_i)
+    z | parameters   s_ik = log class_prior[k] - |x_i - prototype_k|^2 / 2 + sum of weight log table[cell, k],
+                     z_i ~ softmax(s_i)
 
 so the probabilities that z_i is drawn from, and their normaliser, belong to the parameters of the same sweep.
 """
@@ -87,7 +91,8 @@ def draw_truth(
 ) -> float:
     """Draw true classes, replace the counts by theirs, and return log p(data | parameters).
 
-    add: add p_i = p(truth of i | data, parameters) to `total_probability`. agree: set agreement = sum over i of p_i share_i'.
+    add: add p_i = p(truth of i | data, parameters) to `total_probability`. agree: set agreement = sum over i
+        of p_i share_i'.
     """
     score, num_classes = state.score, state.score.size
     reset(state)

@@ -1,9 +1,11 @@
 r"""Parameters given the counts of true classes, compiled: the first half of a sweep of `gibbs_kernels`.
 
-    class_prior ~ Dirichlet(a + class_count),  confusion rows ~ Dirichlet(c[j, k, :] + counts[j:, k]),  prototype ~ Normal(centre / p, I / p),
-    p = tau + class_count[k];  coins and spammers in their functions below
+    class_prior ~ Dirichlet(a + class_count),  confusion rows ~ Dirichlet(c[j, k, :] + counts[j:, k]),
+    prototype ~ Normal(centre / p, I / p), p = tau + class_count[k];  coins and spammers in their functions
+    below
 
-Concentrations below 1 give gammas that underflow: they are drawn as logarithms, log Gamma(a) = log Gamma(a + 1) + (log U) / a.
+Concentrations below 1 give gammas that underflow: they are drawn as logarithms, log Gamma(a) = log Gamma(a +
+    1) + (log U) / a.
 """
 
 from __future__ import annotations
@@ -80,9 +82,10 @@ def draw_coins(prior: GibbsBlocks, state: State, rng: Generator) -> None:
 def draw_spammers(prior: GibbsBlocks, state: State, rng: Generator) -> None:
     """Draw competence and spamming habits, after the number of honest rows; exact for weights of any size.
 
-    Rows of annotator j and label l that miss the truth are spam. The others, of weight c in all, have density m_l^c with the mixture
-    m_l = t + (1 - t) spam_l. With h of r = round(c) honest, h ~ Binomial(r, t / m_l), t and spam are conjugate but for the factor
-    m_l^(c - r), which is 1 for whole weights; otherwise the new pair is accepted with probability min(1, prod_l (m'_l / m_l)^(c - r)).
+    Rows of annotator j and label l that miss the truth are spam. The others, of weight c in all, have density
+    m_l^c with the mixture m_l = t + (1 - t) spam_l. With h of r = round(c) honest, h ~ Binomial(r, t / m_l),
+    t and spam are conjugate but for the factor m_l^(c - r), which is 1 for whole weights; otherwise the new
+    pair is accepted with probability min(1, prod_l (m'_l / m_l)^(c - r)).
     """
     num_classes = state.log_class.size
     proposal, pair = state.score, state.pair

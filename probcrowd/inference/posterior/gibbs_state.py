@@ -14,7 +14,9 @@ from probcrowd.models.model import Model
 
 
 class Table(NamedTuple):
-    """The rows of item i are first[i] .. first[i + 1] - 1; share: of each label in the item's votes; d is 0 without features."""
+    """The rows of item i are first[i] .. first[i + 1] - 1; share: of each label in the item's votes; d is 0
+    without features.
+    """
 
     first: Int64[np.ndarray, " i+1"]
     cell: Int32[np.ndarray, " n"]
@@ -25,7 +27,8 @@ class Table(NamedTuple):
 
 
 class State(NamedTuple):
-    """Counts given the true classes, agreement with the votes, logs of the parameters, and workspace; overwritten in place.
+    """Counts given the true classes, agreement with the votes, logs of the parameters, and workspace;
+    overwritten in place.
 
     counts[jl, k]: weight of the rows of cell jl (confusion matrix j, label l) whose item has class k.
     """
@@ -44,7 +47,9 @@ class State(NamedTuple):
 
 
 class Retained(NamedTuple):
-    """Draws of one chain, as logs except prototypes. total_probability: sum of p(truth | data, parameters) over sweeps after warm-up."""
+    """Draws of one chain, as logs except prototypes. total_probability: sum of p(truth | data, parameters)
+    over sweeps after warm-up.
+    """
 
     log_class: Float64[np.ndarray, "s k"]
     log_rows: Float64[np.ndarray, "s j k l"]
@@ -60,7 +65,8 @@ def make_table(model: Model, rows: Rows, embeddings: Float[np.ndarray, "i d"] | 
     """Return the data in the sampler's layout.
 
     Raises:
-        ValueError: features missing, superfluous, not finite or of another number of items; codes out of range; rows not sorted by item.
+        ValueError: features missing, superfluous, not finite or of another number of items; codes out of
+            range; rows not sorted by item.
     """
     if model.features != (embeddings is not None):
         raise ValueError(
@@ -70,7 +76,7 @@ def make_table(model: Model, rows: Rows, embeddings: Float[np.ndarray, "i d"] | 
         embeddings = np.empty((rows.num_items, 0))
     if len(embeddings) != rows.num_items or not np.isfinite(embeddings).all():
         raise ValueError(
-            f"embeddings must be finite, one per item: got shape {embeddings.shape} for {rows.num_items} items"
+            f"embeddings must be finite, one per item: shape {embeddings.shape} for {rows.num_items} items"
         )
     num_items, num_annotators, num_classes = rows.num_items, rows.num_annotators, rows.num_classes
     # Compiled code does not check indices
@@ -116,7 +122,7 @@ def allocate_draws(
 
 
 def make_state(table: Table, blocks: GibbsBlocks, num_annotators: int) -> State:
-    """Return a chain's state before its first true classes are counted; competence starts at the prior mean."""
+    """Return a chain's state before true classes are counted; competence starts at the prior mean."""
     num_classes, dimension = table.share.shape[1], table.embedding.shape[1]
     tables = len(blocks.rows) if blocks.kind == CONFUSION else num_annotators
     return State(

@@ -1,10 +1,10 @@
 """Initial values for MCMC chains: the votes, the mode reached from them, or overdispersed.
 
-    mode = argmax_z  -potential(z)                       of the density that NUTS sees: MAP-EM with every Dirichlet concentration + 1
-    plug-in = argmax of log p(sites, labels)             without the Jacobian: what EM reports
+    mode = argmax_z  -potential(z)              of the density that NUTS sees: MAP-EM, concentrations + 1
+    plug-in = argmax of log p(sites, labels)    without the Jacobian: what EM reports
 
-Both are reached from the vote shares by L-BFGS on the marginal density. Its gradient is the expected gradient under p(truth | rows), so its
-fixed points are those of EM, for every model, with no derivation per model.
+Both are reached from the vote shares by L-BFGS on the marginal density. Its gradient is the expected gradient
+under p(truth | rows), so its fixed points are those of EM, for every model, with no derivation per model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ _PRIOR_DRAWS = 31  # for the prior median of sites that votes do not determine
 
 @dataclass(frozen=True)
 class Mode:
-    """A local maximum: its sites and coordinates, the log density maximised (with or without the Jacobian), the largest gradient entry."""
+    """A local maximum: its sites and coordinates, the log density maximised (with or without the Jacobian),
+    the largest gradient entry.
+    """
 
     sites: Sites
     unconstrained: Sites
@@ -47,8 +49,9 @@ def find_mode(
 ) -> Mode:
     """Climb from the unconstrained coordinates `start` to a local maximum.
 
-    jacobian: maximise the density of the coordinates (what NUTS sees) instead of that of the sites (what EM maximises). The latter has no
-    interior maximum where a concentration is 1 or less and no label supports it; the climb then ends close to the border.
+    jacobian: maximise the density of the coordinates (what NUTS sees) instead of that of the sites (what EM
+    maximises). The latter has no interior maximum where a concentration is 1 or less and no label supports
+    it; the climb then ends close to the border.
 
     Raises:
         FloatingPointError: the density is not finite at the start.
@@ -97,9 +100,10 @@ def dispersed_start(target: Target, data: tuple[Any, ...], key: Array, *, radius
 def find_modes(target: Target, data: tuple[Any, ...], seed: int, *, starts: int = 8) -> pd.DataFrame:
     """Return the distinct modes reached from the votes (first row) and from `starts` overdispersed points.
 
-    Columns: log_density; lead, log density above the mode of the votes; starts, how many starts reached the mode; agreement, the
-    expected share of votes for the items' classes, which drops where classes are permuted. Modes that differ by less than `SAME_DENSITY` in
-    log density and `SAME_AGREEMENT` in agreement are one.
+    Columns: log_density; lead, log density above the mode of the votes; starts, how many starts reached the
+    mode; agreement, the expected share of votes for the items' classes, which drops where classes are
+    permuted. Modes that differ by less than `SAME_DENSITY` in log density and `SAME_AGREEMENT` in agreement
+    are one.
     """
     from_votes = find_mode(target, data, vote_start(target, data))
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2), starts)
@@ -120,7 +124,9 @@ def find_modes(target: Target, data: tuple[Any, ...], seed: int, *, starts: int 
 
 
 def same_mode(density_gap: float, agreement_gap: float) -> bool:
-    """Whether two maxima are one mode; equal densities with another agreement are permutations of the classes."""
+    """Whether two maxima are one mode; equal densities with another agreement are permutations of the
+    classes.
+    """
     return abs(density_gap) < SAME_DENSITY and abs(agreement_gap) < SAME_AGREEMENT
 
 
@@ -136,7 +142,9 @@ def _gradient(target: Target, jacobian: bool) -> Any:
 
 
 def voted_sites(target: Target, rows: Rows, features: np.ndarray | None) -> Sites:
-    """Return the model's initial values given vote shares, gold classes and uniform shares for items without labels."""
+    """Return the model's initial values given vote shares, gold classes and uniform shares for items without
+    labels.
+    """
     classes, share = rows.num_classes, vote_shares(rows.vote_totals)  # (i, k)
     known = rows.gold >= 0
     share[known] = np.eye(classes)[rows.gold[known]]
@@ -149,7 +157,9 @@ def voted_sites(target: Target, rows: Rows, features: np.ndarray | None) -> Site
 
 
 def _standard_initial(target: Target, votes: ExpectedCounts) -> Sites:
-    """Initial values of a model that has none of its own: sites with a standard name start at the votes, others at the prior's median."""
+    """Initial values of a model that has none of its own: sites with a standard name start at the votes,
+    others at the prior's median.
+    """
     data = (votes.rows,) if votes.features is None else (votes.features, votes.rows)
 
     def coordinates(key: Array) -> Sites:

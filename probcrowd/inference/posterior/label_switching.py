@@ -1,10 +1,11 @@
 """Label switching: permute each draw's classes to match the votes, and measure how often that is needed.
 
-    agreement[c, s, k, m] = sum over items i of  p(truth of i = k | draw c, s) share[i, m]     class k of the draw against label m
+    agreement[c, s, k, m] = sum over items i of  p(truth of i = k | draw c, s) share[i, m]
     permutation[c, s, :]  = the permutation p that maximises  sum over m of agreement[c, s, p[m], m]
 
-so that x[permutation] puts an axis of true classes in the order of the labels. Labels are observed and never permuted: of
-confusion[j, k, l] only the rows (k) move. Hence the trace of a confusion matrix depends on the permutation; `invariants` do not.
+so that x[permutation] puts an axis of true classes in the order of the labels. Labels are observed and never
+permuted: of confusion[j, k, l] only the rows (k) move. Hence the trace of a confusion matrix depends on the
+permutation; `invariants` do not.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ _ROUNDING = 1e-12  # relative: equal sums in another order are ties
 class Switching:
     """Permutations of the draws' classes.
 
-    share, share_by_chain: draws whose permutation is not the identity. changes: draws of a chain whose permutation differs from the
-    previous draw's. commonest: each chain's most frequent permutation. counts: draws by permutation, most frequent first.
+    share, share_by_chain: draws whose permutation is not the identity. changes: draws of a chain whose
+    permutation differs from the previous draw's. commonest: each chain's most frequent permutation. counts:
+    draws by permutation, most frequent first.
     """
 
     share: float
@@ -53,20 +55,25 @@ class Switching:
             if self.between_chains
             else "All chains sit in one permutation"
         )
-        within = f"{int(self.within_chains.sum())} of {len(self.changes)} switch within the run ({int(self.changes.sum())} changes)"
+        switch = f"{int(self.within_chains.sum())} of {len(self.changes)} switch within the run"
+        within = f"{switch} ({int(self.changes.sum())} changes)"
         order, draws = next(iter(self.counts.items()))
         return (
-            f"In {self.share:.1%} of the draws the classes are permuted relative to the votes (by chain: {chains}). {between}, {within}. "
-            f"{len(self.counts)} permutations occur; the most frequent takes classes {', '.join(map(str, order))} "
+            f"In {self.share:.1%} of the draws the classes are permuted relative to the votes (by chain: "
+            f"{chains}). {between}, {within}. {len(self.counts)} permutations occur; "
+            f"the most frequent takes classes {', '.join(map(str, order))} "
             f"for the labels in order ({draws} draws)."
         )
 
 
 def alignment(agreement: Float[np.ndarray, "c s k k"]) -> Int[np.ndarray, "c s k"]:
-    """Return permutation[c, s, m], the draw's class for label m, by maximum total agreement; ties go to the identity if it is optimal."""
+    """Return permutation[c, s, m], the draw's class for label m, by maximum total agreement; ties go to the
+    identity if it is optimal.
+    """
     permutation = np.broadcast_to(np.arange(agreement.shape[-1]), agreement.shape[:-1]).copy()
     diagonal = np.diagonal(agreement, axis1=-2, axis2=-1)
-    # Row maxima bound every permutation's total, as do column maxima: where the diagonal attains them no solver is needed
+    # Row maxima bound every permutation's total, as do column maxima: where the diagonal attains them no
+    # solver is needed
     plain = (diagonal >= agreement.max(-1)).all(-1) | (diagonal >= agreement.max(-2)).all(-1)
     for draw in zip(*np.nonzero(~plain), strict=True):
         table = agreement[draw]
@@ -82,7 +89,8 @@ def realign(
     permutation: Int[np.ndarray, "c s k"],
     dims: Mapping[str, tuple[str, ...]],
 ) -> dict[str, Shaped[np.ndarray, "c s ..."]]:
-    """Return the samples with every axis `true_class` in the order of the labels; sites without one are not copied.
+    """Return the samples with every axis `true_class` in the order of the labels; sites without one are not
+    copied.
 
     dims: the names of each site's axes after (chain, draw), as `Model.dims`.
     """
@@ -121,10 +129,12 @@ def switching(permutation: Int[np.ndarray, "c s k"]) -> Switching:
 def invariants(
     samples: Mapping[str, Shaped[np.ndarray, "c s ..."]], log_likelihood: Float[np.ndarray, "c s"]
 ) -> dict[str, Float[np.ndarray, "c s ..."]]:
-    """Return functionals that no permutation of the classes changes, so that R-hat and ESS are meaningful even where chains switch.
+    """Return functionals that no permutation of the classes changes, so that R-hat and ESS are meaningful
+    even where chains switch.
 
-    information: the mutual information of truth and label, in nats, of each annotator (of all, where they share one matrix):
-    H(sum_k p_k confusion[k, :]) - sum_k p_k H(confusion[k, :]),  p = class_prior, uniform in a model without one.
+    information: the mutual information of truth and label, in nats, of each annotator (of all, where they
+    share one matrix): H(sum_k p_k confusion[k, :]) - sum_k p_k H(confusion[k, :]),  p = class_prior, uniform
+    in a model without one.
     """
     values = {"log_likelihood": log_likelihood}
     if "class_prior" in samples:

@@ -1,11 +1,13 @@
 """Posterior draws by NUTS (NumPyro), for every model.
 
-Chains start at the mode reached from the votes, so that they agree on the names of the classes; `start="dispersed"` starts them anywhere, as
-an explicit check for other modes. R-hat of chains with a common start says nothing about other modes.
+Chains start at the mode reached from the votes, so that they agree on the names of the classes;
+`start="dispersed"` starts them anywhere, as an explicit check for other modes. R-hat of chains with a common
+start says nothing about other modes.
 
-Iterations run in compiled chunks, so that a progress bar moves and interrupts are noticed; compiled code is reused for other data of the same
-shape. Chains run "vectorized" in one program, "parallel" in threads, or "sequential"; the draws are equal up to rounding. Memory: chains x
-draws x sites; nothing of size draws x items except the model's own item effects.
+Iterations run in compiled chunks, so that a progress bar moves and interrupts are noticed; compiled code is
+reused for other data of the same shape. Chains run "vectorized" in one program, "parallel" in threads, or
+"sequential"; the draws are equal up to rounding. Memory: chains x draws x sites; nothing of size draws x
+items except the model's own item effects.
 """
 
 from __future__ import annotations

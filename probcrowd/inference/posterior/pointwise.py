@@ -1,12 +1,13 @@
-"""Terms by item and by annotation of posterior draws: log likelihoods, leave-one-out terms, replicated labels.
+"""Terms by item and by annotation of posterior draws: log likelihoods, leave-one-out terms, replicated
+labels.
 
     log p(rows of item i)                            the true class summed out
     log p(label n | the item's other rows)           the same, minus itself without row n
 
-Effects of items (`Model.item_effect`, standard normal) are integrated out too, at 128 quasi-random points e that all items share (512 with
-more than 4 logits; the error is then about 0.01 to 0.1 per item for standard deviations of 1 to 2): p(rows of i) = mean over e of
-p(rows of i | e). Conditional on the drawn effects, the terms would measure how well an item's own effect fits the item, which is not what
-leaving the item out means.
+Effects of items (`Model.item_effect`, standard normal) are integrated out too, at 128 quasi-random points e
+that all items share (512 with more than 4 logits; the error is then about 0.01 to 0.1 per item for standard
+deviations of 1 to 2): p(rows of i) = mean over e of p(rows of i | e). Conditional on the drawn effects, the
+terms would measure how well an item's own effect fits the item, which is not what leaving the item out means.
 
 Draws are thinned evenly until draws x (items + annotations) numbers fit into `memory` bytes.
 """
@@ -35,10 +36,13 @@ from probcrowd.models.model import Sites
 
 @dataclass(frozen=True)
 class Pointwise:
-    """Log likelihoods by item and by annotation, log prior densities and replicated data of the draws at positions `draw` of each chain.
+    """Log likelihoods by item and by annotation, log prior densities and replicated data of the draws at
+    positions `draw` of each chain.
 
-    `replicated` are labels of the same rows for new items, with new item effects: their true classes, `replicated_truth`, are gold classes
-    or drawn from the class prior (given the features). `replicated_votes` are their `most_votes`. truth: classes of the observed items, drawn from p(truth | rows).
+    `replicated` are labels of the same rows for new items, with new item effects: their true classes,
+    `replicated_truth`, are gold classes or drawn from the class prior (given the features).
+    `replicated_votes` are their `most_votes`. truth: classes of the observed items, drawn from p(truth |
+    rows).
     responsibilities: p(truth = k | rows of i), averaged over these draws of each chain.
     """
 
@@ -63,7 +67,9 @@ def pointwise(
     memory: int = 2**27,
     progress: bool = False,
 ) -> Pointwise:
-    """Return the terms of draws (c, s, ...); `permutation` puts the classes of each draw in the order of the labels."""
+    """Return the terms of draws (c, s, ...); `permutation` puts the classes of each draw in the order of the
+    labels.
+    """
     rows = data[-1]
     chains, draws = next(iter(samples.values())).shape[:2]
     draw = thinned(chains, draws, 2 * (rows.num_items + len(rows.item)) * 8, memory)
@@ -81,7 +87,9 @@ def pointwise(
 
 
 def thinned(chains: int, draws: int, size: int, memory: int) -> Int[np.ndarray, " s"]:
-    """Return evenly spaced positions of draws, so that `size` bytes for each draw of each chain fit into `memory`; at least 10."""
+    """Return evenly spaced positions of draws, so that `size` bytes for each draw of each chain fit into
+    `memory`; at least 10.
+    """
     number = min(draws, max(10, memory // (chains * size)))
     return np.unique(np.linspace(0, draws - 1, number).round().astype(int))
 
@@ -144,7 +152,9 @@ def _one_chain(target: Target) -> Callable[..., Any]:
 def _joint_scores(
     target: Target, sites: Sites, data: tuple[Any, ...]
 ) -> tuple[Float[Array, "i m"], Float[Array, "n m"]]:
-    """Return log p(truth k, rows of i), -inf for impossible classes, and log p(row n | truth k); with item effects, a column per point and class."""
+    """Return log p(truth k, rows of i), -inf for impossible classes, and log p(row n | truth k); with item
+    effects, a column per point and class.
+    """
     effect = target.model.item_effect
     if effect is None:
         items, _ = target.items(sites, data)

@@ -1,4 +1,5 @@
-"""Sample the posterior of a model of annotation: from a table of annotations to an `xarray.DataTree` that ArviZ reads.
+"""Sample the posterior of a model of annotation: from a table of annotations to an `xarray.DataTree` that
+ArviZ reads.
 
 `build_tree` lists the groups of the tree.
 """
@@ -52,23 +53,26 @@ def sample_posterior(
 ) -> xr.DataTree:
     """Sample the posterior of a model of annotation; results are under the user's ids.
 
-    ArviZ 1.x takes the tree as it is; `probcrowd.inference.posterior.tree` has the one-line conversion for older versions.
+    ArviZ 1.x takes the tree as it is; `probcrowd.inference.posterior.tree` has the one-line conversion for
+    older versions.
 
     Args:
-        model: a name in `probcrowd.models.catalogue.MODELS`, or a `Model` record of your own (see `probcrowd.models.model`).
-        prior: the name of one of the model's priors ("accurate", "flat", ...) or its prior record. By default an annotator is right with
-            mean 0.7 for every number of classes, except in MACE.
+        model: a name in `probcrowd.models.catalogue.MODELS`, or a `Model` record of your own (see
+            `probcrowd.models.model`).
+        prior: the name of one of the model's priors ("accurate", "flat", ...) or its prior record. By default
+            an annotator is right with mean 0.7 for every number of classes, except in MACE.
         gold: known classes of some items, by item id.
         features: a row per item under its id, for models with features.
         sampler: "auto" uses blocked Gibbs where the model has Gibbs blocks and NUTS elsewhere.
         thin: iterations per draw; by default 5 for Gibbs, 1 for NUTS.
-        start: chains start at the votes (NUTS: at the mode reached from them), or overdispersed, to look for other modes.
+        start: chains start at the votes (NUTS: at the mode reached from them), or overdispersed, to look for
+            other modes.
         memory: bytes for the groups by item and annotation.
 
     Raises:
         TypeError: the prior record of another model.
-        ValueError: an unknown model, prior, sampler or start; Gibbs for a model without blocks; features or covariates missing; gold labels
-            that are not classes.
+        ValueError: an unknown model, prior, sampler or start; Gibbs for a model without blocks; features or
+            covariates missing; gold labels that are not classes.
     """
     model = find_model(model)
     check_option("sampler", sampler, get_args(Sampler))

@@ -1,10 +1,11 @@
 r"""Simulation-based calibration (Talts et al. 2018): is the inference right, and do its intervals cover?
 
     sites* ~ prior,  labels ~ p(labels | sites*) on a given design,  draws ~ sampler(labels)
-    rank = number of the L draws below sites*            uniform on 0 .. L if the sampler is right, for every functional
+    rank = number of the L draws below sites*      uniform on 0 .. L if the sampler is right
 
-The design fixes which annotators label which items. Functionals: every entry of every site, and the log likelihood of the labels, which
-depends on data and parameters together. NUTS runs all simulations side by side in one compiled program.
+The design fixes which annotators label which items. Functionals: every entry of every site, and the log
+likelihood of the labels, which depends on data and parameters together. NUTS runs all simulations side by
+side in one compiled program.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ Sampler = Callable[[Rows, np.random.Generator], Sites]
 
 @dataclass(frozen=True)
 class Calibration:
-    """ranks[m, f] of functional f in simulation m among `draws` posterior draws; `names` of the functionals."""
+    """ranks[m, f] of functional f (of `names`) in simulation m among `draws` posterior draws."""
 
     ranks: Int[np.ndarray, "m f"]
     names: list[str]
     draws: int
 
     def table(self) -> pd.DataFrame:
-        """Return per functional the p-value of uniform ranks (chi-squared, bins of at least 10 simulations, at most 20 bins), and the coverage
-        of central intervals by nominal level."""
+        """Return per functional the p-value of uniform ranks (chi-squared, bins of at least 10 simulations,
+        at most 20 bins), and the coverage of central intervals by nominal level."""
         simulations = len(self.ranks)
         bins = max(2, min(20, simulations // 10))
         places = np.minimum(self.ranks * bins // (self.draws + 1), bins - 1)
@@ -70,7 +71,9 @@ class Calibration:
         )
 
     def _cut(self, level: float) -> int:
-        """Return how many ranks a central interval excludes at either end, rounded down so that it is no narrower than its level."""
+        """Return how many ranks a central interval excludes at either end, rounded down so that it is no
+        narrower than its level.
+        """
         return int((1 - level) / 2 * (self.draws + 1) + 1e-9)
 
     @property
@@ -100,10 +103,13 @@ def calibrate(
     Args:
         prior: the model's record, or the name of one.
         design: items, annotators, weights and covariates; its labels and gold are ignored.
-        sampler: by name, or a function of rows (with simulated labels) and a generator that returns draws (draws, ...) by site.
+        sampler: by name, or a function of rows (with simulated labels) and a generator that returns draws
+            (draws, ...) by site.
         dimension: of the simulated features, for models with features.
-        known: give the simulated true classes to the sampler as gold, so that the posterior has a closed form.
-        fitted_prior: another prior for the sampler than the one simulated from: a negative control, which must fail.
+        known: give the simulated true classes to the sampler as gold, so that the posterior has a closed
+            form.
+        fitted_prior: another prior for the sampler than the one simulated from: a negative control, which
+            must fail.
     """
     model = find_model(model)
     prior = model.prior(design.num_classes, prior)
@@ -139,7 +145,9 @@ def _ranks(truth: Float[np.ndarray, "m f"], drawn: Float[np.ndarray, "m s f"]) -
 
 @lru_cache(maxsize=16)
 def _simulate(target: Target, known: bool) -> Callable[..., Any]:
-    """Compile a function that draws sites from the prior and observations from them: (features, if any; labels; gold)."""
+    """Compile a function that draws sites from the prior and observations from them: (features, if any;
+    labels; gold).
+    """
     draw_features = target.model.draw_features
 
     def one(key: Array, data: tuple[Any, ...]) -> tuple[Sites, tuple[Array, ...]]:
@@ -214,7 +222,9 @@ def _nuts(
     draws: int,
     thin: int,
 ) -> Sites:
-    """Return draws (m, s, ...) of each site, from the initial values at the votes, in one program for all simulations."""
+    """Return draws (m, s, ...) of each site, from the initial values at the votes, in one program for all
+    simulations.
+    """
     prepare, sample = hmc(potential_fn_gen=target.potential_of, algo="NUTS")
     host: Rows = jax.tree.map(np.asarray, data[-1])
     *features, labels, gold = observed

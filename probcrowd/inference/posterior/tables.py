@@ -24,7 +24,9 @@ ANNOTATOR_COLUMNS = [
 
 
 def item_table(tree: xr.DataTree) -> pd.DataFrame:
-    """Return a row per item: p(class | labels) averaged over draws, the most probable class, its probability, and the highest one at the mode."""
+    """Return a row per item: p(class | labels) averaged over draws, the most probable class, its probability,
+    and the highest one at the mode.
+    """
     averaged, plugged = array(tree, "responsibilities", "mean"), array(tree, "plug_in", "responsibility")
     classes = class_names(tree)
     own = ["most_probable_class", "confidence", "plug_in_confidence"]
@@ -39,10 +41,11 @@ def item_table(tree: xr.DataTree) -> pd.DataFrame:
 
 
 def annotator_table(tree: xr.DataTree, annotators: pd.Index | None = None) -> pd.DataFrame:
-    """Return a row per annotator: labels given, and the posterior mean, standard deviation, central intervals and mode of P(label = truth).
+    """Return a row per annotator: labels given, and the posterior mean, standard deviation, central intervals
+    and mode of P(label = truth).
 
-    Annotators who share a matrix share its numbers; a model without confusion matrices gives NaN. annotators: their ids, which trees of such
-    models do not contain; codes are used without them.
+    Annotators who share a matrix share its numbers; a model without confusion matrices gives NaN. annotators:
+    their ids, which trees of such models do not contain; codes are used without them.
     """
     labels = np.bincount(
         array(tree, "constant_data", "row_annotator"), minlength=int(tree.attrs["num_annotators"])
@@ -71,7 +74,9 @@ def class_names(tree: xr.DataTree) -> list[str]:
 
 
 def accuracy(posterior: xr.Dataset) -> xr.DataArray:
-    """Return P(label = truth) per annotator: the diagonal of the confusion matrix, weighted by the class prior (uniform in models without one)."""
+    """Return P(label = truth) per annotator: the diagonal of the confusion matrix, weighted by the class
+    prior (uniform in models without one).
+    """
     confusion = posterior["confusion"]
     same = xr.DataArray(np.eye(confusion.sizes["true_class"]), dims=("true_class", "given_label"))
     right = (confusion * same).sum("given_label")

@@ -1,10 +1,12 @@
 """Read, save and load the `xarray.DataTree` that `sample_posterior` returns.
 
-Saved trees are ordinary NetCDF files: ArviZ 1.x reads them as they are, `xarray.open_datatree(path, engine="h5netcdf")`. ArviZ 0.23 and older
-know `InferenceData` only; convert in one line:
+Saved trees are ordinary NetCDF files: ArviZ 1.x reads them as they are, `xarray.open_datatree(path,
+engine="h5netcdf")`. ArviZ 0.23 and older know `InferenceData` only; convert in one line:
 
-    arviz.InferenceData(**{name: tree[name].to_dataset() for name in ("posterior", "sample_stats", "log_likelihood", "log_prior",
-                                                                      "posterior_predictive", "prior", "prior_predictive", "observed_data")})
+    arviz.InferenceData(**{name: tree[name].to_dataset() for name in ("posterior", "sample_stats",
+                                                                      "log_likelihood", "log_prior",
+                                                                      "posterior_predictive", "prior",
+                                                                      "prior_predictive", "observed_data")})
 """
 
 from __future__ import annotations

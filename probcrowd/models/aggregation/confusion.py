@@ -1,18 +1,21 @@
-r"""Models without features whose confusion rows have priors in closed form, in Pyro; `confusion_numpyro` declares the same in NumPyro.
+r"""Models without features whose confusion rows have priors in closed form, in Pyro; `confusion_numpyro`
+declares the same in NumPyro.
 
     class_prior ~ Dirichlet                    (MACE: uniform, known)
     truth[i]    ~ Categorical(class_prior)                                i item
     label[n]    ~ Categorical(confusion[j[n], truth[i[n]], :])            n annotation, by annotator j
 
     multinomial   one confusion matrix for all:       confusion[k, :] ~ Dirichlet
-    dawid_skene   one per annotator:                  confusion[j, k, :] ~ Dirichlet                          Dawid and Skene 1979
-    one_coin      right or wrong, whatever the class: confusion[j, k, l] = a_j if l = k, else (1 - a_j) / (K - 1),  a_j ~ Beta
-    mace          knows, or spams:                    confusion[j, k, l] = t_j [l = k] + (1 - t_j) spam[j, l],  t_j ~ Beta, spam[j] ~ Dirichlet
+    dawid_skene   one per annotator:                  confusion[j, k, :] ~ Dirichlet     Dawid, Skene 1979
+    one_coin      right or wrong, whatever the class: confusion[j, k, k] = a_j,  a_j ~ Beta
+                                                      confusion[j, k, l] = (1 - a_j) / (K - 1), l not k
+    mace          knows, or spams:                    confusion[j, k, l] = t_j [l = k] + (1 - t_j) spam[j, l]
+                                                      t_j ~ Beta, spam[j] ~ Dirichlet
 
       class_prior --> truth (item) --> label (annotation) <-- confusion (annotator, true_class)
 
-Sources: Paun et al. 2018 (multinomial, Dawid-Skene, MACE, with flat priors); Hovy et al. 2013 (MACE: t_j is the competence; whether one
-row was spam is summed out here).
+Sources: Paun et al. 2018 (multinomial, Dawid-Skene, MACE, with flat priors); Hovy et al. 2013 (MACE: t_j is
+the competence; whether one row was spam is summed out here).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The models of `probcrowd.models.aggregation.confusion`, declared in NumPyro with the same sites; see there for the mathematics."""
+"""The models of `probcrowd.models.aggregation.confusion`, declared in NumPyro with the same sites; see there
+for the mathematics.
+"""
 
 from __future__ import annotations
 

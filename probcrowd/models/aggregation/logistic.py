@@ -1,15 +1,19 @@
-r"""Models whose confusion rows are softmaxes of normal logits, in Pyro; `logistic_numpyro` declares the same in NumPyro (Paun et al. 2018).
+r"""Models whose confusion rows are softmaxes of normal logits, in Pyro; `logistic_numpyro` declares the same
+in NumPyro (Paun et al. 2018).
 
     mean[k, :] ~ Normal(centre[k, :], mean_scale)           class_prior ~ Dirichlet
 
-    hierarchical_dawid_skene    spread[k, :] ~ HalfNormal          label ~ softmax(mean[k] + spread[k] * annotator_offset[j, k])
-    item_difficulty             item_spread[k, :] ~ HalfNormal     label ~ softmax(mean[k] + item_spread[k] * item_offset[i])
-    logistic_random_effects     both                               label ~ softmax(mean[k] + spread[k] * annotator_offset[j, k] - item_spread[k] * item_offset[i])
+    hierarchical_dawid_skene    label ~ softmax(mean[k] + spread[k] * annotator_offset[j, k])
+    item_difficulty             label ~ softmax(mean[k] + item_spread[k] * item_offset[i])
+    logistic_random_effects     label ~ softmax(mean[k] + spread[k] * annotator_offset[j, k]
+                                                - item_spread[k] * item_offset[i])
+
+    spread[k, :], item_spread[k, :] ~ HalfNormal
 
     annotator_offset[j, k, :], item_offset[i, :] ~ Normal(0, 1): non-centred, written out
 
-An item has one standardised offset that all its classes share, so the sum over its true class is over proper densities. The last axis
-has K logits; K - 1 if the prior has a reference, whose logit is 0.
+An item has one standardised offset that all its classes share, so the sum over its true class is over proper
+densities. The last axis has K logits; K - 1 if the prior has a reference, whose logit is 0.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ def hierarchical_dawid_skene(rows: Rows, prior: LogitPrior) -> None:
 
 
 def item_difficulty(rows: Rows, prior: LogitPrior) -> None:
-    """Declare one confusion matrix for all annotators, bent by each item."""
+    """Declare one confusion matrix for all annotators, shifted by an effect of each item."""
     class_prior = sample_class_prior(prior.class_prior)
     mean, item_spread = _population(prior, "item_spread", prior.item_scale)
     log_rows = _log_rows(mean + item_spread * _item_offset(rows, mean)[:, None], prior)  # (i, k, l)
@@ -44,14 +48,16 @@ def item_difficulty(rows: Rows, prior: LogitPrior) -> None:
 
 
 def logistic_random_effects(rows: Rows, prior: LogitPrior) -> None:
-    """Declare annotators drawn from a population, whose rows each item bends; `confusion` is theirs on an item that bends nothing."""
+    """Declare annotators drawn from a population, shifted by an effect of each item; `confusion` is theirs
+    on an item without effect.
+    """
     class_prior = sample_class_prior(prior.class_prior)
     mean, spread = _population(prior, "spread", prior.spread_scale)
     item_spread = _scales(mean, "item_spread", prior.item_scale)
     logits = mean + spread * _annotator_offset(rows, mean)
     pyro.deterministic("confusion", _log_rows(logits, prior).exp(), event_dim=3)
-    bent = logits[codes(rows.annotator)] - item_spread * _item_offset(rows, mean)[codes(rows.item), None]
-    observe(rows, class_prior.log(), _log_rows(bent, prior), torch.arange(len(bent)))  # (n, k, l)
+    shifted = logits[codes(rows.annotator)] - item_spread * _item_offset(rows, mean)[codes(rows.item), None]
+    observe(rows, class_prior.log(), _log_rows(shifted, prior), torch.arange(len(shifted)))  # (n, k, l)
 
 
 def _population(

@@ -1,4 +1,6 @@
-"""The models of `probcrowd.models.aggregation.logistic`, declared in NumPyro with the same sites; see there for the mathematics."""
+"""The models of `probcrowd.models.aggregation.logistic`, declared in NumPyro with the same sites; see there
+for the mathematics.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def hierarchical_dawid_skene(rows: Rows, prior: LogitPrior) -> None:
 
 
 def item_difficulty(rows: Rows, prior: LogitPrior) -> None:
-    """Declare one confusion matrix for all annotators, bent by each item."""
+    """Declare one confusion matrix for all annotators, shifted by an effect of each item."""
     class_prior = sample_class_prior(prior.class_prior)
     mean, item_spread = _population(prior, "item_spread", prior.item_scale)
     log_rows = _log_rows(mean + item_spread * _item_offset(rows, mean)[:, None], prior)  # (i, k, l)
@@ -37,14 +39,17 @@ def item_difficulty(rows: Rows, prior: LogitPrior) -> None:
 
 
 def logistic_random_effects(rows: Rows, prior: LogitPrior) -> None:
-    """Declare annotators drawn from a population, whose rows each item bends; `confusion` is theirs on an item that bends nothing."""
+    """Declare annotators drawn from a population, shifted by an effect of each item; `confusion` is theirs
+    on an item without effect.
+    """
     class_prior = sample_class_prior(prior.class_prior)
     mean, spread = _population(prior, "spread", prior.spread_scale)
     item_spread = _scales(mean, "item_spread", prior.item_scale)
     logits = mean + spread * _annotator_offset(rows, mean)
     deterministic("confusion", jnp.exp(_log_rows(logits, prior)))
-    bent = logits[rows.annotator] - item_spread * _item_offset(rows, mean)[rows.item, None]
-    observe(rows, jnp.log(class_prior), _log_rows(bent, prior), jnp.arange(rows.label.shape[0]))  # (n, k, l)
+    shifted = logits[rows.annotator] - item_spread * _item_offset(rows, mean)[rows.item, None]
+    log_rows = _log_rows(shifted, prior)  # (n, k, l)
+    observe(rows, jnp.log(class_prior), log_rows, jnp.arange(rows.label.shape[0]))
 
 
 def _population(

@@ -1,9 +1,11 @@
-"""What all models of annotation share, in Pyro: rows of labels given the true class, and the true class of an item, enumerated.
+"""The part that all models of annotation share, in Pyro: labels given the true class, which is enumerated.
 
-    truth[i] ~ Categorical(exp log_class[i])       label[n] ~ Categorical(table[table_of_row[n], truth[item[n]], :])
+    truth[i] ~ Categorical(exp log_class[i])
+    label[n] ~ Categorical(table[table_of_row[n], truth[item[n]], :])
 
-Rows have no plate of their own: beside an enumerated `truth`, a plate of rows outside the plate of items silently gives a wrong density.
-Their log likelihood is gathered by item first and enters as one factor per item and class. A gold label rules out the other classes.
+Rows have no plate of their own: beside an enumerated `truth`, a plate of rows outside the plate of items
+silently gives a wrong density. Their log likelihood is gathered by item first and enters as one factor per
+item and class. A gold label rules out the other classes.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ def observe(
     log_table: Float[Tensor, "t k l"],
     table_of_row: Int[Tensor, " n"],
 ) -> None:
-    """Declare the truth of every item and condition on what was said of it."""
+    """Declare the true class of every item and condition on its labels."""
     item, label = codes(rows.item), codes(rows.label)
     weight = torch.from_numpy(np.array(rows.weight)).to(log_table)
-    said = log_table[table_of_row, :, label] * weight[:, None]  # (n, k)
-    evidence = said.new_zeros(rows.num_items, rows.num_classes).index_add(0, item, said)
+    scores = log_table[table_of_row, :, label] * weight[:, None]  # (n, k)
+    evidence = scores.new_zeros(rows.num_items, rows.num_classes).index_add(0, item, scores)
     gold = codes(rows.gold)[:, None]
     evidence = evidence.masked_fill((gold >= 0) & (gold != torch.arange(rows.num_classes)), LOG_ZERO)
     with pyro.plate("item", rows.num_items, dim=-1):

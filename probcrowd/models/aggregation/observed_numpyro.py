@@ -1,9 +1,12 @@
-"""What all models of annotation share, in NumPyro: the distribution of what is known of an item, with its true class summed out.
+"""The part that all models of annotation share, in NumPyro: the distribution of an item's labels, its true
+class summed out.
 
-    log p(rows of item i) = logsumexp_k( log_class[i, k] + sum over rows n of i of weight[n] log_table[table_of_row[n], k, label[n]] )
+    log p(rows of item i) = logsumexp_k( log_class[i, k]
+                            + sum over rows n of i of weight[n] log_table[table_of_row[n], k, label[n]] )
 
-The site `label` has one value per item, its gold class or -1, and one log likelihood per item. Given the parameters it also knows
-everything else about the item: p(truth | rows), how likely each row was under each class, and how to draw the rows anew.
+The site `label` has one value per item, its gold class or -1, and one log likelihood per item. Given the
+parameters it also computes p(truth | rows) and the likelihood of each row under each class, and
+simulates rows.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ jax.tree_util.register_dataclass(Covariates, data_fields=["columns"], meta_field
 class AnnotatedItems(Distribution):
     """The items of a table given the class prior and the rows of the confusion matrices.
 
-    log_class: (i, k), or (k) for all items alike. log_table: tables (t, k, l) of log P(label l | truth k); table_of_row: which of them row n used.
+    log_class: (i, k), or (k) for all items alike. log_table: tables (t, k, l) of log P(label l | truth k);
+        table_of_row: which of them row n used.
     """
 
     pytree_data_fields = ("rows", "log_class", "log_table", "table_of_row")
@@ -48,7 +52,8 @@ class AnnotatedItems(Distribution):
         log_table: Float[Array, "t k l"],
         table_of_row: Int[Array, " n"],
     ) -> None:
-        # No positive double has a logarithm below -745: the floor stands for log 0 alone, and keeps differences of scores defined
+        # No positive double has a logarithm below -745: the floor stands for log 0 alone, and keeps
+        # differences of scores defined
         self.rows, self.log_class, self.log_table, self.table_of_row = (
             rows,
             log_class,
@@ -71,9 +76,9 @@ class AnnotatedItems(Distribution):
 
     def scores(self) -> Float[Array, "i k"]:
         """log p(truth k, rows of item i)."""
-        said = self.row_scores() * self.rows.weight[:, None]
+        weighted = self.row_scores() * self.rows.weight[:, None]
         return self.log_class + jax.ops.segment_sum(
-            said, self.rows.item, self.rows.num_items, indices_are_sorted=True
+            weighted, self.rows.item, self.rows.num_items, indices_are_sorted=True
         )
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Float[Array, " i"]:
@@ -93,7 +98,9 @@ class AnnotatedItems(Distribution):
         return jnp.where((gold >= 0) & (gold != jnp.arange(self.rows.num_classes)), -jnp.inf, self.scores())
 
     def draw_truth(self, key: Array) -> Int[Array, " i"]:
-        """True classes of new items, from the class prior (features, where there are any, are those of the items)."""
+        """True classes of new items, from the class prior (features, where there are any, are those of the
+        items).
+        """
         return jax.random.categorical(
             key, jnp.broadcast_to(self.log_class, (self.rows.num_items, self.rows.num_classes))
         )
@@ -109,7 +116,7 @@ def observe(
     log_table: Float[Array, "t k l"],
     table_of_row: Int[Array, " n"],
 ) -> None:
-    """Condition on what was said of every item, and on its gold class where there is one."""
+    """Condition on the labels of every item, and on its gold class where known."""
     numpyro.sample("label", AnnotatedItems(rows, log_class, log_table, table_of_row), obs=rows.gold)
 
 

@@ -1,4 +1,6 @@
-"""Every check passes on good draws and fails on draws made bad on purpose; scores against gold and the plug-in's position by loops."""
+"""Every check passes on good draws and fails on draws made bad on purpose; scores against gold and the
+plug-in's position by loops.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ LIKELIHOOD, PRIOR = "leave-one-item-out", "sensitivity to the prior of confusion
 
 @pytest.fixture(scope="module", autouse=True)
 def spared() -> Iterator[None]:
-    """Leaves out what no check here reads and what takes longest to compile: other modes and draws from the prior."""
+    """Leaves out what no check here reads and what takes longest to compile: other modes and draws from the
+    prior.
+    """
 
     def nothing(target: Any, data: Any, seed: int, draws: int) -> Any:
         return {}, np.zeros((2, len(data[-1].item)), np.int16)
@@ -102,7 +106,8 @@ def with_nuts(tree: xr.DataTree, diverging: Any = False, energy: Any = None, dep
     )
 
 
-# ---- Findings -----------------------------------------------------------------------------------------------------------------------------------
+# ---- Findings ----------------------------------------------------------------------------------------------
+# -------------------------------------
 
 
 def found(name: str, area: Any, passed: bool | None, value: float = 1.0) -> Finding:
@@ -144,7 +149,8 @@ def test_numbers_that_are_not_finite_are_null_in_json(value: float) -> None:
     assert read["findings"][0]["passed"] is None and read["findings"][1]["passed"] is False
 
 
-# ---- Good draws, and bad ones ----------------------------------------------------------------------------------------------------------------------
+# ---- Good draws, and bad ones ------------------------------------------------------------------------------
+# ----------------------------------------
 
 
 def test_good_draws_of_the_right_model_pass(good: xr.DataTree) -> None:
@@ -247,7 +253,9 @@ def test_fewer_than_four_chains_are_too_few(good: xr.DataTree) -> None:
 
 
 def test_a_chain_with_other_names_of_the_classes(good: xr.DataTree) -> None:
-    """Under a prior that names the classes a chain of its own naming has not explored; a naming all chains visit alike is uncertainty."""
+    """Under a prior that names the classes a chain of its own naming has not explored; a naming all chains
+    visit alike is uncertainty.
+    """
     name = "order of the classes"
     order = array(good, "sample_stats", "permutation").copy()
     assert finding(convergence(good)[0], name).passed is True and (order == [0, 1]).all()
@@ -389,7 +397,8 @@ def test_labels_of_another_model_are_seen(good: xr.DataTree) -> None:
     )
 
 
-# ---- Sensitivity to the prior ----------------------------------------------------------------------------------------------------------------------
+# ---- Sensitivity to the prior ------------------------------------------------------------------------------
+# ----------------------------------------
 
 
 def tilted(tree: xr.DataTree, strength: float) -> xr.DataTree:
@@ -447,7 +456,8 @@ def test_offsets_are_no_component_of_the_prior(good: xr.DataTree) -> None:
     assert not [each for each in prior_sensitivity(tree)[0] if "offset" in each.name]
 
 
-# ---- Against gold ------------------------------------------------------------------------------------------------------------------------------------
+# ---- Against gold ------------------------------------------------------------------------------------------
+# ------------------------------------------
 
 
 def test_scores_are_those_of_loops() -> None:
@@ -515,7 +525,9 @@ def drawn_truth(one: np.ndarray, generator: np.random.Generator) -> xr.Dataset:
 
 
 def crowd_of_200(seed: int, items: int = 1000, each: int = 4) -> tuple[xr.DataTree, np.ndarray]:
-    """200 annotators whose accuracies come from a Beta distribution, and p(truth | labels) by Bayes' rule, so that it is exact."""
+    """200 annotators whose accuracies come from a Beta distribution, and p(truth | labels) by Bayes' rule, so
+    that it is exact.
+    """
     generator = np.random.default_rng(seed)
     right = generator.beta(4, 2, 200)
     truth, item = generator.integers(2, size=items), np.repeat(np.arange(items), each)
@@ -544,7 +556,9 @@ def crowd_of_200(seed: int, items: int = 1000, each: int = 4) -> tuple[xr.DataTr
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_intervals_on_gold_cover_as_often_as_they_say(share: float) -> None:
-    """Coverage is nominal where label probabilities are right, and above since counts are whole numbers; sharpened ones cover less."""
+    """Coverage is nominal where label probabilities are right, and above since counts are whole numbers;
+    sharpened ones cover less.
+    """
     tree, truth = crowd_of_200(0)
     gold = np.where(np.random.default_rng(1).random(len(truth)) < share, truth, -1)
     table = accuracy_coverage(tree, gold, np.random.default_rng(2)).set_index("nominal")
@@ -586,7 +600,8 @@ def test_intervals_that_are_too_narrow_are_a_finding(good: xr.DataTree) -> None:
     assert narrow.passed is False and narrow.value < told.value and checked.exit_status == 4
 
 
-# ---- The plug-in --------------------------------------------------------------------------------------------------------------------------------------
+# ---- The plug-in -------------------------------------------------------------------------------------------
+# -------------------------------------------
 
 
 def test_the_position_of_the_mode_is_that_of_loops(good: xr.DataTree) -> None:
@@ -624,7 +639,8 @@ def test_the_mode_is_too_sure_of_the_anesthesia_data() -> None:
     assert told.value > 0.005 and "more confident by" in told.meaning
 
 
-# ---- Every model, and small tables ------------------------------------------------------------------------------------------------------------------
+# ---- Every model, and small tables -------------------------------------------------------------------------
+# -----------------------------------------
 
 
 def small(**columns: Any) -> Annotations:

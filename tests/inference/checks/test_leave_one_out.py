@@ -1,4 +1,6 @@
-"""Leave-one-out terms against enumeration and the specification's numbers; its densities against exact ones of a conjugate model."""
+"""Leave-one-out terms against enumeration and the specification's numbers; its densities against exact ones
+of a conjugate model.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +125,9 @@ def test_impossible_classes_are_allowed_and_impossible_labels_are_not() -> None:
 
 
 def all_gold(seed: int = 0, draws: int = 4000) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows with every truth known; concentrations; counts; exact posterior draws of class prior (c, s, k) and confusion (c, s, j, k, l)."""
+    """Rows with every truth known; concentrations; counts; exact posterior draws of class prior (c, s, k) and
+    confusion (c, s, j, k, l).
+    """
     generator = np.random.default_rng(seed)
     items, annotators, classes = 40, 3, 3
     gold = generator.integers(classes, size=items)
@@ -207,7 +211,8 @@ def test_relative_efficiency_is_that_of_the_densities() -> None:
     assert relative_efficiency(autocorrelated(1000, memory=0.0)) == pytest.approx(1, rel=0.05)
     assert relative_efficiency(autocorrelated(30, chains=1, draws=4000)) == pytest.approx(0.2 / 1.8, rel=0.15)
     assert relative_efficiency(np.zeros((4, 100, 0))) == 1
-    # exp of one with standard deviation v is less dependent: its autocorrelation at lag t is (exp(v^2 f^t) - 1) / (exp(v^2) - 1)
+    # exp of one with standard deviation v is less dependent: its autocorrelation at lag t is (exp(v^2 f^t) -
+    # 1) / (exp(v^2) - 1)
     lags = np.expm1(1.2**2 * 0.8 ** np.arange(1, 100)) / np.expm1(1.2**2)
     assert relative_efficiency(4 * autocorrelated(1000, draws=2000)) == pytest.approx(
         1 / (1 + 2 * lags.sum()), rel=0.1

@@ -1,4 +1,6 @@
-"""Predictive statistics against loops over rows; their p-values under the true model, and against data that it does not make."""
+"""Predictive statistics against loops over rows; their p-values under the true model, and against data that
+it does not make.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,9 @@ def crowd(
 
 
 def uneven(seed: int = 0) -> tuple[Rows, np.ndarray]:
-    """Rows with an annotator twice on an item, items of one row and of none, an annotator of none; and five replicates of labels."""
+    """Rows with an annotator twice on an item, items of one row and of none, an annotator of none; and five
+    replicates of labels.
+    """
     generator = np.random.default_rng(seed)
     item = np.sort(generator.integers(14, size=60))
     item = np.append(item, [14, 16])  # item 15 has no rows, 14 and 16 have one
@@ -192,7 +196,8 @@ def test_vote_entropy_equals_the_loops() -> None:
 
 
 def test_vote_entropy_on_the_edge_of_a_bin_does_not_depend_on_the_names_of_labels() -> None:
-    # Two labels of four, equally often: log 2, the edge between the fifth bin and the sixth; and the maximum, log 4
+    # Two labels of four, equally often: log 2, the edge between the fifth bin and the sixth; and the maximum,
+    # log 4
     rows = Rows(
         np.repeat([0, 1], [2, 4]),
         np.array([0, 1, 0, 1, 2, 3]),
@@ -282,7 +287,8 @@ def statistic(values: list[list[float]]) -> Statistic:
 
 
 def test_check_counts_tails_by_hand() -> None:
-    # Nine replicates of five entries: a middle value, one above all, a tie with all that never varies, the highest, one below all
+    # Nine replicates of five entries: a middle value, one above all, a tie with all that never varies, the
+    # highest, one below all
     replicated = [[float(s), float(s), 1.0, float(s), float(s)] for s in range(9)]
     found = check(statistic([[4.0, 20.0, 1.0, 8.0, -1.0]]), statistic(replicated))
     assert found.table["p"].tolist() == pytest.approx([1.0, 2 / 10, 1.0, 4 / 10, 2 / 10])
@@ -380,7 +386,9 @@ def test_p_values_are_uniform_under_the_true_model() -> None:
 
 
 def test_which_truth_scores_the_errors_of_replicates() -> None:
-    """Their true classes make the check milder. The responsibilities of other labels reject the true model, so they are not offered."""
+    """Their true classes make the check milder. The responsibilities of other labels reject the true model,
+    so they are not offered.
+    """
     generator = np.random.default_rng(2)
     by_truth, by_other = [], []
     for _ in range(40):

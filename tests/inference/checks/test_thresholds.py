@@ -1,4 +1,6 @@
-"""Every decision threshold of the checks, from both sides: the value itself, and the closest values that change the verdict."""
+"""Every decision threshold of the checks, from both sides: the value itself, and the closest values that
+change the verdict.
+"""
 
 from __future__ import annotations
 

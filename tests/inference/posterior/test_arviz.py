@@ -1,4 +1,6 @@
-"""ArviZ reads every tree that we produce: summary, psense_summary, loo and plot_loo_pit, here and with other versions of ArviZ."""
+"""ArviZ reads every tree that we produce: summary, psense_summary, loo and plot_loo_pit, here and with other
+versions of ArviZ.
+"""
 
 from __future__ import annotations
 

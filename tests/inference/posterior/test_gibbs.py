@@ -1,4 +1,6 @@
-"""The Gibbs sampler: against enumeration of all labellings, quadrature, conjugate posteriors, NumPyro's densities and loops over its own draws."""
+"""The Gibbs sampler: against enumeration of all labellings, quadrature, conjugate posteriors, NumPyro's
+densities and loops over its own draws.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def sample(model: str, rows: Rows, prior: Any = None, **options: Any) -> Draws:
 
 
 def standard_error(values: np.ndarray) -> np.ndarray:
-    """Of the mean over (chain, draw), by the means of 25 batches in each chain, each far longer than the chain remembers."""
+    """Of the mean over (chain, draw), by the means of 25 batches in each chain, each far longer than the
+    chain remembers.
+    """
     chains, draws = values.shape[:2]
     batches = values.reshape(chains * 25, draws // 25, *values.shape[2:]).mean(1)
     return batches.std(0, ddof=1) / math.sqrt(len(batches))
@@ -99,13 +103,16 @@ def log_beta(concentrations: np.ndarray) -> float:
     return sum(math.lgamma(a) for a in concentrations.ravel()) - math.lgamma(float(concentrations.sum()))
 
 
-# ---- Exact posteriors of a tiny problem ---------------------------------------------------------------------------------------------------
+# ---- Exact posteriors of a tiny problem
+# ---------------------------------------------------------------------------------------------------
 
 
 def explanations(
     model: str, rows: Rows, prior: Any
 ) -> Iterator[tuple[float, tuple[int, ...], dict[str, np.ndarray]]]:
-    """Each labelling (for MACE each labelling and set of spam rows): log weight, labelling, conditional means of the sites."""
+    """Each labelling (for MACE each labelling and set of spam rows): log weight, labelling, conditional means
+    of the sites.
+    """
     choices = [range(K) if g < 0 else [int(g)] for g in rows.gold]
     for z in itertools.product(*choices):
         classes = np.bincount(z, minlength=K)
@@ -179,7 +186,8 @@ def test_posterior_means_equal_those_of_all_labellings(model: str, gold: bool) -
     assert set(made.samples) == set(exact) - {"q"} == set(find_model(model).dims)
     for name, values in made.samples.items():
         agree(values, exact[name], name)
-    # The smooth probabilities of each draw have the same mean as those of the chain, whose error batches of draws give
+    # The smooth probabilities of each draw have the same mean as those of the chain, whose error batches of
+    # draws give
     q = np.stack([item_probabilities(model, rows, made, c) for c in range(4)])
     agree(q, exact["q"], "q")
     np.testing.assert_allclose(made.responsibilities.mean(0), q.mean((0, 1)), rtol=0, atol=1e-10)
@@ -232,7 +240,8 @@ def test_weights_of_mace_need_not_be_whole(weight: float) -> None:
     agree(made.samples["spam"][..., 0, 0], (mass * e).sum(), "spam")
 
 
-# ---- Known labels: independent draws of conjugate posteriors ------------------------------------------------------------------------------
+# ---- Known labels: independent draws of conjugate posteriors
+# ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", CONJUGATE)
@@ -277,7 +286,9 @@ def test_draws_given_labels_are_independent() -> None:
 
 @pytest.mark.parametrize("concentration", [0.01, 0.5, 1.0])
 def test_concentrations_below_one(concentration: float) -> None:
-    """No rows at all: draws of the prior. Most of Dirichlet(0.01, ...) is closer to 0 than a float gets, and its logs are finite."""
+    """No rows at all: draws of the prior. Most of Dirichlet(0.01, ...) is closer to 0 than a float gets, and
+    its logs are finite.
+    """
     prior = DirichletPrior(np.full(K, concentration), np.full((K, K), concentration))
     empty = np.zeros(0, int)
     rows = Rows(empty, empty, empty, np.zeros(0), np.full(1, 0), 2, K)
@@ -288,7 +299,8 @@ def test_concentrations_below_one(concentration: float) -> None:
     )
 
 
-# ---- Every draw: density, probabilities, what belongs together ----------------------------------------------------------------------------
+# ---- Every draw: density, probabilities, what belongs together
+# ----------------------------------------------------------------------------
 
 
 def item_scores(model: str, rows: Rows, made: Draws, chain: int) -> np.ndarray:
@@ -383,7 +395,8 @@ def test_what_has_no_rows_follows_the_prior() -> None:
     )
 
 
-# ---- Chains: seeds, threads, chunks, thinning, starts -------------------------------------------------------------------------------------
+# ---- Chains: seeds, threads, chunks, thinning, starts
+# -------------------------------------------------------------------------------------
 
 
 def equal(left: Draws, right: Draws) -> bool:
@@ -426,7 +439,9 @@ def test_warmup_sweeps_come_first() -> None:
 
 
 def first_counts(rows: Rows, **options: Any) -> np.ndarray:
-    """Class counts of the start: with no prior to speak of and much data, the first draw's class prior shows them."""
+    """Class counts of the start: with no prior to speak of and much data, the first draw's class prior shows
+    them.
+    """
     prior = DirichletPrior(np.full(K, 1e-3), np.ones((K, K)))
     return sample("dawid_skene", rows, prior, draws=1, warmup=0, chains=200, **options).samples[
         "class_prior"
@@ -479,7 +494,8 @@ def test_labels_switch_under_a_flat_prior_when_chains_start_apart() -> None:
     np.testing.assert_allclose(apart, [np.roll(votes.mean(0), shift) for shift in (0, 1, 2, 0)], atol=0.02)
 
 
-# ---- At the border ------------------------------------------------------------------------------------------------------------------------
+# ---- At the border -----------------------------------------------------------------------------------------
+# -------------------------------
 
 
 @pytest.mark.parametrize(

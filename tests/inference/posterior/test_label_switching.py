@@ -1,4 +1,6 @@
-"""Label switching against every permutation tried, and functionals that no renaming changes against those that it does."""
+"""Label switching against every permutation tried, and functionals that no renaming changes against those
+that it does.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,8 @@ def test_alignment_keeps_the_identity_in_a_tie_and_only_then() -> None:
     turned = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 2.0], [2.0, 0.0, 1.0]])  # 3 as it stands, 6 once turned
     level = turned + np.diag([1.0, 1.0, 1.0])  # 6 either way, and rows have two maxima
     constant = np.full((3, 3), 0.1)
-    # Neither rows nor columns have their maximum on the diagonal, so the solver decides, and 0.1 + 0.2 > 0.3 by rounding
+    # Neither rows nor columns have their maximum on the diagonal, so the solver decides, and 0.1 + 0.2 > 0.3
+    # by rounding
     rounded = np.array([[0.0, 0.1, 0.0], [0.2, 0.3, 0.0], [0.0, 0.0, 0.0]])
     found = alignment(np.stack([turned, level, constant, rounded])[None])[0]
     assert tuple(found[0]) != (0, 1, 2) and total(turned, tuple(found[0])) == 6

@@ -1,4 +1,6 @@
-"""NUTS: where chains begin, that the draws are those of the posterior, and that running chains side by side changes nothing."""
+"""NUTS: where chains begin, that the draws are those of the posterior, and that running chains side by side
+changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +152,9 @@ def test_nuts_and_gibbs_draw_from_the_same_posterior(sampled: Draws) -> None:
 
 
 def stans_density(rows: Rows, prior: DirichletPrior) -> Any:
-    """Minus the log density on logits of every simplex with the last logit 0, written as the Stan User's Guide does, row by row and in torch."""
+    """Minus the log density on logits of every simplex with the last logit 0, written as the Stan User's
+    Guide does, row by row and in torch.
+    """
     items, annotators, classes = rows.num_items, rows.num_annotators, rows.num_classes
     class_concentration, row_concentration = torch.tensor(prior.class_prior), torch.tensor(prior.confusion)
     item, annotator, label = (torch.tensor(array) for array in (rows.item, rows.annotator, rows.label))
@@ -161,7 +165,8 @@ def stans_density(rows: Rows, prior: DirichletPrior) -> Any:
             torch.cat([parameters["theta"], torch.zeros(annotators, classes, 1)], -1), -1
         )
         log_q = pi.repeat(items, 1).index_add(0, item, theta[annotator, :, label])
-        # The density of a simplex on its logits is that of the Dirichlet times the product of all entries: concentrations, not minus 1
+        # The density of a simplex on its logits is that of the Dirichlet times the product of all entries:
+        # concentrations, not minus 1
         return -(
             torch.logsumexp(log_q, 1).sum()
             + (class_concentration * pi).sum()

@@ -1,4 +1,6 @@
-"""From a table to a tree of draws: names, terms by loops and quadrature, replicates by enumeration, names of classes, gold, files, the plug-in."""
+"""From a table to a tree of draws: names, terms by loops and quadrature, replicates by enumeration, names of
+classes, gold, files, the plug-in.
+"""
 
 from __future__ import annotations
 
@@ -158,7 +160,8 @@ def bayes(class_prior: np.ndarray, confusion: np.ndarray, rows: Rows) -> np.ndar
     return joint / joint.sum(1, keepdims=True)
 
 
-# ---- What the tree is -----------------------------------------------------------------------------------------------------------------------
+# ---- What the tree is --------------------------------------------------------------------------------------
+# ---------------------------------
 
 
 def test_groups_stand_under_the_users_ids(tree: xr.DataTree) -> None:
@@ -264,7 +267,8 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
         load_posterior(tmp_path / "notes.nc")
 
 
-# ---- Terms by item and by row -----------------------------------------------------------------------------------------------------------------
+# ---- Terms by item and by row ------------------------------------------------------------------------------
+# -----------------------------------
 
 
 def without(rows: Rows, n: int) -> Rows:
@@ -385,7 +389,9 @@ def posterior_of(
 
 
 def integrated(model: str, sites: dict[str, np.ndarray], prior: LogitPrior, rows: Rows) -> np.ndarray:
-    """log p(rows of item) with the item's effect integrated by the trapezoidal rule, which is exact here to many digits."""
+    """log p(rows of item) with the item's effect integrated by the trapezoidal rule, which is exact here to
+    many digits.
+    """
     line = np.linspace(-8, 8, 321)
     width = sites["mean"].shape[1]
     grid = np.stack(np.meshgrid(*[line] * width, indexing="ij"), -1).reshape(-1, width)
@@ -441,12 +447,15 @@ def test_effects_of_items_are_integrated_out(model: str, prior: LogitPrior, most
             assert abs(terms.leave_one_out[0, draw, n] - expected[rows.item[n]] + rest) < most
 
 
-# ---- Replicates -------------------------------------------------------------------------------------------------------------------------------
+# ---- Replicates --------------------------------------------------------------------------------------------
+# -----------------------------------
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_replicates_have_the_probabilities_that_enumeration_gives(order: tuple[int, ...]) -> None:
-    """Item 0 is new, item 1 has gold; the draws' classes are named in some order, labels and gold as they are."""
+    """Item 0 is new, item 1 has gold; the draws' classes are named in some order, labels and gold as they
+    are.
+    """
     rows = Rows(
         np.array([0, 0, 1]),
         np.array([0, 1, 1]),
@@ -496,7 +505,8 @@ def test_the_trees_replicates_keep_gold(tree: xr.DataTree) -> None:
     assert all(np.ptp(truth[..., item]) > 0 for item in (0, 2, 4))
 
 
-# ---- Memory -----------------------------------------------------------------------------------------------------------------------------------
+# ---- Memory ------------------------------------------------------------------------------------------------
+# -----------------------------------
 
 
 @pytest.mark.parametrize(
@@ -527,7 +537,8 @@ def test_little_memory_thins_the_groups_and_nothing_else(tree: xr.DataTree, spar
     assert numbers <= 2 * 2 * (8 + 24) * 8 * 12 + 5
 
 
-# ---- Names of classes -------------------------------------------------------------------------------------------------------------------------
+# ---- Names of classes --------------------------------------------------------------------------------------
+# -----------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -631,7 +642,8 @@ def test_draws_of_a_prior_that_names_the_classes_stay_as_they_are(sparing: None)
     assert np.abs(array(kept, "responsibilities", "by_chain")[chain] - np.mean(each, 0)).mean() < 0.02
 
 
-# ---- Gold and features ------------------------------------------------------------------------------------------------------------------------
+# ---- Gold and features -------------------------------------------------------------------------------------
+# -----------------------------------
 
 
 def test_gold_is_certain_and_the_rest_is_not(tree: xr.DataTree) -> None:
@@ -700,7 +712,8 @@ def test_features_find_the_classes_that_votes_leave_open() -> None:
     assert "q5" in str(refused.value) and "q17" in str(refused.value)
 
 
-# ---- Seeds, errors, NUTS ----------------------------------------------------------------------------------------------------------------------
+# ---- Seeds, errors, NUTS -----------------------------------------------------------------------------------
+# -----------------------------------
 
 
 def test_a_seed_makes_the_tree(tree: xr.DataTree) -> None:
@@ -781,7 +794,8 @@ def test_nuts_fills_the_same_tree(sparing: None) -> None:
     np.testing.assert_array_equal(array(found, "responsibilities", "mean")[[1, 3]], [[0, 0, 1], [1, 0, 0]])
 
 
-# ---- The prior, and the plug-in -----------------------------------------------------------------------------------------------------------------
+# ---- The prior, and the plug-in ----------------------------------------------------------------------------
+# -------------------------------------
 
 
 def test_the_prior_group_says_what_the_prior_says(tree: xr.DataTree) -> None:

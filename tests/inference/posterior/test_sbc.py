@@ -1,4 +1,6 @@
-"""Simulation-based calibration: right samplers have uniform ranks and honest intervals, wrong ones visibly do not."""
+"""Simulation-based calibration: right samplers have uniform ranks and honest intervals, wrong ones visibly do
+not.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def design(items: int = 30, annotators: int = 6, labels: int = 4, classes: int =
 def closed_form(
     rows: Rows, generator: np.random.Generator, *, narrower: float = 1.0, draws: int = 99
 ) -> dict[str, np.ndarray]:
-    """Dirichlet posteriors of Dawid-Skene with all true classes known; each concentration multiplied by `narrower`."""
+    """Dirichlet posteriors of Dawid-Skene with all true classes known; each concentration multiplied by
+    `narrower`.
+    """
     prior = DirichletPrior.named("accurate", rows.num_classes)
     counts = np.tile(prior.confusion, (rows.num_annotators, 1, 1)).astype(float)
     np.add.at(counts, (rows.annotator, rows.gold[rows.item], rows.label), 1)
@@ -116,7 +120,9 @@ def test_the_table_counts_ranks() -> None:
 
 
 class Panel(Distribution):
-    """All labels of a table at once, given what a model says of its items: what another library needs to simulate and to score."""
+    """All labels of a table at once, given what a model says of its items: what another library needs to
+    simulate and to score.
+    """
 
     pytree_data_fields = ("items",)
 

@@ -1,4 +1,6 @@
-"""Volumes identify what coupled cross-entropy leaves open, on the designed crowds of `benchmarks/identifiability.py` at one size."""
+"""Volumes identify what coupled cross-entropy leaves open, on the designed crowds of
+`benchmarks/identifiability.py` at one size.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_a_volume_finds_the_matrices_that_coupled_cross_entropy_misses(
 
 
 def test_a_mixture_of_other_matrices_gives_labels_the_same_probabilities(bench: ModuleType) -> None:
-    """What makes the crowd without experts a counter-example: far less certain items and better annotators explain every label as well."""
+    """What makes the crowd without experts a counter-example: far less certain items and better annotators
+    explain every label as well.
+    """
     kinds, confusion = bench.truth("no experts", np.random.default_rng(0))
     shrink = 0.8 * np.eye(3) + 0.2 / 3
     other = np.linalg.solve(shrink, confusion)
