@@ -2,9 +2,9 @@
 
     python benchmarks/crowds.py
 
-The size of LabelMe: 1,000 items of 512 features, 59 annotators, 2,547 labels of 8 classes, 128 hidden units, batches of
-100 items as published. Methods alternate epoch by epoch, so that other load on the machine affects all of them alike;
-medians over epochs after the first two.
+The size of LabelMe: 1,000 items of 512 features, 59 annotators, 2,547 labels of 8 classes, 128 hidden units,
+batches of 100 items as published. Methods alternate epoch by epoch, so that other load on the machine affects
+all of them alike; medians over epochs after the first two.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""How long one round of EM of LIA takes: `python benchmarks/lia.py`. 8,000 labels of 800 items with 768 features by 164 annotators, 4 x 16 networks.
+"""Time of one round of EM of LIA: `python benchmarks/lia.py`.
 
-An E step and an M step: of 25 L-BFGS steps on all items (objective "joint"), and of 1,000 AMSGrad steps on batches of 1,024 labels (as
-published). Seconds: median and range over rounds, after one for warming up.
+8,000 labels of 800 items with 768 features by 164 annotators, 4 x 16 networks.
+
+An E step and an M step: of 25 L-BFGS steps on all items (objective "joint"), and of 1,000 AMSGrad steps on
+batches of 1,024 labels (as published). Seconds: median and range over rounds, after one for warming up.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ def main() -> None:
     for name, way in ways.items():
         found = rounds(*way)
         print(
-            f"{name:30s} {statistics.median(found):.2f} s a round ({min(found):.2f} to {max(found):.2f}), {torch.get_num_threads()} threads"
+            f"{name:30s} {statistics.median(found):.2f} s a round ({min(found):.2f} to {max(found):.2f}), "
+            f"{torch.get_num_threads()} threads"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which spreads held-out labels choose for LIA on real sets with features, starting from the default ones. No gold is read.
+"""Prior scales of LIA that held-out labels choose on real sets with features, starting from the defaults; no gold.
 
 PROBCROWD_DATA names the data folder.
 """

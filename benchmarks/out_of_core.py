@@ -1,9 +1,11 @@
 """Dawid-Skene on annotations that stay on disk: `python benchmarks/out_of_core.py [--annotations 1e8] [--folder DIR] [--workers 0] [--text]`.
 
-Made first, in chunks: Parquet files with 5 labels of each item in 4 classes by 10,000 annotators whose accuracies are 0.4 to 0.95, rows in random
-order over all files, item ids that look random, as int64 or as text. Then another process fits, and reports seconds of each stage, seconds
-per pass and nanoseconds per annotation and pass, the highest resident memory, and how far the accuracies are from the true ones.
---workers: fit on a Dask cluster of that many processes on this machine; the memory is then that of the client alone.
+Made first, in chunks: Parquet files with 5 labels of each item in 4 classes by 10,000 annotators whose
+accuracies are 0.4 to 0.95, rows in random order over all files, item ids that look random, as int64 or as
+text. Then another process fits, and reports seconds of each stage, seconds per pass and nanoseconds per
+annotation and pass, the highest resident memory, and how far the accuracies are from the true ones.
+--workers: fit on a Dask cluster of that many processes on this machine; the memory is then that of the client
+alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Seconds of an epoch of SimLabel, and the ratio to the same network that skips missing labels: `python benchmarks/simlabel.py`.
+"""Time of an epoch of SimLabel, relative to skipping missing labels: `python benchmarks/simlabel.py`.
 
-Three sizes: the panel of the experiments (1,000 items of 64 features, 12 annotators, 10 classes, 79 % missing), a large sparse crowd (5,000 items of 384
-features, 203 annotators, 5 labels an item, 2 classes), and small pictures before a convolutional encoder (1,000 of 3 x 32 x 32, 12 annotators, 79 % missing).
-Ways take turns, epoch by epoch, so that whatever else the machine does falls on all of them; medians over epochs of the ratio, after the first two.
+Three sizes: the panel of the experiments (1,000 items of 64 features, 12 annotators, 10 classes, 79 %
+missing), a large sparse crowd (5,000 items of 384 features, 203 annotators, 5 labels an item, 2 classes), and
+small pictures before a convolutional encoder (1,000 of 3 x 32 x 32, 12 annotators, 79 % missing). Ways take
+turns, epoch by epoch, so that whatever else the machine does falls on all of them; medians over epochs of the
+ratio, after the first two.
 """
 
 from __future__ import annotations
@@ -107,7 +109,8 @@ def main() -> None:
             for way, times in seconds.items():
                 ratio = np.median(np.array(times[2:]) / base)
                 print(
-                    f"{size:9s} {architecture:7s} {way:22s} {1000 * np.median(times[2:]):7.1f} ms an epoch, {ratio:.2f} times skip",
+                    f"{size:9s} {architecture:7s} {way:22s} {1000 * np.median(times[2:]):7.1f} ms an epoch, "
+                    f"{ratio:.2f} times skip",
                     flush=True,
                 )
 

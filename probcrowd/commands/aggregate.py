@@ -79,13 +79,13 @@ def aggregate(
 
     LABELS is a .csv or .parquet file with columns item (or task), annotator (or worker) and label.
 
-    Writes labels.csv, annotators.csv, confusion.csv, summary.json and three figures into the folder `out`, once all are
-    complete; with --out-of-core, labels/*.parquet, annotators.csv and summary.json. lia adds competence.csv,
-    difficulty.csv, truth.csv and map.png.
+    Writes labels.csv, annotators.csv, confusion.csv, summary.json and three figures into the folder `out`,
+    once all are complete; with --out-of-core, labels/*.parquet, annotators.csv and summary.json. lia adds
+    competence.csv, difficulty.csv, truth.csv and map.png.
 
-    With features, lia and two-stage predict from the items' features; without, they learn an embedding of every item
-    from its labels. Feature files have ids in a column item (or task), or annotator (or worker); without that column,
-    and in .npy files, ids are 0, 1, ...
+    With features, lia and two-stage predict from the items' features; without, they learn an embedding of
+    every item from its labels. Feature files have ids in a column item (or task), or annotator (or worker);
+    without that column, and in .npy files, ids are 0, 1, ...
     """
     if out_of_core or cluster:
         refused = {**options, "features": features, "annotator features": annotator_features, "prior": None}
@@ -146,9 +146,10 @@ def compare(
     reading: dict[str, str],
     out: Path | None,
 ) -> None:
-    """Score all aggregators of LABELS on gold: accuracy, log loss, calibration error, and differences from a reference.
+    """Score all aggregators of LABELS on gold: accuracy, log loss, calibration error, paired differences.
 
-    Differences are paired by item, with 95 % intervals over items with gold. In a tie of m classes accuracy counts 1/m.
+    Differences are paired by item, with 95 % intervals over items with gold. In a tie of m classes accuracy
+    counts 1/m.
     """
     from probcrowd.data.files import read_annotations, read_gold
     from probcrowd.runs.aggregate import compare_aggregators, comparison_text

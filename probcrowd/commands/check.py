@@ -78,7 +78,8 @@ def check(
 ) -> None:
     """Sample the posterior of a model of LABELS, and check whether draws and model can be trusted.
 
-    Writes posterior.nc, items.csv, annotators.csv, report.html, verdict.json and, with --compare, comparison.csv.
+    Writes posterior.nc, items.csv, annotators.csv, report.html, verdict.json and, with --compare,
+    comparison.csv.
 
     \b
     Exit status

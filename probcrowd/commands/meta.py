@@ -15,7 +15,7 @@ from probcrowd.commands.options import FILE, OUT, SET, annotation_options, repor
 @SET
 @report_errors
 def meta_train_command(config: Path, resume: bool, overrides: tuple[str, ...]) -> None:
-    """Meta-train an embedding network with the settings in CONFIG, a TOML file, whose key `out` names the run's folder.
+    """Meta-train an embedding network with the settings in CONFIG, a TOML file; its key `out` names the folder.
 
     In several processes: torchrun --nproc-per-node 2 -m probcrowd meta-train CONFIG
     """
@@ -61,9 +61,9 @@ def adapt(
 ) -> None:
     """Adapt RUN to a task labelled by several annotators, and classify its query items.
 
-    Features have one row per item, with ids in a column `item`; without that column, and in .npy files, ids are
-    0, 1, ... Writes probabilities, responsibilities, confusion, annotators and class_prior as .csv and .parquet, and
-    confusion.png.
+    Features have one row per item, with ids in a column `item`; without that column, and in .npy files, ids
+    are 0, 1, ... Writes probabilities, responsibilities, confusion, annotators and class_prior as .csv and
+    .parquet, and confusion.png.
     """
     from probcrowd.data.files import read_annotations, read_features
     from probcrowd.figures.base import confusion_figure, save_figure
@@ -89,7 +89,10 @@ def adapt(
 @click.option("--config", type=FILE, help="A TOML file with other settings than those for digits.")
 @report_errors
 def demo(out: Path, splits: int, config: Path | None) -> None:
-    """Compare meta-training through EM with its alternatives on handwritten digits: a table, two figures, minutes on two cores."""
+    """Compare meta-training through EM with its alternatives on handwritten digits.
+
+    Makes a table and two figures, in minutes on two cores.
+    """
     from probcrowd.runs.meta.demo import demo_settings, demonstrate
     from probcrowd.runs.meta.evaluate import grid
 

@@ -19,8 +19,8 @@ from probcrowd.data.rows import Rows
 class AnnotationTensors:
     """The annotations of b items, sorted by item.
 
-    item[n]: the item's position among these b items. items[b]: the position of each of them in the whole table.
-    weight_per_item: the total weight of an item's labels, averaged over all items of the whole table.
+    item[n]: the item's position among these b items. items[b]: the position of each of them in the whole
+    table. weight_per_item: the total weight of an item's labels, averaged over all items of the whole table.
     """
 
     item: Int[Tensor, " n"]
@@ -52,7 +52,8 @@ class AnnotationTensors:
     def weighted_mean(self, values: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         """The mean over all labels of the table; over a batch, an unbiased estimate of it.
 
-        It is unbiased because the divisor is the expected weight of a batch, not the weight it happens to have.
+        It is unbiased because the divisor is the expected weight of a batch, not the weight it happens to
+        have.
         """
         return (self.weight * values).sum() / (len(self.items) * self.weight_per_item)
 
@@ -61,12 +62,12 @@ class AnnotationTensors:
         return self.weighted_mean(-log_label.gather(1, self.label[:, None])[:, 0])
 
     def log_likelihood(self, log_confusion: Float[Tensor, "j k l"]) -> Float[Tensor, "b k"]:
-        """log P(all labels of the item | class k); annotators who did not label the item contribute nothing."""
+        """log P(all labels of the item | class k), over the annotators who labelled it."""
         rows = log_confusion[self.annotator, :, self.label] * self.weight[:, None]
         return rows.new_zeros(len(self.items), rows.shape[1]).index_add(0, self.item, rows)
 
     def counts(self, probabilities: Float[Tensor, "b k"], num_annotators: int) -> Float[Tensor, "j k l"]:
-        """Expected counts: the weight of labels l of annotator j on items of class k, under class probabilities."""
+        """Expected counts: the weight of labels l of annotator j on items of class k."""
         classes = probabilities.shape[1]
         flat = probabilities.new_zeros(num_annotators * classes, classes)
         weighted = probabilities[self.item] * self.weight[:, None].to(probabilities.dtype)
@@ -88,7 +89,7 @@ class AnnotationTensors:
         return AnnotationTensors(position, *parts, self.weight_per_item)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[AnnotationTensors]:
-        """All items once, in random order, in batches of about `size` items whose sizes differ by at most one.
+        """All items once, in random order, in batches of about `size` items; sizes differ by at most one.
 
         A batch has at least two items if there are two: a single item cannot be standardised by its batch.
         """

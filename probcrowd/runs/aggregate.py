@@ -2,15 +2,15 @@
 
 labels.csv        item, label, its probability, the probability of every class, ties, flags
 annotators.csv    accuracy, information and probability of spamming, with intervals
-confusion.csv     P(label | true class) by annotator; like confusion.png omitted if there are too many matrices
-summary.json      sizes, fit, class prior, dependence, scores on gold; written last, so all other files are complete if it exists
+confusion.csv     P(label | true class) by annotator; omitted like confusion.png if there are too many
+summary.json      sizes, fit, class prior, dependence, scores on gold; written last, after all other files
 annotators.png    annotators by accuracy
 confidence.png    how certain the labels are
 confusion.png     confusion matrices of the annotators with most labels
 
 LIA adds
 
-competence.csv    P(label | true class) by annotator, on an item of average features; omitted if confusion.csv is
+competence.csv    P(label | true class) by annotator, on an item of average features; omitted like confusion.csv
 difficulty.csv    the probability that a typical annotator is wrong, by item
 truth.csv         class probabilities by item from the truth network alone, without the item's labels
 map.png           annotators with similar labels near each other
@@ -85,8 +85,10 @@ def aggregate_labels(
     """Fit an aggregator and write the files above into `out`, replacing earlier ones once all are complete.
 
     Args:
-        gold: known classes by item. The labels take them as certain; scores come from a second fit without them.
-        features, annotator_features: numbers by item and by annotator, for models that use them; see `LIA.fit`.
+        gold: known classes by item. The labels take them as certain; scores come from a second fit without
+            them.
+        features, annotator_features: numbers by item and by annotator, for models that use them; see
+            `LIA.fit`.
         options: arguments of the aggregator.
 
     Raises:
@@ -125,10 +127,10 @@ def compare_aggregators(
     say: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> pd.DataFrame:
-    """Score every aggregator on gold, with differences from the reference paired by item and their 95 % intervals.
+    """Score every aggregator on gold, with differences from the reference, paired by item, and 95 % intervals.
 
-    The reference is the first row. Accuracy counts 1/m in a tie of m classes. No fit uses gold. A model that cannot fit
-    the table is omitted, and `say` is called with the reason.
+    The reference is the first row. Accuracy counts 1/m in a tie of m classes. No fit uses gold. A model that
+    cannot fit the table is omitted, and `say` is called with the reason.
     """
     codes = _codes(annotations, gold, options.get("abstention"))
     known = codes >= 0

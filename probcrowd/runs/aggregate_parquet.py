@@ -4,8 +4,8 @@ labels/part-*.parquet   item, label, its probability, the probability of every c
 annotators.csv          as `runs.aggregate` writes it
 summary.json            sizes, fit, class prior; written last, so the other files of that run are whole once it is there
 
-Dawid-Skene alone, as in memory: EM to the posterior mode, and probabilities averaged over the parameters. Dependence between annotators is not
-looked at: aggregate a sample of the items for that.
+Dawid-Skene alone, as in memory: EM to the posterior mode, and probabilities averaged over the parameters.
+Dependence between annotators is not looked at: aggregate a sample of the items for that.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def aggregate_files(
     Args:
         path: a Parquet file or a folder of them. columns: names by role, as in `tables.named_columns`.
         gold: known classes by item; the answer takes them as certain.
-        work: a folder for intermediate files, used again by the next run on the same files; by default a temporary one.
+        work: a folder for intermediate files, used again by the next run on the same files; by default a
+            temporary one.
         client: a `distributed.Client`; its workers see the same files.
 
     Raises:

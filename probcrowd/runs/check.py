@@ -1,11 +1,11 @@
-"""Label probabilities with every check that they deserve: sample a posterior, check it, and leave files that people and programs can read.
+"""Sample a posterior, check it, and write label probabilities and findings into files for people and programs.
 
 posterior.nc      the xarray.DataTree of `sample_posterior`
-items.csv         label probabilities under the user's ids
+items.csv         label probabilities, under the user's ids
 annotators.csv    accuracy with intervals
-comparison.csv    leave-one-item-out scores of several models, where wanted
+comparison.csv    leave-one-item-out scores of several models, if requested
 report.html       all of it on one page
-verdict.json      the findings; written last, so the other files of that run are whole once it is there
+verdict.json      the findings; written last, so all other files of the run are complete if it exists
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def check_labels(
     annotations: Annotations,
     *,
     out: Path,
-    model: str = "dawid_skene",
+    model: str = "dawid-skene",
     prior: str | None = None,
     features: pd.DataFrame | None = None,
     gold: pd.Series | None = None,
@@ -51,16 +51,18 @@ def check_labels(
     compare: Sequence[str] = (),
     progress: bool = True,
 ) -> Checked:
-    """What the checks found; the files above are in `out`, each replaced only by a whole successor.
+    """Sample and check the posterior of a model, write the files above into `out`, and return the findings.
 
     Args:
-        prior: the name of one of the model's priors; its default without it. Models of `compare` use their defaults.
-        gold: classes to score the answer against; the fit does not see them.
-        known: classes that the fit takes as certain.
+        prior: the name of one of the model's priors; None: its default. Models of `compare` use their
+            defaults.
+        gold: known classes, for scoring only.
+        known: known classes, taken as certain in the fit.
         compare: other models, to compare by leaving out items.
 
     Raises:
-        ValueError: as `sample_posterior`; a prior that the model does not have; models whose densities are not of the same data.
+        ValueError: as `sample_posterior`; a prior that the model does not have; models whose densities are
+            not of the same data.
     """
     model, *others = (find_model(name).name for name in (model, *compare))
     compared = [name for name in dict.fromkeys(others) if name != model]
@@ -106,12 +108,13 @@ def check_labels(
 
 
 def _require_possible(model: str, compared: Sequence[str], features: pd.DataFrame | None) -> None:
-    """What can be refused before anything is sampled."""
+    """Raise an error for combinations that can be refused before sampling."""
     with_features = [name for name in (model, *compared) if find_model(name).features]
     if with_features and compared:
         # Its density is of features and labels, theirs of labels alone
         raise ValueError(
-            f"{with_features[0]} predicts features as well as labels, so it cannot be compared with models of labels alone"
+            f"{with_features[0]} predicts features as well as labels, so it cannot be compared with models of "
+            "labels alone"
         )
     if bool(with_features) != (features is not None):
         raise ValueError(

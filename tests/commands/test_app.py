@@ -242,7 +242,7 @@ def test_input_that_cannot_be_right_is_refused_and_named(run: Path) -> None:
         trained.adapt(support, Annotations.from_frame(labels.assign(task=range(len(labels)))), query)
 
 
-def test_faults_are_told_in_one_line_without_a_traceback(run: Path, tmp_path: Path) -> None:
+def test_errors_are_reported_in_one_line_without_a_traceback(run: Path, tmp_path: Path) -> None:
     result = invoke(
         "adapt", run, "--support", "no.csv", "--annotations", "no.csv", "--query", "no.csv", "--out", tmp_path
     )

@@ -183,7 +183,7 @@ def test_models_are_compared_by_item_and_an_old_comparison_does_not_stay(run: Ru
     assert not (tmp_path / "comparison.csv").exists() and (tmp_path / "items.csv").exists()
 
 
-def test_faults_are_told_in_one_line(tmp_path: Path) -> None:
+def test_errors_are_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "labels.parquet").write_bytes(b"PAR1 and then nothing")
     (tmp_path / "labels.csv").write_text("item,annotator,label\na,x,yes\na,y,\n")
     (tmp_path / "good.csv").write_text("item,annotator,label\na,x,yes\na,y,no\n")

@@ -1,4 +1,4 @@
-"""Apply a network as a channel needs it: log class probabilities, the input of its last linear layer, or embeddings."""
+"""Apply a network as a channel needs it: log class probabilities, features of its last layer, or embeddings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def apply_network(network: nn.Module, channel: Channel, inputs: Tensor) -> Netwo
 def apply_network_to_all(
     network: nn.Module, channel: Channel, inputs: Inputs, items: Int[Tensor, " i"]
 ) -> NetworkOutput:
-    """The output for many items, a chunk at a time, without dropout or gradients; modules keep their modes."""
+    """The output for many items, a chunk at a time, without dropout or gradients."""
     modes = network.training, channel.training
     network.eval()
     channel.eval()

@@ -1,13 +1,13 @@
-r"""The loop that trains a network together with a channel, the model of its annotators (`probcrowd.models.crowd`).
+r"""The loop that trains a network together with a channel, the model of annotators (`probcrowd.models.crowd`).
 
     epoch e    channel.start_epoch(e)
                batches of whole items in an order drawn from (seed, e): Adam on network and channel
                channel.end_epoch() -> score
 
-All randomness in an epoch comes from (seed, e), so training resumed after any epoch gives bit-identical results. The
-score, if any, selects the epoch whose network and channel are the result; without one, the last epoch. Weight decay
-applies to the network alone, unless the channel asks for it: on logits of confusion matrices it would pull annotators
-towards guessing.
+All randomness in an epoch comes from (seed, e), so training resumed after any epoch gives bit-identical
+results. The score, if any, selects the epoch whose network and channel are the result; without one, the last
+epoch. Weight decay applies to the network alone, unless the channel asks for it: on logits of confusion
+matrices it would pull annotators towards guessing.
 
 Memory: the network three times with its optimizer, once more for the best epoch, and one batch of inputs.
 """
@@ -46,8 +46,9 @@ PER_INPUT = 100  # multiplications of a small convolution per input number
 class TrainingOptions:
     """Options of the training loop.
 
-    batch: items. learning_rate, weight_decay: of Adam. channel_learning_rate: for the channel's parameters, whose
-    logits have further to go; None: the network's. patience: epochs without a better score before stopping; None: never.
+    batch: items. learning_rate, weight_decay: of Adam. channel_learning_rate: for the channel's parameters,
+    whose logits have further to go; None: the network's. patience: epochs without a better score before
+    stopping; None: never.
     """
 
     epochs: int = 100
@@ -60,7 +61,7 @@ class TrainingOptions:
 
 @dataclass
 class TrainingState:
-    """Progress of a training: number of epochs done, the best one and its score, and a row of `history` per epoch."""
+    """Progress of a training: epochs done, the best one and its score, and a row of `history` per epoch."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -99,7 +100,8 @@ def train(
     """Train both modules in place.
 
     Args:
-        resume: a checkpoint saved by `keep`, to continue from. keep: called with tensors and state after every epoch.
+        resume: a checkpoint saved by `keep`, to continue from. keep: called with tensors and state after
+            every epoch.
 
     Raises:
         FloatingPointError: the loss, the score or a parameter is no longer finite.
@@ -153,7 +155,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _small(network: nn.Module, inputs: Inputs, labels: AnnotationTensors, training: TrainingOptions) -> bool:
-    """Whether a batch is too little work for several threads, judged by the number of weights and of inputs."""
+    """Whether a batch is too little work for several threads, by its number of weights and inputs."""
     weights = sum(parameter.numel() for parameter in network.parameters())
     work = training.batch * (weights + PER_INPUT * inputs(labels.items[:1]).numel())
     return labels.item.device.type == "cpu" and work < SMALL

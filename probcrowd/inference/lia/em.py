@@ -1,13 +1,13 @@
-r"""Fit LIA: rounds of generalised EM from the vote shares, then steps on the last objective, in units that can be saved in between.
+r"""Fit LIA: generalised EM from the vote shares, then steps on the last objective, in units that can be saved.
 
     unit 0              M step given the vote shares (equation 8)
     unit 1 ... R - 1    E step, M step
-    unit R ...          `chunk` steps each on the last objective (equation 9), until all are taken or they gain nothing more
+    unit R ...          `chunk` steps each on the last objective (equation 9), until done or converged
 
 Steps use all items at once or batches of them: see `probcrowd.inference.lia.optimizers`.
 
-Time per step is proportional to labels x classes^2 x R, plus items times the size of the networks; so is memory, over
-the labels of a batch. Nothing has the shape items x annotators.
+Time per step is proportional to labels x classes^2 x R, plus items times the size of the networks; so is
+memory, over the labels of a batch. Nothing has the shape items x annotators.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ INITIAL_SCALE = (
 class Schedule:
     """Number of rounds of EM, of steps per M step, and of last steps after EM.
 
-    batch: labels per batch; None: all items at once. learning_rate: of AMSGrad alone. tolerance: the gain per item, in
-    nats, below which the last steps have converged.
+    batch: labels per batch; None: all items at once. learning_rate: of AMSGrad alone. tolerance: the gain per
+    item, in nats, below which the last steps have converged.
     """
 
     rounds: int = 10
@@ -74,7 +74,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fit: parameters, posteriors q and class probabilities h of the items, values by unit, and whether it converged."""
+    """A fit: parameters, posteriors q and class probabilities h of the items, values by unit, convergence."""
 
     parameters: Parameters
     posterior: Float64[np.ndarray, "i k"]

@@ -1,7 +1,7 @@
 """Choose LIA's prior scales by the likelihood of held-out labels; gold is not used.
 
-Labels are held out a fifth at a time, until `ENOUGH` of them, or all, have been. A label's score is
-log sum_k q_ik Q[i,j,k,l], with q from the other labels of its item. One scale after another moves as long as the scores
+Labels are held out a fifth at a time, until `ENOUGH` of them, or all, have been. A label's score is log sum_k
+q_ik Q[i,j,k,l], with q from the other labels of its item. One scale after another moves as long as the scores
 improve by more than their standard error; if labels cannot tell, nothing moves.
 """
 
@@ -41,8 +41,8 @@ def search_prior_scales(
 ) -> pd.DataFrame:
     """Search prior scales on held-out labels; one row per setting in the order tried.
 
-    Columns: the scales; score: the mean in nats per label; gain: over the previous best, with its standard_error;
-    best: whether it was accepted.
+    Columns: the scales; score: the mean in nats per label; gain: over the previous best, with its
+    standard_error; best: whether it was accepted.
 
     Raises:
         ValueError: too few labels to hold any out.
@@ -84,7 +84,7 @@ def folds(rows: Rows, seed: int) -> list[Bool[np.ndarray, " n"]]:
     count = len(rows.item)
     if count < 2 * FOLDS:
         raise ValueError(
-            f"{count} labels are too few to choose prior scales, at least {2 * FOLDS} are needed: pass a prior"
+            f"{count} labels are too few to choose prior scales, {2 * FOLDS} are needed: pass a prior"
         )
     fold = np.random.default_rng(seed).permutation(count) % FOLDS
     return [fold == number for number in range(min(FOLDS, math.ceil(ENOUGH * FOLDS / count)))]

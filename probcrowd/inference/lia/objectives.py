@@ -1,24 +1,26 @@
-r"""Objectives of generalised EM for LIA: as the paper writes them, as its authors coded them, and as a likelihood (Platanios et al. 2020).
+r"""Objectives of generalised EM for LIA (Platanios et al. 2020): as written, as coded, and as a likelihood.
 
     a_ik = log h_k(x_i) + sum_n log Q[i,j_n,k,l_n]            over the rows n of item i
     E    q_ik = softmax_k(a_ik)                                equation 4
     M    sum_i sum_k q_ik (log h_k(x_i) + sum_n log Q[i,j_n,k,l_n])                       equations 5 to 7
-    last joint      sum_i log sum_k exp a_ik                   the marginal likelihood of all labels of an item together
-         composite  sum_n log sum_k h_k(x_i) Q[i,j_n,k,l_n]    equation 9: of each label alone, ignoring the item's other labels
+    last joint      sum_i log sum_k exp a_ik                   the likelihood of all labels of an item together
+         composite  sum_n log sum_k h_k(x_i) Q[i,j_n,k,l_n]    equation 9: of each label alone
 
                          joint      as_written    as_coded
     h in the E step      yes        yes           no: uniform
-    posterior            soft       soft          hard: 1 where q >= 1/2, so two classes in a tie, perhaps none of several classes
-    column normaliser    no         yes           no              Q[i,j,k,l] / sum_k' Q[i,j,k',l] instead of Q, in M and last
+    posterior            soft       soft          hard: 1 where q >= 1/2 (two in a tie, or none)
+    column normaliser    no         yes           no
     log h counted        per item   per item      per label of the item
     last                 joint      composite     composite, without the normaliser
     prior                yes        no            no
 
-With `joint`, M is the expected complete log posterior, so a step that raises it never lowers the log posterior. With
-the column normaliser it is not: q then multiplies reverse conditionals p(k | l), and an exact M step lowers the
-marginal likelihood and drives all items into one class. The composite objective ignores that labels of one item share a
-truth, and is flat if h is the same for all items; gold counts in it once per label of the item, and not at all without
-labels.
+The column normaliser puts Q[i,j,k,l] / sum_k' Q[i,j,k',l] in the place of Q, in M and last.
+
+With `joint`, M is the expected complete log posterior, so a step that raises it never lowers the log
+posterior. With the column normaliser it is not: q then multiplies reverse conditionals p(k | l), and an exact
+M step lowers the marginal likelihood and drives all items into one class. The composite objective ignores
+that labels of one item share a truth, and is flat if h is the same for all items; gold counts in it once per
+label of the item, and not at all without labels.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ ObjectiveName = Literal["joint", "composite", "as_written", "as_coded"]
 
 @dataclass(frozen=True)
 class Objective:
-    """The rows of the table above. prediction: classes come from q or, as in the authors' first code, from h."""
+    """The rows of the table above. prediction: from q or, as in the authors' first code, from h."""
 
     truth_in_e_step: bool = True
     hard: bool = False

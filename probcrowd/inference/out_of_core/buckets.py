@@ -3,10 +3,12 @@ r"""Annotations on disk in buckets of whole items, and passes over them that hol
     bucket b = all rows of the items with hash(item id) mod B = b, packed (starts, cell, weight, gold) with the ids of its items
     counts(all) = counts(bucket 0) + counts(bucket 1) + ... + counts(bucket B - 1),    added in this order
 
-A pass maps `e_step` over the buckets, here one after the other or, by another `Map`, on a cluster, and adds the results in the order of the
-buckets: the answer has the same bits however many workers there are, if all have the same processor and number of cores. On disk a bucket
-takes 4 bytes per annotation (12 with weights) and 8 per item (12 with gold) besides the ids. Memory: one bucket, which the system may drop,
-8K bytes per item of it at the first pass, and a few tables of 8K bytes per cell; nothing grows with the number of all items.
+A pass maps `e_step` over the buckets, here one after the other or, by another `Map`, on a cluster, and adds
+the results in the order of the buckets: the answer has the same bits however many workers there are, if all
+have the same processor and number of cores. On disk a bucket takes 4 bytes per annotation (12 with weights)
+and 8 per item (12 with gold) besides the ids. Memory: one bucket, which the system may drop, 8K bytes per
+item of it at the first pass, and a few tables of 8K bytes per cell; nothing grows with the number of all
+items.
 """
 
 from __future__ import annotations
@@ -75,10 +77,11 @@ def write_probabilities(
 ) -> None:
     """A Parquet part per bucket with columns item, label (the most probable class, the first of equals), probability, and p_<class> of each class.
 
-    The parts are written beside `folder`, which appears under its name when all are whole; a failure leaves nothing. Within a part, rows are
-    sorted by item. Memory: 8 (2 K + 3) bytes per item of one bucket.
+    The parts are written beside `folder`, which appears under its name when all are whole; a failure leaves
+    nothing. Within a part, rows are sorted by item. Memory: 8 (2 K + 3) bytes per item of one bucket.
 
-    means: posterior means given the counts that `scores` make; probabilities are then averaged over parameters (`inference.averaged`).
+    means: posterior means given the counts that `scores` make; probabilities are then averaged over
+    parameters (`inference.averaged`).
 
     Raises:
         ValueError: `folder` is there and not empty.

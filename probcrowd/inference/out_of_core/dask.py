@@ -2,9 +2,10 @@
 
     scheduler:  shared arguments (once) -> task of part 0, task of part 1, ...       workers: read the part's files, return a sum
 
-A worker that dies costs the tasks that it had: the scheduler gives them, and the shared arguments, to another one. All that tasks write is
-written whole or not at all and has the same bits each time, so a task that ran twice has done no harm. Files travel by no network of ours:
-the workers see the folders of the annotations and of the buckets under the same paths (one machine, or a shared file system).
+A worker that dies costs the tasks that it had: the scheduler gives them, and the shared arguments, to another
+one. All that tasks write is written whole or not at all and has the same bits each time, so a task that ran
+twice has done no harm. Files travel by no network of ours: the workers see the folders of the annotations and
+of the buckets under the same paths (one machine, or a shared file system).
 """
 
 from __future__ import annotations

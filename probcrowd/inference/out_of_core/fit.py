@@ -4,8 +4,9 @@
     work/buckets/                         buckets.py; while they are made, also the scattered rows
     work/annotators.arrow, classes.arrow, cells.npy
 
-Buckets made from the same files (path, size, time of change) with the same arguments are used again; others are made anew. Peak memory for
-10**8 annotations of 2 * 10**7 items by 10**4 annotators: under 1 GB. Time is linear in the number of annotations.
+Buckets made from the same files (path, size, time of change) with the same arguments are used again; others
+are made anew. Peak memory for 10**8 annotations of 2 * 10**7 items by 10**4 annotators: under 1 GB. Time is
+linear in the number of annotations.
 """
 
 from __future__ import annotations
@@ -100,14 +101,16 @@ def fit_parquet(
         channel: the model, made from the cells, e.g. a `DirichletRows`.
         item, annotator, label, weight: names of columns; the usual ones as in `Annotations.from_frame`.
         gold: the known class of some items, by item id; those of other items are ignored.
-        duplicates: rows that repeat an (item, annotator) pair, as in `Annotations.from_frame`; first and last by the order of the files.
-        work: the folder for buckets, new, empty or one that was used so before; by default a temporary one. On a cluster all workers see it.
+        duplicates: rows that repeat an (item, annotator) pair, as in `Annotations.from_frame`; first and last
+            by the order of the files.
+        work: the folder for buckets, new, empty or one that was used so before; by default a temporary one.
+            On a cluster all workers see it.
         client: a `distributed.Client`, whose workers do all that reads rows.
         bucket_rows: about how many rows are in memory at once.
 
     Raises:
-        ValueError: files or columns that are absent, values that are missing or unfit, repeated pairs, gold that is no class, or a `work`
-            that holds something else or is in use.
+        ValueError: files or columns that are absent, values that are missing or unfit, repeated pairs, gold
+            that is no class, or a `work` that holds something else or is in use.
     """
     check_option("duplicates", duplicates, DUPLICATES)
     if bucket_rows < 1:

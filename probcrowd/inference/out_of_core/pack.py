@@ -4,10 +4,12 @@ r"""Parquet to buckets: rows are scattered by the hash of their item, then each 
     merge     pairs of all pieces  ->  annotators and classes, sorted, and the cells
     pack      bucket: its rows in all pieces  ->  items sorted by id, rows within an item by cell and weight  ->  saved
 
-So the bits of the buckets depend on the set of rows alone, not on their order nor on the files, except where `duplicates` keeps the first or
-the last row of a pair: first in the order of the files. Every task may run twice, or be killed and run again. Time is linear but for sorting
-within buckets. On disk, about 24 bytes per annotation with numbers as ids, removed when all is packed. Memory: about 120 bytes per row of
-the largest bucket with numbers as ids, 150 with short text. All rows of an item are in one bucket, so an item with very many makes it large.
+So the bits of the buckets depend on the set of rows alone, not on their order nor on the files, except where
+`duplicates` keeps the first or the last row of a pair: first in the order of the files. Every task may run
+twice, or be killed and run again. Time is linear but for sorting within buckets. On disk, about 24 bytes per
+annotation with numbers as ids, removed when all is packed. Memory: about 120 bytes per row of the largest
+bucket with numbers as ids, 150 with short text. All rows of an item are in one bucket, so an item with very
+many makes it large.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def shuffle(
     """The buckets of all rows, in a folder that holds nothing else.
 
     Raises:
-        ValueError: rows with missing or unfit values, repeated (item, annotator) pairs, or gold that is no class.
+        ValueError: rows with missing or unfit values, repeated (item, annotator) pairs, or gold that is no
+            class.
     """
     job.scattered.mkdir(parents=True, exist_ok=True)
     scattered = map(scatter, found.pieces, job)

@@ -3,8 +3,9 @@
     survey(path) -> files, pieces (consecutive row groups of a file), columns with their kinds        reads no row
     batches(piece, columns) -> item, annotator, label, weight, as int64, text or boolean              a million rows at a time
 
-All files have the columns, and each column is of the same kind in all of them. Whole numbers may come as floats, as they do where pandas
-made room for missing values; text may be dictionary-encoded. Memory: a batch, and the compressed columns of one row group.
+All files have the columns, and each column is of the same kind in all of them. Whole numbers may come as
+floats, as they do where pandas made room for missing values; text may be dictionary-encoded. Memory: a batch,
+and the compressed columns of one row group.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ class Survey:
 def survey(path: Path, names: dict[str, str | None], piece_rows: int) -> Survey:
     """The pieces of a file, or of the *.parquet files in a folder and its subfolders, in the order of their paths.
 
-    names: the column of each role, None for the usual ones; weight None: each row counts once. Files and folders whose names begin with a
-    dot or an underscore are left out. A piece has about `piece_rows` rows, or one row group.
+    names: the column of each role, None for the usual ones; weight None: each row counts once. Files and
+    folders whose names begin with a dot or an underscore are left out. A piece has about `piece_rows` rows,
+    or one row group.
 
     Raises:
         ValueError: no file, no row, a file that is not Parquet, columns that are absent, or not of one kind.
@@ -101,7 +103,8 @@ def batches(piece: Piece, columns: dict[str, Column]) -> Iterator[pa.RecordBatch
     """The rows of a piece, in order, as columns named by role.
 
     Raises:
-        ValueError: an item, annotator or label that is missing, numbers that are not whole, or weights that are not finite and positive.
+        ValueError: an item, annotator or label that is missing, numbers that are not whole, or weights that
+            are not finite and positive.
     """
     row = piece.first_row
     with pq.ParquetFile(piece.file, buffer_size=2**20) as file:

@@ -2,8 +2,8 @@
 
     piece p  ->  file p:  batch 0 of bucket 0, batch 0 of bucket 1, ..., batch 1 of bucket 0, ...      and the (annotator, label) pairs in it
 
-So bucket b is every B-th batch from b on. Known classes are scattered the same way. Memory: a batch of a million rows and what it takes to
-reorder it, about 100 bytes per row with numbers as ids.
+So bucket b is every B-th batch from b on. Known classes are scattered the same way. Memory: a batch of a
+million rows and what it takes to reorder it, about 100 bytes per row with numbers as ids.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The interface of a channel: a module that turns class probabilities of items into a loss on the annotators' labels."""
+"""The interface of a channel: from class probabilities of items to a loss on the annotators' labels."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from probcrowd.data.tensors import AnnotationTensors
 
 @dataclass(frozen=True)
 class NetworkOutput:
-    """The network's output for b items: log class probabilities, and the input of its last linear layer if needed.
+    """The network's output for b items: log class probabilities, and the input of its last layer if needed.
 
-    For channels that take embeddings, `features` is the network's whole output, of any shape, and `log_truth` has
-    no columns.
+    For channels that take embeddings, `features` is the network's whole output, of any shape, and `log_truth`
+    has no columns.
     """
 
     log_truth: Float[Tensor, "b k"]
@@ -43,8 +43,8 @@ class Channel(nn.Module, abc.ABC):
 
     `needs_features`: the channel reads `NetworkOutput.features`, the input of the network's layer `head`.
     `needs_embedding`: the network returns embeddings, and the channel contains everything after them.
-    `weight_decay`: the network's weight decay applies to the channel's parameters too.
-    `selectable`: whether the current epoch may be selected; false during a first phase that a second one completes.
+    `weight_decay`: the network's weight decay applies to the channel's parameters too. `selectable`: whether
+    the current epoch may be selected; false during a first phase that a second one completes.
 
     `degenerate` counts steps in which the log volume of a nearly singular matrix was needed.
     """
@@ -82,7 +82,7 @@ class Channel(nn.Module, abc.ABC):
         return {}
 
     def start_epoch(self, epoch: int, epochs: int, evaluate: Callable[[], NetworkOutput]) -> None:
-        """Called before every epoch; `evaluate` returns the output for all items, without dropout or gradients."""
+        """Called before every epoch; `evaluate` returns the output for all items, without dropout."""
 
     def end_epoch(self) -> None:
         """Called after the last batch of every epoch, before scoring and saving."""
@@ -108,8 +108,8 @@ class ConfusionChannel(Channel):
     def item_log_likelihood(self, output: NetworkOutput, labels: AnnotationTensors) -> Float[Tensor, " b"]:
         """log P(all labels of the item | x) by item.
 
-        Several labels of an item hold information that single labels lack: they tell apart confusion matrices that
-        give every single label the same probability.
+        Several labels of an item hold information that single labels lack: they tell apart confusion matrices
+        that give every single label the same probability.
         """
         if not self.shared_truth:
             return super().item_log_likelihood(output, labels)
@@ -117,7 +117,7 @@ class ConfusionChannel(Channel):
 
 
 def smoothed_confusion(counts: Float[Tensor, "j k l"], amount: float = 1.0) -> Float[Tensor, "j k l"]:
-    """Normalise rows of counts after adding `amount` labels distributed like those of all annotators together."""
+    """Normalise rows of counts plus `amount` labels distributed like those of all annotators together."""
     pooled = counts.sum(0) + 1 / counts.shape[-1]
     added = counts + amount * pooled / pooled.sum(-1, keepdim=True)
     return added / added.sum(-1, keepdim=True)
@@ -137,8 +137,8 @@ def normalise_rows(counts: Float[Tensor, "*n l"]) -> Float[Tensor, "*n l"]:
 def diagonal_logit(accuracy: float, num_classes: int) -> float:
     """The diagonal logit, others being 0, whose softmax over K labels equals `accuracy`.
 
-    A logit of 1 (identity logits, the published start of several methods) gives .73 at K = 2, .23 at K = 10 and
-    .03 at K = 100; an accuracy does not depend on K.
+    A logit of 1 (identity logits, the published start of several methods) gives .73 at K = 2, .23 at K = 10
+    and .03 at K = 100; an accuracy does not depend on K.
 
     Raises:
         ValueError: an accuracy that is not between 0 and 1.

@@ -1,15 +1,16 @@
-r"""CoNAL (Chu, Ma & Wang 2021): part of the annotators' confusion is common to all; how much depends on the item.
+r"""CoNAL (Chu, Ma & Wang 2021): part of the confusion is common to all annotators; how much depends on the item.
 
-    w_ij        = sigmoid( cosine( embedding(x_i), annotator_j ) )                                  in [.2689, .7311]
+    w_ij        = sigmoid( cosine( embedding(x_i), annotator_j ) )                            in [.2689, .7311]
     z_l         = sum_k f_k ( w_ij common[k, l] + (1 - w_ij) individual[j, k, l] )
     P(l | j, x) = softmax_l( z_l )
     loss        = mean over labels of -log P - strength * sum_j || individual[j] - common ||_2
 
-The term pushes annotators *away* from the common part. Both parts start at `size` times the identity, where the norm
-has no gradient; 0 is used, so that the labels alone decide the direction. A cosine is between -1 and 1, so w never
-switches either part off.
+The term pushes annotators *away* from the common part. Both parts start at `size` times the identity, where
+the norm has no gradient; 0 is used, so that the labels alone decide the direction. A cosine is between -1 and
+1, so w never switches either part off.
 
-embedding(x) is a linear map of the input of the network's last linear layer; the paper maps the items' raw features.
+embedding(x) is a linear map of the input of the network's last linear layer; the paper maps the items' raw
+features.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, diagona
 
 
 class CoNAL(ConfusionChannel):
-    """width: of embeddings. size: initial diagonals. strength: weight of the distance from the common part; 0: none."""
+    """width: of embeddings. size: initial diagonals. strength: weight of the distance term; 0: none."""
 
     shared_truth = False
     needs_features = True

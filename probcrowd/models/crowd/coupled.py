@@ -1,15 +1,16 @@
-r"""Coupled cross-entropy, GeoCrowdNet(F), GeoCrowdNet(W) and TraceReg as a Pyro model (Ibrahim, Nguyen & Fu 2023).
+r"""Coupled cross-entropy, GeoCrowdNet and TraceReg as a Pyro model (Ibrahim, Nguyen & Fu 2023).
 
-    f = softmax(network(x_i))            confusion[j] = softmax over l of logits[j, k]          (both point estimates)
+    f = softmax(network(x_i))            confusion[j] = softmax over l of logits[j, k]       (both point estimates)
 
         .-- rows n --------------------------------------------.
         |  label[n] ~ Categorical( sum_k f[i_n, k] confusion[j_n, k, :] )   counted weight[n] times
         '------------------------------------------------------'
-    prior:  exp( |S| strength log det F F' ),  exp( |S| strength log det W' W ),  exp( -|S| strength mean_j trace confusion[j] )
+    prior:  exp( |S| strength log det F F' ),  exp( |S| strength log det W' W ),
+            exp( -|S| strength mean_j trace confusion[j] )
 
-Equations 1, 2, 6, 8 and 9. The likelihood is a composite one: every label has its own draw of the truth, although the
-labels of an item share it. |S| is the total weight of all labels, so the log density is -|S| times the loss of
-`probcrowd.models.crowd.mixture.Mixture`, and SVI with an empty guide trains both networks.
+Equations 1, 2, 6, 8 and 9. The likelihood is a composite one: every label has its own draw of the truth,
+although the labels of an item share it. |S| is the total weight of all labels, so the log density is -|S|
+times the loss of `probcrowd.models.crowd.mixture.Mixture`, and SVI with an empty guide trains both networks.
 """
 
 from __future__ import annotations

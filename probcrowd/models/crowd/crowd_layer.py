@@ -1,4 +1,4 @@
-r"""The crowd layer (Rodrigues & Pereira 2018): a linear layer per annotator on top of the class probabilities.
+r"""The crowd layer (Rodrigues & Pereira 2018): a linear layer per annotator on the class probabilities.
 
     P(l | j, x) = softmax_l( z_l )        loss: mean over labels of -log P
 
@@ -8,10 +8,10 @@ r"""The crowd layer (Rodrigues & Pereira 2018): a linear layer per annotator on 
     VW+B    z_l = scale[j, l] f_l + bias[j, l]
     SW      z_l = scale[j] f_l
 
-f are probabilities, not logits, so z is bounded by the weights. An item that is certainly of class k has
-z = weight[j, k], hence the confusion softmax_l(weight[j, k, l]); for other items the channel is the normalised
-geometric mean of these rows, and the weights are not confusion matrices. Only the initial values tie class k to
-label k.
+f are probabilities, not logits, so z is bounded by the weights. An item that is certainly of class k has z =
+weight[j, k], hence the confusion softmax_l(weight[j, k, l]); for other items the channel is the normalised
+geometric mean of these rows, and the weights are not confusion matrices. Only the initial values tie class k
+to label k.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS = ("MW", "VW", "VB", "VW+B", "SW")
 
 
 class CrowdLayer(ConfusionChannel):
-    """kind: see above. size: initial diagonal of `weight`, or initial `scale`; 1 as published. Biases start at 0."""
+    """kind: see above. size: initial diagonal of `weight`, or `scale`; 1 as published. Biases start at 0."""
 
     shared_truth = False
     weight: nn.Parameter | None

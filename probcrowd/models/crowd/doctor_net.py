@@ -1,15 +1,16 @@
 r"""DoctorNet (Guan et al. 2018): learn to answer like every annotator, then learn how to average them.
 
-    P(l | j, x) = softmax_l( heads[j] . features(x) )                                     first epochs: cross-entropy, mean over labels
-    f(x)        = sum_j w_j P(. | j, x) / sum_j w_j,        w = exp(averaging weights)    last epochs: cross-entropy against the majority
+    first epochs    P(l | j, x) = softmax_l( heads[j] . features(x) )            cross-entropy, mean over labels
+    last epochs     f(x)        = sum_j w_j P(. | j, x) / sum_j w_j              cross-entropy against the majority
+                    w           = exp(averaging weights)
 
-In the last epochs the network and its heads are fixed and w is learned: over the annotators who labelled the item,
-against the class with most of their votes. Running batch statistics still change. w starts at 1. An annotator without
-labels keeps an untrained head and the weight 1.
+In the last epochs the network and its heads are fixed and w is learned: over the annotators who labelled the
+item, against the class with most of their votes. Running batch statistics still change. w starts at 1. An
+annotator without labels keeps an untrained head and the weight 1.
 
-Predictions are f; the network's own last layer is neither used nor trained. The model has no confusion matrix: one is
-counted from f, with one label added per row. The heads have been trained on these items, so w favours the heads that
-memorised them.
+Predictions are f; the network's own last layer is neither used nor trained. The model has no confusion
+matrix: one is counted from f, with one label added per row. The heads have been trained on these items, so w
+favours the heads that memorised them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ CHUNK_ITEMS = 256  # items whose heads are averaged at a time
 class DoctorNet(ConfusionChannel):
     """DoctorNet over all labels of the fit; their items are those that `evaluate` in `start_epoch` returns.
 
-    averaging: the share of the epochs, at the end, in which w is learned: at least one if there are two, none if 0.
+    averaging: the share of the epochs, at the end, in which w is learned: at least one if there are two, none
+    if 0.
     """
 
     needs_features = True

@@ -1,4 +1,4 @@
-"""Compiled loops over a batch on the CPU: batches are so small that torch's call overhead exceeds the work."""
+"""Compiled loops over a batch on the CPU, where torch's call overhead exceeds the work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def coupled_log_likelihood(
     truth_gradient: np.ndarray,
     table_gradient: np.ndarray,
 ) -> float:
-    """sum_n weight[n] log sum_k exp(log_truth[item[n], k] + table[cell[n], k]), adding its gradients in place."""
+    """sum_n weight[n] log sum_k exp(log_truth[item[n], k] + table[cell[n], k]); adds gradients in place."""
     classes = log_truth.shape[1]
     share = np.empty(classes)
     total = 0.0

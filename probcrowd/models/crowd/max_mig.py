@@ -1,15 +1,15 @@
-r"""Max-MIG (Cao, Xu, Kong & Wang 2019): maximise the mutual information between a classifier and an aggregator of labels.
+r"""Max-MIG (Cao, Xu, Kong & Wang 2019): maximise the mutual information of a classifier and an aggregator.
 
     h_i  = softmax_k( sum_n weight[j_n, k, l_n] + log prior_k )        over the labels n of item i
     m_ij = sum_k f_k(x_i) h_j[k] / prior_k
     loss = - mean_i log m_ii - 1 + mean_{i != j} m_ij
 
-The loss is minus a lower bound of the mutual information of f and h when annotators err independently given the class.
-The pairs i != j are those of the batch; a batch of one item has none.
+The loss is minus a lower bound of the mutual information of f and h when annotators err independently given
+the class. The pairs i != j are those of the batch; a batch of one item has none.
 
 weight starts at the log confusion, which makes h the posterior of Dawid and Skene with that prior.
-softmax_l(weight[j, k, l]) stays that confusion only as far as training leaves it so: adding a number that depends
-on (j, l) alone to weight does not change the loss.
+softmax_l(weight[j, k, l]) stays that confusion only as far as training leaves it so: adding a number that
+depends on (j, l) alone to weight does not change the loss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, normali
 
 
 class MaxMIG(ConfusionChannel):
-    """labels: all labels of the fit; weight starts at log(confusion + eps), counted with vote shares as the truth.
+    """labels: all labels of the fit; weight starts at log(confusion + eps), counted with vote shares.
 
     class_prior: uniform by default.
     """

@@ -1,12 +1,15 @@
-r"""Model bootstrapped EM (Khetan, Lipton & Anandkumar 2018): train, count confusions from f, train on the labels' posteriors.
+r"""Model bootstrapped EM (Khetan, Lipton & Anandkumar 2018).
+
+Train, count confusion matrices from f, and train again on the posteriors that they give for the labels:
 
     first round      targets: the vote shares
-    further rounds   confusion[j, k, l] prop. to the sum of f_k(x_i) over labels l of j        q_i[k] prop. to prod_n confusion[j_n, k, l_n]
-                     targets: q
+    further rounds   confusion[j, k, l] prop. to the sum of f_k(x_i) over labels l of j
+                     targets: q_i[k] prop. to prod_n confusion[j_n, k, l_n]
 
-Confusion matrices come from f alone and q from the confusion matrices alone: it includes neither f nor a class prior.
-A row without counts is uniform, and a cell without counts counts as `FLOOR` in q. The epochs are divided evenly among
-the rounds. Each round continues with the current network, where the paper trains a fresh one.
+Confusion matrices come from f alone and q from the confusion matrices alone: it includes neither f nor a
+class prior. A row without counts is uniform, and a cell without counts counts as `FLOOR` in q. The epochs are
+divided evenly among the rounds. Each round continues with the current network, where the paper trains a fresh
+one.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 r"""Coupled cross-entropy and its relatives: p(l | x, j) = sum_k f_k(x) confusion[j, k, l].
 
-    CCEM               mean over labels of -log p                                      Ibrahim, Nguyen & Fu 2023, equation 6
-    GeoCrowdNet(F)     CCEM - truth_volume * log det F F'                              equation 8: a prior that spreads the items' probabilities
-    GeoCrowdNet(W)     CCEM - confusion_volume * log det W' W                          equation 9: one that spreads the confusion matrices
-    TraceReg           CCEM + trace * mean_j trace(confusion[j])                       Tanno et al. 2019, equation 4
+    CCEM               mean over labels of -log p                     Ibrahim, Nguyen & Fu 2023, equation 6
+    GeoCrowdNet(F)     CCEM - truth_volume * log det F F'             equation 8: spreads the items' probabilities
+    GeoCrowdNet(W)     CCEM - confusion_volume * log det W' W         equation 9: spreads the confusion matrices
+    TraceReg           CCEM + trace * mean_j trace(confusion[j])      Tanno et al. 2019, equation 4
 
-Both volumes are maximised. Along the matrices Q that leave every p unchanged (confusion -> Q^-1 confusion, f -> f Q)
-one rises by as much as the other falls, so they are not meant to be combined. "Identified" means up to a permutation of
-the classes: only the initial values tie class k to label k.
+Both volumes are maximised. Along the matrices Q that leave every p unchanged (confusion -> Q^-1 confusion, f
+-> f Q) one rises by as much as the other falls, so they are not meant to be combined. "Identified" means up
+to a permutation of the classes: only the initial values tie class k to label k.
 
-With `running`, the items' Gram matrix is a mean over about one epoch instead of one batch: the published term depends
-on the batch size, and is singular if a batch has fewer items than there are classes.
+With `running`, the items' Gram matrix is a mean over about one epoch instead of one batch: the published term
+depends on the batch size, and is singular if a batch has fewer items than there are classes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from probcrowd.models.crowd.volume import add_log_volume, by_class
 
 
 class Mixture(ConfusionChannel):
-    """logits: initial values of the confusion matrices, (j, k, l). The terms' strengths are as above; all 0: CCEM."""
+    """logits: initial confusion matrices, (j, k, l). The terms' strengths are as above; all 0: CCEM."""
 
     gram: Tensor
     gram_weight: Tensor
@@ -74,7 +74,7 @@ class Mixture(ConfusionChannel):
         truth_gradient: Float[Tensor, "b k"],
         table_gradient: Float[Tensor, "n k"],
     ) -> float:
-        """Minus the volumes in use times their strengths, whose gradients are added in place; count singular ones."""
+        """Minus the volumes times their strengths; adds their gradients in place and counts singular ones."""
         total = 0.0
         if self.truth_volume:
             at = self._running_gram(log_truth) if self.running else None
@@ -97,9 +97,10 @@ class Mixture(ConfusionChannel):
 
 
 class _CoupledLoss(torch.autograd.Function):
-    """Mean over labels of -log sum_k f[i_n, k] confusion[j_n, k, l_n], plus the volumes, with gradients in one pass.
+    """Mean over labels of -log sum_k f[i_n, k] confusion[j_n, k, l_n], plus the volumes, with gradients.
 
-    The gradients of the first in log f and log confusion are minus the posterior class probabilities given each label.
+    The gradients of the first in log f and log confusion are minus the posterior class probabilities given
+    each label.
     """
 
     @staticmethod

@@ -1,15 +1,16 @@
 r"""Learning from crowds (Raykar et al. 2010) with a network: EM in which training is the classifier's M step.
 
     E    q_i[k]          prop. to f_k(x_i) prod_n confusion[j_n, k, l_n]        over the labels n of item i
-    M    confusion[j, k] = the mode of Dirichlet(prior[k] + counts[j, k]),      counts[j, k, l] = sum of q_i[k] over labels l of j
+    M    confusion[j, k] = the mode of Dirichlet(prior[k] + counts[j, k])
+         counts[j, k, l] = sum of q_i[k] over labels l of j
          f               lowers the cross-entropy against q
 
-Every epoch starts with E, M of the confusion matrices, and E again, each given everything before it, so these steps
-never lower the likelihood of the labels times the prior; training f for the epoch then is one more step. Before its
-first epoch f is untrained, so q is the vote shares there.
+Every epoch starts with E, M of the confusion matrices, and E again, each given everything before it, so these
+steps never lower the likelihood of the labels times the prior; training f for the epoch then is one more
+step. Before its first epoch f is untrained, so q is the vote shares there.
 
-The prior is in the counts and in the divisor, confusion matrices are counted from q and not from f, and q sums to 1
-however many labels an item has. A published implementation gets all three wrong.
+The prior is in the counts and in the divisor, confusion matrices are counted from q and not from f, and q
+sums to 1 however many labels an item has. A published implementation gets all three wrong.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, normali
 class Raykar(ConfusionChannel):
     """EM over all labels of the fit; their items are those that `evaluate` in `start_epoch` returns.
 
-    concentration, diagonal: prior[k, l] is `concentration`, plus `diagonal` where k = l. A concentration of 2 adds one
-    label to every cell; 1 and 0 give maximum likelihood, with uniform rows where there are no labels.
+    concentration, diagonal: prior[k, l] is `concentration`, plus `diagonal` where k = l. A concentration of 2
+    adds one label to every cell; 1 and 0 give maximum likelihood, with uniform rows where there are no
+    labels.
 
     Raises:
         ValueError: a prior below 1, which has no mode.
@@ -51,8 +53,8 @@ class Raykar(ConfusionChannel):
         super().__init__()
         if min(concentration, concentration + diagonal) < 1:
             raise ValueError(
-                f"concentration={concentration}, diagonal={diagonal}: the prior must be at least 1 in every cell "
-                "to have a mode"
+                f"concentration={concentration}, diagonal={diagonal}: the prior must be at least 1 in every "
+                "cell to have a mode"
             )
         self.num_annotators, self.training_labels = num_annotators, labels
         prior_counts = diagonal * torch.eye(num_classes) + (concentration - 1)

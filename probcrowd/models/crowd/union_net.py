@@ -1,16 +1,17 @@
-r"""UnionNet (Wei et al. 2022): all annotators as one source that emits one of J K values, "annotator j: label l", per item.
+r"""UnionNet (Wei et al. 2022): all annotators as one source with J K outcomes, "annotator j: label l".
 
     B    union[j, k, l] = softmax_(j,l)( logits[j, k, l] )        p(j, l | x) = sum_k f_k union[j, k, l]
     A    p(j, l | x)    = softmax_(j,l)( sum_k f_k logits[j, k, l] )
 
-    loss: mean over items of - sum_n target_n log p(j_n, l_n | x); target: B the item's weights divided by their sum, A the weights
+    loss: mean over items of - sum_n target_n log p(j_n, l_n | x)
+    target: the item's weights, for B divided by their sum
 
 Given the annotator, labels are distributed as in the other channels; who answers is modelled too:
 
     P(l | j, x) = p(j, l | x) / sum_l p(j, l | x)        share[k, j] = sum_l union[j, k, l]
 
-Both forms agree where x is certainly of one class. Training lowers the share of an annotator without labels, so
-adding one changes the loss.
+Both forms agree where x is certainly of one class. Training lowers the share of an annotator without labels,
+so adding one changes the loss.
 """
 
 from __future__ import annotations

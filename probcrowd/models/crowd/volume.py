@@ -1,14 +1,16 @@
-r"""Log volumes: log det of Gram matrices over the true classes (Ibrahim, Nguyen & Fu 2023, equations 8 and 9).
+r"""Log volumes: log det of Gram matrices over the classes (Ibrahim, Nguyen & Fu 2023, equations 8 and 9).
 
-    truth        gram[t, s] = sum_i f_t(x_i) f_s(x_i)                          at most K log(B / K), for balanced one-hot rows
-    confusion    gram[t, s] = sum_{j, l} confusion[j, t, l] confusion[j, s, l] at most K log J, where every matrix is a permutation
+    truth        gram[t, s] = sum_i f_t(x_i) f_s(x_i)
+                 at most K log(B / K), for balanced one-hot rows
+    confusion    gram[t, s] = sum_{j, l} confusion[j, t, l] confusion[j, s, l]
+                 at most K log J, where every matrix is a permutation
 
-The gradient of log det G is G^-1. For a nearly singular matrix (all items look alike, or there are fewer items than
-classes) it is unbounded; `RIDGE` times the mean eigenvalue is then added to the diagonal, so that the term still pushes
-away from singularity, and the step is counted.
+The gradient of log det G is G^-1. For a nearly singular matrix (all items look alike, or there are fewer
+items than classes) it is unbounded; `RIDGE` times the mean eigenvalue is then added to the diagonal, so that
+the term still pushes away from singularity, and the step is counted.
 
-Matrices over a few classes are too small for torch, whose call overhead exceeds the work: they go to LAPACK, from any
-device.
+Matrices over a few classes are too small for torch, whose call overhead exceeds the work: they go to LAPACK,
+from any device.
 """
 
 from __future__ import annotations
@@ -43,10 +45,11 @@ def add_log_volume(
     gradient: Float[Tensor, "n k"],
     at: Float64[np.ndarray, "k k"] | None = None,
 ) -> tuple[float, bool]:
-    """`strength` times the log volume, whose gradient is added to `gradient` in place; nothing is recorded by autograd.
+    """`strength` times the log volume; adds its gradient to `gradient` in place, without autograd.
 
-    at: use the log det and inverse of this matrix instead. With a running mean of Gram matrices, scaled to the same
-    number of rows, the gradient is that of the log det of their expectation, without a small batch's bias.
+    at: use the log det and inverse of this matrix instead. With a running mean of Gram matrices, scaled to
+    the same number of rows, the gradient is that of the log det of their expectation, without a small batch's
+    bias.
     """
     rows, matrix = gram(log_rows.detach().cpu().numpy())
     value, inverse, singular = log_det(matrix if at is None else at)
@@ -58,7 +61,7 @@ def add_log_volume(
 
 
 def log_det(matrix: Float64[np.ndarray, "k k"]) -> tuple[float, Float64[np.ndarray, "k k"], bool]:
-    """Log determinant and inverse of a Gram matrix, with a ridge if it is nearly singular, and whether it is."""
+    """Log determinant and inverse of a Gram matrix, and whether it is nearly singular and has a ridge."""
     root, failed = dpotrf(matrix, lower=1)
     size = max(float(matrix.diagonal().mean()), float(np.finfo(float).tiny))
     singular = failed > 0 or not root.diagonal().min() ** 2 > SINGULAR * size

@@ -1,17 +1,18 @@
-r"""LIA in Pyro: truth, difficulty and competence as networks (Platanios et al. 2020); `lia_numpyro` declares the same in NumPyro.
+r"""LIA in Pyro: truth, difficulty and competence as networks (Platanios et al. 2020).
 
-          +--- item i ------------------------------+      truth[i]   ~ Categorical(softmax(h(x_i)))
-          |   x_i ---> truth[i] ---> label[n] <-----|---+  label[n]   ~ Categorical(Q[i_n, j_n, truth[i_n], :])
-          |    |                       ^            |   |
-          |    +------> D_i -----------+            |   |  Q[i,j,k,:] = softmax_l( log sum_r exp(D[i,k,l,r] + C[j,k,l,r]) )
-          +-----------------------------------------+   |
-          +--- annotator j ---+                         |  h, D: networks of the item's features or of its embedding
-          |   r_j ---> C_j ---|-------------------------+  C: linear in the annotator's features or embedding, or a table
-          +-------------------+
+    +--- item i ------------------------------+      truth[i]   ~ Categorical(softmax(h(x_i)))
+    |   x_i ---> truth[i] ---> label[n] <-----|---+  label[n]   ~ Categorical(Q[i_n, j_n, truth[i_n], :])
+    |    |                       ^            |   |
+    |    +------> D_i -----------+            |   |  Q[i,j,k,:] = softmax_l( log sum_r exp(D[i,k,l,r]
+    |                                         |   |                                          + C[j,k,l,r]) )
+    +-----------------------------------------+   |
+    +--- annotator j ---+                         |  h, D: networks of the item's features or of its embedding
+    |   r_j ---> C_j ---|-------------------------+  C: linear in the annotator's features or embedding, or a table
+    +-------------------+
 
-Equations 1 and 2, figure 1. The paper does not specify how rows of Q are normalised; here the sum over r comes first
-and the softmax last. Only D + C is identified: moving a term from D to C, or adding one to all labels of a row, changes
-nothing but the prior.
+Equations 1 and 2, figure 1; `lia_numpyro` declares the same in NumPyro. The paper does not specify how rows of
+Q are normalised; here the sum over r comes first and the softmax last. Only D + C is identified: moving a term
+from D to C, or adding one to all labels of a row, changes nothing but the prior.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ Parameters = dict[str, Tensor]
 class LIABatch:
     """Annotations and inputs of b items as tensors.
 
-    `annotations.items`: the items' rows in the table of item embeddings. possible: false for classes that a gold label
-    rules out.
+    `annotations.items`: the items' rows in the table of item embeddings. possible: false for classes that a
+    gold label rules out.
     """
 
     annotations: AnnotationTensors
@@ -144,7 +145,7 @@ def label_log_likelihood(parameters: Parameters, batch: LIABatch) -> Float[Tenso
 def log_joint(
     log_class: Float[Tensor, "b k"], evidence: Float[Tensor, "n k"], batch: LIABatch
 ) -> Float[Tensor, "b k"]:
-    """a_ik = log h_k(x_i) + sum over rows n of i of weight[n] log Q[i, j_n, k, l_n]; `LOG_ZERO` if gold rules k out."""
+    """a_ik = log h_k(x_i) + sum_n weight[n] log Q[i, j_n, k, l_n]; `LOG_ZERO` if gold rules out k."""
     rows = batch.annotations
     total = log_class.index_add(0, rows.item, evidence * rows.weight[:, None])
     return torch.where(batch.possible, total, LOG_ZERO)

@@ -1,17 +1,17 @@
 r"""Shapes and normal priors of LIA's parameters, shared by the Pyro and NumPyro declarations.
 
-Weights have a standard deviation of 1 / sqrt(inputs of the layer), so that outputs have the same size however wide a
-network is, for inputs whose mean square is 1:
+Weights have a standard deviation of 1 / sqrt(inputs of the layer), so that outputs have the same size however
+wide a network is, for inputs whose mean square is 1:
 
     input of item i         x_i (features, mean square 1), or an embedding ~ Normal(0, 1)
     truth logits            Normal(0, truth) given x, plus a bias ~ Normal(0, class_logit)
     difficulty D_i          Normal(0, difficulty) given x, of shape (k, l, r)
-    competence C_j          mean + Normal(0, competence): a tensor of j's own, or linear in j's features or in j's embedding
+    competence C_j          mean + Normal(0, competence): a tensor of j's own, or linear in j's features or embedding
     mean                    Normal(loc, population): softmax(loc[k]) is right with probability `accuracy`
 
-With several questions per item (LIA-ML), each has an embedding u ~ Normal(0, 1). The last layer of its truth network is
-truth_weight + u truth_question, so questions share what they have in common and differ where the labels require it;
-u question_competence adds to the label logits of all annotators alike.
+With several questions per item (LIA-ML), each has an embedding u ~ Normal(0, 1). The last layer of its truth
+network is truth_weight + u truth_question, so questions share what they have in common and differ where the
+labels require it; u question_competence adds to the label logits of all annotators alike.
 
 k true class, l label, r latent dimension of difficulty and competence (Platanios et al. 2020, equation 1).
 """
@@ -34,10 +34,10 @@ BIAS_SCALE = 0.3  # standard deviation of the biases of hidden layers
 class LIAPrior:
     """Prior scales (standard deviations of logits) and the networks' sizes.
 
-    hidden: widths of the hidden layers of the truth network, and of the difficulty network unless `difficulty_hidden`
-    is given; empty: linear. latent: the number R of terms exp(difficulty) * exp(competence) summed in a probability.
-    item_embedding, question_embedding: widths, where embeddings are learned. annotator_embedding: likewise; 0: a
-    tensor per annotator.
+    hidden: widths of the hidden layers of the truth network, and of the difficulty network unless
+    `difficulty_hidden` is given; empty: linear. latent: the number R of terms exp(difficulty) *
+    exp(competence) summed in a probability. item_embedding, question_embedding: widths, where embeddings are
+    learned. annotator_embedding: likewise; 0: a tensor per annotator.
 
     Raises:
         ValueError: a scale that is not positive, an accuracy outside (0, 1), sizes below 1.
@@ -77,8 +77,8 @@ class LIAPrior:
 class Inputs:
     """The networks' inputs. Arrays are NumPy's, or JAX's inside a compiled function.
 
-    item_features: (i, p); None: embeddings are learned. annotator_features: (j, f), or None. question: the code of each
-    item's question, if there are several about the same thing; num_questions: their number.
+    item_features: (i, p); None: embeddings are learned. annotator_features: (j, f), or None. question: the
+    code of each item's question, if there are several about the same thing; num_questions: their number.
     """
 
     item_features: Float[Any, "i p"] | None = None
@@ -98,8 +98,8 @@ class Site:
 def sites(rows: Rows, inputs: Inputs, prior: LIAPrior) -> dict[str, Site]:
     """The latent sites of the model by name, in the order of declaration.
 
-    truth_weight_0, truth_bias_0, ...: hidden layers; truth_weight, truth_bias: the last layer. difficulty_... likewise,
-    without a last bias, which competence_mean provides.
+    truth_weight_0, truth_bias_0, ...: hidden layers; truth_weight, truth_bias: the last layer. difficulty_...
+    likewise, without a last bias, which competence_mean provides.
     """
     classes = rows.num_classes
     tensor = (classes, classes, prior.latent)

@@ -17,8 +17,8 @@ AnnotatorSelection = (
 class Prediction:
     """Log probabilities of labels.
 
-    log_label: log P(annotator a gives item b label l), for the selected annotators. log_common: those of the part
-    that annotators have in common, for predictors that have one.
+    log_label: log P(annotator a gives item b label l), for the selected annotators. log_common: those of the
+    part that annotators have in common, for predictors that have one.
     """
 
     log_label: Float[Tensor, "b a l"]
@@ -26,7 +26,7 @@ class Prediction:
 
 
 class Predictor(nn.Module, abc.ABC):
-    """Predicts the labels of every annotator. trains_common: labels train `log_common` as well as `log_label`."""
+    """Predicts the labels of every annotator. trains_common: labels train `log_common` as well."""
 
     trains_common = False
 

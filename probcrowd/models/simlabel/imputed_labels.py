@@ -1,4 +1,4 @@
-"""Options for missing labels, and the labels imputed from soft labels (`probcrowd.models.simlabel.soft_labels`)."""
+"""Options for missing labels, and the labels imputed from soft labels."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def confidence(soft: Float[Tensor, "*b l"]) -> Float[Tensor, "*b"]:
 def min_probability(threshold: float, num_classes: int) -> float:
     """A lower bound on the highest probability of soft labels whose confidence reaches the threshold.
 
-    For a given highest probability, confidence is largest with all the rest on one other class; the bound is where
-    that confidence equals the threshold.
+    For a given highest probability, confidence is largest with all the rest on one other class; the bound is
+    where that confidence equals the threshold.
     """
     bound = lambda p: p * (1 + (p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(num_classes))
     low, high = 0.5, 1 - 1e-9

@@ -1,10 +1,10 @@
-r"""A truth network, and confusion matrices shrunk to a common one: partial pooling by a prior instead of soft labels.
+r"""A truth network, and confusion matrices shrunk to a common one: a prior instead of soft labels.
 
     P(j gives l | x) = sum_k f_k(x) softmax_l( common[k, l] + offset[j, k, l] )        offset ~ N(0, scale^2)
     loss             = mean over labels of -log P  +  sum offset^2 / (2 scale^2 labels)
 
-Missing labels need no substitute: the prior covers annotators with few labels. This is coupled cross-entropy with a
-hierarchical prior, and without one if the scale is infinite.
+Missing labels need no substitute: the prior covers annotators with few labels. This is coupled cross-entropy
+with a hierarchical prior, and without one if the scale is infinite.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-r"""A learned query per annotator that attends to the other annotators and to the item (after QuMATL, Zhang et al. 2025, arXiv:2503.15237).
+r"""A learned query per annotator that attends to the other annotators and to the item.
 
-    q        = query + attention(query among the queries of all annotators)        (j, d)      similar annotators; the same for every item
-    u[i, j]  = q_j + attention(q_j to the tokens of item i)                         (i, j, d)   what annotator j attends to
-    h[i, j]  = u + mlp(u)                                                           shared
-    logits   = h (common + offset[j]) + bias + offset_bias[j]                       offsets start at 0
+After QuMATL (Zhang et al. 2025, arXiv:2503.15237):
 
-Queries and offsets belong to an annotator; everything else is shared. Each part is preceded by a layer norm. The
-paper's Q-Formers have many layers, with a frozen image encoder below and an MLP per annotator above; here it is one
-layer, and a classifier per annotator that starts equal to all others.
+    q        = query + attention(query among the queries of all annotators)    (j, d), the same for every item
+    u[i, j]  = q_j + attention(q_j to the tokens of item i)                     (i, j, d)
+    h[i, j]  = u + mlp(u)                                                       shared
+    logits   = h (common + offset[j]) + bias + offset_bias[j]                   offsets start at 0
+
+Queries and offsets belong to an annotator; everything else is shared. Each part is preceded by a layer norm.
+The paper's Q-Formers have many layers, with a frozen image encoder below and an MLP per annotator above; here
+it is one layer, and a classifier per annotator that starts equal to all others.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class Tokens(nn.Module):
 
 
 class Queries(Predictor):
-    """width: of queries. heads: of attention. tokens: number of tokens made from an embedding without places."""
+    """width: of queries. heads: of attention. tokens: number of tokens for an embedding without places."""
 
     def __init__(
         self,

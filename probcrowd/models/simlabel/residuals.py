@@ -1,13 +1,15 @@
-r"""Common mean and standard deviation of logits, plus an annotator's offsets to both (after PADL, Liao et al. 2024, arXiv:2111.13410).
+r"""Common mean and standard deviation of logits, plus an annotator's offsets to both.
+
+After PADL (Liao et al. 2024, arXiv:2111.13410):
 
     m, E, s         = mean(x),  entropy of softmax(m) in units of log L (no gradient),  |scale((1 + E) x)|
-    m_j, s_j        = m + offset_j(m, low(x)),  |s + scale offset_j(m, low(x))|                          low: a few units, shared
+    m_j, s_j        = m + offset_j(m, low(x)),  |s + scale offset_j(m, low(x))|           low: a few shared units
     z_j ~ N(m_j, s_j^2),    P(j gives l | x) = E softmax_l(z_j),    likewise N(m, s^2) for the common part
-    loss            = cross-entropy of a draw of the common logits + cross-entropy of a draw of the annotator's, mean over labels
+    loss            = cross-entropy of a draw of the common logits + that of a draw of the annotator's
 
-Training uses one draw; predictions average over the same `DRAWS` quasi-random draws for every item. Offsets start at
-0. PADL segments images with maps of one logit, and how others turned it into a classifier is not published: this is
-our reading of its idea.
+Training uses one draw; predictions average over the same `DRAWS` quasi-random draws for every item. Offsets
+start at 0. PADL segments images with maps of one logit, and how others turned it into a classifier is not
+published: this is our reading of its idea.
 """
 
 from __future__ import annotations

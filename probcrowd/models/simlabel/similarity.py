@@ -1,19 +1,21 @@
-r"""Similarity of annotators: coefficients of agreement, shrunk towards their mean when few items support them.
+r"""Similarity of annotators: coefficients of agreement, shrunk to their mean when few items support them.
 
-    c[p] ~ N(t[p], s[p]^2)      t[p] ~ N(m, v)          c: the coefficient of a pair, s: its standard error (`probcrowd.metrics.agreement`)
+    c[p] ~ N(t[p], s[p]^2)      t[p] ~ N(m, v)          c: the coefficient of a pair, s: its standard error
 
-    v = max(0, (Q - (P - 1)) / (W - sum w^2 / W)),   w = 1 / s^2,  W = sum w,  Q = sum w (c - weighted mean)^2           DerSimonian & Laird 1986
+    v = max(0, (Q - (P - 1)) / (W - sum w^2 / W))       DerSimonian & Laird 1986
+        with w = 1 / s^2,  W = sum w,  Q = sum w (c - weighted mean)^2
     m = mean of c with weights 1 / (s^2 + v)
     t | c ~ N( (v c + s^2 m) / (v + s^2),  v s^2 / (v + s^2) );      a pair without items in common: N(m, v)
 
-Pairs are treated as independent. With labels missing at random and 5, 8, 15 and 30 items in common, shrinking lowers
-the mean square error of ten annotators in two groups by 32, 23, 9 and 2 %, and the 95 % intervals cover 84, 94, 94 and
-95 %; if all pairs share the same few items their errors are alike, and nothing is gained.
+Pairs are treated as independent. With labels missing at random and 5, 8, 15 and 30 items in common, shrinking
+lowers the mean square error of ten annotators in two groups by 32, 23, 9 and 2 %, and the 95 % intervals
+cover 84, 94, 94 and 95 %; if all pairs share the same few items their errors are alike, and nothing is
+gained.
 
-Weights of soft labels (Zhang et al. 2025, equation 3): w[k, k'] = max(t, 0), 0 on the diagonal. An annotator whose
-weights are all 0 gets equal ones if it shares items with no one; if it is known to disagree with everyone, it gets
-none with shrinkage, and equal ones without, as published. Memory: annotators^2 numbers of 4 bytes, hence
-`MAX_ANNOTATORS`.
+Weights of soft labels (Zhang et al. 2025, equation 3): w[k, k'] = max(t, 0), 0 on the diagonal. An annotator
+whose weights are all 0 gets equal ones if it shares items with no one; if it is known to disagree with
+everyone, it gets none with shrinkage, and equal ones without, as published. Memory: annotators^2 numbers of 4
+bytes, hence `MAX_ANNOTATORS`.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ MAX_ANNOTATORS = 20_000  # 1.6 GB of weights
 
 @dataclass(frozen=True)
 class Similarity:
-    """Agreement of pairs of annotators that have items in common: coefficient c, its standard error s, and both shrunk.
+    """Agreement of pairs of annotators with items in common: coefficient, standard error, and both shrunk.
 
-    mean, scale: m and sqrt(v) over all pairs. Without shrinkage both are 0, the value of pairs without common items.
+    mean, scale: m and sqrt(v) over all pairs. Without shrinkage both are 0, the value of pairs without common
+    items.
     """
 
     tables: PairTables
@@ -65,7 +68,7 @@ class Similarity:
         return weights
 
     def frame(self, annotators: pd.Index) -> pd.DataFrame:
-        """A row per pair with items in common, with annotator ids; `attrs` has m as "mean" and sqrt(v) as "scale"."""
+        """A row per pair with items in common; `attrs` has m as "mean" and sqrt(v) as "scale"."""
         columns = {
             "annotator": annotators[self.tables.left],
             "other": annotators[self.tables.right],
@@ -95,16 +98,17 @@ def similarity(
 ) -> Similarity:
     """The similarity of all pairs of annotators.
 
-    share: of rows, where an annotator gave an item several labels (`probcrowd.metrics.agreement.pair_shares`).
-    shrink: towards the mean of all pairs, the more the larger the standard error; if false, unknown coefficients are 0.
+    share: of rows, where an annotator gave an item several labels
+    (`probcrowd.metrics.agreement.pair_shares`). shrink: towards the mean of all pairs, the more the larger
+    the standard error; if false, unknown coefficients are 0.
 
     Raises:
         ValueError: an unknown kind of coefficient, or more annotators than `MAX_ANNOTATORS`.
     """
     if num_annotators > MAX_ANNOTATORS:
         raise ValueError(
-            f"{num_annotators:,} annotators: a similarity matrix would take {4e-9 * num_annotators**2:.1f} GB; "
-            f"leave out those with the fewest labels, at most {MAX_ANNOTATORS:,}"
+            f"{num_annotators:,} annotators: a similarity matrix would take {4e-9 * num_annotators**2:.1f} "
+            f"GB; leave out those with the fewest labels, at most {MAX_ANNOTATORS:,}"
         )
     tables = pair_tables(item, annotator, label, share, num_annotators=num_annotators, num_labels=num_labels)
     coefficient, error = coefficients(tables, kind, values)

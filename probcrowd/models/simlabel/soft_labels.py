@@ -1,32 +1,35 @@
-r"""Soft labels for missing annotations, from the annotators who labelled the item (SimLabel: Zhang et al. 2025, arXiv:2504.09525).
+r"""SimLabel (Zhang et al. 2025, arXiv:2504.09525): soft labels for missing annotations from similar annotators.
 
     p[i, k] = P(annotator k gives . | x_i) of a predictor                     has[i, k]: k labelled i
 
-    labelled      - log p[i, k][label]                                                                                   equation 1
-    missing       D( p[i, k] | soft[i, k] ),   soft[i, k] = sum_k' w[k, k'] has[i, k'] p[i, k'] / sum_k' w[k, k'] has[i, k']      equations 2, 3
-    confidence    max(soft) (1 - entropy(soft) / log L)                                                                  equation 4
+    labelled      - log p[i, k][label]                                                             equation 1
+    missing       D( p[i, k] | soft[i, k] )                                                        equation 2
+    soft[i, k]    sum_k' w[k, k'] has[i, k'] p[i, k'] / sum_k' w[k, k'] has[i, k']                 equation 3
+    confidence    max(soft) (1 - entropy(soft) / log L)                                            equation 4
 
-    loss          mean over labels of the first + kl_weight * sum over missing pairs of the second / number of labels
+    loss          mean of the first over labels + kl_weight * sum of the second over missing pairs / labels
 
-so a labelled and a missing pair count alike, and without missing pairs, or with kl_weight 0, the loss is that of
-"skip". A pair has no term if no annotator who labelled the item has a weight for it. `soft` carries no gradient; it
-comes from the same forward pass, with dropout on.
+so a labelled and a missing pair count alike, and without missing pairs, or with kl_weight 0, the loss is that
+of "skip". A pair has no term if no annotator who labelled the item has a weight for it. `soft` carries no
+gradient; it comes from the same forward pass, with dropout on.
 
     missing       "skip"         no second term
                   "similarity"   w from the similarity of annotators (`probcrowd.models.simlabel.similarity`)
                   "uniform"      equal w: the control that shows what similarity adds
-                  "consensus"    soft[i] = mean over all annotators of p[i, k], labelled or not: self-training towards the consensus
-    divergence    "paper"        D(p | soft), as printed: mode-seeking, its gradient vanishes as p becomes certain, right or wrong
+                  "consensus"    soft[i] = mean over all annotators of p[i, k]: self-training towards the consensus
+    divergence    "paper"        D(p | soft), as printed: its gradient vanishes as p becomes certain, right or wrong
                   "released"     D(soft | p) / L, as in the released code: the gradient of soft cross-entropy
 
-Imputation, from the second epoch on: for missing pairs of a batch whose confidence reaches the threshold, the most
-probable label of `soft` is imputed. At the end of the epoch the similarity is recomputed from all observed labels and
-those imputed in this epoch; earlier ones are dropped. With imputed="loss" the imputed label also replaces the soft
-label in the loss of the batch. Agreement with labels derived from agreement is no evidence: it almost always raises the
-similarity of annotators, whether they are similar or not; `metrics` shows by how much.
+Imputation, from the second epoch on: for missing pairs of a batch whose confidence reaches the threshold, the
+most probable label of `soft` is imputed. At the end of the epoch the similarity is recomputed from all
+observed labels and those imputed in this epoch; earlier ones are dropped. With imputed="loss" the imputed
+label also replaces the soft label in the loss of the batch. Agreement with labels derived from agreement is
+no evidence: it almost always raises the similarity of annotators, whether they are similar or not; `metrics`
+shows by how much.
 
-Memory of a step: a few times batch x annotators x L numbers. With more than `MAX_EXTRA_ANNOTATORS` annotators, a step
-predicts those who labelled something in the batch and a random sample of that many others, weighted to represent all.
+Memory of a step: a few times batch x annotators x L numbers. With more than `MAX_EXTRA_ANNOTATORS`
+annotators, a step predicts those who labelled something in the batch and a random sample of that many others,
+weighted to represent all.
 """
 
 from __future__ import annotations
@@ -60,8 +63,8 @@ CHUNK_NUMBERS = 2**22  # numbers (items x annotators x labels^2) held at once wi
 class SoftLabels(Channel):
     """A predictor trained with soft labels.
 
-    rows: the training annotations. values: numeric values of the classes, for a correlation. withdrawn: pairs that are
-    never imputed, as item * annotators + annotator.
+    rows: the training annotations. values: numeric values of the classes, for a correlation. withdrawn: pairs
+    that are never imputed, as item * annotators + annotator.
     """
 
     needs_embedding = True
@@ -105,7 +108,7 @@ class SoftLabels(Channel):
         return similarity(*parts, **sizes, kind=options.kind, shrink=options.shrink, values=self.values)
 
     def metrics(self) -> dict[str, float]:
-        """With imputation: the number of labels imputed in the epoch, and the mean weight between annotators."""
+        """With imputation: the number of labels imputed in the epoch, and the mean weight of a pair."""
         if self.options.threshold is None:
             return {}
         pairs = max(self.rows.num_annotators * (self.rows.num_annotators - 1), 1)
@@ -153,7 +156,7 @@ class SoftLabels(Channel):
     def soft(
         self, log_label: Float[Tensor, "b a l"], has: Bool[Tensor, "b a"], annotators: AnnotatorSelection
     ) -> tuple[Float[Tensor, "b a l"], Bool[Tensor, "b a"]]:
-        """Soft labels, and where they are usable: missing pairs for which someone who labelled the item has a weight."""
+        """Soft labels, and where they are usable: missing pairs whose weights do not sum to 0."""
         p = log_label.detach().exp()
         if self.options.missing == "consensus":
             return p.mean(1, keepdim=True).expand_as(p), ~has
@@ -208,7 +211,7 @@ class SoftLabels(Channel):
 
     @torch.no_grad()
     def impute(self, output: NetworkOutput, threshold: float) -> ImputedLabels:
-        """Impute missing labels whose confidence reaches the threshold, by item; `output` covers all training items."""
+        """Impute missing labels whose confidence reaches the threshold; `output` covers all training items."""
         labels, low, parts = self.training_labels, 0, [ImputedLabels.empty(output.log_truth.device)]
         for prediction in self._predictions(output, slice(None)):
             high = low + len(prediction.log_label)
@@ -252,7 +255,7 @@ class SoftLabels(Channel):
     def _annotators(
         self, labels: AnnotationTensors
     ) -> tuple[AnnotatorSelection, Int[Tensor, " n"], Float[Tensor, " a"] | float]:
-        """The annotators to predict, each row's position among them, and how many annotators each represents."""
+        """The annotators to predict, each row's position among them, and how many each represents."""
         total = self.rows.num_annotators
         if total <= MAX_EXTRA_ANNOTATORS:
             return slice(None), labels.annotator, 1.0
