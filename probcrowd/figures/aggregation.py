@@ -1,4 +1,4 @@
-"""Figures of aggregated labels, returned as matplotlib figures for the caller to show, change or save."""
+"""Figures of aggregated labels, returned as matplotlib figures to show, change or save."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ NAMED, SHAPE = 12, 0.8  # names in a map, and its height by its width
 
 
 def annotators_figure(annotators: pd.DataFrame) -> Figure:
-    """Accuracy and information of annotators with 90 % intervals, the most informative first; probable spammers in another colour.
+    """Accuracy and information of annotators with 90 % intervals, most informative first; spammers coloured.
 
-    annotators: as `Aggregator.annotators_` has them.
+    annotators: as `Aggregator.annotators_`.
     """
     table = annotators.sort_values("information_bits", ascending=False, kind="stable")
     table, height = outermost(table, ANNOTATORS)
@@ -35,8 +35,8 @@ def annotators_figure(annotators: pd.DataFrame) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     spams = table["spammer"].to_numpy() > 0.5
     for axis, name, words in (
-        (left, "accuracy", "probability of a right label"),
-        (right, "information_bits", "bits about the truth, by a label"),
+        (left, "accuracy", "probability of a correct label"),
+        (right, "information_bits", "bits about the truth per label"),
     ):
         for mask, colour, label in ((~spams, CALM, "annotator"), (spams, OTHER, "probably a spammer")):
             if mask.any():
@@ -55,17 +55,16 @@ def annotators_figure(annotators: pd.DataFrame) -> Figure:
 def confidence_figure(
     probabilities: Float[np.ndarray, "i k"], gold: Int[np.ndarray, " i"] | None = None
 ) -> Figure:
-    """How many items have which highest probability; with gold codes (-1 unknown) also how often that is right, with 95 % intervals."""
+    """Histogram of the highest probabilities; with gold codes (-1 unknown) also their reliability.
+
+    Bars of the reliability are 95 % intervals.
+    """
     known = np.zeros(len(probabilities), bool) if gold is None else gold >= 0
     judged = gold is not None and bool(known.any())
     figure = Figure(figsize=(8 if judged else 4.6, 3.6), layout="constrained")
     axes = figure.subplots(1, 2 if judged else 1, squeeze=False)[0]
-    axes[0].hist(
-        probabilities.max(1),
-        np.linspace(1 / probabilities.shape[1] - 1e-9, 1 + 1e-9, 21),
-        color=CALM,
-        alpha=0.6,
-    )
+    bins = np.linspace(1 / probabilities.shape[1] - 1e-9, 1 + 1e-9, 21)
+    axes[0].hist(probabilities.max(1), bins, color=CALM, alpha=0.6)
     axes[0].set(xlabel="probability of the label", ylabel="items", yscale="log")
     if gold is not None and judged:
         draw_reliability(axes[1], reliability(probabilities[known], gold[known]), CALM)
@@ -76,28 +75,27 @@ def confidence_figure(
 
 
 def annotator_map_figure(annotator_map: pd.DataFrame) -> Figure:
-    """Annotators in two dimensions: those near each other label alike, the cross is the mean annotator; colour is accuracy, area labels.
+    """Annotators in two dimensions: those near each other label alike; the cross is the mean annotator.
 
-    annotator_map: as `LIA.annotator_map_` has it. Names stand beside those farthest out, as far as they do not cover one another.
+    Colour is accuracy, area the number of labels.
+
+    annotator_map: as `LIA.annotator_map_`. The annotators farthest out are named where names do not overlap.
     """
     points = annotator_map[["first", "second"]].to_numpy(np.float64)
-    labels, accuracy = (
-        annotator_map["num_labels"].to_numpy(np.float64),
-        annotator_map["accuracy"].to_numpy(np.float64),
-    )
+    labels, accuracy = annotator_map[["num_labels", "accuracy"]].to_numpy(np.float64).T
     figure = Figure(figsize=(7.2, 5.6), layout="constrained")
     axis = figure.subplots()
     axis.axhline(0, color=INK, lw=0.6, alpha=0.35, zorder=0)
     axis.axvline(0, color=INK, lw=0.6, alpha=0.35, zorder=0)
     axis.plot(0, 0, "+", color=INK, ms=12, mew=1.2, zorder=3)
-    crowded = np.clip(60 / np.sqrt(len(points)), 1, 6)  # so that many points leave room
-    area = 8 + 50 * crowded / 2 * labels / max(labels.max(), 1.0)
+    scale = np.clip(60 / np.sqrt(len(points)), 1, 6)  # smaller where there are many points
+    area = 8 + 50 * scale / 2 * labels / max(labels.max(), 1.0)
     best = accuracy.max()
-    first_the_large = np.argsort(-area, kind="stable")
+    largest_first = np.argsort(-area, kind="stable")
     drawn = axis.scatter(
-        *points[first_the_large].T,
-        s=area[first_the_large],
-        c=accuracy[first_the_large],
+        *points[largest_first].T,
+        s=area[largest_first],
+        c=accuracy[largest_first],
         cmap="viridis",
         vmin=min(accuracy.min(), best - 0.01),  # equal accuracies have one colour
         vmax=best,
@@ -110,17 +108,14 @@ def annotator_map_figure(annotator_map: pd.DataFrame) -> Figure:
     low, high = np.minimum(points.min(0), 0), np.maximum(points.max(0), 0)
     middle, half = (low + high) / 2, (high - low) / 2
     width = 1.2 * max(float(half[0]), float(half[1]) / SHAPE) or 1.0
-    axis.set(
-        xlim=(middle[0] - width, middle[0] + width),
-        ylim=(middle[1] - SHAPE * width, middle[1] + SHAPE * width),
-    )
+    (x, y), tall = middle, SHAPE * width
+    axis.set(xlim=(x - width, x + width), ylim=(y - tall, y + tall))
     axis.set(xlabel="first component", ylabel="second component", aspect="equal")
     axis.set_title(f"area: number of labels, at most {labels.max():,.0f}", fontsize=9)
     axis.grid(alpha=0.3)
     farthest = np.argsort(-np.hypot(*points.T), kind="stable")[:NAMED]
-    _name_points(
-        figure, axis, points, area, {int(place): short(annotator_map.index[place]) for place in farthest}
-    )
+    names = {int(place): short(annotator_map.index[place]) for place in farthest}
+    _name_points(figure, axis, points, area, names)
     return figure
 
 
@@ -131,7 +126,7 @@ def _name_points(
     area: Float[np.ndarray, " p"],
     names: dict[int, str],
 ) -> None:
-    """Writes names beside the points at those places, on one of four sides where they cover nothing; a name without room is left out."""
+    """Write names beside points, on a side where they cover nothing; leave out names without room."""
     figure.draw_without_rendering()
     pixel = figure.dpi / 72
     radius = pixel * np.sqrt(area)[:, None] / 2

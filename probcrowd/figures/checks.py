@@ -1,4 +1,4 @@
-"""Figures of what the checks of a posterior found: chains, energies, replicated labels, leave-one-out."""
+"""Figures of the checks of a posterior: chains, energies, replicated labels, leave-one-out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from probcrowd.inference.posterior.tree import dataset
 from probcrowd.metrics.scores import TIE
 
 _ENTRIES = 8  # shown at most
-_WITH_INTERVALS = 150  # more entries than that would cover one another
+_WITH_INTERVALS = 150  # intervals of more entries would cover each other
 _BAD_K = 1.0
 
 
 def chains_figure(tree: xr.DataTree, checked: Checked) -> Figure:
-    """Draws in order and their distribution, a colour per chain: the log likelihood, then the functionals with the worst R-hat."""
+    """Traces and histograms by chain: the log likelihood, then the functionals with the worst R-hat."""
     entries = _entries(dataset(tree, "invariants"), "invariants")
     posterior = dataset(tree, "posterior")
     entries |= _entries(posterior[["class_prior"]], "posterior") if "class_prior" in posterior else {}
@@ -32,22 +32,17 @@ def chains_figure(tree: xr.DataTree, checked: Checked) -> Figure:
     chosen = sorted(known, key=lambda name: name[1] != "log_likelihood")[:_ENTRIES]
     figure = Figure(figsize=(8, 0.95 * len(chosen) + 0.5), layout="constrained")
     grid = figure.subplots(len(chosen), 2, width_ratios=[3, 1], squeeze=False)
-    for (trace, shape), name in zip(grid, chosen, strict=True):
+    for (trace, histogram), name in zip(grid, chosen, strict=True):
         draws = entries[name]
         bins = np.histogram_bin_edges(draws, 25)
         for number, chain in enumerate(draws):
             trace.plot(chain, lw=0.5, alpha=0.7, color=f"C{number % 10}")
-            shape.hist(chain, bins, histtype="step", color=f"C{number % 10}")
-        trace.set_ylabel(
-            f"{short(name[1].replace('_', ' '), 27)}\nR-hat {r_hat[name]:.3f}",
-            rotation=0,
-            ha="right",
-            va="center",
-            fontsize=8,
-        )
+            histogram.hist(chain, bins, histtype="step", color=f"C{number % 10}")
+        words = f"{short(name[1].replace('_', ' '), 27)}\nR-hat {r_hat[name]:.3f}"
+        trace.set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)
         trace.margins(x=0.01)
-        shape.set_yticks([])
-        for axis in (trace, shape):
+        histogram.set_yticks([])
+        for axis in (trace, histogram):
             axis.tick_params(labelsize=7)
         if name != chosen[-1]:
             trace.set_xticklabels([])
@@ -67,17 +62,16 @@ def energy_figure(tree: xr.DataTree) -> Figure:
 
 
 def predictive_figure(checked: Checked) -> Figure:
-    """Four statistics of observed labels against those of replicated ones; entries outside their 95 % interval in red."""
+    """Four statistics of observed and replicated labels; entries outside their 95 % interval in red."""
     figure = Figure(figsize=(8, 7), layout="constrained")
     for axis, (name, check) in zip(figure.subplots(2, 2).flat, checked.predictive.items(), strict=True):
         title, overall = name.replace("_", " "), check.overall
         if check.table.empty:
-            words = f"observed {overall['observed']:.2g}\nreplicated {overall['lower']:.2g} to {overall['upper']:.2g}"
-            words = (
-                "no rows to compare"
-                if np.isnan(overall["observed"])
-                else f"too few rows for single entries\n\noverall {words}"
-            )
+            words = "no rows to compare"
+            if not np.isnan(overall["observed"]):
+                replicated = f"replicated {overall['lower']:.2g} to {overall['upper']:.2g}"
+                observed = f"overall observed {overall['observed']:.2g}"
+                words = f"too few rows for single entries\n\n{observed}\n{replicated}"
             axis.text(0.5, 0.5, words, ha="center", va="center", fontsize=9, transform=axis.transAxes)
             axis.set_title(title, fontsize=9)
             axis.set(xticks=[], yticks=[])
@@ -89,28 +83,20 @@ def predictive_figure(checked: Checked) -> Figure:
 
 
 def pareto_figure(table: pd.DataFrame, good_k: float) -> Figure:
-    """Pareto k of leaving out each item, with thresholds; the items beyond the first are in red, the worst of them named."""
+    """Pareto k of leaving out each item, with thresholds; items above the lower are red, the worst named."""
     k = table["pareto_k"].to_numpy()
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axis, high = figure.subplots(), k > good_k
     axis.plot(np.flatnonzero(~high), k[~high], ".", color=CALM, ms=4 if len(k) < 1000 else 2)
     axis.plot(np.flatnonzero(high), k[high], "o", color=ALARM, ms=4)
-    for level, words in ((good_k, "reliable below"), (_BAD_K, "no use above")):
+    for level, words in ((good_k, "reliable below"), (_BAD_K, "unusable above")):
         axis.axhline(level, color=INK, lw=0.8, ls="--")
         axis.text(1.005, level, words, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
     for place in np.argsort(-k)[: min(5, int(high.sum()))]:
-        axis.annotate(
-            short(table.index[place]),
-            (int(place), float(k[place])),
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=7,
-        )
-    axis.set(
-        xlabel="item, in the order of the table",
-        ylabel="Pareto k",
-        ylim=(min(k.min(), 0) - 0.1, max(k.max(), _BAD_K) + 0.15),
-    )
+        point = int(place), float(k[place])
+        axis.annotate(short(table.index[place]), point, (4, 3), textcoords="offset points", fontsize=7)
+    limits = min(k.min(), 0) - 0.1, max(k.max(), _BAD_K) + 0.15
+    axis.set(xlabel="item, in the order of the table", ylabel="Pareto k", ylim=limits)
     axis.grid(alpha=0.3)
     return figure
 
@@ -119,7 +105,7 @@ def _entropy_panel(axis: Axes, check: PredictiveCheck) -> None:
     table, centre = check.table, np.array([interval.mid for interval in check.table.index])
     width = 0.9 * (centre[1] - centre[0])
     axis.bar(centre, table["observed"], width, color="0.8", label="observed")
-    # The mean of a rare bin may lie outside its central interval, so the two are drawn apart
+    # Drawn separately, because the mean of a rare bin may lie outside its central interval
     axis.vlines(centre, table["lower"], table["upper"], color=CALM, lw=1)
     axis.plot(centre, table["mean"], "o", ms=3, color=CALM, label="replicated, 95 %")
     axis.set(xlabel="entropy of an item's labels (nats)", ylabel="share of items")
@@ -132,29 +118,25 @@ def _entries_panel(axis: Axes, check: PredictiveCheck) -> None:
     for part, colour in ((table[~outside], CALM), (table[outside], ALARM)):
         if len(table) <= _WITH_INTERVALS:
             axis.vlines(part["observed"], part["lower"], part["upper"], color=colour, lw=0.8, alpha=0.5)
-        axis.plot(
-            part["observed"],
-            part["mean"],
-            ".",
-            ms=5 if len(table) <= _WITH_INTERVALS or colour == ALARM else 2,
-            color=colour,
-        )
+        size = 5 if len(table) <= _WITH_INTERVALS or colour == ALARM else 2
+        axis.plot(part["observed"], part["mean"], ".", ms=size, color=colour)
     observed = table["observed"].to_numpy()
     lowest, highest = float(observed.min()), float(observed.max())
     margin = 0.05 * (highest - lowest) + 0.01
-    axis.plot([lowest - margin, highest + margin], [lowest - margin, highest + margin], color=INK, lw=0.8)
+    limits = [lowest - margin, highest + margin]
+    axis.plot(limits, limits, color=INK, lw=0.8)
     words = f"{outside.sum():,} of {len(table):,} outside their interval"
     axis.set_xlabel(f"observed ({words})", fontsize=9)
     axis.set_ylabel("replicated", fontsize=9)
 
 
 def _entries(group: xr.Dataset, name: str) -> dict[tuple[str, str], Float[np.ndarray, "c s"]]:
-    """The draws of every number of sites with one axis or none, under the names that the table of convergence gives them."""
-    found = {}
+    """Draws of each element of sites with at most one axis, by their names in the table of convergence."""
+    entries = {}
     for site, values in group.data_vars.items():
         values = values.transpose("chain", "draw", ...)
         for place in np.ndindex(values.shape[2:]):
             ids = [values[dim].to_numpy()[at] for dim, at in zip(values.dims[2:], place, strict=True)]
             entry = f"{site}[{', '.join(map(str, ids))}]" if ids else str(site)
-            found[name, entry] = values.to_numpy()[(..., *place)]
-    return found
+            entries[name, entry] = values.to_numpy()[(..., *place)]
+    return entries

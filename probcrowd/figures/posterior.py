@@ -1,13 +1,13 @@
-"""Figures of a posterior and of what its checks found, returned as matplotlib figures for the caller to show, change or save.
+"""Figures of a posterior and of its checks, returned as matplotlib figures to show, change or save.
 
-chains        draws of functionals without class names and of the class prior    does every chain tell the same story?
-energy        NUTS alone                                                         does momentum reach all energies?
-annotators    accuracy with intervals, best first                                who is right how often?
-items         label probabilities of the most uncertain                          what is left to decide?
-plug_in       confidence at EM's point against confidence averaged               what did averaging change?
-reliability   confidence against accuracy, where gold is known                   are the probabilities calibrated?
-predictive    replicated against observed labels                                 does the model fit?
-pareto_k      by item                                                            can leave-one-out be trusted?
+chains        draws of functionals without class names and of the prior    do all chains agree?
+energy        NUTS alone                                                   does momentum reach all energies?
+annotators    accuracy with intervals, best first                          how accurate is each annotator?
+items         label probabilities of the most uncertain items              which items are undecided?
+plug_in       confidence at EM's point and averaged                        what did averaging change?
+reliability   confidence against accuracy, where gold is known             are the probabilities calibrated?
+predictive    replicated against observed labels                           does the model fit?
+pareto_k      by item                                                      can leave-one-out be trusted?
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ ANNOTATORS, ITEMS, CLASSES = 40, 20, 8  # shown at most
 def posterior_figures(
     tree: xr.DataTree, checked: Checked, gold: Int[np.ndarray, " i"] | None = None
 ) -> dict[str, Figure]:
-    """The figures of the table above that make sense for this posterior, by name. gold: codes of true classes, -1 where not known."""
-    made = {"chains": chains_figure(tree, checked)}
+    """Draw the figures above that apply, by name. gold: codes of true classes, -1 if unknown."""
+    figures = {"chains": chains_figure(tree, checked)}
     if "energy" in dataset(tree, "sample_stats"):
-        made["energy"] = energy_figure(tree)
+        figures["energy"] = energy_figure(tree)
     if "confusion" in dataset(tree, "posterior"):
-        made["annotators"] = annotators_figure(tree)
-    made |= {"items": items_figure(tree), "plug_in": plug_in_figure(checked.tables["items"])}
+        figures["annotators"] = annotators_figure(tree)
+    figures |= {"items": items_figure(tree), "plug_in": plug_in_figure(checked.tables["items"])}
     unseen = None if gold is None else np.where(array(tree, "constant_data", "gold") >= 0, -1, gold)
     if unseen is not None and (unseen >= 0).any():
-        made["reliability"] = reliability_figure(tree, unseen)
+        figures["reliability"] = reliability_figure(tree, unseen)
     terms = dataset(tree, "log_likelihood").sizes
     good_k = min(1 - 1 / np.log10(terms["chain"] * terms["draw"]), 0.7)  # as ArviZ has it
-    return made | {
+    return figures | {
         "predictive": predictive_figure(checked),
         "pareto_k": pareto_figure(checked.tables["loo_by_item"], good_k),
     }
 
 
 def annotators_figure(tree: xr.DataTree) -> Figure:
-    """P(label = truth) of each annotator, best first, with 50 and 95 % intervals, EM's point, and the number of labels at the right."""
+    """Accuracy by annotator, best first, with 50 and 95 % intervals, EM's point and numbers of labels."""
     table = annotator_table(tree)
     if "annotator" not in dataset(tree, "posterior")["confusion"].dims:
         table = table.assign(labels=table["labels"].sum()).iloc[:1].set_axis(["all annotators"])
@@ -70,20 +70,13 @@ def annotators_figure(tree: xr.DataTree) -> Figure:
     axis = figure.subplots()
     axis.hlines(height, table["lower_95"], table["upper_95"], color=CALM, lw=1.2)
     axis.hlines(height, table["lower_50"], table["upper_50"], color=CALM, lw=4)
-    axis.plot(
-        table["accuracy_mean"],
-        height,
-        "o",
-        ms=4,
-        mfc="white",
-        mec=CALM,
-        label="posterior mean, 50 and 95 % intervals",
-    )
+    words = "posterior mean, 50 and 95 % intervals"
+    axis.plot(table["accuracy_mean"], height, "o", ms=4, mfc="white", mec=CALM, label=words)
     axis.plot(table["plug_in_accuracy"], height, "x", ms=5, color=OTHER, label="EM's point")
-    axis.axvline(1 / len(class_names(tree)), color="0.5", lw=1, ls=":", label="one of the classes at random")
+    axis.axvline(1 / len(class_names(tree)), color="0.5", lw=1, ls=":", label="random labels")
     name_annotators(axis, table, height, total)
     lowest = min(float(table[["lower_95", "plug_in_accuracy"]].to_numpy().min()), 1 / len(class_names(tree)))
-    axis.set(xlim=(max(lowest - 0.05, -0.01), 1.01), xlabel="probability of a right label")
+    axis.set(xlim=(max(lowest - 0.05, -0.01), 1.01), xlabel="probability of a correct label")
     counts = axis.secondary_yaxis("right")
     counts.set_yticks(height, [f"{count:,}" for count in table["labels"]], fontsize=8)
     counts.set_ylabel("labels")
@@ -93,16 +86,16 @@ def annotators_figure(tree: xr.DataTree) -> Figure:
 
 
 def items_figure(tree: xr.DataTree) -> Figure:
-    """The label probabilities of the items with the highest entropy, as stacked bars."""
+    """Label probabilities of the items with the highest entropy, as stacked bars."""
     averaged, names = array(tree, "responsibilities", "mean"), class_names(tree)
     ids = array(tree, "constant_data", "item")
     entropy = -(averaged * np.log(np.maximum(averaged, 1e-300))).sum(1)
     chosen = np.argsort(-entropy, kind="stable")[:ITEMS]
     shown = averaged[chosen]
-    kept = np.sort(np.argsort(-shown.sum(0), kind="stable")[:CLASSES])
-    parts = [(short(names[k]), shown[:, k], f"C{number}") for number, k in enumerate(kept)]
-    if len(kept) < len(names):
-        parts.append((f"{len(names) - len(kept)} other classes", 1 - shown[:, kept].sum(1), "0.8"))
+    classes = np.sort(np.argsort(-shown.sum(0), kind="stable")[:CLASSES])
+    parts = [(short(names[k]), shown[:, k], f"C{number}") for number, k in enumerate(classes)]
+    if len(classes) < len(names):
+        parts.append((f"{len(names) - len(classes)} other classes", 1 - shown[:, classes].sum(1), "0.8"))
     figure = Figure(figsize=(8, 0.22 * len(chosen) + 1.2), layout="constrained")
     axis, left = figure.subplots(), np.zeros(len(chosen))
     for name, width, colour in parts:
@@ -115,52 +108,49 @@ def items_figure(tree: xr.DataTree) -> Figure:
 
 
 def plug_in_figure(items: pd.DataFrame) -> Figure:
-    """Confidence at EM's point against confidence averaged over the posterior, by item, and both distributions."""
+    """Confidence at EM's point against that averaged over the posterior, by item, and histograms of both."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
-    cloud, shapes = figure.subplots(1, 2)
+    points, counts = figure.subplots(1, 2)
     for differs, colour, name in ((False, CALM, "same class"), (True, ALARM, "another class")):
         part = items[items["class_differs"] == differs]
         if len(part):
-            label = f"{name}: {len(part):,} items"
-            cloud.plot(
-                part["confidence"],
-                part["plug_in_confidence"],
-                "o",
-                ms=4,
-                alpha=0.5,
-                mew=0,
-                color=colour,
-                label=label,
-            )
-    cloud.axline((1, 1), slope=1, color=INK, lw=0.8)
+            style = {
+                "ms": 4,
+                "alpha": 0.5,
+                "mew": 0,
+                "color": colour,
+                "label": f"{name}: {len(part):,} items",
+            }
+            points.plot(part["confidence"], part["plug_in_confidence"], "o", **style)
+    points.axline((1, 1), slope=1, color=INK, lw=0.8)
     lowest = float(items[["confidence", "plug_in_confidence"]].to_numpy().min())
-    around = (lowest - 0.05 * (1.02 - lowest), 1 + 0.05 * (1.02 - lowest))
-    cloud.set(
-        xlabel="averaged over the posterior", ylabel="at EM's point", xlim=around, ylim=around, aspect="equal"
+    limits = (lowest - 0.05 * (1.02 - lowest), 1 + 0.05 * (1.02 - lowest))
+    points.set(
+        xlabel="averaged over the posterior", ylabel="at EM's point", xlim=limits, ylim=limits, aspect="equal"
     )
-    cloud.set_title("highest class probability, by item", fontsize=10)
+    points.set_title("highest class probability, by item", fontsize=10)
     bins = np.linspace(min(lowest, 0.99), 1 + 1e-9, 21)
-    shapes.hist(items["confidence"], bins, color=CALM, alpha=0.45, label="averaged over the posterior")
-    shapes.hist(
+    counts.hist(items["confidence"], bins, color=CALM, alpha=0.45, label="averaged over the posterior")
+    counts.hist(
         items["plug_in_confidence"], bins, histtype="step", lw=1.5, color=OTHER, label="at EM's point"
     )
-    shapes.set(xlabel="highest class probability", ylabel="items", yscale="log", ylim=(0.7, 2 * len(items)))
-    cloud.legend(frameon=False, fontsize=8, loc="lower right")
-    shapes.legend(frameon=False, fontsize=8, loc="upper left")
-    for axis in (cloud, shapes):
+    counts.set(xlabel="highest class probability", ylabel="items", yscale="log", ylim=(0.7, 2 * len(items)))
+    points.legend(frameon=False, fontsize=8, loc="lower right")
+    counts.legend(frameon=False, fontsize=8, loc="upper left")
+    for axis in (points, counts):
         axis.grid(alpha=0.3)
     return figure
 
 
 def reliability_figure(tree: xr.DataTree, gold: Int[np.ndarray, " i"]) -> Figure:
-    """Mean confidence against accuracy in equally filled bins, averaged and at EM's point, with 95 % intervals of the accuracy."""
+    """Mean confidence against accuracy in equally filled bins, averaged and at EM's point, with intervals."""
     figure = Figure(figsize=(4.6, 4), layout="constrained")
     axis, known = figure.subplots(), gold >= 0
-    ways = {
+    answers = {
         "averaged over the posterior": (array(tree, "responsibilities", "mean"), CALM, "o"),
         "at EM's point": (array(tree, "plug_in", "responsibility"), OTHER, "x"),
     }
-    for name, (probabilities, colour, marker) in ways.items():
+    for name, (probabilities, colour, marker) in answers.items():
         draw_reliability(axis, reliability(probabilities[known], gold[known]), colour, marker, name)
     frame_reliability(axis, int(known.sum()))
     axis.set_aspect("equal")

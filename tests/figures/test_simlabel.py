@@ -1,4 +1,4 @@
-"""Figures of annotators' own labels: what is drawn is what was given, with few annotators, with many, and where nothing is known."""
+"""Figures of annotators' own labels draw the given numbers, for few, many and unlabelled annotators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IDS = {
 
 
 def crowd(count: int, groups: int, name: object = "strings") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A similarity matrix of annotators whose group is their place modulo the number of groups, and the frame of pairs."""
+    """A similarity matrix of annotators in groups by position modulo their number, and the frame of pairs."""
     rng = np.random.default_rng(0)
     group = np.arange(count) % groups
     noise = rng.normal(0, 0.05, (count, count))
@@ -148,7 +148,7 @@ def test_without_imputed_labels_and_with_many_annotators(count: int) -> None:
     )
     figure = imputed_figure(pd.DataFrame({"confidence": np.zeros(0, np.float32)}), annotators)
     figure.canvas.draw()
-    assert figure.axes[0].get_title() == "no label is imputed" and not figure.axes[0].patches
+    assert figure.axes[0].get_title() == "no imputed labels" and not figure.axes[0].patches
     assert len(names(figure, 1)) == min(count, ANNOTATORS) and names(figure, 1)[0] == str(count - 1)
     assert [text.get_text() for text in figure.axes[1].texts] == [
         "160 of 200 annotators between these are not shown"
