@@ -84,9 +84,6 @@ def gold_codes(items: pd.Index, classes: pd.Index, gold: pd.Series | None) -> In
         "items with more than one gold label: keep one each",
     )
     codes = classes.get_indexer(known.to_numpy())
-    reject(
-        codes < 0,
-        known,
-        f"gold labels that are none of the classes {list(classes[:10])}: declare `classes`, or mend the labels",
-    )
+    message = f"gold labels that are none of the classes {list(classes[:10])}"
+    reject(codes < 0, known, f"{message}: declare `classes`, or correct the labels")
     return pd.Series(codes, index=known.index).reindex(items, fill_value=-1).to_numpy(np.int64)

@@ -63,8 +63,8 @@ class Table:
         """The rows sorted by item, for methods without abstentions."""
         order = np.argsort(self.item, kind="stable")
         sizes = len(self.annotators), len(self.classes)
-        columns = (each[order] for each in (self.item, self.annotator, self.label, self.weights))
-        return Rows(*columns, self.gold, *sizes)
+        item, annotator, label = self.item[order], self.annotator[order], self.label[order]
+        return Rows(item, annotator, label, self.weights[order], self.gold, *sizes)
 
     @property
     def weights(self) -> Float64[np.ndarray, " n"]:

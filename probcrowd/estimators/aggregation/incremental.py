@@ -81,7 +81,7 @@ def add_labels(aggregator: Any, fitted: Fitted, table: Table, gold: pd.Series | 
     added.gold |= {code: k for code, k in zip(item.tolist(), table.gold.tolist(), strict=True) if k >= 0}
     added.labels += len(table.item)
 
-    model = aggregator.annotator_model(cells, history, averaged=aggregator.confidence == "variational")
+    model: Any = aggregator.annotator_model(cells, history, averaged=aggregator.confidence == "variational")
     after, shares, statistics = _packed_items(fitted, added, touched), np.zeros(old_shares.shape), grown
     # At the mode annotators without counts are never wrong, and stay so: rounds begin at posterior means
     scores = model.means(grown).scores if isinstance(model, Averaging) else model.scores(grown)
@@ -106,7 +106,7 @@ def refit_gap(fitted: Fitted, new_scores: Callable[[Fitted], Scores]) -> pd.Seri
     """Return the columns of `TableAggregator.refit_gap_`."""
     added, packed = fitted.model.additions, fitted.packed
     labels, shift, largest = 0 if added is None else added.labels, 0.0, 0.0
-    if labels:
+    if added is not None and labels:
         old, new = added.fitted_scores, new_scores(fitted)
         used = np.bincount(packed.cell, minlength=len(old.log_table)).astype(float)
         logs = (np.clip(each.log_table[: len(used)], FLOOR, None) for each in (new, old))

@@ -12,6 +12,7 @@ import pytest
 
 from probcrowd.data.table import Cells, Packed
 from probcrowd.inference.aggregation.annotator_summary import RowPosterior
+from probcrowd.inference.dependence import dependence as module
 from probcrowd.inference.dependence.cliques import alike, share_unexplained
 from probcrowd.inference.dependence.dependence import (
     Dependence,
@@ -126,6 +127,20 @@ def test_items_with_more_than_half_a_million_row_pairs_are_left_out(labels: int,
     counts = np.tile([0.9, 0.1], (labels, 1))
     result = check_fit(packed, RowPosterior(cells, np.ones((2, 2)), counts), np.full(2, 0.5))
     assert np.isnan(result.labels_per_item) != used
+
+
+def test_items_are_drawn_until_the_row_pairs_are_as_many_as_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, cells = two_annotators(3)
+    table, prior = np.array([[0.7, 0.3], [0.3, 0.7]]), np.full(2, 0.5)
+    one, two = (
+        dependence(packed, cells, table, prior, generator=np.random.default_rng(0), max_pairs=most)
+        for most in (1, 2)
+    )
+    assert one.note.startswith("(from 1 of 3 items") and two.note.startswith("(from 2 of 3 items")
+    assert not np.isnan(one.agreement)
+    monkeypatch.setattr(module, "_MOST_PAIRS", 1)
+    counts = np.array([[0.9, 0.1], [0.1, 0.9]])
+    assert check_fit(packed, RowPosterior(cells, np.ones((2, 2)), counts), prior).agreement == 0
 
 
 def linked(groups: list[int]) -> Dependence:
