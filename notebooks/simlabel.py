@@ -151,8 +151,8 @@ similarity_figure(control.similarity_matrix_, control.similarity_).savefig(OUT /
 # disagree with everyone, so no soft labels are made for that one; in the variants "paper" and "released" all
 # others would contribute alike.
 #
-# With the crowd of this notebook's first version and four seeds, 57 to 71 % of the labels with a confidence
-# up to .65 were right, and 79 to 83 % of those above .8.
+# With this seed and three others, 61 to 71 % of the labels with a confidence up to .65 were right, and 77 to
+# 82 % of those above .8.
 
 # %%
 imputed = fitted.imputed_
@@ -178,8 +178,8 @@ imputed_figure(imputed, fitted.annotators_).savefig(OUT / "imputed.png")
 # labelled, so they agree with the others, and similarity rises. It makes the next soft labels, and these the
 # next imputed ones: a self-confirming loop, and no evidence that annotators agree. `similarity_` uses
 # observed labels only; `mean_weight` in the history shows how far the refreshed similarity has moved from it.
-# In all of four seeds of the first version it ended at .96 or more within a group and at .93 or more between
-# two groups, where observed labels gave .47 at most.
+# With this seed and three others it ended at .96 or more within a group and at .93 or more between two
+# groups, where observed labels gave .48 at most.
 
 # %%
 print(f"observed labels          {groups(skipped.similarity_matrix_)}")
@@ -262,10 +262,10 @@ rows["pooled, skip"] = scores_of(architecture="pooled", missing="skip")
 print(pd.DataFrame(rows).T[shown].round(3).to_string())
 
 # %% [markdown]
-# In the first version of this notebook, with four seeds, skipping missing labels predicted 88 to 90 % of the
-# labels; soft labels as recommended were within one point of that; as written they predicted 68 to 73 %,
-# because they outweigh the labels and wash out the groups' own readings. The similarity was worth about one
-# point over uniform weights, and no more than the mean of all predictions: weights are relative, and where no
+# With this seed and three others, skipping missing labels predicted 89 to 91 % of the labels; soft labels as
+# recommended between two points less and one point more; as written they predicted 70 to 73 %, because they
+# outweigh the labels and wash out the groups' own readings. The similarity was worth about one point over
+# uniform weights, but no clear gain over the mean of all predictions: weights are relative, and where no
 # other member of an annotator's group labelled a picture, the others count in full. The pooled confusion
 # matrices, without soft labels, had the highest mean accuracy and the lowest log loss. Whether other data
 # behave like this can be measured with held-back labels, as here: `evaluate` needs no truth.
