@@ -23,6 +23,7 @@ from probcrowd.estimators.base import Aggregator, DependenceWarning
 from probcrowd.estimators.catalogue import AGGREGATORS, find_aggregator
 from probcrowd.metrics.scores import log_losses, scores
 from probcrowd.models.priors import CoinPrior, DirichletPrior
+from probcrowd.simulate import simulate_annotations
 
 NAMES = list(AGGREGATORS)
 TABLES = [name for name, kind in AGGREGATORS.items() if issubclass(kind, TableAggregator)]
@@ -79,22 +80,9 @@ def simulate(
     least: float = 0.7,
     most: float = 0.95,
 ) -> tuple[pd.DataFrame, pd.Series]:
-    rng = np.random.default_rng(seed)
-    truth, accuracy = rng.integers(classes, size=items), rng.uniform(least, most, annotators)
-    item = np.repeat(np.arange(items), per_item)
-    annotator = np.concatenate([rng.choice(annotators, per_item, replace=False) for _ in range(items)])
-    right = rng.random(item.size) < accuracy[annotator]
-    label = np.where(
-        right, truth[item], (truth[item] + rng.integers(1, max(classes, 2), item.size)) % classes
-    )
-    frame = pd.DataFrame(
-        {
-            "item": [f"i{i}" for i in item],
-            "annotator": [f"a{j}" for j in annotator],
-            "label": [f"c{k}" for k in label],
-        }
-    )
-    return frame, pd.Series([f"c{k}" for k in truth], index=[f"i{i}" for i in range(items)])
+    accuracy = np.random.default_rng(seed).uniform(least, most, annotators)
+    simulated = simulate_annotations(items, accuracy, classes=classes, labels_per_item=per_item, seed=seed)
+    return simulated.frame, simulated.truth
 
 
 def codes(

@@ -11,6 +11,7 @@ import pytest
 from probcrowd.data.annotations import Annotations
 from probcrowd.estimators.aggregation import incremental
 from probcrowd.estimators.catalogue import AGGREGATORS, find_aggregator
+from probcrowd.simulate import simulate_annotations
 
 NAMES = ["dawid-skene", "one-coin", "zencrowd"]
 every = pytest.mark.parametrize("name", NAMES)
@@ -23,20 +24,9 @@ def make(name: str, **options: Any) -> Any:
 def simulate(
     seed: int, *, items: int = 200, annotators: int = 12, per_item: int = 4, classes: int = 2
 ) -> tuple[pd.DataFrame, pd.Series]:
-    rng = np.random.default_rng(seed)
-    truth, accuracy = rng.integers(classes, size=items), rng.uniform(0.65, 0.95, annotators)
-    item = np.repeat(np.arange(items), per_item)
-    annotator = np.concatenate([rng.choice(annotators, per_item, replace=False) for _ in range(items)])
-    right = rng.random(item.size) < accuracy[annotator]
-    label = np.where(right, truth[item], (truth[item] + rng.integers(1, classes, item.size)) % classes)
-    frame = pd.DataFrame(
-        {
-            "item": [f"i{i}" for i in item],
-            "annotator": [f"a{j}" for j in annotator],
-            "label": [f"c{k}" for k in label],
-        }
-    )
-    return frame, pd.Series([f"c{k}" for k in truth], index=[f"i{i}" for i in range(items)])
+    accuracy = np.random.default_rng(seed).uniform(0.65, 0.95, annotators)
+    simulated = simulate_annotations(items, accuracy, classes=classes, labels_per_item=per_item, seed=seed)
+    return simulated.frame, simulated.truth
 
 
 def split(seed: int, **options: Any) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:

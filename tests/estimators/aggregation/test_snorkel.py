@@ -23,6 +23,7 @@ from probcrowd.data.annotations import Annotations
 from probcrowd.estimators.aggregation import snorkel as label_models
 from probcrowd.estimators.aggregation.majority import MajorityVote
 from probcrowd.estimators.aggregation.snorkel import MISSING, SnorkelLabelModel
+from probcrowd.simulate import simulate_annotations
 
 
 def make(**options: Any) -> SnorkelLabelModel:
@@ -37,20 +38,9 @@ def simulate(
     accuracy: tuple[float, ...] = (0.9, 0.6, 0.8, 0.7, 0.9, 0.6),
     answered: float = 0.7,
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """Labels of items by annotators, each with that probability, and the truth."""
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(classes, size=items)
-    item, annotator = np.nonzero(rng.random((items, len(accuracy))) < answered)
-    right = rng.random(item.size) < np.array(accuracy)[annotator]
-    label = np.where(right, truth[item], (truth[item] + rng.integers(1, classes, item.size)) % classes)
-    frame = pd.DataFrame(
-        {
-            "item": [f"i{i}" for i in item],
-            "annotator": [f"a{j}" for j in annotator],
-            "label": [f"c{k}" for k in label],
-        }
-    )
-    return frame, pd.Series([f"c{k}" for k in truth], index=[f"i{i}" for i in range(items)])
+    """Labels of items by annotators, each observed with that probability, and the truth."""
+    simulated = simulate_annotations(items, accuracy, classes=classes, observed=answered, seed=seed)
+    return simulated.frame, simulated.truth
 
 
 def matrix(table: pd.DataFrame, annotators: list[str]) -> tuple[np.ndarray, list[str]]:
