@@ -427,7 +427,7 @@ def test_an_annotator_without_rows_changes_nothing(name: str) -> None:
 
 @every
 def test_an_item_without_rows_has_the_class_prior_and_a_flag(name: str) -> None:
-    table, _ = simulate(7)
+    table, _ = simulate(8)
     table = table.loc[(table["label"] == "c0") | (table.index % 2 == 0)]  # unequal classes
     items = [*table["item"].unique(), "blank"]
     options = {"confidence": "plug-in"} if name in HISTORY else {}
