@@ -1,4 +1,4 @@
-"""What `Annotations` promises: the same codes for equivalent inputs, nothing silently merged, and errors that say where and what to do."""
+"""`Annotations`: equal codes for equivalent inputs, nothing merged silently, errors that say where and what to do."""
 
 import dataclasses
 import inspect
@@ -20,7 +20,7 @@ WIDE = pd.DataFrame(
 
 
 def long_table(**columns) -> pd.DataFrame:
-    """Four rows, labels codes 1, 0, 1, 1 once sorted; row labels are not positions, so that a test sees which of them is named."""
+    """Four rows with label codes 1, 0, 1, 1 once sorted; row labels are not positions, so tests tell them apart."""
     table = {
         "item": ["q2", "q1", "q2", "q3"],
         "annotator": ["bob", "ann", "ann", "bob"],

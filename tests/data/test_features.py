@@ -91,7 +91,8 @@ def test_one_column_with_nearly_all_variance_causes_a_warning() -> None:
     warn_of_units(frame * 0, "features")
     with pytest.warns(
         UserWarning,
-        match=r"features: column 'b' has 9\d\.\d % of the variance of all columns; if their units differ, divide every column",
+        match=r"features: column 'b' has 9\d\.\d % of the variance of all columns; if their units differ, "
+        "divide every column",
     ):
         standardised(frame.assign(b=10 * frame["b"]), frame.index, "features")
 

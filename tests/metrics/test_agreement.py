@@ -24,8 +24,8 @@ def panel(
     rng = np.random.default_rng(seed)
     truth = rng.integers(labels, size=items)
     right = rng.random((items, annotators)) < np.linspace(0.9, 0.3, annotators)
-    said = np.where(right, truth[:, None], rng.integers(labels, size=(items, annotators)))
-    return np.where(rng.random(said.shape) < share, said, -1)
+    given = np.where(right, truth[:, None], rng.integers(labels, size=(items, annotators)))
+    return np.where(rng.random(given.shape) < share, given, -1)
 
 
 def rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -163,7 +163,7 @@ def groups(overlap: int, seed: int, share: float = 0.2) -> tuple[np.ndarray, np.
     rng = np.random.default_rng(seed)
     truth = rng.integers(4, size=(round(overlap / share**2), 2))  # each group has a truth of its own
     skill = rng.uniform(0.6, 0.95, 10)
-    said = np.stack(
+    given = np.stack(
         [
             np.where(rng.random(len(truth)) < skill[j], truth[:, j // 5], rng.integers(4, size=len(truth)))
             for j in range(10)
@@ -173,16 +173,16 @@ def groups(overlap: int, seed: int, share: float = 0.2) -> tuple[np.ndarray, np.
     matrix = np.eye(10)
     for j, other in itertools.permutations(range(10), 2):
         matrix[j, other] = skill[j] * skill[other] if j // 5 == other // 5 else 0.0
-    return np.where(rng.random(said.shape) < share, said, -1), matrix
+    return np.where(rng.random(given.shape) < share, given, -1), matrix
 
 
 @pytest.mark.parametrize("overlap", [8, 30])
 def test_shrinkage_is_closer_to_the_truth_and_its_uncertainty_is_right(overlap: int) -> None:
     upper, lost, covered = np.triu_indices(10, 1), [], []
     for seed in range(40):
-        said, true = groups(overlap, seed)
-        found = similarity(*rows(said), num_annotators=10, num_labels=4)
-        raw = similarity(*rows(said), num_annotators=10, num_labels=4, shrink=False)
+        given, true = groups(overlap, seed)
+        found = similarity(*rows(given), num_annotators=10, num_labels=4)
+        raw = similarity(*rows(given), num_annotators=10, num_labels=4, shrink=False)
         lost.append([np.mean((one.matrix() - true)[upper] ** 2) for one in (found, raw)])
         covered.extend(
             np.abs(found.value - true[found.tables.left, found.tables.right]) < 1.96 * found.value_error
@@ -206,9 +206,9 @@ def test_mean_and_spread_of_all_pairs_are_those_of_dersimonian_and_laird() -> No
 
 
 def test_with_much_overlap_nothing_is_shrunk_and_with_none_in_the_truth_all_is() -> None:
-    said, _ = groups(20_000, 0, 1.0)
+    given, _ = groups(20_000, 0, 1.0)
     found, raw = (
-        similarity(*rows(said), num_annotators=10, num_labels=4, shrink=shrink) for shrink in (True, False)
+        similarity(*rows(given), num_annotators=10, num_labels=4, shrink=shrink) for shrink in (True, False)
     )
     np.testing.assert_allclose(found.value, raw.value, atol=1e-3)
     rng = np.random.default_rng(0)
@@ -218,15 +218,15 @@ def test_with_much_overlap_nothing_is_shrunk_and_with_none_in_the_truth_all_is()
 
 def test_weights_are_never_negative_and_a_row_of_zeros_becomes_equal() -> None:
     rng = np.random.default_rng(0)
-    said = np.repeat(rng.integers(2, size=(50, 1)), 4, 1)
-    said[:, 3] = 1 - said[:, 3]  # one who inverts
-    weights = similarity(*rows(said), num_annotators=4, num_labels=2, shrink=False).weights()
+    given = np.repeat(rng.integers(2, size=(50, 1)), 4, 1)
+    given[:, 3] = 1 - given[:, 3]  # an annotator who inverts labels
+    weights = similarity(*rows(given), num_annotators=4, num_labels=2, shrink=False).weights()
     assert weights[:3, 3].tolist() == [0, 0, 0] and weights[3].tolist() == [1, 1, 1, 0]
     np.testing.assert_allclose(weights[:3, :3], 1 - np.eye(3))
-    shrunk = similarity(*rows(said), num_annotators=4, num_labels=2).weights()
+    shrunk = similarity(*rows(given), num_annotators=4, num_labels=2).weights()
     assert (
         (shrunk >= 0).all() and shrunk[3].tolist() == [0, 0, 0, 0] and shrunk[0, 1] > 0
-    )  # known to disagree: nobody speaks for such a one
+    )  # known to disagree: no annotator predicts this one
     strangers = np.array([[0, -1, -1], [-1, 1, -1], [-1, -1, 0]])
     for shrink in (True, False):
         alone = similarity(*rows(strangers), num_annotators=3, num_labels=2, shrink=shrink).weights()
@@ -234,8 +234,8 @@ def test_weights_are_never_negative_and_a_row_of_zeros_becomes_equal() -> None:
 
 
 def test_the_frame_is_under_the_users_ids() -> None:
-    said = np.array([[0, 0, 1], [1, 1, 1], [0, 1, -1], [1, 1, 0]])
-    found = similarity(*rows(said), num_annotators=3, num_labels=2, shrink=False).frame(
+    given = np.array([[0, 0, 1], [1, 1, 1], [0, 1, -1], [1, 1, 0]])
+    found = similarity(*rows(given), num_annotators=3, num_labels=2, shrink=False).frame(
         pd.Index(["ann", "bob", "eve"])
     )
     assert found[["annotator", "other", "items"]].to_numpy().tolist() == [

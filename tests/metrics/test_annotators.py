@@ -28,15 +28,15 @@ def rows(
     """item, annotator, label, probabilities."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(labels, size=items)
-    said = np.where(
+    given = np.where(
         rng.random((items, annotators)) < 0.7, truth[:, None], rng.integers(labels, size=(items, annotators))
     )
-    item, annotator = np.nonzero(rng.random(said.shape) < 0.7)
+    item, annotator = np.nonzero(rng.random(given.shape) < 0.7)
     p = (
         rng.dirichlet(np.ones(labels), len(item))
-        + np.eye(labels)[said[item, annotator]] * rng.random(len(item))[:, None]
+        + np.eye(labels)[given[item, annotator]] * rng.random(len(item))[:, None]
     )
-    return item, annotator, said[item, annotator], p / p.sum(1, keepdims=True)
+    return item, annotator, given[item, annotator], p / p.sum(1, keepdims=True)
 
 
 def tables(
@@ -120,8 +120,8 @@ def test_dic_is_the_frobenius_norm_by_loops() -> None:
         for k in range(4):
             if j != k:
                 both = np.intersect1d(item[annotator == j], item[annotator == k])
-                for matrix, said in ((m, label), (other, predicted)):
-                    a, b = ([said[(annotator == who) & (item == i)][0] for i in both] for who in (j, k))
+                for matrix, given in ((m, label), (other, predicted)):
+                    a, b = ([given[(annotator == who) & (item == i)][0] for i in both] for who in (j, k))
                     matrix[j, k] = cohen_kappa_score(a, b)
     found = consistency(tables(label, item, annotator, 4, 3), tables(predicted, item, annotator, 4, 3), 4)
     off = ~np.eye(4, dtype=bool)
@@ -139,11 +139,11 @@ def test_predictions_without_agreement_have_less_than_1_by_the_diagonal_alone(
     items, agree = 200_000, (1 + kappa) / 2
     truth = rng.integers(2, size=items)
     skill = (1 + math.sqrt(2 * agree - 1)) / 2
-    said = np.where(rng.random((items, 10)) < skill, truth[:, None], 1 - truth[:, None])
+    given = np.where(rng.random((items, 10)) < skill, truth[:, None], 1 - truth[:, None])
     guessed = rng.integers(2, size=(items, 10))
     true, made = (
         pair_tables(*panel(one)[1:], panel(one)[0], num_annotators=10, num_labels=2)
-        for one in (said, guessed)
+        for one in (given, guessed)
     )
     found = consistency(true, made, 10)
     assert found["dic_relative"] == pytest.approx(published, abs=0.006) and found[
@@ -153,9 +153,9 @@ def test_predictions_without_agreement_have_less_than_1_by_the_diagonal_alone(
 
 
 def test_kappas_without_a_meaning_count_0_and_are_counted() -> None:
-    said = np.random.default_rng(0).integers(2, size=(30, 3))
-    true = pair_tables(*panel(said)[1:], panel(said)[0], num_annotators=3, num_labels=2)
-    constant = pair_tables(*panel(said)[1:], np.zeros(90, int), num_annotators=3, num_labels=2)
+    given = np.random.default_rng(0).integers(2, size=(30, 3))
+    true = pair_tables(*panel(given)[1:], panel(given)[0], num_annotators=3, num_labels=2)
+    constant = pair_tables(*panel(given)[1:], np.zeros(90, int), num_annotators=3, num_labels=2)
     found = consistency(true, constant, 3)
     assert (
         found["undefined_kappa"] == 3
@@ -163,7 +163,7 @@ def test_kappas_without_a_meaning_count_0_and_are_counted() -> None:
         and math.isfinite(found["dic_relative"])
     )
     few = pair_tables(
-        *panel(said[: MIN_ITEMS - 1])[1:], panel(said[: MIN_ITEMS - 1])[0], num_annotators=3, num_labels=2
+        *panel(given[: MIN_ITEMS - 1])[1:], panel(given[: MIN_ITEMS - 1])[0], num_annotators=3, num_labels=2
     )
     assert consistency(few, few, 3)["pairs"] == 0 and math.isnan(consistency(few, few, 3)["dic_pairs"])
 
@@ -171,12 +171,12 @@ def test_kappas_without_a_meaning_count_0_and_are_counted() -> None:
 def test_alignment_is_1_where_the_model_has_the_annotators_as_they_are() -> None:
     rng = np.random.default_rng(0)
     truth = rng.integers(2, size=(400, 2))
-    said = truth[:, [0, 0, 1, 1]]
-    true = pair_tables(*panel(said)[1:], panel(said)[0], num_annotators=4, num_labels=2)
+    given = truth[:, [0, 0, 1, 1]]
+    true = pair_tables(*panel(given)[1:], panel(given)[0], num_annotators=4, num_labels=2)
     m = np.eye(4)
     for j in range(4):
         for k in range(4):
-            m[j, k] = 1 if j == k else cohen_kappa_score(said[:, j], said[:, k])
+            m[j, k] = 1 if j == k else cohen_kappa_score(given[:, j], given[:, k])
     groups = np.array([[1.0, 0], [2, 0], [0, 3], [0, 1]])
     cosine = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])
     assert (

@@ -29,7 +29,7 @@ def test_interval_covers_the_mean_in_95_of_100_cases() -> None:
     values = np.random.default_rng(0).random((2000, 100))
     found = [interval(row) for row in values]
     covered = sum(abs(one.mean - 0.5) <= one.half_width for one in found) / len(found)
-    # The deviation is estimated: Student's t with 99 degrees of freedom covers .947; within four binomial errors
+    # The deviation is estimated: Student's t with 99 degrees of freedom covers .947, within four errors
     assert abs(covered - 0.947) < 4 * math.sqrt(0.947 * 0.053 / 2000)
     narrower = sum(abs(one.mean - 0.5) <= one.half_width * 1.645 / 1.96 for one in found) / len(found)
     assert abs(narrower - 0.947) > 4 * math.sqrt(0.947 * 0.053 / 2000)  # the bound tells 95 % from 90 %

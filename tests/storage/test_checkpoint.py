@@ -260,7 +260,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_previous_one_and_says_so(tmp_path
     ):
         found = load_latest(tmp_path)
     assert found is not None and found.state == {"step": 1}
-    (tmp_path / CURRENT).unlink()  # killed between the two renames: nothing is wrong, and nothing is said
+    (tmp_path / CURRENT).unlink()  # killed between the two renames: no error and no warning
     found = load_latest(tmp_path)
     assert found is not None and found.state == {"step": 1}
 
