@@ -1,4 +1,4 @@
-"""`Annotations`: equal codes for equivalent inputs, nothing merged silently, errors that say where and what to do."""
+"""`Annotations`: equal codes for equivalent inputs, nothing merged silently, errors with place and remedy."""
 
 import dataclasses
 import inspect
@@ -20,7 +20,7 @@ WIDE = pd.DataFrame(
 
 
 def long_table(**columns) -> pd.DataFrame:
-    """Four rows with label codes 1, 0, 1, 1 once sorted; row labels are not positions, so tests tell them apart."""
+    """Four rows with label codes 1, 0, 1, 1 once sorted; row labels are not positions on purpose."""
     table = {
         "item": ["q2", "q1", "q2", "q3"],
         "annotator": ["bob", "ann", "ann", "bob"],
@@ -183,19 +183,46 @@ NUMBER = [5, -2, 5, 7]
 BOOLEAN = [True, False, True, True]
 DICTIONARY = pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string()))
 COLUMNS = [
-    *[pytest.param(TEXT, dtype, id=f"text-{name}") for name, dtype in {
-        "str": "str", "object": object, "category": "category", "string": "string", "pyarrow": "string[pyarrow]",
-        "arrow": pd.ArrowDtype(pa.string()), "dictionary": DICTIONARY,
-    }.items()],
-    *[pytest.param(NUMBER, dtype, id=f"number-{name}") for name, dtype in {
-        "int64": "int64", "int8": "int8", "object": object, "category": "category", "Int64": "Int64", "float": float,
-        "Float64": "Float64", "arrow": pd.ArrowDtype(pa.int64()), "arrow-float": pd.ArrowDtype(pa.float64()),
-    }.items()],
-    *[pytest.param(BOOLEAN, dtype, id=f"bool-{name}") for name, dtype in {
-        "bool": bool, "object": object, "category": "category", "boolean": "boolean", "arrow": pd.ArrowDtype(pa.bool_()),
-    }.items()],
-    pytest.param(list(pd.to_datetime(["2020-02-01", "2020-01-01", "2020-02-01", "2020-03-01"])), None, id="datetime"),
-]  # fmt: skip
+    *[
+        pytest.param(TEXT, dtype, id=f"text-{name}")
+        for name, dtype in {
+            "str": "str",
+            "object": object,
+            "category": "category",
+            "string": "string",
+            "pyarrow": "string[pyarrow]",
+            "arrow": pd.ArrowDtype(pa.string()),
+            "dictionary": DICTIONARY,
+        }.items()
+    ],
+    *[
+        pytest.param(NUMBER, dtype, id=f"number-{name}")
+        for name, dtype in {
+            "int64": "int64",
+            "int8": "int8",
+            "object": object,
+            "category": "category",
+            "Int64": "Int64",
+            "float": float,
+            "Float64": "Float64",
+            "arrow": pd.ArrowDtype(pa.int64()),
+            "arrow-float": pd.ArrowDtype(pa.float64()),
+        }.items()
+    ],
+    *[
+        pytest.param(BOOLEAN, dtype, id=f"bool-{name}")
+        for name, dtype in {
+            "bool": bool,
+            "object": object,
+            "category": "category",
+            "boolean": "boolean",
+            "arrow": pd.ArrowDtype(pa.bool_()),
+        }.items()
+    ],
+    pytest.param(
+        list(pd.to_datetime(["2020-02-01", "2020-01-01", "2020-02-01", "2020-03-01"])), None, id="datetime"
+    ),
+]
 
 
 @pytest.mark.parametrize(("values", "dtype"), COLUMNS)
@@ -321,13 +348,29 @@ def test_a_weight_column_counts_only_when_named():
     ("frame", "options", "parts"),
     [
         (long_table(task="t"), {}, ["several columns 'item', 'task' for item=", "name one"]),
-        (long_table(user="u", worker="w"), {}, ["several columns 'annotator', 'user', 'worker' for annotator="]),
-        (long_table().drop(columns=["item", "label"]), {}, ["no column 'item' or 'task' for item=", "no column 'label' for label=", "are ['annotator']"]),
-        (long_table(), {"item": "doc", "weight": "w"}, ["no column 'doc' for item=", "no column 'w' for weight=", "['item', 'annotator', 'label']"]),
+        (
+            long_table(user="u", worker="w"),
+            {},
+            ["several columns 'annotator', 'user', 'worker' for annotator="],
+        ),
+        (
+            long_table().drop(columns=["item", "label"]),
+            {},
+            ["no column 'item' or 'task' for item=", "no column 'label' for label=", "are ['annotator']"],
+        ),
+        (
+            long_table(),
+            {"item": "doc", "weight": "w"},
+            ["no column 'doc' for item=", "no column 'w' for weight=", "['item', 'annotator', 'label']"],
+        ),
         (long_table(), {"label": "item"}, ["one column has two roles", "item='item'", "label='item'"]),
-        (pd.concat([long_table(), long_table()[["label"]]], axis=1), {}, ["several columns 'label', 'label' for label="]),
+        (
+            pd.concat([long_table(), long_table()[["label"]]], axis=1),
+            {},
+            ["several columns 'label', 'label' for label="],
+        ),
     ],
-)  # fmt: skip
+)
 def test_undecided_columns(frame, options, parts):
     says(message_of(Annotations.from_frame, frame, **options), *parts)
 
