@@ -1,12 +1,14 @@
-"""Accuracy and confidence of all aggregators on real sets with gold, which no fit sees.
+"""Accuracy and confidence of all aggregators on real sets with gold labels, which no fit sees.
 
     PROBCROWD_DATA=... python benchmarks/aggregation_scores.py [--out FOLDER]
 
-1. Accuracy in per cent, 1/m in a tie of m, beside a recomputation by independent code (`PUBLISHED`): maximum likelihood (DS), MAP under the Stan Guide's
-   prior, iBCC by variational Bayes, one coin and ZenCrowd with uniform classes, MACE, GLAD, minimax entropy, KOS. The first label of a repeated pair counts.
-2. Log loss (nats), calibration error (ten equally filled bins) of Dawid-Skene's probabilities under the default prior: at the mode (plug-in), averaged (the
-   default), variational, and averaged with dependent labels discounted; differences from plug-in with 95 % intervals, paired over items
-   (log loss), or by 200 bootstrap samples of items (calibration error).
+1. Accuracy in per cent, 1/m in a tie of m, beside a recomputation by independent code (`PUBLISHED`): maximum
+   likelihood (DS), MAP under the Stan Guide's prior, iBCC by variational Bayes, one coin and ZenCrowd with
+   uniform classes, MACE, GLAD, minimax entropy, KOS. The first label of a repeated pair counts.
+2. Log loss (nats) and calibration error (ten equally filled bins) of Dawid-Skene's probabilities under the
+   default prior: at the mode (plug-in), averaged (the default), variational, and averaged with dependent
+   labels discounted. Differences from plug-in have 95 % intervals, paired over items (log loss), or by 200
+   bootstrap samples of items (calibration error).
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ CONFIDENCES = {
 
 
 def aggregators(num_classes: int) -> dict[str, Aggregator]:
-    """The table's columns, with its settings, and ours."""
+    """The columns of the table with its settings, and the defaults of this library."""
     flat = {"prior": "flat", "confidence": "plug-in", "dependence": "ignore"}
     ibcc = DirichletPrior(np.ones(num_classes), 1 + 3 * np.eye(num_classes))
     quiet = {"dependence": "ignore"}
@@ -90,30 +92,32 @@ def aggregators(num_classes: int) -> dict[str, Aggregator]:
 
 
 def read(folder: Path) -> tuple[Annotations, np.ndarray]:
-    """The table, and gold as codes."""
+    """Read the annotations and the gold labels as codes."""
     frame = pd.read_parquet(folder / "annotations.parquet")[["task", "worker", "label"]]
-    said = Annotations.from_frame(frame, duplicates="first", missing="skip")
+    annotations = Annotations.from_frame(frame, duplicates="first", missing="skip")
     gold = (
         pd.read_parquet(folder / "gold.parquet", columns=["task", "label"])
         .dropna()
         .drop_duplicates("task")
         .set_index("task")["label"]
     )
-    if pd.api.types.is_numeric_dtype(said.classes.dtype):
+    if pd.api.types.is_numeric_dtype(annotations.classes.dtype):
         gold = pd.to_numeric(gold, errors="coerce").dropna()
-    return said, read_table(said, gold[gold.isin(said.classes)]).gold
+    return annotations, read_table(annotations, gold[gold.isin(annotations.classes)]).gold
 
 
 def accuracies(root: Path) -> pd.DataFrame:
     rows = {}
     for name, published in PUBLISHED.items():
-        said, gold = read(root / name)
-        found = {}
-        for column, aggregator in aggregators(said.num_classes).items():
-            if (column == "KOS" and said.num_classes != 2) or name in SLOW.get(column, ()):
+        annotations, gold = read(root / name)
+        accuracy = {}
+        for column, aggregator in aggregators(annotations.num_classes).items():
+            if (column == "KOS" and annotations.num_classes != 2) or name in SLOW.get(column, ()):
                 continue
-            found[column] = 100 * scores(aggregator.fit(said).probabilities_.to_numpy(), gold)["accuracy"]
-        rows[name] = found | {
+            accuracy[column] = (
+                100 * scores(aggregator.fit(annotations).probabilities_.to_numpy(), gold)["accuracy"]
+            )
+        rows[name] = accuracy | {
             f"{column} ref": value for column, value in zip(COLUMNS, published, strict=True)
         }
     return pd.DataFrame(rows).T
@@ -122,16 +126,18 @@ def accuracies(root: Path) -> pd.DataFrame:
 def confidences(root: Path) -> pd.DataFrame:
     rows, rng = {}, np.random.default_rng(0)
     for name in [*PUBLISHED, *MORE]:
-        said, gold = read(root / name)
+        annotations, gold = read(root / name)
         known = np.flatnonzero(gold >= 0)
         truth = gold[known]
         plain = (
-            DawidSkene(confidence="plug-in", dependence="ignore").fit(said).probabilities_.to_numpy()[known]
+            DawidSkene(confidence="plug-in", dependence="ignore")
+            .fit(annotations)
+            .probabilities_.to_numpy()[known]
         )
         row = {f"plug-in {key}": value for key, value in scores(plain, truth).items()}
         draws = [rng.integers(len(known), size=len(known)) for _ in range(200)]
         for kind, options in CONFIDENCES.items():
-            fitted = DawidSkene(**({"dependence": "ignore"} | options)).fit(said)
+            fitted = DawidSkene(**({"dependence": "ignore"} | options)).fit(annotations)
             p = fitted.probabilities_.to_numpy()[known]
             row |= {f"{kind} {key}": value for key, value in scores(p, truth).items() if key != "items"}
             gap = log_losses(p, truth) - log_losses(plain, truth)
@@ -171,12 +177,16 @@ def main() -> None:
         "ours minus reference\n",
         pd.DataFrame({c: table[c] - table[f"{c} ref"] for c in COLUMNS}).round(2).to_string(),
     )
-    sure = confidences(root)
-    sure.to_csv(chosen.out / "confidence.csv")
+    confidence = confidences(root)
+    confidence.to_csv(chosen.out / "confidence.csv")
     for score in ("accuracy", "log_loss", "calibration_error"):
-        part = sure[[f"{kind} {score}" for kind in ("plug-in", *CONFIDENCES)]]
+        part = confidence[[f"{kind} {score}" for kind in ("plug-in", *CONFIDENCES)]]
         print(part.round(4).to_string(), "\nmean", part.mean().round(4).to_dict(), "\n")
-    print(sure[[column for column in sure if "gap" in column or "half" in column]].round(4).to_string())
+    print(
+        confidence[[column for column in confidence if "gap" in column or "half" in column]]
+        .round(4)
+        .to_string()
+    )
 
 
 if __name__ == "__main__":

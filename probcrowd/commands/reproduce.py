@@ -29,22 +29,25 @@ _DATA = click.Option(
 
 
 def _command(
-    name: str, experiment: str, out: str, quick: str, words: str, *options: click.Option
+    name: str, words: str, quick: str, *options: click.Option, folder: str = "", out: str = ""
 ) -> click.Command:
-    """Build the command of an experiment, a folder in `probcrowd.experiments`, with its own options.
+    """Build the command of an experiment with its own options beside the common ones.
 
-    out: name of the folder for results, a template with options. quick: help on the short run. words: on the
-    whole.
+    words: help; quick: on the short run. folder: in `probcrowd.experiments`; out: for results, with DATA for
+    the name of the data set. Both are the name if not given.
     """
+    out = out or name
 
     @report_errors
     def run(*, jobs: int, quick: bool, **options: Any) -> None:
         from probcrowd.experiments.harness import run_experiment
 
-        declared = import_module(f"probcrowd.experiments.{experiment}.experiment").EXPERIMENT
+        declared = import_module(f"probcrowd.experiments.{folder or name}.experiment").EXPERIMENT
         given = {key: value for key, value in options.items() if value is not None}
-        folder = Path("outputs", out.format(**options) + ("_quick" if quick else ""))
-        chosen = declared.options(**{"out": folder, **(declared.quick if quick else {}), **given})
+        usual = out.replace("DATA", Path(options.get("dataset", "")).stem) + ("_quick" if quick else "")
+        chosen = declared.options(
+            **{"out": Path("outputs", usual), **(declared.quick if quick else {}), **given}
+        )
         try:
             tables = run_experiment(declared, chosen, jobs=jobs, progress=sys.stderr.isatty())
         except ImportError as error:  # a package that only some methods need
@@ -55,12 +58,11 @@ def _command(
         for path in [*written, *chosen.out.glob("cells")]:
             click.echo(str(path))
 
-    shown = re.sub(r"{.*?}", "DATA", out)
     common = [
         click.Option(
             ["--out"],
             type=FILE,
-            help=f"Folder for the results.  [default: outputs/{shown}; with --quick outputs/{shown}_quick]",
+            help=f"Folder for the results.  [default: outputs/{out}; with --quick outputs/{out}_quick]",
         ),
         click.Option(["--jobs"], default=1, show_default=True, type=click.IntRange(min=1), help="Processes."),
         click.Option(["--quick"], is_flag=True, help=quick),
@@ -77,13 +79,11 @@ def reproduce() -> None:
 for command in (
     _command(
         "lia",
-        "lia",
-        "lia",
-        "Only the two smallest sets.",
         """Tables 2 and 3 of "Learning from imperfect annotations" (Platanios et al. 2020).
 
         LIA beside other aggregators. Writes results.csv, asked.csv (LIA against Dawid-Skene and the paper)
         and, in cells/, every number.""",
+        "Only the two smallest sets.",
         _DATA,
         _list("--sets", "Data sets.  [default: all]"),
         _list("--methods", "Methods, or `all`.  [default: those that take seconds]"),
@@ -91,27 +91,24 @@ for command in (
     ),
     _command(
         "crowds",
-        "crowd",
-        "crowds",
-        "Fewer epochs, one learning rate.",
         """Classifiers learned from annotators: GeoCrowdNet(F) and (W) (Ibrahim, Nguyen & Fu 2023).
 
         Eleven other methods run beside them. Writes results.csv, rates.csv, asked.csv (ours less each
         baseline), published.csv and, in cells/, every number.""",
+        "Fewer epochs, one learning rate.",
         _DATA,
         _list("--sets", "Data sets: labelme, music_genre, cifar10n.  [default: the first two]"),
         _list("--methods", "Methods.  [default: all]"),
         _count("--seeds", "Number of networks of each.  [default: 5; with --quick 2]"),
+        folder="crowd",
     ),
     _command(
         "simlabel",
-        "simlabel",
-        "simlabel",
-        "One simulated panel, which needs no data folder, and fewer epochs.",
         """SimLabel (Zhang et al. 2025) against skipping missing labels and controls that its paper lacks.
 
         Its data are not public: labels are hidden from complete panels instead. Writes results.csv, gains.csv
         (differences with intervals), published.csv and, in cells/, every number.""",
+        "One simulated panel, which needs no data folder, and fewer epochs.",
         _DATA,
         _list("--panels", "Panels.  [default: all at hand; with --quick digits-groups]"),
         _list("--methods", "Methods.  [default: all but other variants of SimLabel]"),
@@ -123,13 +120,11 @@ for command in (
     ),
     _command(
         "meta-learning",
-        "meta",
-        "meta_{dataset.stem}",
-        "Short training, few target tasks of one kind.",
         """Meta-learned representations (Kumagai et al. 2025) beside 13 baselines, controls and variants.
 
         Two controls are missing in the paper; the variants go beyond it. Writes table.csv, tests.csv (paired
         t-tests), networks.csv, published.csv, two figures and, by split, all numbers and networks.""",
+        "Short training, few target tasks of one kind.",
         click.Option(
             ["--data", "dataset"],
             default="digits",
@@ -160,6 +155,8 @@ for command in (
             metavar="N",
             help="Compute split N alone: one job of a cluster.",
         ),
+        folder="meta",
+        out="meta_DATA",
     ),
 ):
     reproduce.add_command(command)

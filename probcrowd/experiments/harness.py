@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
+from probcrowd.data.validation import find_name
 from probcrowd.experiments.grid import Stage, run_stage
 from probcrowd.figures.base import save_figure
 from probcrowd.storage.files import write_table
@@ -51,7 +52,7 @@ class Experiment(Generic[O]):
 
     options: type[O]
     quick: Mapping[str, Any]
-    choices: Callable[[O], Mapping[str, Collection[str]]]
+    choices: Mapping[str, Collection[str]]
     stages: Callable[[O], Iterable[Stage]]
     tables: Callable[[O], Tables]
     report: Callable[[Tables], list[tuple[str, str]]]
@@ -65,8 +66,8 @@ def run_experiment(experiment: Experiment[O], options: O, *, jobs: int = 1, prog
         ValueError: unknown names, no such data, or a folder that holds results of other settings.
     """
     chosen = {
-        field: choose_names(getattr(options, field), known)
-        for field, known in experiment.choices(options).items()
+        field: choose_names(field.removesuffix("s"), getattr(options, field), known)
+        for field, known in experiment.choices.items()
     }
     options = options.model_copy(update=chosen)
     for stage in experiment.stages(options):
@@ -84,20 +85,19 @@ def collect(experiment: Experiment[O], options: O) -> Tables:
     return tables
 
 
-def choose_names(given: Sequence[str], known: Collection[str]) -> tuple[str, ...]:
-    """The given names in the order of `known`.
+def choose_names(kind: str, given: Sequence[str], known: Collection[str]) -> tuple[str, ...]:
+    """The given names in the order of `known`, up to hyphens and underscores.
 
     A name with a comma may come in two parts, as from a list between commas.
 
     Raises:
-        ValueError: unknown names.
+        ValueError: an unknown name.
     """
     names: list[str] = []
     for part in given:
-        if names and f"{names[-1]}, {part}" in known:
-            names[-1] += f", {part}"
-        else:
+        try:
+            names[-1:] = [find_name(kind, ", ".join([*names[-1:], part]), known)]
+        except ValueError:
             names.append(part)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"unknown: {', '.join(unknown)}; choose from {'; '.join(known)}")
-    return tuple(name for name in known if name in names)
+    chosen = {find_name(kind, name, known) for name in names}
+    return tuple(name for name in known if name in chosen)

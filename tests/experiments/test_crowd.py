@@ -190,8 +190,8 @@ def test_the_command_prints_tables_and_names_files(root: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--methods", "magic"), "unknown: magic; choose from true labels;"),
-        (("--sets", "imagenet"), "unknown: imagenet; choose from labelme"),
+        (("--methods", "magic"), "unknown method 'magic': choose one of true labels;"),
+        (("--sets", "imagenet"), "unknown set 'imagenet': choose one of labelme"),
     ],
 )
 def test_unknown_names_are_reported(root: Path, tmp_path: Path, options: tuple[str, str], words: str) -> None:

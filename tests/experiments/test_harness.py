@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,15 +50,10 @@ def toy(calls: list[int] | None = None, fail: int | None = None) -> Experiment[T
         cells = {f"size {size}": partial(make, size) for size in options.sizes}
         return [Stage(options.out, options, cells, options.seeds)]
 
-    def choices(options: ToyOptions) -> dict[str, Collection[str]]:
-        return {"methods": ["a", "b, c"]}
-
     def tables(options: ToyOptions) -> Tables:
         return {"results": read_cells(options.out, cell_names(options.out))}
 
-    return Experiment(
-        options=ToyOptions, quick={}, choices=choices, stages=stages, tables=tables, report=lambda tables: []
-    )
+    return Experiment(ToyOptions, {}, {"methods": ["a", "b, c"]}, stages, tables, lambda tables: [])
 
 
 def run(out: Path, experiment: Experiment[ToyOptions], *, jobs: int = 1, **options: Any) -> pd.DataFrame:
@@ -102,18 +96,19 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "toy", toy())
     with pytest.raises(ValueError, match=r"holds a run with other settings[^:]*:\n  seeds: 2 -> 3"):
         run(tmp_path / "toy", toy(), seeds=3)
-    with pytest.raises(ValueError, match="unknown: d; choose from a; b, c"):
+    with pytest.raises(ValueError, match="unknown method 'd': choose one of a; b, c"):
         run(tmp_path / "other", toy(), methods=("d",))
     assert not (tmp_path / "other").exists()
 
 
 def test_names_are_resolved_in_their_own_order() -> None:
     known = ["a", "a, b", "b, c", "d"]
-    assert choose_names([], known) == ()
-    assert choose_names(["d", "b", "c", "a"], known) == ("a", "b, c", "d")  # parts between commas
-    assert choose_names(["a", "b", "d"], known) == ("a, b", "d")
-    with pytest.raises(ValueError, match="unknown: b, x; choose from a; a, b; b, c; d"):
-        choose_names(["d", "b", "x"], known)
+    assert choose_names("name", [], known) == ()
+    assert choose_names("name", ["d", "b", "c", "a"], known) == ("a", "b, c", "d")  # parts between commas
+    assert choose_names("name", ["a", "b", "d"], known) == ("a, b", "d")
+    assert choose_names("name", ["Em_j", "2"], ["em-j, 2", "em-j"]) == ("em-j, 2",)
+    with pytest.raises(ValueError, match="unknown name 'b': choose one of a; a, b; b, c; d"):
+        choose_names("name", ["d", "b", "x"], known)
 
 
 def held_out(*rows: tuple[str, float, float]) -> pd.DataFrame:

@@ -398,11 +398,11 @@ def test_invalid_options_are_reported_in_one_line(data: Path, tmp_path: Path) ->
     faults = [
         (
             ["--sets", "bluebirds,ducks"],
-            "unknown: ducks; choose from bluebirds; snow_wordsim; snow_rte; medrel_cause; medrel_treat",
+            "unknown set 'ducks': choose one of bluebirds, snow_wordsim, snow_rte, medrel_cause",
         ),
         (
             ["--sets", "bluebirds", "--methods", "MMCE,oracle"],
-            "unknown: oracle; choose from majority vote; Dawid-Skene (MAP)",
+            "unknown method 'oracle': choose one of majority vote; Dawid-Skene (MAP)",
         ),
         (
             ["--sets", "bluebirds,medrel_treat", "--methods", JOINTLY],

@@ -25,10 +25,10 @@ from probcrowd.data.images import ClassItems
 from probcrowd.experiments.harness import collect, run_experiment
 from probcrowd.experiments.meta import tables as meta_tables
 from probcrowd.experiments.meta.baselines import input_classifiers
-from probcrowd.experiments.meta.experiment import EXPERIMENT, MetaOptions
+from probcrowd.experiments.meta.experiment import EXPERIMENT
 from probcrowd.experiments.meta.labelme import labelme_episodes
 from probcrowd.experiments.meta.methods import METHODS, OURS, Answers, Context, Entry, network_and_method
-from probcrowd.experiments.meta.settings import meta_settings
+from probcrowd.experiments.meta.settings import MetaOptions
 from probcrowd.experiments.meta.tables import BEST
 from probcrowd.experiments.meta.targets import targets
 from probcrowd.figures.base import share_figure
@@ -71,7 +71,7 @@ KEYS = ["method", "kind", "shots", "annotators"]
 
 
 def tiny(out: Path, *more: str, data: str = "digits") -> MetaTraining:
-    return meta_settings(Path(data), out, overrides=[*TINY, *more])
+    return MetaOptions(out=out, dataset=Path(data), overrides=(*TINY, *more)).training
 
 
 def run(out: Path, methods: Sequence[str] = (OURS, "PrMV"), *more: str, **options: Any) -> Any:
@@ -198,10 +198,10 @@ def test_splits_are_computed_one_by_one_and_gathered(done: tuple[Path, Any], tmp
 
 
 def test_invalid_options_are_reported(done: tuple[Path, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown: Pr; choose from LRMV; .*EM, J = 2.*best-random"):
+    with pytest.raises(ValueError, match="unknown method 'Pr': choose one of LRMV; .*EM, J = 2.*best-random"):
         run(tmp_path, ["PrMV", "Pr"])
-    known = "spammers; flippers; class-spammers; sparse; imbalanced"
-    with pytest.raises(ValueError, match=f"unknown: labelme; choose from {known}"):
+    known = "spammers, flippers, class-spammers, sparse, imbalanced"
+    with pytest.raises(ValueError, match=f"unknown kind 'labelme': choose one of {known}"):
         run(tmp_path, kinds=("labelme",))
     with pytest.raises(ValueError, match="only = 2: splits are numbered from 0 to 1"):
         run(tmp_path, only=2)

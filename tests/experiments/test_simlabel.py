@@ -184,9 +184,9 @@ def test_more_panels_and_methods_are_added(done: tuple[Path, pd.DataFrame, Any],
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"methods": ("none",)}, "unknown: none"),
-        ({"panels": ("x",)}, "unknown: x"),
-        ({"removals": ("none",)}, "unknown: none; choose from random; blocks"),
+        ({"methods": ("none",)}, "unknown method 'none'"),
+        ({"panels": ("x",)}, "unknown panel 'x'"),
+        ({"removals": ("none",)}, "unknown removal 'none': choose one of random, blocks"),
         ({"rates": (1.0,)}, "below 1"),
         ({"base": -0.1}, "from 0"),
     ],

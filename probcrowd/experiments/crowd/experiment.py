@@ -88,10 +88,6 @@ class CrowdOptions(Options):
     sets: tuple[str, ...] = SETS[:2]
 
 
-def _choices(options: CrowdOptions) -> dict[str, Collection[str]]:
-    return {"sets": SETS, "methods": METHODS}
-
-
 def _stages(options: CrowdOptions) -> list[Stage]:
     for name in options.sets:
         read_task(options.data, name)
@@ -193,27 +189,16 @@ def compare(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _report(tables: Tables) -> list[tuple[str, str]]:
     results, published = tables["results"], tables["published"]
-    cell = format_errors(results, "accuracy")
-    shown = results.assign(cell=cell, name=results["method"])
+    shown = results.assign(cell=format_errors(results, "accuracy"), name=results["method"])
     columns = published["source"] + ", " + published["selection"]
     reported = published.assign(name=published["method"], cell=published["accuracy"], column=columns)
+    heading = "accuracy on test items ± standard error in per cent, by what selects the epoch"
+    beside = "published, by source and rule of selection: compare within a column alone"
     return [
-        (
-            "accuracy on test items ± standard error in per cent, by what selects the epoch",
-            format_results(shown, ["set"], "{}", "selection"),
-        ),
-        (
-            "published, by source and rule of selection: compare within a column alone",
-            format_results(reported, ["set"], "{}", "column"),
-        ),
+        (heading, format_results(shown, ["set"], "{}", "selection")),
+        (beside, format_results(reported, ["set"], "{}", "column")),
     ]
 
 
-EXPERIMENT = Experiment(
-    options=CrowdOptions,
-    quick={"seeds": 2, "epochs": 10, "learning_rates": ((1e-3, 1e-2),)},
-    choices=_choices,
-    stages=_stages,
-    tables=_tables,
-    report=_report,
-)
+_QUICK = {"seeds": 2, "epochs": 10, "learning_rates": ((1e-3, 1e-2),)}
+EXPERIMENT = Experiment(CrowdOptions, _QUICK, {"sets": SETS, "methods": METHODS}, _stages, _tables, _report)

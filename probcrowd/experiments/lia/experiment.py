@@ -49,10 +49,6 @@ class LIAOptions(Options):
     sets: tuple[str, ...] = tuple(REDUNDANCIES)
 
 
-def _choices(options: LIAOptions) -> dict[str, Collection[str]]:
-    return {"sets": REDUNDANCIES, "methods": [*METHODS, JOINTLY, "all"]}
-
-
 def _stages(options: LIAOptions) -> list[Stage]:
     methods = options.methods
     if not methods or "all" in methods:
@@ -217,11 +213,6 @@ def _report(tables: Tables) -> list[tuple[str, str]]:
     return [*parts, ("not run, because no package provides it", missing)]
 
 
-EXPERIMENT = Experiment(
-    options=LIAOptions,
-    quick={"sets": ("bluebirds", "snow_wordsim"), "seeds": 3},
-    choices=_choices,
-    stages=_stages,
-    tables=_tables,
-    report=_report,
-)
+_CHOICES = {"sets": REDUNDANCIES, "methods": [*METHODS, JOINTLY, "all"]}
+_QUICK = {"sets": ("bluebirds", "snow_wordsim"), "seeds": 3}
+EXPERIMENT = Experiment(LIAOptions, _QUICK, _CHOICES, _stages, _tables, _report)

@@ -18,25 +18,23 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from matplotlib.figure import Figure
 
 from probcrowd.experiments.grid import Rows, Stage, cell_names, read_cells
-from probcrowd.experiments.harness import Experiment, Options, Tables
+from probcrowd.experiments.harness import Experiment, Tables, choose_names
 from probcrowd.experiments.meta import tables
 from probcrowd.experiments.meta.labelme import LABELME
 from probcrowd.experiments.meta.methods import METHODS, OURS, Answers, Context, network_and_method
 from probcrowd.experiments.meta.networks import network_settings
-from probcrowd.experiments.meta.settings import meta_settings
+from probcrowd.experiments.meta.settings import MetaOptions
 from probcrowd.experiments.meta.targets import KINDS, Target, targets
 from probcrowd.experiments.tables import read_published
-from probcrowd.inference.meta.adaptation import Method
 from probcrowd.metrics.scores import scores
 from probcrowd.metrics.tensors import accuracy, confusion_error, log_loss
 from probcrowd.runs.meta.configuration import MetaTraining
@@ -47,44 +45,12 @@ from probcrowd.simulate.episodes import Episodes, EpisodeSource, draw_episodes
 from probcrowd.storage.folder import RunFolder
 
 
-class MetaOptions(Options):
-    """dataset, encoder, config, overrides: see `meta_settings`. kinds: of target tasks; none: all.
-
-    only: compute one split.
-
-    splits: of the classes; 5, or 2 in a quick run.
-    """
-
-    dataset: Path = Path("digits")
-    encoder: str | None = None
-    config: Path | None = None
-    overrides: tuple[str, ...] = ()
-    quick: bool = False
-    kinds: tuple[str, ...] = ()
-    splits: int = 5
-    only: int | None = None
-
-    @property
-    def training(self) -> MetaTraining:
-        """The settings of the paper's method; `seed` is that of the first split."""
-        return meta_settings(
-            self.dataset,
-            self.out,
-            encoder=self.encoder,
-            config=self.config,
-            overrides=self.overrides,
-            quick=self.quick,
-        )
-
-
-def _choices(options: MetaOptions) -> dict[str, Collection[str]]:
-    return {"methods": METHODS, "kinds": [LABELME] if options.training.data == LABELME else KINDS}
-
-
 def _stages(options: MetaOptions) -> Iterator[Stage]:
     training, splits = options.training, options.splits
     if options.only is not None and not 0 <= options.only < splits:
         raise ValueError(f"only = {options.only}: splits are numbered from 0 to {splits - 1}")
+    known = (LABELME,) if training.data == LABELME else KINDS
+    kinds = choose_names("kind", options.kinds, known) or (known[:1] if options.quick else known)
     methods = options.methods or tuple(METHODS)
     if training.data == LABELME:
         maml = [name for name, entry in METHODS.items() if entry.network == "maml"]
@@ -94,9 +60,6 @@ def _stages(options: MetaOptions) -> Iterator[Stage]:
                 "eight: leave it out"
             )
         methods = [name for name in methods if name not in maml]
-    kinds = options.kinds or (
-        [LABELME] if training.data == LABELME else KINDS[:1] if options.quick else KINDS
-    )
     for number in range(splits) if options.only is None else (options.only,):
         split = training.model_copy(
             update={"seed": training.seed + number, "out": training.out / f"split-{number}"}
@@ -132,16 +95,22 @@ def _predict(settings: MetaTraining, name: str, kind: str) -> Rows:
     """Score one method on target tasks of one kind, a row per task; settings by validation tasks."""
     device = torch.device(settings.device)
     sources = class_sources(settings, device)
-    model = network_and_method(settings, METHODS[name], sources.input_shape, device)
+    entry = METHODS[name]
+    model = network_and_method(settings, entry, sources.input_shape, device)
+
+    def answer(source: EpisodeSource, episodes: Episodes, target: Target) -> Answers:
+        purpose = f"answer/{target.kind}/{target.shots}/{target.annotators}/{target.share}"
+        return entry.predict(Context(settings, *model, source, episodes, generator_of(settings, purpose)))
+
     parts = []
     selected: dict[tuple[int, int], str | None] = {}
     for target in targets(settings, kind):
         size = target.shots, target.annotators
         if size not in selected:
-            selected[size] = _select(settings, sources.validation, name, model, target)
+            selected[size] = _select(settings, sources.validation, answer, target)
         source, episodes = target.draw(settings, sources.target)
         start = time.perf_counter()
-        answers = _answers(settings, name, model, source, episodes, target)
+        answers = answer(source, episodes, target)
         seconds = (time.perf_counter() - start) / len(episodes.query)
         setting = selected[size] or next(iter(answers))
         log_probabilities, parameters = answers[setting]
@@ -170,7 +139,10 @@ def _predict(settings: MetaTraining, name: str, kind: str) -> Rows:
 
 
 def _select(
-    settings: MetaTraining, source: EpisodeSource, name: str, model: tuple[nn.Module, Method], target: Target
+    settings: MetaTraining,
+    source: EpisodeSource,
+    answer: Callable[[EpisodeSource, Episodes, Target], Answers],
+    target: Target,
 ) -> str | None:
     """The setting with the highest mean accuracy on validation tasks; None if there is only one.
 
@@ -180,10 +152,10 @@ def _select(
     generator = generator_of(settings, purpose, 0, source.items.device)
     shape, mixture = target.usual(settings), settings.annotators.mixture
     single = draw_episodes(source, shape, mixture, 1, generator)
-    if len(_answers(settings, name, model, source, single, target)) == 1:
+    if len(answer(source, single, target)) == 1:
         return None
     episodes = draw_episodes(source, shape, mixture, settings.training.validation_tasks, generator)
-    answers = _answers(settings, name, model, source, episodes, target)
+    answers = answer(source, episodes, target)
 
     def quality(setting: str) -> tuple[float, float]:
         log_probabilities, truth = answers[setting][0], episodes.query_truth
@@ -193,19 +165,6 @@ def _select(
         )
 
     return max(answers, key=quality)
-
-
-def _answers(
-    settings: MetaTraining,
-    name: str,
-    model: tuple[nn.Module, Method],
-    source: EpisodeSource,
-    episodes: Episodes,
-    target: Target,
-) -> Answers:
-    purpose = f"answer/{target.kind}/{target.shots}/{target.annotators}/{target.share}"
-    context = Context(settings, *model, source, episodes, generator_of(settings, purpose))
-    return METHODS[name].predict(context)
 
 
 def _read(options: MetaOptions, *, networks: bool) -> pd.DataFrame:
@@ -240,12 +199,9 @@ def _report(written: Tables) -> list[tuple[str, str]]:
     return [*parts, ("reported of the paper, on other splits and networks", published)]
 
 
-EXPERIMENT = Experiment(
-    options=MetaOptions,
-    quick={"quick": True, "splits": 2},
-    choices=_choices,
-    stages=_stages,
-    tables=_tables,
-    figures=lambda options: tables.draw_figures(tables.in_order(_read(options, networks=False))),
-    report=_report,
-)
+def _figures(options: MetaOptions) -> dict[str, Figure]:
+    return tables.draw_figures(tables.in_order(_read(options, networks=False)))
+
+
+_QUICK = {"quick": True, "splits": 2}
+EXPERIMENT = Experiment(MetaOptions, _QUICK, {"methods": METHODS}, _stages, _tables, _report, _figures)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -88,10 +88,6 @@ class SimLabelOptions(Options):
     patience: int = 15
     batch: int = 64
     learning_rate: float = 3e-3
-
-
-def _choices(options: SimLabelOptions) -> dict[str, Collection[str]]:
-    return {"panels": SETS, "methods": [*METHODS, *VARIANTS, *RIVALS], "removals": REMOVALS}
 
 
 def _stages(options: SimLabelOptions) -> list[Stage]:
@@ -207,11 +203,6 @@ def _report(tables: Tables) -> list[tuple[str, str]]:
     ]
 
 
-EXPERIMENT = Experiment(
-    options=SimLabelOptions,
-    quick={"panels": SETS[:1], "rates": (0.0, 0.4), "removals": REMOVALS[:1], "seeds": 2, "epochs": 10},
-    choices=_choices,
-    stages=_stages,
-    tables=_tables,
-    report=_report,
-)
+_CHOICES = {"panels": SETS, "methods": [*METHODS, *VARIANTS, *RIVALS], "removals": REMOVALS}
+_QUICK = {"panels": SETS[:1], "rates": (0.0, 0.4), "removals": REMOVALS[:1], "seeds": 2, "epochs": 10}
+EXPERIMENT = Experiment(SimLabelOptions, _QUICK, _CHOICES, _stages, _tables, _report)
