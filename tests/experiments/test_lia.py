@@ -113,9 +113,9 @@ def test_a_run_writes_every_cell_and_prints_its_tables(done: tuple[Path, Result]
     }  # LIA answers twice: labels and h(x)
     lia = results.query("method == 'LIA joint' and answer == 'labels' and redundancy == 39").iloc[0]
     assert f"{lia['accuracy']:.1f}±{lia['standard_error']:.1f} (93.0)" in result.stdout
-    asked = pd.read_csv(out / "asked.csv")
-    assert list(asked["redundancy"]) == [2, 5, 10, 20, 39]
-    assert asked.to_string(index=False, float_format="{:.1f}".format) in result.stdout
+    comparison = pd.read_csv(out / "asked.csv")
+    assert list(comparison["redundancy"]) == [2, 5, 10, 20, 39]
+    assert comparison.to_string(index=False, float_format="{:.1f}".format) in result.stdout
     assert all(f"{name}: {reason}" in result.stdout for name, reason in MISSING.items())
     lines = result.stdout.splitlines()
     start = lines.index("bluebirds, truth: gold")
@@ -149,8 +149,8 @@ def test_a_cell_has_the_scores_of_the_estimators_on_the_drawn_labels(
             .set_index("answer")
         )
         assert list(rows.index) == list(answers)
-        for answer, found in answers.items():
-            p, codes = found.loc[gold.index].to_numpy(), gold.to_numpy()
+        for answer, probabilities in answers.items():
+            p, codes = probabilities.loc[gold.index].to_numpy(), gold.to_numpy()
             right = hits(p, codes)
             row = rows.loc[answer]
             assert row["items"] == ITEMS and row["accuracy"] == pytest.approx(right.mean(), abs=1e-12)
@@ -275,9 +275,9 @@ def test_the_medical_sets_are_answered_jointly(data: Path, tmp_path: Path) -> No
     sets = {name: read_set(data, name) for name in ("medrel_cause", "medrel_treat")}
     labels = pd.concat([given.draw(5, 0).assign(question=name) for name, given in sets.items()])
     fitted = MultiLabelLIA(random_state=0).fit(labels, features=sets["medrel_cause"].features)
-    found = fitted.probabilities_.xs("medrel_treat", level="question")
+    probabilities = fitted.probabilities_.xs("medrel_treat", level="question")
     for truth, gold in sets["medrel_treat"].truths.items():
-        p, codes = found.loc[gold.index].to_numpy(), gold.to_numpy()
+        p, codes = probabilities.loc[gold.index].to_numpy(), gold.to_numpy()
         row = table.loc[("medrel_treat", truth, 5)]
         assert row["accuracy"] == pytest.approx(100 * hits(p, codes).mean())
         assert row["brier"] == pytest.approx(((p - np.eye(2)[codes]) ** 2).sum(1).mean(), rel=1e-9)

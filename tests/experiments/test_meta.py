@@ -130,9 +130,9 @@ def test_every_method_has_a_row_for_every_task_and_tables_are_their_means(done: 
     unknown = rows["confusion_error"].isna().groupby(rows["method"]).mean()
     assert unknown[["LRDS", "MaMV", OURS]].tolist() == [1, 1, 0]
     measures = ["accuracy", "log_loss", "calibration_error", "confusion_error", "seconds"]
-    found, means = table.set_index(KEYS), rows.groupby(KEYS)[measures].mean()
-    pd.testing.assert_frame_equal(found[measures].sort_index(), means.sort_index(), rtol=1e-9)
-    assert found["tasks"].to_dict() == expected and list(table["method"].unique()) == list(FEW)
+    indexed, means = table.set_index(KEYS), rows.groupby(KEYS)[measures].mean()
+    pd.testing.assert_frame_equal(indexed[measures].sort_index(), means.sort_index(), rtol=1e-9)
+    assert indexed["tasks"].to_dict() == expected and list(table["method"].unique()) == list(FEW)
     pd.testing.assert_frame_equal(pd.read_csv(out / "table.csv"), table)
     networks: Any = pd.read_csv(out / "networks.csv").set_index("network")
     assert (
@@ -150,9 +150,9 @@ def test_target_tasks_equal_those_of_evaluation(done: tuple[Path, Any]) -> None:
         sources = class_sources(settings)
         model = network_and_method(settings, METHODS[OURS], sources.input_shape, torch.device("cpu"))
         expected = evaluate.target_scores(settings, sources.target, {OURS: model})
-        found = cells(out)[f"split-{split}/cells/EM_J_2.spammers.csv"]
+        cell = cells(out)[f"split-{split}/cells/EM_J_2.spammers.csv"]
         for column in ("accuracy", "log_loss", "confusion_error"):
-            assert found[column].to_numpy() == pytest.approx(expected[column].to_numpy(), abs=1e-6)
+            assert cell[column].to_numpy() == pytest.approx(expected[column].to_numpy(), abs=1e-6)
 
 
 def test_more_methods_keep_finished_cells_and_networks(
@@ -258,10 +258,10 @@ def test_tests_are_paired_t_tests_over_tasks_and_over_splits() -> None:
         "low": ours - gain,
         "best": ours + 0.02 + rng.normal(0, 0.01, ours.shape),
     }
-    found = compare(ours=ours, **others, same=ours.copy()).set_index(["method", "less", "size"])
+    tests = compare(ours=ours, **others, same=ours.copy()).set_index(["method", "less", "size"])
     values = {OURS: ours, "same": ours, **others}
-    assert len(found) == 2 * 4 * 3  # two methods, the others, and all sizes with each of two
-    for (first, less, size), row in found.iterrows():
+    assert len(tests) == 2 * 4 * 3  # two methods, the others, and all sizes with each of two
+    for (first, less, size), row in tests.iterrows():
         a, b = (values[name] if size == "all" else values[name][:, [int(size[0])]] for name in (first, less))
         assert (
             row["tasks"] == a.size
@@ -280,16 +280,16 @@ def test_tests_are_paired_t_tests_over_tasks_and_over_splits() -> None:
         assert row["p_splits"] == pytest.approx(ttest_rel(a.mean((1, 2)), b.mean((1, 2))).pvalue)
         interval = ttest_1samp((a - b).ravel(), 0).confidence_interval()
         assert row["half_width"] == pytest.approx((interval.high - interval.low) / 2)
-    verdicts = {less: found.loc[(OURS, less, "all"), "verdict"] for less in ("low", "best", "near")}
+    verdicts = {less: tests.loc[(OURS, less, "all"), "verdict"] for less in ("low", "best", "near")}
     assert (
         verdicts == {"low": "ahead", "best": "behind", "near": "tied"}
-        and found.loc[("best", OURS, "all"), "verdict"] == "ahead"
+        and tests.loc[("best", OURS, "all"), "verdict"] == "ahead"
     )
     assert (
-        found.loc[(OURS, "low", "all"), "splits_ahead"] == "2 of 3"
-        and found.loc[(OURS, "best", "1x3"), "splits_ahead"] == "0 of 3"
+        tests.loc[(OURS, "low", "all"), "splits_ahead"] == "2 of 3"
+        and tests.loc[(OURS, "best", "1x3"), "splits_ahead"] == "0 of 3"
     )
-    text = meta_tables.format_tests(found.reset_index(), "p", OURS)
+    text = meta_tables.format_tests(tests.reset_index(), "p", OURS)
     assert all(words in text for words in (f"{OURS} less low", "2/0/0", "0/2/0", "0/0/2"))
     alone = compare(ours=ours[:1, :1, :1], low=ours[:1, :1, :1] - 0.5).iloc[0]
     assert np.isnan(alone["p_tasks"]) and np.isnan(alone["half_width"]) and alone["verdict"] == "tied"
@@ -371,9 +371,9 @@ def test_classifiers_of_inputs_are_right_where_it_is_easy(
 ) -> None:
     for votes, right in (([[0] * 3, [1] * 3, [2] * 3] * 2, None), ([[1, 1, -1]] * 6, 1)):
         source, episodes = separated(votes)
-        found = input_classifiers(kind, labels, source, episodes, Prior(), 0)
-        assert len(found) == (3 if kind == "logistic" else 1)
-        for scores in found.values():
+        answers = input_classifiers(kind, labels, source, episodes, Prior(), 0)
+        assert len(answers) == (3 if kind == "logistic" else 1)
+        for scores in answers.values():
             assert (
                 scores.shape == (1, 30, 3)
                 and scores.isfinite().all()
@@ -384,7 +384,7 @@ def test_classifiers_of_inputs_are_right_where_it_is_easy(
 
 def test_shared_votes_are_weights_of_items() -> None:
     source, episodes = separated([[0, 0], [1, 2], [2, 2], [0, 1], [1, 1], [2, -1]], 1.0)
-    found = input_classifiers("logistic", "majority-vote", source, episodes, Prior(), 0)["C = 1"]
+    answer = input_classifiers("logistic", "majority-vote", source, episodes, Prior(), 0)["C = 1"]
     halves = [
         (0, 0),
         (0, 0),
@@ -402,7 +402,7 @@ def test_shared_votes_are_weights_of_items() -> None:
     item, label = (np.array(each) for each in zip(*halves, strict=True))
     plain = LogisticRegression(C=0.5, max_iter=200, tol=1e-8).fit(source.pool[item].numpy(), label)
     expected = np.log((1 - 3e-3) * plain.predict_proba(source.pool[6:].numpy()) + 1e-3)
-    assert found[0].numpy() == pytest.approx(expected, abs=5e-3)
+    assert answer[0].numpy() == pytest.approx(expected, abs=5e-3)
 
 
 def test_a_figure_against_shares_has_a_line_for_each_method() -> None:

@@ -256,11 +256,11 @@ def test_settings_are_selected_by_held_out_labels_alone() -> None:
         "skip": 0.1,
         "skip, same weight decay": 0.3,
     }
-    found = summarize(select(rows)).iloc[0]
+    row = summarize(select(rows)).iloc[0]
     assert (
-        found["mean_accuracy"] == pytest.approx(15)
-        and found["standard_error"] == pytest.approx(5)
-        and found["setting"] == "b"
+        row["mean_accuracy"] == pytest.approx(15)
+        and row["standard_error"] == pytest.approx(5)
+        and row["setting"] == "b"
     )
 
 
@@ -272,32 +272,33 @@ def test_gains_are_paired_with_the_intervals_of_a_t_test() -> None:
         [0.4, 0.5, 0.8, 0.5],
     )
     rows = rows_of("SimLabel", ours) + rows_of("skip", skip) + rows_of("uniform weights", uniform)
-    found = gains(pd.DataFrame(rows + rows_of("hierarchical prior", rival, architecture="pooled"))).set_index(
+    table = gains(pd.DataFrame(rows + rows_of("hierarchical prior", rival, architecture="pooled"))).set_index(
         ["method", "less"]
     )
     for less, other in (("skip", skip), ("uniform weights", uniform), ("hierarchical prior", rival)):
         difference = 100 * (np.array(ours) - other)
         interval = ttest_1samp(difference, 0).confidence_interval()
-        row = found.loc[("SimLabel", less)]
+        row = table.loc[("SimLabel", less)]
         assert row["mean_accuracy"] == pytest.approx(difference.mean())
         assert (
             row["mean_accuracy_half_width"] == pytest.approx((interval.high - interval.low) / 2)
             and row["seeds"] == 4
         )
-    assert ("uniform weights", "skip") in found.index and len(found) == 4
+    assert ("uniform weights", "skip") in table.index and len(table) == 4
 
 
 def test_published_numbers_are_those_of_the_paper() -> None:
-    found = read_published("simlabel").set_index(["set", "rate", "architecture", "method"])["accuracy"]
+    numbers = read_published("simlabel").set_index(["set", "rate", "architecture", "method"])["accuracy"]
     assert (
-        set(found.index.get_level_values("architecture")) == set(ARCHITECTURES) and len(found) == 18 + 3 * 27
+        set(numbers.index.get_level_values("architecture")) == set(ARCHITECTURES)
+        and len(numbers) == 18 + 3 * 27
     )
     assert (
-        found[("AMER2", 0.0, "padl", "skip")] == 81
-        and found[("AMER", 0.4, "qumatl", "SimLabel + confidence")] == 74
+        numbers[("AMER2", 0.0, "padl", "skip")] == 81
+        and numbers[("AMER", 0.4, "qumatl", "SimLabel + confidence")] == 74
     )
-    assert found[("STREET", 0.4, "madl", "SimLabel")] == pytest.approx((45 + 46 + 38 + 41 + 39) / 5)
-    assert set(found.index.get_level_values("method")) <= set(METHODS) and len(RIVALS) == 3
+    assert numbers[("STREET", 0.4, "madl", "SimLabel")] == pytest.approx((45 + 46 + 38 + 41 + 39) / 5)
+    assert set(numbers.index.get_level_values("method")) <= set(METHODS) and len(RIVALS) == 3
 
 
 def test_the_command_runs_without_a_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
