@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from importlib import import_module
 from inspect import cleandoc
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 
-from probcrowd.commands.options import FILE, report_errors, split_names
+from probcrowd.commands.options import FILE, print_files, report_errors, split_names
 
 
 def _list(name: str, words: str) -> click.Option:
@@ -54,9 +53,8 @@ def _command(
             raise click.ClickException(str(error)) from error
         for heading, text in declared.report(tables):
             click.echo(f"{heading}\n\n{text}\n")
-        written = [chosen.out / f"{table}.csv" for table in tables] + sorted(chosen.out.glob("*.png"))
-        for path in [*written, *chosen.out.glob("cells")]:
-            click.echo(str(path))
+        figures = sorted(path.name for path in chosen.out.glob("*.png"))
+        print_files(chosen.out, [*(f"{table}.csv" for table in tables), *figures, "cells"])
 
     common = [
         click.Option(
