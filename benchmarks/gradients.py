@@ -1,4 +1,6 @@
-"""Compare the gradients through EM, unrolled, one-step and implicit: `python benchmarks/gradients.py [--quick]`.
+"""Compare the gradients through EM: unrolled, one-step and implicit.
+
+Usage: `python benchmarks/gradients.py [--quick]`
 
 Four tables, one thread:
 
@@ -242,7 +244,7 @@ class Directions:
 def directions(
     network: nn.Module, source: EpisodeSource, shape: EpisodeShape, tasks: int
 ) -> tuple[dict[str, Directions], Tensor, str]:
-    """Return the gradients in float64, the tasks at a strict maximum before the last of `STEPS`, and a summary.
+    """Return the gradients in float64, which tasks are at a maximum before the last of `STEPS`, a summary.
 
     "last M step, J = ..." holds the responsibilities constant: a gradient that does not go through EM at all.
     """
@@ -380,7 +382,7 @@ def target_table(split: int, quick: bool) -> pd.DataFrame:
 
 
 def accuracy_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return means over target tasks, and differences from unrolled at J = 2 with half widths of 95 % intervals.
+    """Return means over target tasks, and differences from unrolled at J = 2 with their 95 % half widths.
 
     "over tasks" takes tasks as independent and the networks as given; "over splits" is Student's interval of
     the splits' differences. Splits whose training broke are left out of a row, its differences included.

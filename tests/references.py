@@ -142,7 +142,7 @@ def log_posterior(mu: np.ndarray, pi: np.ndarray, alpha: np.ndarray, task: Task)
 
 
 def dawid_skene(labels: np.ndarray, num_classes: int, steps: int) -> np.ndarray:
-    """Return maximum-likelihood Dawid-Skene (1979) responsibilities after `steps` iterations from the votes."""
+    """Return maximum-likelihood Dawid-Skene (1979) responsibilities, `steps` iterations from the votes."""
     items, annotators = labels.shape
     lam = np.array([[np.mean(row[row >= 0] == k) for k in range(num_classes)] for row in labels])
     for _ in range(steps):

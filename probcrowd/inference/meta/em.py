@@ -10,10 +10,10 @@ Kumagai et al. 2025, equations 5-7:
     E step  r[i, :]  = softmax_k( u[i].prototype[k] - |prototype[k]|^2 / 2 + ln class_prior[k]
                                   + sum_{j,l} V[i, jl] ln confusion[j, k, l] )
 
-r are the responsibilities (b i k), u the embeddings (b i d), V the votes (`probcrowd.data.vote_tensors`); tau, b
-and c are the prior's precision, class_count and label_count. Sizes may differ between the tasks of a batch:
-`items` and `classes` mark what is not padding, and an annotator without annotations changes nothing. `fit.py`
-iterates these steps.
+r are the responsibilities (b i k), u the embeddings (b i d), V the votes (`probcrowd.data.vote_tensors`);
+tau, b and c are the prior's precision, class_count and label_count. Sizes may differ between the tasks of a
+batch: `items` and `classes` mark what is not padding, and an annotator without annotations changes nothing.
+`fit.py` iterates these steps.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def network_inputs(frame: pd.DataFrame, name: str, input_shape: tuple[int, ...],
     """Convert finite numbers, one row per item, to network inputs (n, *input_shape), divided by `scale`.
 
     Raises:
-        ValueError: another number of columns than the network has inputs, or pixels (`scale` 255) out of range.
+        ValueError: more or fewer columns than the network has inputs, or pixels (`scale` 255) out of range.
     """
     size = int(np.prod(input_shape))
     if frame.shape[1] != size:

@@ -337,7 +337,7 @@ METHODS = {
 
 
 def smooth_network() -> nn.Sequential:
-    """Build a smooth network in double precision, so that differences are exact; inputs are single precision."""
+    """Build a smooth network in double precision, so that differences are exact, for single inputs."""
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 16)).double()
     encoder.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))

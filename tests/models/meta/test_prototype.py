@@ -235,7 +235,7 @@ def test_the_elbo_trains_embeddings_and_prior_through_em() -> None:
 
 
 def test_a_plate_of_annotations_outside_the_plate_of_items_gives_another_density() -> None:
-    """The obvious declaration, a plate of rows beside the plate of items, runs without an error and is wrong."""
+    """The obvious declaration, a plate of rows beside the plate of items, runs but is wrong."""
     task, prior = ref.task_a(), PRIORS[0]
     labels = torch.from_numpy(task.labels)
     item, annotator = (labels >= 0).nonzero().T
