@@ -23,7 +23,6 @@ from probcrowd.data.table import Packed, Table
 from probcrowd.data.validation import declare, reject
 from probcrowd.estimators.results import Fitted, ItemResults
 from probcrowd.inference.aggregation.e_step import FLOOR, Scores, Statistics, count, e_step
-from probcrowd.inference.aggregation.m_step import Averaging
 
 _ROUNDS, _SETTLED = 50, 1e-6
 
@@ -81,10 +80,11 @@ def add_labels(aggregator: Any, fitted: Fitted, table: Table, gold: pd.Series | 
     added.gold |= {code: k for code, k in zip(item.tolist(), table.gold.tolist(), strict=True) if k >= 0}
     added.labels += len(table.item)
 
-    model: Any = aggregator.annotator_model(cells, history, averaged=aggregator.confidence == "variational")
+    model = aggregator.annotator_model(cells, history, averaged=aggregator.confidence == "variational")
     after, shares, statistics = _packed_items(fitted, added, touched), np.zeros(old_shares.shape), grown
     # At the mode annotators without counts are never wrong, and stay so: rounds begin at posterior means
-    scores = model.means(grown).scores if isinstance(model, Averaging) else model.scores(grown)
+    means = getattr(model, "means", None)
+    scores = model.scores(grown) if means is None else means(grown).scores
     for _ in range(_ROUNDS):
         last = shares.copy()
         statistics = rest + e_step(after, scores, responsibilities=shares).statistics

@@ -151,7 +151,7 @@ def test_at_most_so_many_pairs_of_annotators_those_with_most_rows(monkeypatch: p
     monkeypatch.setattr(predictive, "MAX_ENTRIES", 3)
     counts = {names: len(rows_of) for names, rows_of in pairs_by_loops(rows).items()}
     least = sorted(counts.values())[-3]
-    found = list(everything(rows, 1).index)
+    found = list(map(tuple, everything(rows, 1).annotators.tolist()))
     assert found == sorted(found) and len(found) == 3 and all(counts[names] >= least for names in found)
 
 
