@@ -1,5 +1,4 @@
-"""Channels by loops over labels, items, annotators and classes, in NumPy and in the words of the papers; and
-crowds to run them on."""
+"""Channels computed by loops over labels, items, annotators and classes in NumPy, and simulated labels."""
 
 from __future__ import annotations
 
@@ -59,8 +58,8 @@ MAKE: dict[str, Callable[[AnnotationTensors, int], ConfusionChannel]] = {
 }
 
 
-def some_labels(seed: int = 0, *, items: int = 9, annotators: int = 5) -> AnnotationTensors:
-    """In double precision and with weights; the last item has no labels."""
+def random_labels(seed: int = 0, *, items: int = 9, annotators: int = 5) -> AnnotationTensors:
+    """Weighted labels in double precision; the last item has none."""
     rng = np.random.default_rng(seed)
     item, annotator = np.nonzero(rng.random((items - 1, annotators)) < 0.6)
     weight = rng.uniform(0.5, 2, len(item))
@@ -68,14 +67,14 @@ def some_labels(seed: int = 0, *, items: int = 9, annotators: int = 5) -> Annota
     return AnnotationTensors(*parts, torch.arange(items), float(weight.sum()) / items)
 
 
-def some_seen(items: int, seed: int = 0) -> NetworkOutput:
+def random_output(items: int, seed: int = 0) -> NetworkOutput:
     rng = np.random.default_rng([seed, items])
     logits = torch.from_numpy(rng.normal(0, 1.5, (items, K)))
     return NetworkOutput(torch.log_softmax(logits, 1), torch.from_numpy(rng.normal(size=(items, D))))
 
 
-def shaken(channel: ConfusionChannel, seed: int = 0) -> ConfusionChannel:
-    """In double precision, with parameters away from where they start."""
+def perturbed(channel: ConfusionChannel, seed: int = 0) -> ConfusionChannel:
+    """The channel in double precision, with parameters moved away from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     channel = channel.double()
     with torch.no_grad():
@@ -89,8 +88,8 @@ def softmax(z: np.ndarray) -> np.ndarray:
     return e / e.sum()
 
 
-def said(channel: Any, f: np.ndarray, x: np.ndarray, j: int) -> np.ndarray:
-    """P(l | j, x) of one item."""
+def label_probabilities(channel: Any, f: np.ndarray, x: np.ndarray, j: int) -> np.ndarray:
+    """P(label | annotator j, x) of one item."""
     values = {name: value.detach().numpy() for name, value in channel.state_dict().items()}
     match channel:
         case CrowdLayer():
@@ -151,10 +150,10 @@ def union(channel: UnionNet, logits: np.ndarray, f: np.ndarray) -> np.ndarray:
     return sum((f[k] * softmax(logits[:, k]) for k in range(K)), np.zeros((len(logits), K)))
 
 
-def loss(channel: Any, seen: NetworkOutput, labels: AnnotationTensors) -> float:
-    """Of one batch."""
-    assert seen.features is not None
-    f, x = seen.log_truth.exp().detach().numpy(), seen.features.detach().numpy()
+def loss(channel: Any, X: NetworkOutput, labels: AnnotationTensors) -> float:
+    """The loss of one batch."""
+    assert X.features is not None
+    f, x = X.log_truth.exp().detach().numpy(), X.features.detach().numpy()
     rows = list(
         zip(
             *(part.tolist() for part in (labels.item, labels.annotator, labels.label, labels.weight)),
@@ -204,7 +203,7 @@ def loss(channel: Any, seen: NetworkOutput, labels: AnnotationTensors) -> float:
                     mean = sum(w * head(values, x[i], j) for j, w in who.items()) / sum(who.values())
                     total -= math.log(mean[votes[i].argmax()]) / items
             return total
-    total = sum(-w * math.log(said(channel, f[i], x[i], j)[l]) for i, j, l, w in rows) / (
+    total = sum(-w * math.log(label_probabilities(channel, f[i], x[i], j)[l]) for i, j, l, w in rows) / (
         items * labels.weight_per_item
     )
     if isinstance(channel, CoNAL):
@@ -233,15 +232,14 @@ def never() -> NetworkOutput:
     raise AssertionError("f is not asked for here")
 
 
-def close(found: Tensor, expected: Tensor | np.ndarray, atol: float = 1e-12) -> None:
-    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=found.dtype), rtol=0, atol=atol)
+def close(result: Tensor, expected: Tensor | np.ndarray, atol: float = 1e-12) -> None:
+    torch.testing.assert_close(result, torch.as_tensor(expected, dtype=result.dtype), rtol=0, atol=atol)
 
 
 def crowd(
     seed: int = 0, *, items: int = 300, annotators: int = 10
 ) -> tuple[Tensor, AnnotationTensors, Tensor]:
-    """Inputs that decide the class, three labels per item of annotators of accuracy .5 to .9, and the
-    truth."""
+    """Inputs that determine the class, three labels per item by annotators of accuracy .5 to .9, true classes."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items, D))
     truth = (x @ rng.normal(size=(D, K))).argmax(1)

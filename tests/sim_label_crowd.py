@@ -1,4 +1,4 @@
-"""A small crowd for `SimLabel`, fits that take no time, and what makes two fits the same."""
+"""A small simulated table for `SimLabel`, quick fits, and a comparison of two fits."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ every_architecture = pytest.mark.parametrize("architecture", list(ARCHITECTURES)
 
 
 def simulate(items: int = 60, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Three classes that features decide, five annotators right for 60 to 95 in 100, three labels an item;
-    the last ten items have none.
+    """Three classes that features determine, five annotators with accuracies of 60 to 95 %, three labels an item.
 
-    Rows begin with one of each annotator, from "u" to "y", and are in no order then.
+    The last ten items have no labels. The first rows have one of each annotator, from "u" to "y".
     """
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items + 10, 4))
@@ -35,20 +34,20 @@ def simulate(items: int = 60, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame
     right = rng.random(len(item)) < np.linspace(0.6, 0.95, 5)[annotator]
     ids = np.array([f"pic{n}" for n in range(items + 10)])
     columns = {"item": ids[item], "annotator": np.array([*"uvwxy"])[annotator]}
-    said = pd.DataFrame(
+    table = pd.DataFrame(
         columns | {"label": CLASSES[np.where(right, truth[item], rng.integers(0, 3, len(item)))]}
     )
     return (
-        shuffled(said.sort_values("annotator"), seed),
+        shuffled(table.sort_values("annotator"), seed),
         pd.DataFrame(x, ids, [*"abcd"]),
         pd.Series(CLASSES[truth], ids),
     )
 
 
-def shuffled(said: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The rows in another order, in which annotators come first in the order that they had."""
-    first = said.drop_duplicates("annotator")
-    return pd.concat([first, said.drop(first.index).sample(frac=1, random_state=seed)], ignore_index=True)
+def shuffled(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Shuffle the rows, keeping the order in which annotators first occur."""
+    first = table.drop_duplicates("annotator")
+    return pd.concat([first, table.drop(first.index).sample(frac=1, random_state=seed)], ignore_index=True)
 
 
 def embed(shape: tuple[int, ...]) -> nn.Module:
@@ -64,16 +63,16 @@ def ready(architecture: str = "madl", encoder: Any = embed, **more: Any) -> SimL
     )
 
 
-def held_out(said: pd.DataFrame, seen: pd.DataFrame, seed: int = 0) -> list[str]:
-    _, part = split_items(read_table(said), read_items(seen), 0.1, seed, "cpu")
-    return list(seen.index[part.place.numpy()])
+def held_out(table: pd.DataFrame, X: pd.DataFrame, seed: int = 0) -> list[str]:
+    _, part = split_items(read_table(table), read_items(X), 0.1, seed, "cpu")
+    return list(X.index[part.place.numpy()])
 
 
-def require_same(left: SimLabel, right: SimLabel, seen: Any) -> None:
-    """To the bit."""
+def require_same(left: SimLabel, right: SimLabel, X: Any) -> None:
+    """Assert that two fits have the same results, bit for bit."""
     pd.testing.assert_frame_equal(left.history_, right.history_, check_exact=True)
-    pd.testing.assert_frame_equal(left.predict_proba(seen), right.predict_proba(seen), check_exact=True)
-    pd.testing.assert_frame_equal(left.annotator_proba(seen), right.annotator_proba(seen), check_exact=True)
+    pd.testing.assert_frame_equal(left.predict_proba(X), right.predict_proba(X), check_exact=True)
+    pd.testing.assert_frame_equal(left.annotator_proba(X), right.annotator_proba(X), check_exact=True)
     for name in (
         "imputed_",
         "withdrawn_",

@@ -130,7 +130,7 @@ def require_sound(fitted: Aggregator) -> None:
 
 
 @every
-def test_parameters_are_as_scikit_learn_has_them(name: str) -> None:
+def test_parameters_follow_scikit_learn(name: str) -> None:
     options = {"dependence": "discount", "abstention": "?"} | OTHERS[name]
     default = find_aggregator(name)()
     options |= {"max_iter": 7} if hasattr(default, "max_iter") else {}

@@ -1,5 +1,4 @@
-"""`CrowdClassifier` as users meet it: forms of items and labels, answers under their ids, selection,
-strength, folders and kills, faults by name."""
+"""`CrowdClassifier`: forms of items and labels, results under the user's ids, selection, folders, errors."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,10 @@ QUICK: dict[str, Any] = {"epochs": 4, "batch": 16, "learning_rate": 0.01}
 def simulate(
     items: int = 60, seed: int = 0, weight_per_item: int = 3
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Three classes that features decide, six annotators right for 60 to 95 in 100; the last twenty items
-    have no labels."""
+    """Three classes that features determine, six annotators with accuracies of 60 to 95 %.
+
+    The last twenty items have no labels.
+    """
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items + 20, 4))
     truth = (x @ rng.normal(size=(4, 3))).argmax(1)
@@ -47,11 +49,11 @@ def simulate(
     right = rng.random(len(item)) < np.linspace(0.6, 0.95, 6)[annotator]
     label = np.where(right, truth[item], rng.integers(0, 3, len(item)))
     names, ids = np.array(["ant", "bee", "cat"]), np.array([f"pic{n}" for n in range(items + 20)])
-    said = pd.DataFrame(
+    table = pd.DataFrame(
         {"item": ids[item], "annotator": np.array([*"uvwxyz"])[annotator], "label": names[label]}
     )
     return (
-        said.sample(frac=1, random_state=seed),
+        table.sample(frac=1, random_state=seed),
         pd.DataFrame(x, ids, [*"abcd"]),
         pd.Series(names[truth], ids),
     )
@@ -62,7 +64,7 @@ def linear(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 class Pictures(Dataset):
-    """A dataset of (input, something) pairs."""
+    """A dataset of (input, text) pairs that counts how often it is read."""
 
     def __init__(self, values: np.ndarray) -> None:
         self.values, self.read = values, 0
@@ -75,19 +77,19 @@ class Pictures(Dataset):
         return torch.from_numpy(self.values[place]), "a name"
 
 
-# What it learns
+# Learning
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_every_method_learns_what_annotators_know_and_who_knows_it(method: str) -> None:
-    said, seen, truth = simulate(400)
+def test_every_method_learns_the_classes_and_the_annotators_accuracies(method: str) -> None:
+    table, X, truth = simulate(400)
     fitted = CrowdClassifier(
         network=linear, method=method, epochs=25, batch=32, learning_rate=0.02, selection="last"
-    ).fit(seen, said)
-    new = seen.iloc[-20:]
-    votes = said.groupby("item")["label"].agg(lambda labels: labels.mode()[0])
+    ).fit(X, table)
+    new = X.iloc[-20:]
+    votes = table.groupby("item")["label"].agg(lambda labels: labels.mode()[0])
     assert fitted.score(new, truth) > 0.8
-    assert fitted.score(seen, truth) > (votes == truth[votes.index]).mean() - 0.05
+    assert fitted.score(X, truth) > (votes == truth[votes.index]).mean() - 0.05
     accuracy = fitted.annotators_["accuracy"].sort_index()
     assert list(accuracy.index) == [*"uvwxyz"] and accuracy["z"] > accuracy["u"]
     if method in ("ccem", "geocrowdnet-f", "geocrowdnet-w", "trace-reg", "raykar"):
@@ -95,63 +97,63 @@ def test_every_method_learns_what_annotators_know_and_who_knows_it(method: str) 
 
 
 def test_answers_are_probabilities_under_the_users_ids() -> None:
-    said, seen, truth = simulate()
-    fitted = CrowdClassifier(**QUICK).fit(seen, said)
-    found = fitted.predict_proba(seen)
+    table, X, truth = simulate()
+    fitted = CrowdClassifier(**QUICK).fit(X, table)
+    result = fitted.predict_proba(X)
     assert (
-        list(found.columns) == ["ant", "bee", "cat"]
-        and found.index.equals(seen.index)
-        and found.index.name == "item"
+        list(result.columns) == ["ant", "bee", "cat"]
+        and result.index.equals(X.index)
+        and result.index.name == "item"
     )
-    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(result.sum(axis=1), 1, atol=1e-6)
     pd.testing.assert_series_equal(
-        fitted.predict(seen), found.idxmax(axis=1).rename("label"), check_names=False
+        fitted.predict(X), result.idxmax(axis=1).rename("label"), check_names=False
     )
-    assert fitted.score(seen, truth) == pytest.approx((fitted.predict(seen) == truth).mean())
-    assert fitted.score(seen, truth.to_numpy()) == fitted.score(seen, truth.sample(frac=1, random_state=0))
+    assert fitted.score(X, truth) == pytest.approx((fitted.predict(X) == truth).mean())
+    assert fitted.score(X, truth.to_numpy()) == fitted.score(X, truth.sample(frac=1, random_state=0))
     confusion = fitted.confusion_
     assert confusion.index.names == ["annotator", "true_class"] and len(confusion) == 18
     np.testing.assert_allclose(confusion.sum(axis=1), 1, atol=1e-6)
-    some = fitted.annotator_proba(seen.iloc[:3], ["z", "u"])
-    assert list(some.index) == [(pic, who) for pic in seen.index[:3] for who in ("z", "u")]
+    some = fitted.annotator_proba(X.iloc[:3], ["z", "u"])
+    assert list(some.index) == [(pic, who) for pic in X.index[:3] for who in ("z", "u")]
     for (pic, who), row in some.iterrows():
-        np.testing.assert_allclose(row, found.loc[pic] @ confusion.loc[who], atol=1e-6)
-    assert len(fitted.annotator_proba(seen)) == 80 * 6
+        np.testing.assert_allclose(row, result.loc[pic] @ confusion.loc[who], atol=1e-6)
+    assert len(fitted.annotator_proba(X)) == 80 * 6
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10**6])
 def test_answers_about_annotators_are_the_same_however_many_at_once(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said, seen, _ = simulate()
-    fitted = CrowdClassifier(method="conal", **QUICK).fit(seen, said)
-    whole = fitted.annotator_proba(seen)
+    table, X, _ = simulate()
+    fitted = CrowdClassifier(method="conal", **QUICK).fit(X, table)
+    whole = fitted.annotator_proba(X)
     monkeypatch.setattr("probcrowd.estimators.network.estimator.MAX_CELLS", rows)
-    pd.testing.assert_frame_equal(fitted.annotator_proba(seen), whole, atol=1e-6)
+    pd.testing.assert_frame_equal(fitted.annotator_proba(X), whole, atol=1e-6)
 
 
 # Forms of items and labels
 
 
 def test_tables_arrays_tensors_datasets_and_matrices_are_the_same() -> None:
-    said, seen, _ = simulate()
-    place = {pic: n for n, pic in enumerate(seen.index)}
-    numbered = said.assign(item=said["item"].map(place))
-    wide = said.pivot(index="item", columns="annotator", values="label").reindex(seen.index)
+    table, X, _ = simulate()
+    place = {pic: n for n, pic in enumerate(X.index)}
+    numbered = table.assign(item=table["item"].map(place))
+    wide = table.pivot(index="item", columns="annotator", values="label").reindex(X.index)
     matrix = wide.to_numpy(object)
     marked = np.where(wide.isna(), "?", matrix)
-    values = seen.to_numpy().copy()
+    values = X.to_numpy().copy()
     options = {**QUICK, "network": linear}
-    expected = CrowdClassifier(**options).fit(seen, said).predict_proba(seen).to_numpy()
+    expected = CrowdClassifier(**options).fit(X, table).predict_proba(X).to_numpy()
     forms: list[tuple[Any, Any, dict[str, Any]]] = [
         (values, numbered, {}),
         (torch.from_numpy(values), numbered, {}),
         (values.astype(np.float32).reshape(80, 2, 2), numbered, {}),
         (Pictures(values), numbered, {}),
         (values, matrix, {}),
-        (seen, marked, {"missing_label": "?"}),
-        (seen, Annotations.from_frame(said), {}),
-        (seen.rename_axis("task"), said.rename(columns={"item": "task", "annotator": "worker"}), {}),
+        (X, marked, {"missing_label": "?"}),
+        (X, Annotations.from_frame(table), {}),
+        (X.rename_axis("task"), table.rename(columns={"item": "task", "annotator": "worker"}), {}),
     ]
     for items, labels, more in forms:
         fitted = CrowdClassifier(**options).fit(items, labels, **more)
@@ -159,9 +161,9 @@ def test_tables_arrays_tensors_datasets_and_matrices_are_the_same() -> None:
 
 
 def test_a_dataset_is_read_as_it_is_needed() -> None:
-    said, seen, _ = simulate()
-    pictures = Pictures(seen.to_numpy().copy())
-    numbered = said.assign(item=said["item"].map({pic: n for n, pic in enumerate(seen.index)}))
+    table, X, _ = simulate()
+    pictures = Pictures(X.to_numpy().copy())
+    numbered = table.assign(item=table["item"].map({pic: n for n, pic in enumerate(X.index)}))
     CrowdClassifier(network=linear, epochs=2, selection="last").fit(pictures, numbered)
     assert (
         pictures.read <= 3 * 60 + 8
@@ -169,20 +171,20 @@ def test_a_dataset_is_read_as_it_is_needed() -> None:
 
 
 def test_columns_keep_their_meaning() -> None:
-    said, seen, _ = simulate()
-    fitted = CrowdClassifier(**QUICK).fit(seen, said)
-    pd.testing.assert_frame_equal(fitted.predict_proba(seen[[*"dcba"]]), fitted.predict_proba(seen))
+    table, X, _ = simulate()
+    fitted = CrowdClassifier(**QUICK).fit(X, table)
+    pd.testing.assert_frame_equal(fitted.predict_proba(X[[*"dcba"]]), fitted.predict_proba(X))
     with pytest.raises(ValueError, match="the columns are 'a', 'b', 'c', 'e'"):
-        fitted.predict_proba(seen.rename(columns={"d": "e"}))
+        fitted.predict_proba(X.rename(columns={"d": "e"}))
     with pytest.raises(ValueError, match=r"inputs of shape \(3,\), those of the fit had \(4,\)"):
-        fitted.predict_proba(seen.to_numpy()[:, :3])
+        fitted.predict_proba(X.to_numpy()[:, :3])
 
 
 def test_the_given_network_is_left_alone_and_trained_on_from_its_weights() -> None:
-    said, seen, _ = simulate()
+    table, X, _ = simulate()
     network = linear((4,), 3)
     before = [value.clone() for value in network.parameters()]
-    fitted = CrowdClassifier(network=network, epochs=1, learning_rate=1e-9, selection="last").fit(seen, said)
+    fitted = CrowdClassifier(network=network, epochs=1, learning_rate=1e-9, selection="last").fit(X, table)
     for now, then, learned in zip(network.parameters(), before, fitted.network_.parameters(), strict=True):
         assert torch.equal(now, then)
         torch.testing.assert_close(learned, then, atol=1e-6, rtol=0)
@@ -192,41 +194,40 @@ def test_the_given_network_is_left_alone_and_trained_on_from_its_weights() -> No
 
 
 def test_the_same_seed_gives_the_same_bits_and_nothing_global_moves() -> None:
-    said, seen, _ = simulate()
+    table, X, _ = simulate()
     state = torch.get_rng_state()
-    first = CrowdClassifier(**QUICK, random_state=3).fit(seen, said).predict_proba(seen)
+    first = CrowdClassifier(**QUICK, random_state=3).fit(X, table).predict_proba(X)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(5)
     pd.testing.assert_frame_equal(
-        CrowdClassifier(**QUICK, random_state=3).fit(seen, said).predict_proba(seen), first, check_exact=True
+        CrowdClassifier(**QUICK, random_state=3).fit(X, table).predict_proba(X), first, check_exact=True
     )
-    assert not CrowdClassifier(**QUICK, random_state=4).fit(seen, said).predict_proba(seen).equals(first)
+    assert not CrowdClassifier(**QUICK, random_state=4).fit(X, table).predict_proba(X).equals(first)
 
 
 @pytest.mark.parametrize("selection", ["held-out", "gold"])
 def test_the_epoch_with_the_best_score_is_the_result(selection: Any) -> None:
-    said, seen, truth = simulate()
-    known = (seen.iloc[-20:], truth) if selection == "gold" else None
+    table, X, truth = simulate()
+    known = (X.iloc[-20:], truth) if selection == "gold" else None
     options = {**QUICK, "epochs": 12, "learning_rate": 0.1, "selection": selection}
-    fitted = CrowdClassifier(**options).fit(seen, said, validation=known)
+    fitted = CrowdClassifier(**options).fit(X, table, validation=known)
     best = fitted.history_["score"].idxmax()
     assert fitted.epoch_ == best
-    short = CrowdClassifier(**(options | {"epochs": int(best)})).fit(seen, said, validation=known)
-    pd.testing.assert_frame_equal(short.predict_proba(seen), fitted.predict_proba(seen), check_exact=True)
+    short = CrowdClassifier(**(options | {"epochs": int(best)})).fit(X, table, validation=known)
+    pd.testing.assert_frame_equal(short.predict_proba(X), fitted.predict_proba(X), check_exact=True)
     if selection == "gold":
-        assert fitted.score(seen.iloc[-20:], truth) == pytest.approx(fitted.history_["score"].max())
+        assert fitted.score(X.iloc[-20:], truth) == pytest.approx(fitted.history_["score"].max())
 
 
 def test_held_out_items_have_no_part_in_training() -> None:
-    """With the labels of a held-out item turned over, the training loss is the same in every epoch, and the
-    score is not."""
-    said, seen, _ = simulate()
+    """Changing the labels of a held-out item changes the score, but no training loss."""
+    table, X, _ = simulate()
     options = {**QUICK, "method": "ccem"}
-    before = CrowdClassifier(**options).fit(seen, said).history_
+    before = CrowdClassifier(**options).fit(X, table).history_
     turned = []
-    for pic in seen.index[:60]:
-        other = said.assign(label=np.where(said["item"] == pic, "ant", said["label"]))
-        after = CrowdClassifier(**options).fit(seen, other).history_
+    for pic in X.index[:60]:
+        other = table.assign(label=np.where(table["item"] == pic, "ant", table["label"]))
+        after = CrowdClassifier(**options).fit(X, other).history_
         turned.append(
             (bool((after["loss"] == before["loss"]).all()), bool((after["score"] == before["score"]).all()))
         )
@@ -236,14 +237,14 @@ def test_held_out_items_have_no_part_in_training() -> None:
 
 
 def test_patience_stops() -> None:
-    said, seen, _ = simulate()
-    fitted = CrowdClassifier(epochs=200, learning_rate=0.1, patience=5).fit(seen, said)
+    table, X, _ = simulate()
+    fitted = CrowdClassifier(epochs=200, learning_rate=0.1, patience=5).fit(X, table)
     assert len(fitted.history_) == fitted.epoch_ + 5 < 200
 
 
 def test_a_strength_is_selected_by_the_items_that_select_the_epoch() -> None:
-    said, seen, truth = simulate()
-    fitted = CrowdClassifier(**QUICK, strength="selected").fit(seen, said)
+    labelled, X, truth = simulate()
+    fitted = CrowdClassifier(**QUICK, strength="selected").fit(X, labelled)
     table = fitted.strengths_
     assert table.index.tolist() == list(STRENGTHS) and list(table.columns) == [
         "score",
@@ -258,11 +259,11 @@ def test_a_strength_is_selected_by_the_items_that_select_the_epoch() -> None:
         == fitted.strength_
         == max(s for s in left if table.loc[s, "lost"] <= table.loc[s, "standard_error"])
     )
-    given = CrowdClassifier(**QUICK, strength=strength).fit(seen, said)
-    pd.testing.assert_frame_equal(given.predict_proba(seen), fitted.predict_proba(seen), check_exact=True)
+    given = CrowdClassifier(**QUICK, strength=strength).fit(X, labelled)
+    pd.testing.assert_frame_equal(given.predict_proba(X), fitted.predict_proba(X), check_exact=True)
     assert given.history_["score"].max() == pytest.approx(table.loc[strength, "score"])
-    known = (seen.iloc[-20:], truth)
-    gold = CrowdClassifier(**QUICK, strength="selected", selection="gold").fit(seen, said, validation=known)
+    known = (X.iloc[-20:], truth)
+    gold = CrowdClassifier(**QUICK, strength="selected", selection="gold").fit(X, labelled, validation=known)
     assert gold.history_["score"].max() == pytest.approx(gold.strengths_["score"].max())
     assert select_strength(table, strongest=False) == table["score"].where(~table["permuted"]).idxmax()
 
@@ -277,11 +278,11 @@ def test_batches_hold_every_label_once_with_its_item() -> None:
         item, rng.integers(5, size=40), rng.integers(3, size=40), rng.random(40), np.full(12, -1), 5, 3
     )
     labels = AnnotationTensors.of(rows)
-    found, sizes = [], []
+    result, sizes = [], []
     for part in labels.batches(5, torch.Generator().manual_seed(0)):
         assert part.weight_per_item == labels.weight_per_item
         sizes.append(len(part.items))
-        found += zip(
+        result += zip(
             part.items[part.item].tolist(),
             part.annotator.tolist(),
             part.label.tolist(),
@@ -292,7 +293,7 @@ def test_batches_hold_every_label_once_with_its_item() -> None:
     expected = zip(
         item.tolist(), rows.annotator.tolist(), rows.label.tolist(), labels.weight.tolist(), strict=True
     )
-    assert sorted(found) == sorted(expected)
+    assert sorted(result) == sorted(expected)
     orders = [
         torch.cat([part.items for part in labels.batches(5, torch.Generator().manual_seed(seed))]).tolist()
         for seed in (0, 0, 1)
@@ -324,10 +325,10 @@ def test_batch_means_average_to_the_mean_over_labels() -> None:
 # Folders
 
 
-def require_same(left: CrowdClassifier, right: CrowdClassifier, seen: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(left.predict_proba(seen), right.predict_proba(seen), check_exact=True)
+def require_same(left: CrowdClassifier, right: CrowdClassifier, X: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(left.predict_proba(X), right.predict_proba(X), check_exact=True)
     pd.testing.assert_frame_equal(left.confusion_, right.confusion_, check_exact=True)
-    pd.testing.assert_frame_equal(left.annotator_proba(seen), right.annotator_proba(seen), check_exact=True)
+    pd.testing.assert_frame_equal(left.annotator_proba(X), right.annotator_proba(X), check_exact=True)
     pd.testing.assert_frame_equal(left.history_, right.history_, check_exact=True)
     assert (left.epoch_, left.degenerate_) == (right.epoch_, right.degenerate_)
 
@@ -336,9 +337,9 @@ def require_same(left: CrowdClassifier, right: CrowdClassifier, seen: pd.DataFra
 def test_a_stop_after_any_epoch_ends_at_the_same_bits(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said, seen, _ = simulate()
+    table, X, _ = simulate()
     options = {**QUICK, "method": method}
-    whole = CrowdClassifier(**options).fit(seen, said)
+    whole = CrowdClassifier(**options).fit(X, table)
     for stop in (1, 2, 3):
         folder = tmp_path / str(stop)
         save = fit_storage.save_latest
@@ -351,22 +352,24 @@ def test_a_stop_after_any_epoch_ends_at_the_same_bits(
         with monkeypatch.context() as patch:
             patch.setattr(fit_storage, "save_latest", stopping)
             with pytest.raises(KeyboardInterrupt):
-                CrowdClassifier(**options).fit(seen, said, folder=folder)
-        require_same(CrowdClassifier(**options).fit(seen, said, folder=folder, resume=True), whole, seen)
-        require_same(load_crowd_classifier(folder), whole, seen)
+                CrowdClassifier(**options).fit(X, table, folder=folder)
+        require_same(CrowdClassifier(**options).fit(X, table, folder=folder, resume=True), whole, X)
+        require_same(load_crowd_classifier(folder), whole, X)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
 
 
-def test_a_killed_process_goes_on(tmp_path: Path) -> None:
-    said, seen, _ = simulate()
-    said.to_csv(tmp_path / "said.csv", index=False)
-    seen.to_csv(tmp_path / "seen.csv")
+def test_a_killed_process_resumes(tmp_path: Path) -> None:
+    table, X, _ = simulate()
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    X.to_csv(tmp_path / "inputs.csv")
     code = (
         "import sys, pandas as pd, torch; torch.set_num_threads(1)\n"
         "from probcrowd.estimators.crowd.classifier import CrowdClassifier\n"
-        f"said, seen = pd.read_csv('{tmp_path}/said.csv'), pd.read_csv('{tmp_path}/seen.csv', index_col=0)\n"
-        f"CrowdClassifier(epochs=400, batch=16).fit(seen, said, folder='{tmp_path}/fit', resume='again' in sys.argv)\n"
+        f"table = pd.read_csv('{tmp_path}/labels.csv')\n"
+        f"X = pd.read_csv('{tmp_path}/inputs.csv', index_col=0)\n"
+        f"CrowdClassifier(epochs=400, batch=16).fit(X, table, "
+        f"folder='{tmp_path}/fit', resume='again' in sys.argv)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     while not (tmp_path / "fit" / "checkpoint.previous.safetensors").exists():
@@ -377,17 +380,17 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has not finished"):
         load_crowd_classifier(tmp_path / "fit")
     subprocess.run([sys.executable, "-c", code, "again"], check=True)
-    seen = pd.read_csv(tmp_path / "seen.csv", index_col=0)
-    whole = CrowdClassifier(epochs=400, batch=16).fit(seen, pd.read_csv(tmp_path / "said.csv"))
-    require_same(load_crowd_classifier(tmp_path / "fit"), whole, seen)
+    X = pd.read_csv(tmp_path / "inputs.csv", index_col=0)
+    whole = CrowdClassifier(epochs=400, batch=16).fit(X, pd.read_csv(tmp_path / "labels.csv"))
+    require_same(load_crowd_classifier(tmp_path / "fit"), whole, X)
 
 
 def test_a_selected_strength_and_a_network_of_ones_own_are_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said, seen, _ = simulate()
+    table, X, _ = simulate()
     options = {**QUICK, "network": linear, "strength": "selected"}
-    whole = CrowdClassifier(**options).fit(seen, said)
+    whole = CrowdClassifier(**options).fit(X, table)
 
     def stop(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
@@ -395,12 +398,12 @@ def test_a_selected_strength_and_a_network_of_ones_own_are_read_again(
     with monkeypatch.context() as patch:
         patch.setattr(crowd_classifier, "save_network", stop)
         with pytest.raises(KeyboardInterrupt):
-            CrowdClassifier(**options).fit(seen, said, folder=tmp_path)
+            CrowdClassifier(**options).fit(X, table, folder=tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(CrowdClassifier, "_compare_strengths", stop)
-        require_same(CrowdClassifier(**options).fit(seen, said, folder=tmp_path, resume=True), whole, seen)
+        require_same(CrowdClassifier(**options).fit(X, table, folder=tmp_path, resume=True), whole, X)
     read = load_crowd_classifier(tmp_path, linear)
-    require_same(read, whole, seen)
+    require_same(read, whole, X)
     pd.testing.assert_frame_equal(read.strengths_, whole.strengths_, check_exact=True)
     with pytest.raises(ValueError, match="has a network of its own: pass it to load the fit"):
         load_crowd_classifier(tmp_path)
@@ -409,15 +412,15 @@ def test_a_selected_strength_and_a_network_of_ones_own_are_read_again(
 
 
 def test_folders_of_other_data_or_settings_are_refused(tmp_path: Path) -> None:
-    said, seen, _ = simulate()
-    CrowdClassifier(**QUICK).fit(seen, said, folder=tmp_path)
+    table, X, _ = simulate()
+    CrowdClassifier(**QUICK).fit(X, table, folder=tmp_path)
     with pytest.raises(ValueError, match="already holds a run"):
-        CrowdClassifier(**QUICK).fit(seen, said, folder=tmp_path)
+        CrowdClassifier(**QUICK).fit(X, table, folder=tmp_path)
     for other, labels, items in (
-        (CrowdClassifier(**(QUICK | {"epochs": 5})), said, seen),
-        (CrowdClassifier(**QUICK), said.iloc[1:], seen),
-        (CrowdClassifier(**QUICK), said, seen + 1),
-        (CrowdClassifier(network=linear, **QUICK), said, seen),
+        (CrowdClassifier(**(QUICK | {"epochs": 5})), table, X),
+        (CrowdClassifier(**QUICK), table.iloc[1:], X),
+        (CrowdClassifier(**QUICK), table, X + 1),
+        (CrowdClassifier(network=linear, **QUICK), table, X),
     ):
         with pytest.raises(ValueError, match="other settings"):
             other.fit(items, labels, folder=tmp_path, resume=True)
@@ -425,7 +428,7 @@ def test_folders_of_other_data_or_settings_are_refused(tmp_path: Path) -> None:
         load_crowd_classifier(tmp_path / "nowhere")
 
 
-# Faults
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -452,62 +455,87 @@ def test_folders_of_other_data_or_settings_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_bad_parameters_raise_at_fit_and_name_the_choices(options: dict[str, Any], words: str) -> None:
-    said, seen, _ = simulate()
+    table, X, _ = simulate()
     with pytest.raises(ValueError, match=words):
-        CrowdClassifier(**options).fit(seen, said)
+        CrowdClassifier(**options).fit(X, table)
 
 
-def test_faults_of_tables_are_named() -> None:
-    said, seen, truth = simulate()
+def test_errors_name_the_faults_of_tables() -> None:
+    table, X, truth = simulate()
     quick = CrowdClassifier(**QUICK)
     with pytest.raises(ValueError, match=r"X lacks annotated items: 'pic\d', 'pic\d' \(2 in all\)"):
-        quick.fit(seen.iloc[2:], said)
+        quick.fit(X.iloc[2:], table)
     with pytest.raises(ValueError, match="X: missing or infinite values"):
-        quick.fit(seen.where(seen.index.to_series() != "pic3", np.nan), said)
+        quick.fit(X.where(X.index.to_series() != "pic3", np.nan), table)
     with pytest.raises(ValueError, match=r"values that are missing, infinite or too large(.|\n)*3"):
-        quick.fit(seen.where(seen.index.to_series() != "pic3", np.nan).to_numpy(), np.zeros((80, 2), int))
+        quick.fit(X.where(X.index.to_series() != "pic3", np.nan).to_numpy(), np.zeros((80, 2), int))
     with pytest.raises(ValueError, match="a matrix of 3 rows for 80 items"):
-        quick.fit(seen, np.zeros((3, 2)))
+        quick.fit(X, np.zeros((3, 2)))
     with pytest.raises(ValueError, match="missing_label marks empty cells of a matrix"):
-        quick.fit(seen, said, missing_label=-1)
+        quick.fit(X, table, missing_label=-1)
     with pytest.raises(TypeError, match="X must be a data frame"):
-        quick.fit("features.csv", said)
+        quick.fit("features.csv", table)
     with pytest.raises(ValueError, match="too few to hold any out: set selection='last'"):
-        quick.fit(seen, said.loc[said["item"].isin(["pic0", "pic1"])])
+        quick.fit(X, table.loc[table["item"].isin(["pic0", "pic1"])])
     with pytest.raises(ValueError, match="needs the folder"):
-        quick.fit(seen, said, resume=True)
+        quick.fit(X, table, resume=True)
     with pytest.raises(NotFittedError):
-        quick.predict(seen)
-    fitted = quick.fit(seen, said)
+        quick.predict(X)
+    fitted = quick.fit(X, table)
     with pytest.raises(ValueError, match="annotators that are not in the fit: 'q'"):
-        fitted.annotator_proba(seen, ["u", "q"])
+        fitted.annotator_proba(X, ["u", "q"])
     with pytest.raises(ValueError, match="true classes that no annotator used"):
-        fitted.score(seen, truth.replace("ant", "asp"))
+        fitted.score(X, truth.replace("ant", "asp"))
     with pytest.raises(ValueError, match="give one per item"):
-        fitted.score(seen, ["ant"] * 3)
+        fitted.score(X, ["ant"] * 3)
 
 
-def test_small_batches_and_singular_volumes_are_told() -> None:
-    said, seen, _ = simulate()
+@pytest.mark.parametrize(
+    ("batch", "options", "warned"), [(12, {}, False), (11, {}, True), (11, {"running": True}, False)]
+)
+def test_batches_of_fewer_than_four_items_per_class_cause_a_warning(
+    batch: int, options: dict[str, Any], warned: bool
+) -> None:
+    table, X, _ = simulate()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        CrowdClassifier(epochs=1, batch=batch, options=options).fit(X, table)
+    assert any("batch to at least 12" in str(warning.message) for warning in caught) is warned
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 4), (3, 5), (6, 8), (7, 8)])
+def test_training_stops_when_patience_runs_out(
+    patience: int, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight epochs the second is the best."""
+    table, X, _ = simulate()
+    values = iter([0.0, 1.0, *([0.5] * 6)])
+    monkeypatch.setattr(crowd_classifier, "held_out_scores", lambda *modules, part: np.array([next(values)]))
+    fitted = CrowdClassifier(**(QUICK | {"epochs": 8}), patience=patience).fit(X, table)
+    assert (fitted.epoch_, len(fitted.history_)) == (2, epochs)
+
+
+def test_small_batches_and_singular_volumes_cause_warnings() -> None:
+    table, X, _ = simulate()
     with pytest.warns(UserWarning, match="set batch to at least 12, or options"):
-        CrowdClassifier(epochs=1, batch=8).fit(seen, said)
-    same = pd.DataFrame(np.zeros((80, 4)), seen.index)
+        CrowdClassifier(epochs=1, batch=8).fit(X, table)
+    same = pd.DataFrame(np.zeros((80, 4)), X.index)
     with pytest.warns(UserWarning, match="in 4 steps the volume was almost singular, and a ridge was added"):
-        fitted = CrowdClassifier(network=linear, **(QUICK | {"batch": 60})).fit(same, said)
+        fitted = CrowdClassifier(network=linear, **(QUICK | {"batch": 60})).fit(same, table)
     assert fitted.degenerate_ == 4 and fitted.history_["degenerate"].tolist() == [1, 2, 3, 4]
 
 
-def test_a_loss_that_is_no_number_stops_and_says_when(monkeypatch: pytest.MonkeyPatch) -> None:
-    said, seen, _ = simulate()
+def test_a_loss_that_is_not_finite_raises_with_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, X, _ = simulate()
     monkeypatch.setattr(
         crowd_training,
         "apply_network",
         lambda network, channel, inputs: NetworkOutput(network(inputs) * torch.nan),
     )
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1"):
-        CrowdClassifier(**QUICK).fit(seen, said)
+        CrowdClassifier(**QUICK).fit(X, table)
 
 
-def test_parameters_are_as_scikit_learn_has_them() -> None:
-    made = CrowdClassifier(method="ccem", epochs=3)
-    assert clone(made).get_params() == made.get_params() and made.set_params(epochs=5).epochs == 5
+def test_parameters_follow_scikit_learn() -> None:
+    model = CrowdClassifier(method="ccem", epochs=3)
+    assert clone(model).get_params() == model.get_params() and model.set_params(epochs=5).epochs == 5

@@ -1,5 +1,4 @@
-"""The selection of a strength: within one standard error of the best, without permuted classes, after
-divergence."""
+"""Selection of a strength: one standard error, permuted classes, divergence."""
 
 from __future__ import annotations
 

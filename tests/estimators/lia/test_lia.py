@@ -1,5 +1,5 @@
-"""LIA as users meet it: features by id, what it answers against loops over its own parameters, gold, weights,
-odd tables, objectives, features as networks see them."""
+"""`LIA`: features by id, predictions against loops over the parameters, gold, weights, unusual tables,
+objectives and parameters."""
 
 from __future__ import annotations
 
@@ -50,8 +50,10 @@ def simulate(
     classes: int = 3,
     new: int = 500,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Labels in no order by annotators of unequal skill, features that decide the truth, and the truth; the
-    last items have no labels."""
+    """Shuffled labels by annotators of unequal skill, features that determine the class, and the true classes.
+
+    The last items have no labels.
+    """
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items + new, width))
     truth = (x @ rng.normal(size=(width, classes))).argmax(1)
@@ -70,8 +72,8 @@ def small(seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
     return simulate(seed, items=15, annotators=4, width=2, new=5)
 
 
-def right(found: pd.DataFrame, truth: pd.Series) -> float:
-    return float((found.idxmax(axis=1) == truth[found.index]).mean())
+def right(result: pd.DataFrame, truth: pd.Series) -> float:
+    return float((result.idxmax(axis=1) == truth[result.index]).mean())
 
 
 # Loops over the parameters of a fit
@@ -115,12 +117,12 @@ def q_loop(fitted: LIA, x: list[float], competence: np.ndarray) -> np.ndarray:
     return q
 
 
-def skill_loop(fitted: LIA, seat: int | None, seen: list[float] | None = None) -> np.ndarray:
+def skill_loop(fitted: LIA, seat: int | None, features: list[float] | None = None) -> np.ndarray:
     """The competence of an annotator of the fit, of one with features, or of a typical one."""
     p = fitted.parameters_
     mean = p["competence_mean"]
-    if seen is not None:
-        return mean + sum(v * p["competence_weight"][at] for at, v in enumerate(seen))
+    if features is not None:
+        return mean + sum(v * p["competence_weight"][at] for at, v in enumerate(features))
     if seat is None:
         return mean
     if "competence_offset" in p:
@@ -128,16 +130,16 @@ def skill_loop(fitted: LIA, seat: int | None, seen: list[float] | None = None) -
     return skill_loop(fitted, None, list(p["annotator_embedding"][seat]))
 
 
-def bayes_loop(fitted: LIA, x: list[float], said: list[tuple[np.ndarray, int, float]]) -> np.ndarray:
-    """p(class | what annotators of these competences said, with weights)."""
+def bayes_loop(fitted: LIA, x: list[float], table: list[tuple[np.ndarray, int, float]]) -> np.ndarray:
+    """p(class | labels by annotators with these competences, weighted)."""
     chance = h_loop(fitted, x)
-    for competence, label, weight in said:
+    for competence, label, weight in table:
         chance = chance * q_loop(fitted, x, competence)[:, label] ** weight
     return chance / chance.sum()
 
 
 def seen_loop(rows: np.ndarray, fitted_rows: np.ndarray) -> list[list[float]]:
-    """Rows as networks see them, where there are no more columns than fitted rows."""
+    """Standardised rows, if there are no more columns than fitted rows."""
     count, width = fitted_rows.shape
     mean = [sum(fitted_rows[i, c] for i in range(count)) / count for c in range(width)]
     size = math.sqrt(
@@ -146,7 +148,7 @@ def seen_loop(rows: np.ndarray, fitted_rows: np.ndarray) -> list[list[float]]:
     return [[float((row[c] - mean[c]) / size) for c in range(width)] for row in rows]
 
 
-# 1. Features tell the truth, by id
+# 1. Features determine the class, by id
 
 
 def test_features_and_labels_together_beat_a_vote_and_tell_of_new_items() -> None:
@@ -163,13 +165,13 @@ def test_features_and_labels_together_beat_a_vote_and_tell_of_new_items() -> Non
     )
     assert list(fitted.predict_items(new.iloc[::-1]).index) == list(new.index[::-1])
     pd.testing.assert_frame_equal(fitted.predict_items(new.iloc[::-1]).iloc[::-1], fitted.predict_items(new))
-    found = []
+    result = []
     for seed in range(3):  # the control: features of other items
         order = np.append(np.random.default_rng(seed).permutation(90), np.arange(90, len(features)))
         lost = LIA(**QUICK).fit(table, features=features.take(order).set_axis(features.index, axis=0))
-        found.append(right(lost.predict_items(new), truth))
+        result.append(right(lost.predict_items(new), truth))
         assert lost.score(None, truth) < fitted.score(None, truth) - 0.05
-    assert abs(np.mean(found) - 1 / 3) < 0.1
+    assert abs(np.mean(result) - 1 / 3) < 0.1
 
 
 def test_features_are_matched_by_id_whatever_ids_are() -> None:
@@ -208,12 +210,12 @@ def test_features_are_matched_by_id_whatever_ids_are() -> None:
 # 2. Without features; features of annotators
 
 
-def test_without_features_items_have_embeddings_and_new_ones_cannot_be_told() -> None:
+def test_without_features_items_have_embeddings_and_new_ones_cannot_be_predicted() -> None:
     table, features, truth = simulate(1, per_item=5)
     fitted = LIA(**QUICK).fit(table)
     assert fitted.parameters_["item_embedding"].shape == (90, 16)
     assert fitted.score(None, truth) > MajorityVote(dependence="ignore").fit(table).score(None, truth)
-    for ask in (fitted.predict_items, lambda seen: fitted.probability_right(features=seen)):
+    for ask in (fitted.predict_items, lambda inputs: fitted.probability_right(features=inputs)):
         with pytest.raises(
             ValueError, match="the fit had no features: pass them to `fit` to predict from them"
         ):
@@ -227,8 +229,10 @@ def test_without_features_items_have_embeddings_and_new_ones_cannot_be_told() ->
 
 
 def team() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Labels, features of items, and of annotators: the first says how good one is; the last two have not
-    labelled anything."""
+    """Labels, features of items and of annotators: the first column is the annotator's skill.
+
+    The last two annotators have no labels.
+    """
     rng = np.random.default_rng(1)
     x, skill = (
         rng.normal(size=(60, 2)),
@@ -242,7 +246,7 @@ def team() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows, columns=["item", "annotator", "label"]), gold, skill
 
 
-def test_unseen_annotators_are_heard_by_their_features() -> None:
+def test_labels_of_new_annotators_count_by_their_features() -> None:
     table, features, people = team()
     fitted = LIA(**QUICK).fit(
         table, pd.Series((features["first"] > 0).astype(int)), features=features, annotator_features=people
@@ -265,17 +269,19 @@ def test_unseen_annotators_are_heard_by_their_features() -> None:
             deaf.round(0),
         )
     everyone = seen_loop(people.to_numpy(), people.loc[fitted.annotators_.index].to_numpy())
-    where = {name: skill_loop(fitted, None, seen) for name, seen in zip(people.index, everyone, strict=True)}
-    said = [(where["a12"], 1, 1.0), (where["a13"], 0, 1.0)]
-    np.testing.assert_allclose(heard.loc["new"], bayes_loop(fitted, [0.0, 0.0], said), atol=1e-12)
+    where = {
+        name: skill_loop(fitted, None, inputs) for name, inputs in zip(people.index, everyone, strict=True)
+    }
+    labelled = [(where["a12"], 1, 1.0), (where["a13"], 0, 1.0)]
+    np.testing.assert_allclose(heard.loc["new"], bayes_loop(fitted, [0.0, 0.0], labelled), atol=1e-12)
     typical = skill_loop(fitted, None)
     np.testing.assert_allclose(
         deaf.loc["new"], bayes_loop(fitted, [0.0, 0.0], [(typical, 1, 1.0), (typical, 0, 1.0)]), atol=1e-12
     )
     half = pd.DataFrame({"item": "new", "annotator": ["a3", "a13"], "label": [1, 0]})
-    found = fitted.predict_proba(half, annotator_features=people.loc[["a13"]])  # the other one is known
+    result = fitted.predict_proba(half, annotator_features=people.loc[["a13"]])  # the other one is known
     np.testing.assert_allclose(
-        found.loc["new"],
+        result.loc["new"],
         bayes_loop(fitted, [0.0, 0.0], [(where["a3"], 1, 1.0), (where["a13"], 0, 1.0)]),
         atol=1e-12,
     )
@@ -287,11 +293,11 @@ def test_unseen_annotators_are_heard_by_their_features() -> None:
         fitted.predict_proba(new, annotator_features=people[["skill"]])
 
 
-# 3. Sanity
+# 3. Extreme annotators
 
 
-@pytest.mark.parametrize("seen", [True, False])
-def test_who_is_always_right_and_who_always_wrong_come_out_first_and_last(seen: bool) -> None:
+@pytest.mark.parametrize("with_features", [True, False])
+def test_an_oracle_ranks_first_and_a_liar_last(with_features: bool) -> None:
     table, features, truth = simulate(2)
     extra = pd.DataFrame({"item": range(90), "label": truth[:90]})
     everyone = [
@@ -301,7 +307,7 @@ def test_who_is_always_right_and_who_always_wrong_come_out_first_and_last(seen: 
     everyone.append(
         extra.assign(annotator="liar", label=(truth[:90] + np.random.default_rng(0).integers(1, 3, 90)) % 3)
     )
-    fitted = LIA(**QUICK).fit(pd.concat(everyone), features=features if seen else None)
+    fitted = LIA(**QUICK).fit(pd.concat(everyone), features=features if with_features else None)
     diagonal = fitted.competence_.stack().reset_index()
     diagonal = diagonal.loc[diagonal["true_class"] == diagonal["label"]].groupby("annotator")[0].mean()
     for accuracy in (
@@ -326,7 +332,7 @@ def test_who_is_always_right_and_who_always_wrong_come_out_first_and_last(seen: 
 
 
 def test_the_map_keeps_distances() -> None:
-    """Of two classes: scores of a row sum to 0, so two numbers are all that tells annotators apart."""
+    """With two classes, two numbers distinguish annotators: scores of a row sum to 0."""
     table, features, _ = simulate(3, items=30, classes=2)
     fitted = LIA(**TINY).fit(table, features=features)
     scores = np.log(fitted.competence_.to_numpy()).reshape(-1, 2, 2)
@@ -340,13 +346,14 @@ def test_the_map_keeps_distances() -> None:
     assert points[:, 0].var() >= points[:, 1].var() > 0
 
 
-# 4. Whom to ask, and what is difficult
+# 4. Assignment and difficulty
 
 
 @pytest.fixture(scope="module", params=["features", "embeddings"])
 def deep(request: pytest.FixtureRequest) -> tuple[LIA, pd.DataFrame, list[list[float]]]:
-    """A fit with hidden layers and R = 2 after one step from a wild start, its features, and what its
-    networks see of its items."""
+    """A fit with hidden layers and R = 2 after one step from extreme initial values, its features, and the
+    inputs of its networks.
+    """
     table, features, _ = small()
     options: dict[str, Any] = {"dependence": "ignore", "rounds": 1, "steps": 1, "last_steps": 0}
     with pytest.MonkeyPatch.context() as patch:
@@ -354,10 +361,10 @@ def deep(request: pytest.FixtureRequest) -> tuple[LIA, pd.DataFrame, list[list[f
         if request.param == "features":
             fitted = LIA(prior=DEEP, **options).fit(table, features=features)
             rows = features.loc[fitted.items_.index].to_numpy()
-            seen = seen_loop(rows, rows)
+            inputs = seen_loop(rows, rows)
         else:
             fitted = LIA(prior=replace(DEEP, annotator_embedding=2), **options).fit(table)
-            seen = [list(row) for row in fitted.parameters_["item_embedding"]]
+            inputs = [list(row) for row in fitted.parameters_["item_embedding"]]
     assert (
         min(
             fitted.truth_probabilities_.std().min(),
@@ -366,18 +373,18 @@ def deep(request: pytest.FixtureRequest) -> tuple[LIA, pd.DataFrame, list[list[f
         )
         > 0.02
     )
-    return fitted, features, seen
+    return fitted, features, inputs
 
 
-def test_what_is_asked_equals_loops_over_the_parameters(
+def test_predictions_equal_loops_over_the_parameters(
     deep: tuple[LIA, pd.DataFrame, list[list[float]]],
 ) -> None:
-    fitted, _, seen = deep
-    p, centre = fitted.probabilities_.to_numpy(), [0.0] * len(seen[0])
+    fitted, _, features = deep
+    p, centre = fitted.probabilities_.to_numpy(), [0.0] * len(features[0])
     if fitted.inputs_.item_features is not None:
-        np.testing.assert_allclose(fitted.inputs_.item_features, seen, atol=1e-12)
-    chances, difficulty, asked = fitted.truth_probabilities_, fitted.difficulty_, fitted.probability_right()
-    for i, x in enumerate(seen):
+        np.testing.assert_allclose(fitted.inputs_.item_features, features, atol=1e-12)
+    chances, difficulty, new = fitted.truth_probabilities_, fitted.difficulty_, fitted.probability_right()
+    for i, x in enumerate(features):
         np.testing.assert_allclose(chances.iloc[i], h_loop(fitted, x), atol=1e-12)
         typical = q_loop(fitted, x, skill_loop(fitted, None))
         assert math.isclose(
@@ -385,7 +392,7 @@ def test_what_is_asked_equals_loops_over_the_parameters(
         )
         for j in range(4):
             q = q_loop(fitted, x, skill_loop(fitted, j))
-            assert math.isclose(asked.iloc[i, j], sum(p[i, k] * q[k, k] for k in range(3)), abs_tol=1e-12)
+            assert math.isclose(new.iloc[i, j], sum(p[i, k] * q[k, k] for k in range(3)), abs_tol=1e-12)
     for j, annotator in enumerate(fitted.annotators_.index):
         q = q_loop(fitted, centre, skill_loop(fitted, j))
         np.testing.assert_allclose(fitted.competence_.loc[annotator], q, atol=1e-12)
@@ -393,7 +400,7 @@ def test_what_is_asked_equals_loops_over_the_parameters(
         assert math.isclose(fitted.annotator_map_["accuracy"].iloc[j], accuracy, abs_tol=1e-12)
     np.testing.assert_allclose(
         fitted.class_prior_,
-        [sum(h_loop(fitted, x)[k] for x in seen) / len(seen) for k in range(3)],
+        [sum(h_loop(fitted, x)[k] for x in features) / len(features) for k in range(3)],
         atol=1e-12,
     )
     assert difficulty.index.equals(fitted.probabilities_.index) and difficulty.index.name == "item"
@@ -406,19 +413,19 @@ def test_what_is_asked_equals_loops_over_the_parameters(
 def test_probabilities_are_bayes_rule_over_the_fitted_labels(
     deep: tuple[LIA, pd.DataFrame, list[list[float]]],
 ) -> None:
-    fitted, _, seen = deep
+    fitted, _, features = deep
     table = small()[0]
     items, annotators = list(fitted.items_.index), list(fitted.annotators_.index)
-    for i, x in enumerate(seen):
+    for i, x in enumerate(features):
         rows = table.loc[table["item"] == items[i]]
-        said = [
+        labelled = [
             (skill_loop(fitted, annotators.index(j)), int(label), 1.0)
             for j, label in zip(rows["annotator"], rows["label"], strict=True)
         ]
-        np.testing.assert_allclose(fitted.probabilities_.iloc[i], bayes_loop(fitted, x, said), atol=1e-12)
+        np.testing.assert_allclose(fitted.probabilities_.iloc[i], bayes_loop(fitted, x, labelled), atol=1e-12)
 
 
-def test_whom_to_ask_about_some_items_and_new_ones(
+def test_probability_right_for_some_items_and_for_new_ones(
     deep: tuple[LIA, pd.DataFrame, list[list[float]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted, features, _ = deep
@@ -444,6 +451,8 @@ def test_whom_to_ask_about_some_items_and_new_ones(
     pd.testing.assert_frame_equal(fitted.probability_right(), whole)
     monkeypatch.setattr(lia_asked, "MAX_CELLS", 36 * 4 * 2)  # four items at a time; three are left
     pd.testing.assert_frame_equal(fitted.probability_right(), whole)
+    monkeypatch.setattr(lia_module, "MAX_PAIRS", 60)
+    pd.testing.assert_frame_equal(fitted.probability_right(), whole)
     monkeypatch.setattr(lia_module, "MAX_PAIRS", 59)
     with pytest.raises(
         ValueError, match="15 items x 4 annotators are too many for one table: choose some of either"
@@ -453,18 +462,18 @@ def test_whom_to_ask_about_some_items_and_new_ones(
         return
     new = features.iloc[15:].rename(index=lambda i: f"n{i}")
     fresh = fitted.probability_right(features=new, annotators=[2])
-    seen = seen_loop(new.to_numpy(), features.loc[fitted.items_.index].to_numpy())
+    inputs = seen_loop(new.to_numpy(), features.loc[fitted.items_.index].to_numpy())
     seat = list(fitted.annotators_.index).index(2)
-    for x, found in zip(seen, fresh[2], strict=True):
+    for x, result in zip(inputs, fresh[2], strict=True):
         assert math.isclose(
-            found,
+            result,
             float(h_loop(fitted, x) @ np.diag(q_loop(fitted, x, skill_loop(fitted, seat)))),
             abs_tol=1e-12,
         )
     assert list(fresh.index) == list(new.index)
 
 
-def test_harder_items_are_found_harder() -> None:
+def test_harder_items_are_rated_harder() -> None:
     rng = np.random.default_rng(5)
     x = rng.normal(size=(150, 3))
     hard, truth = x[:, 0] > 0, (x[:, 1] > 0).astype(int)
@@ -480,8 +489,8 @@ def test_harder_items_are_found_harder() -> None:
     difficulty = fitted.difficulty_.sort_index()
     assert difficulty[hard].mean() > difficulty[~hard].mean() + 0.1 and difficulty.between(0, 1).all()
     assert np.corrcoef(difficulty, x[:, 0])[0, 1] > 0.7
-    asked = fitted.probability_right().sort_index()
-    assert asked[~hard].mean(axis=None) > asked[hard].mean(axis=None) + 0.1
+    new = fitted.probability_right().sort_index()
+    assert new[~hard].mean(axis=None) > new[hard].mean(axis=None) + 0.1
 
 
 # 5. Other tables
@@ -501,7 +510,7 @@ def test_the_fitted_table_has_the_fitted_answers(deep: tuple[LIA, pd.DataFrame, 
 def test_items_with_other_labels_are_judged_by_bayes_rule(
     deep: tuple[LIA, pd.DataFrame, list[list[float]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted, features, seen = deep
+    fitted, features, inputs = deep
     known = list(fitted.items_.index)
     rows = [
         (known[3], 0, 1, 2.0),
@@ -524,20 +533,20 @@ def test_items_with_other_labels_are_judged_by_bayes_rule(
     monkeypatch.setattr(
         "probcrowd.data.annotations.declare", lambda ids, plural: pd.Index(ids)
     )  # ids of several kinds, for once
-    asked = Annotations(*codes, items, people, pd.RangeIndex(3), frame["w"].to_numpy())
-    centre = [0.0] * len(seen[0])
-    where: dict[Any, list[float]] = dict(zip(known, seen, strict=True)) | {
+    new = Annotations(*codes, items, people, pd.RangeIndex(3), frame["w"].to_numpy())
+    centre = [0.0] * len(inputs[0])
+    where: dict[Any, list[float]] = dict(zip(known, inputs, strict=True)) | {
         "n15": centre,
         "n16": centre,
         "blank": centre,
     }
 
     def expected(item: Any) -> np.ndarray:
-        said = []
+        table = []
         for _, j, label, weight in frame.loc[frame["item"] == item].itertuples(index=False):
             seat = None if j == "zoe" else list(fitted.annotators_.index).index(j)
-            said.append((skill_loop(fitted, seat), int(label), float(weight)))
-        return bayes_loop(fitted, where[item], said)
+            table.append((skill_loop(fitted, seat), int(label), float(weight)))
+        return bayes_loop(fitted, where[item], table)
 
     for at_once in (em.CHUNK_SIZE, 2):  # the latter: an item or two at a time
         monkeypatch.setattr(em, "CHUNK_SIZE", at_once)
@@ -545,11 +554,11 @@ def test_items_with_other_labels_are_judged_by_bayes_rule(
             UserWarning,
             match="1 annotators are not known from the fit and are taken as typical annotators: 'zoe'",
         ):
-            found = fitted.predict_proba(asked)
+            result = fitted.predict_proba(new)
         for item in items:
-            np.testing.assert_allclose(found.loc[item], expected(item), atol=1e-12)
+            np.testing.assert_allclose(result.loc[item], expected(item), atol=1e-12)
     with pytest.warns(UserWarning, match="zoe"):
-        assert fitted.describe(asked)["flag"].tolist() == ["", "", "", "unknown annotators only", "no labels"]
+        assert fitted.describe(new)["flag"].tolist() == ["", "", "", "unknown annotators only", "no labels"]
     if fitted._network.standards[0] is None:
         return
     given = features.rename(index={15: "n15", 16: "n16", 17: "blank", known[3]: 99}).drop(
@@ -561,19 +570,19 @@ def test_items_with_other_labels_are_judged_by_bayes_rule(
         zip(order, seen_loop(given.loc[order].to_numpy(), features.loc[known].to_numpy()), strict=True)
     )
     with pytest.warns(UserWarning, match="'zoe'"):
-        found = fitted.predict_proba(asked, features=given)
+        result = fitted.predict_proba(new, features=given)
     for item in items:
-        np.testing.assert_allclose(found.loc[item], expected(item), atol=1e-12)
+        np.testing.assert_allclose(result.loc[item], expected(item), atol=1e-12)
     with (
         pytest.raises(ValueError, match=r"features: no features of 'blank' \(1 in all\)"),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        fitted.predict_proba(asked, features=given.drop(index="blank"))
+        fitted.predict_proba(new, features=given.drop(index="blank"))
 
 
 def test_features_of_new_items_do_not_change_what_the_fit_knows() -> None:
-    """Gold is not told again, yet it counts; and an answer read off h(x) stays one."""
+    """Gold counts without being passed again, and answers read off h(x) stay so."""
     table, features, truth = small()
     gold = pd.Series({3: (truth[3] + 1) % 3})
     part = pd.concat(
@@ -583,11 +592,11 @@ def test_features_of_new_items_do_not_change_what_the_fit_knows() -> None:
     for objective in objectives:
         options = TINY | {"objective": objective, "batch": "all"}
         fitted = LIA(**options).fit(table, gold, features=features)
-        found = fitted.predict_proba(part, features=features)
-        pd.testing.assert_frame_equal(found.loc[[3, 4]], fitted.probabilities_.loc[[3, 4]])
-        assert found.loc[3, gold[3]] == 1
+        result = fitted.predict_proba(part, features=features)
+        pd.testing.assert_frame_equal(result.loc[[3, 4]], fitted.probabilities_.loc[[3, 4]])
+        assert result.loc[3, gold[3]] == 1
         alone = fitted.predict_items(features.loc[[17]])
-        assert np.allclose(found.loc[[17]], alone, atol=1e-12) == (objective == "as_coded")
+        assert np.allclose(result.loc[[17]], alone, atol=1e-12) == (objective == "as_coded")
 
 
 def test_columns_keep_their_meaning() -> None:
@@ -618,7 +627,7 @@ def test_columns_keep_their_meaning() -> None:
         fitted.predict_items(named.rename(index={1: 0}))
 
 
-# 6. Gold, weights, abstentions, odd tables, invariances
+# 6. Gold, weights, abstentions, unusual tables, invariances
 
 
 def test_gold_is_certain_and_teaches() -> None:
@@ -643,7 +652,9 @@ def test_a_weight_of_two_is_a_row_twice() -> None:
     heavy = Annotations.from_frame(
         table.assign(w=np.where(np.arange(len(table)) % 3 == 0, 2.0, 1.0)), weight="w"
     )
-    twice, weighted, once = (LIA(**TINY).fit(said, features=features) for said in (doubled, heavy, table))
+    twice, weighted, once = (
+        LIA(**TINY).fit(labelled, features=features) for labelled in (doubled, heavy, table)
+    )
     np.testing.assert_allclose(twice.log_posterior_, weighted.log_posterior_, rtol=1e-6)
     for name in ("probabilities_", "competence_", "confusion_"):
         np.testing.assert_allclose(getattr(twice, name), getattr(weighted, name), atol=1e-5)
@@ -653,11 +664,11 @@ def test_a_weight_of_two_is_a_row_twice() -> None:
 def test_abstentions_are_no_labels() -> None:
     table, features, _ = small()
     silent = pd.DataFrame({"item": [0, 1, 2], "annotator": 9, "label": "?"})
-    said = pd.concat([table.assign(label=table["label"].map(lambda k: f"c{k}")), silent])
-    fitted = LIA(abstention="?", **TINY).fit(said, features=features)
+    labelled = pd.concat([table.assign(label=table["label"].map(lambda k: f"c{k}")), silent])
+    fitted = LIA(abstention="?", **TINY).fit(labelled, features=features)
     everyone = [*table["annotator"].unique(), 9]
     plain = LIA(**TINY).fit(
-        Annotations.from_frame(said.loc[said["label"] != "?"], annotators=everyone), features=features
+        Annotations.from_frame(labelled.loc[labelled["label"] != "?"], annotators=everyone), features=features
     )
     np.testing.assert_array_equal(fitted.probabilities_.sort_index(), plain.probabilities_.sort_index())
     assert list(fitted.classes_) == ["c0", "c1", "c2"] and fitted.annotators_.loc[9, "num_labels"] == 0
@@ -665,7 +676,7 @@ def test_abstentions_are_no_labels() -> None:
         fitted.probability_right().sort_index(), plain.probability_right().sort_index()
     )
     with pytest.raises(ValueError, match="no row has the abstention label '!'"):
-        LIA(abstention="!", **TINY).fit(said, features=features)
+        LIA(abstention="!", **TINY).fit(labelled, features=features)
 
 
 def test_items_without_labels_are_judged_by_their_features() -> None:
@@ -683,7 +694,7 @@ def test_items_without_labels_are_judged_by_their_features() -> None:
     )
 
 
-@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("with_features", [True, False])
 @pytest.mark.parametrize(
     "rows",
     [
@@ -696,15 +707,17 @@ def test_items_without_labels_are_judged_by_their_features() -> None:
         ),
     ],
 )
-def test_odd_tables(rows: list[tuple[str, str, int]], seen: bool) -> None:
+def test_unusual_tables(rows: list[tuple[str, str, int]], with_features: bool) -> None:
     table = pd.DataFrame(rows, columns=["item", "annotator", "label"])
     features = pd.DataFrame({"first": [0.0, 1.0, 0.5], "second": [2.0, 2.0, 2.0]}, ["x", "y", "z"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the column that alone varies
-        fitted = LIA(dependence="ignore", rounds=3, steps=20).fit(table, features=features if seen else None)
+        fitted = LIA(dependence="ignore", rounds=3, steps=20).fit(
+            table, features=features if with_features else None
+        )
     for name in FRAMES:
-        found = getattr(fitted, name)
-        assert np.isfinite(found.select_dtypes("number").to_numpy()).all(), name
+        result = getattr(fitted, name)
+        assert np.isfinite(result.select_dtypes("number").to_numpy()).all(), name
     np.testing.assert_allclose(fitted.probabilities_.sum(axis=1), 1, atol=1e-12)
     expected = {item: pd.Series([k for i, _, k in rows if i == item]).mode()[0] for item, _, _ in rows}
     assert fitted.labels_.to_dict() == expected and fitted.converged_
@@ -733,7 +746,7 @@ def test_missing_values_are_refused_by_name() -> None:
 
 
 def test_neither_order_nor_names_nor_the_seed_change_the_answer() -> None:
-    """The start is drawn by place, but linear networks find the same mode from all of them."""
+    """Initial values are drawn by position, but linear networks reach the same mode from all of them."""
     table, features, _ = simulate(7, items=60, annotators=6, width=4, new=0)
     options: dict[str, Any] = {"dependence": "ignore", "rounds": 4}
     fitted = LIA(**options).fit(table, features=features)
@@ -782,7 +795,7 @@ def test_the_same_seed_gives_the_same_bits_and_nothing_global_moves(batch: Any) 
     assert not np.array_equal(fits[0].probabilities_, fits[2].probabilities_)
 
 
-def test_a_fit_leaves_what_it_was_given_alone() -> None:
+def test_a_fit_does_not_change_its_arguments() -> None:
     table, features, truth = small()
     people = pd.DataFrame({"x": [1.0, 2, 4, 7], "y": [0.0, 2, 1, 5]})
     given = table.copy(), features.copy(), truth.copy(), people.copy()
@@ -792,11 +805,11 @@ def test_a_fit_leaves_what_it_was_given_alone() -> None:
     held.iloc[0, 0] = 9.0  # what others are made of is no view of it
     fitted.parameters_["truth_bias"][:] = 9.0
     assert np.abs(fitted.parameters_["truth_bias"]).max() < 9
-    told = fitted.truth_probabilities_
-    told.iloc[0, 0] = 9.0
+    messages = fitted.truth_probabilities_
+    messages.iloc[0, 0] = 9.0
     assert fitted.truth_probabilities_.iloc[0, 0] < 1 and fitted.probability_right().to_numpy().max() < 1
-    for left, kept in zip((table, features, truth, people), given, strict=True):
-        assert left.equals(kept)
+    for left, copies in zip((table, features, truth, people), given, strict=True):
+        assert left.equals(copies)
 
 
 # 7. Objectives and parameters
@@ -914,7 +927,7 @@ def test_history_and_a_resumed_fit_without_a_folder_are_refused() -> None:
         LIA(**TINY).fit(table, resume=True)
 
 
-def test_parameters_are_as_scikit_learn_has_them() -> None:
+def test_parameters_follow_scikit_learn() -> None:
     table, features, _ = small()
     options: dict[str, Any] = {
         "objective": "composite", "prior": DEEP, "rounds": 2, "steps": 3, "last_steps": 4, "batch": 9, "learning_rate": 0.02,
@@ -954,7 +967,7 @@ def test_parameters_are_as_scikit_learn_has_them() -> None:
         LIA(**(TINY | {"batch": 9, "learning_rate": 1e30})).fit(table, features=features)
 
 
-# 8. Features as networks see them
+# 8. Constant and wide features
 
 
 def test_constant_features_have_no_effect() -> None:
@@ -973,7 +986,7 @@ def test_of_wide_features_only_what_they_span_matters() -> None:
     ]
     assert [fitted.parameters_["truth_weight"].shape for fitted in fits] == [(19, 3), (19, 3)]
     np.testing.assert_allclose(fits[0].probabilities_, fits[1].probabilities_, atol=1e-4)
-    found = [fitted.predict_items(x) for fitted, x in zip(fits, (features, features @ turn), strict=True)]
-    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
-    np.testing.assert_allclose(found[0].loc[fits[0].items_.index], fits[0].truth_probabilities_, atol=1e-9)
-    assert found[0].iloc[20:].std().min() > 0.05
+    result = [fitted.predict_items(x) for fitted, x in zip(fits, (features, features @ turn), strict=True)]
+    np.testing.assert_allclose(result[0], result[1], atol=1e-4)
+    np.testing.assert_allclose(result[0].loc[fits[0].items_.index], fits[0].truth_probabilities_, atol=1e-9)
+    assert result[0].iloc[20:].std().min() > 0.05

@@ -1,5 +1,4 @@
-"""Several questions about every item: (item, question) throughout, what questions share, loops over the
-parameters, and what is refused."""
+"""`MultiLabelLIA`: results by (item, question), what questions share, loops over the parameters, errors."""
 
 from __future__ import annotations
 
@@ -28,8 +27,10 @@ TINY: dict[str, Any] = {"rounds": 2, "steps": 3, "last_steps": 5}
 def simulate(
     seed: int = 0, *, items: int = 80, per_item: int = 3, annotators: int = 8, new: int = 200
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Labels of two classes, in no order; features, which decide the answers; and the truth by (item,
-    question), also of items without labels."""
+    """Shuffled labels of two classes, features that determine the answers, and the true answers.
+
+    Answers are by (item, question), also for items without labels.
+    """
     rng = np.random.default_rng(seed)
     names = [f"i{i}" for i in range(items + new)]
     x = pd.DataFrame(rng.normal(size=(items + new, 4)), names)
@@ -50,7 +51,7 @@ def simulate(
 
 
 def small(seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Not every question of every item."""
+    """A small table that lacks one question of one item."""
     table, features, gold = simulate(seed, items=8, annotators=4, new=2)
     return table.loc[~((table["task"] == "i3") & (table["question"] == "treat"))], features, gold
 
@@ -75,8 +76,8 @@ def test_questions_are_answered_together_about_as_well_as_alone() -> None:
     assert abs((lost.predict_items(features.tail(200)).idxmax(axis=1) == gold[new.index]).mean() - 0.5) < 0.15
 
 
-def test_sharing_helps_a_question_that_few_were_asked() -> None:
-    """An annotator's competence is learned from all questions: alone, two contradicting labels are a tie."""
+def test_sharing_helps_a_question_with_few_labels() -> None:
+    """Competences are learned from all questions; alone, two contradicting labels are a tie."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, 60)
     rows = [
@@ -99,14 +100,14 @@ def test_answers_are_under_item_and_question() -> None:
         table.set_axis(np.zeros(len(table)), axis=0), features=features
     )  # an index without meaning
     pairs = list(dict.fromkeys(zip(table["task"], table["question"], strict=True)))
-    for found in (
+    for result in (
         fitted.probabilities_,
         fitted.labels_,
         fitted.difficulty_,
         fitted.predict(),
         fitted.predict_proba(),
     ):
-        assert list(found.index) == pairs and found.index.names == ["item", "question"]
+        assert list(result.index) == pairs and result.index.names == ["item", "question"]
     pd.testing.assert_series_equal(fitted.labels_, fitted.probabilities_.idxmax(axis=1), check_names=False)
     pd.testing.assert_series_equal(fitted.predict(), fitted.labels_)
     assert (
@@ -154,7 +155,7 @@ def test_every_answer_equals_a_loop_over_the_parameters(monkeypatch: pytest.Monk
         return np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
 
     people = list(fitted.annotators_.index)
-    for (item, question), found in fitted.probabilities_.iterrows():
+    for (item, question), result in fitted.probabilities_.iterrows():
         z = (features.loc[item].to_numpy() - x.mean(0)) / size
         chance = h(z, question)
         np.testing.assert_allclose(
@@ -162,8 +163,8 @@ def test_every_answer_equals_a_loop_over_the_parameters(monkeypatch: pytest.Monk
         )
         for _, row in table.loc[(table["task"] == item) & (table["question"] == question)].iterrows():
             chance = chance * q(z, question, people.index(row["worker"]))[:, row["label"]]
-        np.testing.assert_allclose(found, chance / chance.sum(), atol=1e-12)
-        expected = 1 - sum(found[k] * q(z, question, None)[k, k] for k in range(2))
+        np.testing.assert_allclose(result, chance / chance.sum(), atol=1e-12)
+        expected = 1 - sum(result[k] * q(z, question, None)[k, k] for k in range(2))
         assert math.isclose(fitted.difficulty_[(item, question)], expected, abs_tol=1e-12)
     for question in QUESTIONS:
         for seat, name in enumerate(people):
@@ -276,7 +277,7 @@ def test_gold_is_by_item_and_question() -> None:
         MultiLabelLIA(**TINY).fit(table, truth.droplevel(1), features=features)
 
 
-def test_faults_are_named() -> None:
+def test_errors_name_the_fault() -> None:
     table, features, _ = small()
     for wrong, words in (
         (
@@ -312,7 +313,7 @@ def test_faults_are_named() -> None:
     assert alone.lia_.parameters_["item_embedding"].shape == (23, 16)
 
 
-def test_what_is_no_data_frame_is_refused_where_nothing_checks_types() -> None:
+def test_other_types_than_data_frames_are_refused_without_type_checks() -> None:
     table = Annotations.from_frame(small()[0].query("question == 'cause'").drop(columns="question"))
     fit = getattr(MultiLabelLIA.fit, "__wrapped__", MultiLabelLIA.fit)  # without the checks of the tests
     with pytest.raises(
@@ -322,7 +323,7 @@ def test_what_is_no_data_frame_is_refused_where_nothing_checks_types() -> None:
         fit(MultiLabelLIA(**TINY), table)
 
 
-def test_parameters_are_as_scikit_learn_has_them() -> None:
+def test_parameters_follow_scikit_learn() -> None:
     options: dict[str, Any] = {
         "objective": "composite", "prior": LIAPrior(hidden=(3,)), "rounds": 2, "steps": 3, "last_steps": 4, "batch": 12,
         "learning_rate": 0.02, "random_state": 3, "progress": True,

@@ -1,5 +1,4 @@
-"""A fit of LIA in a folder: what is written, what is read again, kills at every point, and all that is
-refused."""
+"""Fits of LIA in folders: files, loading, kills at every point, and errors."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ FRAMES = [
 ]
 
 
-def said(seed: int = 0) -> pd.DataFrame:
+def annotations(seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     item, annotator = (
         np.repeat(np.arange(12), 3),
@@ -58,8 +57,8 @@ def said(seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame({"item": item, "annotator": annotator, "label": label})
 
 
-def seen(seed: int = 0, width: int = 3) -> pd.DataFrame:
-    """Features of the twelve items, and of three more."""
+def features_of(seed: int = 0, width: int = 3) -> pd.DataFrame:
+    """Features of the twelve items and of three more."""
     rng = np.random.default_rng(seed)
     return pd.DataFrame(
         rng.normal(size=(15, width)) + np.eye(3)[np.arange(15) % 3][:, [0]],
@@ -70,12 +69,17 @@ def seen(seed: int = 0, width: int = 3) -> pd.DataFrame:
 def fit(folder: Path | None, options: dict[str, Any], *, resume: bool = False) -> LIA:
     gold = pd.Series({0: 0, 4: 1})
     return LIA(**options).fit(
-        said(), gold, features=seen(), annotator_features=seen(1).head(4), folder=folder, resume=resume
+        annotations(),
+        gold,
+        features=features_of(),
+        annotator_features=features_of(1).head(4),
+        folder=folder,
+        resume=resume,
     )
 
 
 def require_same(left: LIA, right: LIA) -> None:
-    """All that they learned and answer, bit for bit."""
+    """Assert that two fits have the same parameters and results, bit for bit."""
     assert left.parameters_.keys() == right.parameters_.keys()
     for name, value in left.parameters_.items():
         np.testing.assert_array_equal(value, right.parameters_[name], name)
@@ -89,7 +93,7 @@ def require_same(left: LIA, right: LIA) -> None:
     assert (left.n_iter_, left.converged_) == (right.n_iter_, right.converged_)
 
 
-# What is written
+# Files
 
 
 @KINDS
@@ -114,7 +118,7 @@ def test_a_finished_folder_holds_settings_metrics_checkpoints_and_ids(
     require_same(fit(None, options), fitted)  # the folder changes nothing
 
 
-# What is read again
+# Loading
 
 CLASSES: dict[str, Callable[[int], Any]] = {
     "text": lambda k: ["no", "yes", "ähm"][k],
@@ -127,12 +131,12 @@ CLASSES: dict[str, Callable[[int], Any]] = {
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_loaded_fit_answers_as_the_fit_did(tmp_path: Path, kind: str) -> None:
     change = CLASSES[kind]
-    table = said()
+    table = annotations()
     table = table.assign(
         label=pd.Series([change(k) for k in table["label"]], dtype=object),
         item="i" + table["item"].astype(str),
     )
-    features = seen(width=20).rename(index=lambda i: f"i{i}")  # more columns than items
+    features = features_of(width=20).rename(index=lambda i: f"i{i}")  # more columns than items
     prior = LIAPrior(hidden=(3,), latent=2, difficulty_hidden=(2,))
     options = WHOLE | {"prior": prior, "last_steps": 0}
     weighted = Annotations.from_frame(
@@ -141,7 +145,9 @@ def test_a_loaded_fit_answers_as_the_fit_did(tmp_path: Path, kind: str) -> None:
     features.loc["blank"] = 0.5
     gold = pd.Series({"i0": change(0)})
     fitting = LIA(**options).set_params(random_state=np.int64(3))
-    fitted = fitting.fit(weighted, gold, features=features, annotator_features=seen(1), folder=tmp_path)
+    fitted = fitting.fit(
+        weighted, gold, features=features, annotator_features=features_of(1), folder=tmp_path
+    )
     loaded = load_lia(str(tmp_path))
     require_same(loaded, fitted)
     assert loaded.get_params() == fitted.get_params() and loaded.prior == prior
@@ -151,26 +157,27 @@ def test_a_loaded_fit_answers_as_the_fit_did(tmp_path: Path, kind: str) -> None:
         loaded.probability_right(features=new), fitted.probability_right(features=new), check_exact=True
     )
     pd.testing.assert_frame_equal(loaded.predict_proba(weighted), fitted.probabilities_, check_exact=True)
-    asked = table.iloc[[1, 5, 9]].assign(item=["i13", "i13", "i4"], annotator=[7, 8, 0])
-    people = seen(1)
-    found = [
-        each.predict_proba(asked, features=features, annotator_features=people) for each in (loaded, fitted)
+    question = table.iloc[[1, 5, 9]].assign(item=["i13", "i13", "i4"], annotator=[7, 8, 0])
+    people = features_of(1)
+    result = [
+        each.predict_proba(question, features=features, annotator_features=people)
+        for each in (loaded, fitted)
     ]
-    pd.testing.assert_frame_equal(*found, check_exact=True)
+    pd.testing.assert_frame_equal(*result, check_exact=True)
     assert loaded.score(None, gold) == 1
     with pytest.raises(ValueError, match="dependence was not checked"):
         _ = loaded.dependent_pairs_
 
 
 def test_a_loaded_fit_without_features_or_with_abstentions_answers_too(tmp_path: Path) -> None:
-    fitted = LIA(**(WHOLE | {"abstention": 2})).fit(said(), folder=tmp_path / "plain")
+    fitted = LIA(**(WHOLE | {"abstention": 2})).fit(annotations(), folder=tmp_path / "plain")
     loaded = load_lia(tmp_path / "plain")
     require_same(loaded, fitted)
     assert loaded.abstention == 2 and list(loaded.classes_) == [0, 1]
-    part = said().head(5)
+    part = annotations().head(5)
     pd.testing.assert_frame_equal(loaded.predict_proba(part), fitted.predict_proba(part), check_exact=True)
     coded = LIA(**(WHOLE | {"objective": "as_coded", "batch": "all", "prior": LIAPrior()})).fit(
-        said(), folder=tmp_path / "coded"
+        annotations(), folder=tmp_path / "coded"
     )
     require_same(load_lia(tmp_path / "coded"), coded)
     pd.testing.assert_frame_equal(
@@ -186,7 +193,7 @@ class Killed(Exception):
 
 
 def kill(monkeypatch: pytest.MonkeyPatch, where: str, after: int) -> None:
-    """The call number `after` of one of the two writes of a round never happens, or never returns."""
+    """Raise `Killed` instead of, or after, call number `after` of one of the two writes of a round."""
     target, name = (fit_storage, "save_latest") if "checkpoint" in where else (RunFolder, "append_metrics")
     write, calls = getattr(target, name), []
 
@@ -201,8 +208,8 @@ def kill(monkeypatch: pytest.MonkeyPatch, where: str, after: int) -> None:
     monkeypatch.setattr(target, name, dies)
 
 
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[State]:
-    """The states from which rounds will begin."""
+def starting_states(monkeypatch: pytest.MonkeyPatch) -> list[State]:
+    """Record the states from which rounds start."""
     states: list[State] = []
     advance = em.advance
     monkeypatch.setattr(em, "advance", lambda state, *rest: states.append(state) or advance(state, *rest))
@@ -211,7 +218,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[State]:
 
 @pytest.mark.parametrize("where", ["before the checkpoint", "after the checkpoint", "before the metrics"])
 @KINDS
-def test_a_fit_killed_in_any_round_goes_on_to_the_same_bits(
+def test_a_fit_killed_in_any_round_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], where: str
 ) -> None:
     whole = fit(tmp_path / "whole", options)
@@ -227,7 +234,7 @@ def test_a_fit_killed_in_any_round_goes_on_to_the_same_bits(
         ):
             load_lia(folder)
         with monkeypatch.context() as patch:
-            states = begun(patch)
+            states = starting_states(patch)
             again = fit(folder, options, resume=True)
         assert [state.unit for state in states] == list(
             range(unit - where.startswith("before"), whole.n_iter_)
@@ -251,7 +258,7 @@ test_saved.fit(Path(sys.argv[1]), test_saved.BATCHES)
 """
 
 
-def test_a_killed_process_leaves_a_fit_that_goes_on(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_a_fit_that_resumes(tmp_path: Path) -> None:
     where = Path(__file__).parent
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(where), str(where.parents[2])]),
@@ -298,15 +305,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         fit(tmp_path, BATCHES, resume=True)
 
 
-# What is refused
+# Errors
 
 
 def test_other_data_or_parameters_are_refused(tmp_path: Path) -> None:
     fit(tmp_path, BATCHES)
     before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
-    gold, people = pd.Series({0: 0, 4: 1}), seen(1).head(4)
-    given: dict[str, Any] = {"gold": gold, "features": seen(), "annotator_features": people}
-    table = said()
+    gold, people = pd.Series({0: 0, 4: 1}), features_of(1).head(4)
+    given: dict[str, Any] = {"gold": gold, "features": features_of(), "annotator_features": people}
+    table = annotations()
     for options, data, changed, words in (
         (BATCHES | {"rounds": 3}, table, {}, "parameters: .*rounds.*3"),
         (BATCHES | {"random_state": 1}, table, {}, "parameters: "),
@@ -315,13 +322,13 @@ def test_other_data_or_parameters_are_refused(tmp_path: Path) -> None:
         (
             BATCHES,
             table.assign(item=table["item"] + 0.5),
-            {"features": seen().rename(index=lambda i: i + 0.5), "gold": None},
+            {"features": features_of().rename(index=lambda i: i + 0.5), "gold": None},
             "data: ",
         ),
         (
             BATCHES,
             table.assign(item=table["item"].astype(str)),
-            {"features": seen().rename(index=str), "gold": None},
+            {"features": features_of().rename(index=str), "gold": None},
             "data: ",
         ),
         (
@@ -333,9 +340,9 @@ def test_other_data_or_parameters_are_refused(tmp_path: Path) -> None:
         (BATCHES, table.assign(label=table["label"].map({0: 0, 1: 1, 2: 3})), {}, "data: "),
         (BATCHES, Annotations.from_frame(table.assign(w=2.0), weight="w"), {}, "data: "),
         (BATCHES, table, {"gold": gold.head(1)}, "data: "),
-        (BATCHES, table, {"features": seen(5)}, "data: "),
+        (BATCHES, table, {"features": features_of(5)}, "data: "),
         (BATCHES, table, {"features": None}, "data: "),
-        (BATCHES, table, {"annotator_features": seen(2)}, "data: "),
+        (BATCHES, table, {"annotator_features": features_of(2)}, "data: "),
     ):
         with pytest.raises(ValueError, match=rf"holds a run with other settings \(old -> new\):\n  {words}"):
             LIA(**options).fit(data, folder=tmp_path, resume=True, **(given | changed))
@@ -349,12 +356,14 @@ def test_ids_and_parameters_that_no_file_gives_back_are_refused_at_once(
 ) -> None:
     monkeypatch.setattr(em, "advance", None)
     for change in (lambda i: ("a", i), lambda i: (i, i)):
-        table = said().assign(item=said()["item"].map(change))
+        table = annotations().assign(item=annotations()["item"].map(change))
         with pytest.raises(
             ValueError, match=r"a folder stores ids that are text, numbers, booleans or dates, not \("
         ):
             LIA(**WHOLE).fit(table, folder=tmp_path)
-    dated = said().assign(label=pd.Timestamp("2020-01-01") + pd.to_timedelta(said()["label"], unit="D"))
+    dated = annotations().assign(
+        label=pd.Timestamp("2020-01-01") + pd.to_timedelta(annotations()["label"], unit="D")
+    )
     with pytest.raises(
         ValueError, match="a folder stores parameters that are text or numbers, not Timestamp"
     ):
@@ -379,7 +388,7 @@ class Other(Settings):
     steps: int = 3
 
 
-def test_what_is_no_finished_fit_is_not_loaded(tmp_path: Path) -> None:
+def test_only_finished_fits_are_loaded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere holds no fit: it has no config\.json"):
         load_lia(tmp_path / "nowhere")
     fit(tmp_path / "fit", BATCHES)
@@ -391,7 +400,7 @@ def test_what_is_no_finished_fit_is_not_loaded(tmp_path: Path) -> None:
         ValueError, match="foreign holds no fit of LIA, or its files are damaged: invalid settings"
     ):
         load_lia(foreign)
-    table = pd.concat([said().assign(question=question) for question in ("a", "b")])
+    table = pd.concat([annotations().assign(question=question) for question in ("a", "b")])
     MultiLabelLIA(rounds=1, steps=1, last_steps=0).fit(table, folder=tmp_path / "several")
     with pytest.raises(
         ValueError,
@@ -401,7 +410,7 @@ def test_what_is_no_finished_fit_is_not_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["items.parquet", "classes.parquet", "config.json"])
-def test_damage_is_told(tmp_path: Path, name: str) -> None:
+def test_damaged_files_are_reported(tmp_path: Path, name: str) -> None:
     fit(tmp_path, BATCHES)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])

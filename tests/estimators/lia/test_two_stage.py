@@ -1,5 +1,4 @@
-"""Two stages: the network answers alone, the first stage is cloned, and what a loop over its parameters
-says."""
+"""`TwoStage`: predictions from features alone, a cloned first stage, and loops over the parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from probcrowd.models.lia.prior import LIAPrior
 def simulate(
     seed: int = 0, *, items: int = 100, per_item: int = 1, annotators: int = 6, width: int = 4, new: int = 300
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Few labels per item, features that decide the truth, and the truth; the last items have no labels."""
+    """Few labels per item, features that determine the class, and the true classes; the last have no labels."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items + new, width))
     truth = (x @ rng.normal(size=(width, 3))).argmax(1)
@@ -42,7 +41,7 @@ def first_stages() -> dict[str, Aggregator | None]:
 
 
 @pytest.mark.parametrize("name", ["none", "Dawid-Skene", "GLAD"])
-def test_features_mend_what_few_labels_leave_open(name: str) -> None:
+def test_features_help_where_labels_are_few(name: str) -> None:
     table, features, truth = simulate(per_item=2 if name == "Dawid-Skene" else 1)
     first = first_stages()[name]
     fitted = TwoStage(aggregator=first, steps=100).fit(table, features=features)
@@ -61,7 +60,7 @@ def test_features_mend_what_few_labels_leave_open(name: str) -> None:
 
 
 def test_the_network_raises_the_expected_log_likelihood_of_the_first_stage() -> None:
-    """A linear network: slopes of sum q log h(x) plus the log prior vanish, one weight after the other."""
+    """With a linear network, the gradient of sum q log h(x) plus the log prior vanishes."""
     table, features, truth = simulate(1, items=30, per_item=3, width=2, new=0)
     prior = LIAPrior(truth=2.0, class_logit=0.5)
     fitted = TwoStage(prior=prior).fit(table, truth.head(5), features=features)
@@ -138,17 +137,17 @@ def test_other_tables_are_answered_from_features_alone() -> None:
     table, features, _ = simulate(6, items=20, per_item=2, new=2)
     fitted = TwoStage(steps=20).fit(table, features=features)
     pd.testing.assert_frame_equal(fitted.predict_proba(table), fitted.probabilities_)
-    asked = pd.DataFrame({"item": [3, 3, 3, 77], "annotator": [0, 1, 2, 0], "label": [0, 0, 0, 0]})
-    found = fitted.predict_proba(asked)
-    pd.testing.assert_frame_equal(found.loc[[3]], fitted.probabilities_.loc[[3]])  # whatever is said of it
+    new = pd.DataFrame({"item": [3, 3, 3, 77], "annotator": [0, 1, 2, 0], "label": [0, 0, 0, 0]})
+    result = fitted.predict_proba(new)
+    pd.testing.assert_frame_equal(result.loc[[3]], fitted.probabilities_.loc[[3]])  # whatever is said of it
     centre = np.exp(fitted.parameters_["truth_bias"])
-    np.testing.assert_allclose(found.loc[77], centre / centre.sum(), atol=1e-12)
-    assert fitted.describe(asked)["num_labels"].tolist() == [3, 1]
+    np.testing.assert_allclose(result.loc[77], centre / centre.sum(), atol=1e-12)
+    assert fitted.describe(new)["num_labels"].tolist() == [3, 1]
     with pytest.warns(
         UserWarning,
         match="1 annotators are not known from the fit and are ignored: predictions depend on features alone: 9",
     ):
-        assert fitted.predict(asked.assign(annotator=9).tail(1)).index.tolist() == [77]
+        assert fitted.predict(new.assign(annotator=9).tail(1)).index.tolist() == [77]
 
 
 def test_items_without_labels_are_answered_too() -> None:
@@ -199,7 +198,7 @@ def test_bad_parameters_raise_before_the_first_stage(
         TwoStage().set_params(**options).fit(simulate()[0])
 
 
-def test_parameters_are_as_scikit_learn_has_them() -> None:
+def test_parameters_follow_scikit_learn() -> None:
     table, features, _ = simulate(9, items=20, new=0)
     options: dict[str, Any] = {
         "prior": LIAPrior(hidden=(3,)),

@@ -8,7 +8,7 @@ import crowd_loops as loops
 import numpy as np
 import pytest
 import torch
-from crowd_loops import MAKE, crowd, shaken, small_network, some_labels, some_seen
+from crowd_loops import MAKE, crowd, perturbed, random_labels, random_output, small_network
 
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.inference.crowd.network_output import apply_network_to_all
@@ -30,7 +30,7 @@ GROW = {
 
 def made(name: str, labels: AnnotationTensors, annotators: int = J) -> ConfusionChannel:
     torch.manual_seed(1)
-    return shaken(MAKE[name](labels, annotators))
+    return perturbed(MAKE[name](labels, annotators))
 
 
 def some_batch(labels: AnnotationTensors) -> AnnotationTensors:
@@ -40,9 +40,9 @@ def some_batch(labels: AnnotationTensors) -> AnnotationTensors:
 
 @every
 def test_what_is_said_is_the_formula(name: str) -> None:
-    labels = some_labels()
+    labels = random_labels()
     channel, part = made(name, labels), some_batch(labels)
-    seen = some_seen(len(part.items))
+    seen = random_output(len(part.items))
     assert seen.features is not None and len(part.item) > 5
     found = channel.log_label(seen, part)
     torch.testing.assert_close(
@@ -50,7 +50,7 @@ def test_what_is_said_is_the_formula(name: str) -> None:
     )
     f, x = seen.log_truth.exp().numpy(), seen.features.numpy()
     expected = [
-        loops.said(channel, f[i], x[i], j)
+        loops.label_probabilities(channel, f[i], x[i], j)
         for i, j in zip(part.item.tolist(), part.annotator.tolist(), strict=True)
     ]
     np.testing.assert_allclose(found.detach().exp().numpy(), expected, rtol=1e-10, atol=1e-300)
@@ -59,9 +59,9 @@ def test_what_is_said_is_the_formula(name: str) -> None:
 
 @every
 def test_all_labels_of_an_item_share_a_class_where_there_is_one(name: str) -> None:
-    labels = some_labels()
+    labels = random_labels()
     channel, part = made(name, labels), some_batch(labels)
-    seen = some_seen(len(part.items))
+    seen = random_output(len(part.items))
     found = channel.item_log_likelihood(seen, part).detach().numpy()
     confusion = channel.confusion().detach().numpy()
     truth = channel.log_truth(seen).detach().exp().numpy()
@@ -90,10 +90,10 @@ def test_all_labels_of_an_item_share_a_class_where_there_is_one(name: str) -> No
 
 @every
 def test_the_loss_is_the_formula(name: str) -> None:
-    labels = some_labels()
+    labels = random_labels()
     channel = made(name, labels)
     for part in labels.batches(5, torch.Generator().manual_seed(3)):
-        seen, channel.degenerate = some_seen(len(part.items)), torch.zeros((), dtype=torch.int64)
+        seen, channel.degenerate = random_output(len(part.items)), torch.zeros((), dtype=torch.int64)
         if name == "running truth volume":
             channel = made(name, labels)  # whose first Gram matrix is the batch's
         np.testing.assert_allclose(
@@ -106,9 +106,9 @@ def test_the_loss_is_the_formula(name: str) -> None:
     "name", [name for name in MAKE if name != "running truth volume"]
 )  # whose gradient is of another matrix
 def test_gradients_are_those_of_differences(name: str) -> None:
-    labels = some_labels()
+    labels = random_labels()
     channel, part = made(name, labels), some_batch(labels)
-    start = some_seen(len(part.items))
+    start = random_output(len(part.items))
     assert start.features is not None
     logits, features = start.log_truth.clone().requires_grad_(), start.features.clone().requires_grad_()
 
@@ -155,7 +155,7 @@ def carried(channel: ConfusionChannel, other: ConfusionChannel, places: torch.Te
 
 @every
 def test_annotators_have_no_order(name: str) -> None:
-    labels, seen = some_labels(), some_seen(9)
+    labels, seen = random_labels(), random_output(9)
     places = torch.tensor([3, 0, 4, 1, 2])
     renamed = AnnotationTensors(
         labels.item,
@@ -177,7 +177,7 @@ def test_annotators_have_no_order(name: str) -> None:
 
 @every
 def test_one_who_has_said_nothing_changes_no_cross_entropy(name: str) -> None:
-    labels, seen = some_labels(), some_seen(9)
+    labels, seen = random_labels(), random_output(9)
     channel, other = made(name, labels), made(name, labels, J + 1)
     carried(channel, other, torch.arange(J))
     same = torch.allclose(
@@ -192,7 +192,7 @@ def test_one_who_has_said_nothing_changes_no_cross_entropy(name: str) -> None:
 
 @every
 def test_a_state_is_all_there_is(name: str) -> None:
-    labels, seen = some_labels(), some_seen(9)
+    labels, seen = random_labels(), random_output(9)
     channel = made(name, labels)
     for epoch in range(3):
         channel.start_epoch(epoch, 4, lambda: seen)

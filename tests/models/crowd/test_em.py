@@ -8,7 +8,7 @@ import crowd_loops as loops
 import numpy as np
 import pytest
 import torch
-from crowd_loops import K, close, never, rows_of, some_labels, some_seen
+from crowd_loops import K, close, never, random_labels, random_output, rows_of
 from torch import Tensor
 
 from probcrowd.data.tensors import AnnotationTensors
@@ -78,7 +78,7 @@ def test_with_an_intercept_alone_raykar_is_dawid_skene_and_never_falls() -> None
 
 
 def test_raykar_has_none_of_three_published_faults() -> None:
-    labels, seen = some_labels(), some_seen(9)
+    labels, seen = random_labels(), random_output(9)
     channel = Raykar(J, K, labels)
     start = channel.confusion().clone()
     channel.start_epoch(0, 3, never)
@@ -121,7 +121,7 @@ def test_raykar_has_none_of_three_published_faults() -> None:
 
 def test_who_did_not_label_an_item_is_not_taken_to_have_said_the_last_class() -> None:
     """The table [[0, -1], [1, 1]], row by item: with -1 as a negative index, annotator 1 would say class 2 of item 0."""
-    labels, f = rows_of((0, 0, 0), (1, 0, 1), (1, 1, 1), items=2), some_seen(2)
+    labels, f = rows_of((0, 0, 0), (1, 0, 1), (1, 1, 1), items=2), random_output(2)
     channel = Raykar(2, K, labels)
     channel.start_epoch(1, 2, lambda: f)
     confusion = channel.confusion()
@@ -133,7 +133,7 @@ def test_who_did_not_label_an_item_is_not_taken_to_have_said_the_last_class() ->
 
 
 def test_the_prior_of_raykar_fills_rows_without_labels() -> None:
-    labels = some_labels()
+    labels = random_labels()
     channel = Raykar(J + 1, K, labels, concentration=1.5, diagonal=2.0)
     row = (0.5 + 2 * np.eye(K)) / (0.5 * K + 2)
     close(channel.confusion()[J], row)
@@ -178,7 +178,7 @@ def test_cells_without_counts_rule_nothing_out() -> None:
     ("rounds", "epochs", "expected"), [(1, 6, []), (2, 6, [3]), (3, 7, [2, 4]), (5, 2, [1]), (2, 1, [])]
 )
 def test_rounds_share_the_epochs(rounds: int, epochs: int, expected: list[int]) -> None:
-    channel, asked = MBEM(J, K, some_labels(), rounds=rounds), []
+    channel, asked = MBEM(J, K, random_labels(), rounds=rounds), []
     for epoch in range(epochs):
-        channel.start_epoch(epoch, epochs, lambda: asked.append(epoch) or some_seen(9))  # noqa: B023  (called at once)
+        channel.start_epoch(epoch, epochs, lambda: asked.append(epoch) or random_output(9))  # noqa: B023  (called at once)
     assert asked == expected

@@ -8,7 +8,7 @@ import crowd_loops as loops
 import numpy as np
 import pytest
 import torch
-from crowd_loops import D, K, close, never, rows_of, shaken, some_labels, some_seen
+from crowd_loops import D, K, close, never, perturbed, random_labels, random_output, rows_of
 
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, diagonal_logits
@@ -28,8 +28,8 @@ J = 5
 
 
 def test_the_two_families_agree_where_f_is_sure_and_else_are_means_of_two_kinds() -> None:
-    labels, seen = some_labels(), some_seen(9)
-    layer = shaken(CrowdLayer(J, K))
+    labels, seen = random_labels(), random_output(9)
+    layer = perturbed(CrowdLayer(J, K))
     assert isinstance(layer, CrowdLayer) and layer.weight is not None
     mixture = Mixture(layer.weight.detach()).double()
     close(layer.confusion(), mixture.confusion())
@@ -46,7 +46,7 @@ def test_the_two_families_agree_where_f_is_sure_and_else_are_means_of_two_kinds(
 
 
 def test_one_annotator_who_is_always_right_leaves_plain_cross_entropy() -> None:
-    seen, truth = some_seen(6), torch.tensor([0, 2, 1, 1, 0, 2])
+    seen, truth = random_output(6), torch.tensor([0, 2, 1, 1, 0, 2])
     labels = rows_of(*((i, 0, int(l)) for i, l in enumerate(truth)), items=6)
     expected = -seen.log_truth[torch.arange(6), truth].mean()
     right = diagonal_logits(60.0, 1, K).double()
@@ -74,7 +74,7 @@ def test_a_crowd_layer_starts_where_it_should() -> None:
 
 
 def test_what_does_not_exist_is_refused() -> None:
-    labels = some_labels()
+    labels = random_labels()
     with pytest.raises(ValueError, match="kind='XL': choose one of MW, VW"):
         CrowdLayer(J, K, "XL")
     with pytest.raises(ValueError, match="kind='C': choose one of A, B"):
@@ -87,31 +87,31 @@ def test_what_does_not_exist_is_refused() -> None:
         DoctorNet(J, K, D, labels, averaging=1.5)
     for channel in (CoNAL(J, K, D).double(), DoctorNet(J, K, D, labels).double()):
         with pytest.raises(ValueError, match="features"):
-            channel.log_label(NetworkOutput(some_seen(9).log_truth), labels)
+            channel.log_label(NetworkOutput(random_output(9).log_truth), labels)
 
 
 # CoNAL
 
 
 def test_neither_part_of_conal_can_be_switched_off() -> None:
-    labels, channel = some_labels(), CoNAL(J, K, D).double()
+    labels, channel = random_labels(), CoNAL(J, K, D).double()
     for scale in (1e-6, 1.0, 1e6):
         share = channel.common_share(
-            NetworkOutput(some_seen(9).log_truth, scale * torch.randn(9, D, dtype=torch.float64)), labels
+            NetworkOutput(random_output(9).log_truth, scale * torch.randn(9, D, dtype=torch.float64)), labels
         )
         assert 0.2689 <= share.min() and share.max() <= 0.7311
     with torch.no_grad():  # the same direction, and the opposite one
         channel.embedding.weight.zero_()
         for sign, extreme in ((1, 0.7310585786300049), (-1, 0.2689414213699951)):
             channel.annotators.copy_(sign * channel.embedding.bias.expand(J, -1))
-            close(channel.common_share(some_seen(9), labels), np.full(len(labels.item), extreme))
+            close(channel.common_share(random_output(9), labels), np.full(len(labels.item), extreme))
 
 
 def test_conal_without_what_is_common_is_a_crowd_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    labels, seen = some_labels(), some_seen(9)
+    labels, seen = random_labels(), random_output(9)
     channel, layer = CoNAL(J, K, D).double(), CrowdLayer(J, K, size=2.0).double()
     close(channel.loss(seen, labels), layer.loss(seen, labels))  # at the start both parts are alike
-    channel, layer = shaken(CoNAL(J, K, D, strength=0.0)), shaken(CrowdLayer(J, K))
+    channel, layer = perturbed(CoNAL(J, K, D, strength=0.0)), perturbed(CrowdLayer(J, K))
     assert isinstance(channel, CoNAL) and isinstance(layer, CrowdLayer) and layer.weight is not None
     layer.weight.data = channel.individual.data
     assert abs(channel.loss(seen, labels) - layer.loss(seen, labels)) > 1e-3
@@ -122,7 +122,7 @@ def test_conal_without_what_is_common_is_a_crowd_layer(monkeypatch: pytest.Monke
 
 
 def test_the_distance_of_conal_grows_and_has_no_gradient_at_its_start() -> None:
-    labels, seen = some_labels(), some_seen(9)
+    labels, seen = random_labels(), random_output(9)
     weak, strong = (CoNAL(J, K, D, strength=strength).double() for strength in (0.0, 10.0))
     strong.load_state_dict(weak.state_dict())
     values = [channel.loss(seen, labels) for channel in (weak, strong)]
@@ -145,7 +145,7 @@ def test_a_union_is_one_distribution_and_starts_like_the_others() -> None:
         channel = UnionNet(J, K, kind).double()
         close(channel.confusion().diagonal(dim1=1, dim2=2), np.full((J, K), math.e / (math.e + K - 1)))
         close(channel.share(), np.full((K, J), 1 / J))
-        moved = shaken(channel)
+        moved = perturbed(channel)
         assert isinstance(moved, UnionNet)
         union = np.array([loops.softmax(moved.logits[:, k].detach().numpy()) for k in range(K)])  # (k, j, l)
         close(moved.share(), union.sum(2))
@@ -153,14 +153,14 @@ def test_a_union_is_one_distribution_and_starts_like_the_others() -> None:
 
 
 def test_labels_of_an_item_share_its_weight_in_a_union() -> None:
-    seen = some_seen(4)
+    seen = random_output(4)
     few = rows_of((0, 1, 2), (1, 0, 0), (2, 3, 1), (3, 1, 1), items=4)
     sure = NetworkOutput(torch.log_softmax(1e4 * seen.log_truth, 1).clamp_min(-1e3))
     for form, one in (
         ("one label each, any f", few),
         ("several", rows_of((0, 1, 2), (0, 2, 1), (1, 0, 0), (2, 3, 1), (3, 1, 1), items=4)),
     ):
-        a, b = (shaken(UnionNet(J, K, kind)) for kind in ("A", "B"))
+        a, b = (perturbed(UnionNet(J, K, kind)) for kind in ("A", "B"))
         same = torch.allclose(a.loss(sure, one), b.loss(sure, one), rtol=1e-10)
         assert same is (form != "several")  # A takes raw labels, B shares of them
     thrice = AnnotationTensors(
@@ -189,7 +189,7 @@ def test_two_that_agree_and_are_sure_tell_all(per_class: int) -> None:
 
 
 def test_max_mig_starts_at_the_posterior_of_dawid_and_skene() -> None:
-    labels, prior = some_labels(), torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    labels, prior = random_labels(), torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     channel = MaxMIG(J, K, labels, class_prior=prior)
     votes = labels.votes(K).numpy()
     shares = np.where(
@@ -219,7 +219,7 @@ def test_max_mig_starts_at_the_posterior_of_dawid_and_skene() -> None:
 
 def test_one_item_has_no_pairs() -> None:
     labels = rows_of((0, 0, 1), items=1)
-    channel, f = MaxMIG(1, K, labels), some_seen(1)
+    channel, f = MaxMIG(1, K, labels), random_output(1)
     value = channel.loss(f, labels)
     value.backward()
     close(
@@ -229,7 +229,7 @@ def test_one_item_has_no_pairs() -> None:
 
 
 def test_extreme_probabilities_stay_finite() -> None:
-    labels = some_labels()
+    labels = random_labels()
     sure = NetworkOutput(torch.log_softmax(torch.randn(9, K) * 1e4, 1))
     single = AnnotationTensors(
         labels.item,
@@ -256,9 +256,9 @@ def test_extreme_probabilities_stay_finite() -> None:
 def test_doctors_who_are_absent_get_no_gradient_and_none_is_asked_twice() -> None:
     labels, seen = (
         rows_of((0, 0, 0), (0, 2, 0), (1, 2, 1), (2, 0, 1), (2, 2, 2), (2, 3, 1), items=4),
-        some_seen(4),
+        random_output(4),
     )
-    channel = shaken(DoctorNet(J, K, D, labels))
+    channel = perturbed(DoctorNet(J, K, D, labels))
     assert isinstance(channel, DoctorNet)
     channel.start_epoch(9, 10, lambda: seen)
     assert channel.averages
@@ -275,7 +275,7 @@ def test_doctors_who_are_absent_get_no_gradient_and_none_is_asked_twice() -> Non
 
 
 def test_the_last_epochs_are_for_averaging() -> None:
-    labels, seen = some_labels(), some_seen(9)
+    labels, seen = random_labels(), random_output(9)
     for averaging, epochs, first in (
         (0.2, 10, 8),
         (0.2, 2, 1),
@@ -293,8 +293,8 @@ def test_the_last_epochs_are_for_averaging() -> None:
 
 
 def test_a_doctor_net_answers_with_the_mean_of_all_and_counts_confusions_from_it() -> None:
-    labels, seen = some_labels(), some_seen(9)
-    channel = shaken(DoctorNet(J, K, D, labels))
+    labels, seen = random_labels(), random_output(9)
+    channel = perturbed(DoctorNet(J, K, D, labels))
     assert isinstance(channel, DoctorNet) and seen.features is not None
     values = {name: value.detach().numpy() for name, value in channel.state_dict().items()}
     w = np.exp(values["log_weight"])
@@ -313,7 +313,7 @@ def test_a_doctor_net_answers_with_the_mean_of_all_and_counts_confusions_from_it
     counts += pooled / pooled.sum(1, keepdims=True)
     close(channel.confusion(), counts / counts.sum(2, keepdims=True))
     assert not channel.confusion().requires_grad
-    many = some_seen(600)
+    many = random_output(600)
     assert many.features is not None
     parts = [
         channel.log_truth(NetworkOutput(many.log_truth[part], many.features[part]))
