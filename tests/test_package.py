@@ -1,4 +1,4 @@
-"""The package as a whole: light import, one import name per module, root links, imports that run one way, the README's code."""
+"""The package as a whole: light import, one import name per module, import directions, the README's code."""
 
 from __future__ import annotations
 
@@ -78,19 +78,19 @@ def test_no_pickle_and_no_library_we_must_not_import() -> None:
     assert not [path for path in MODULES if re.search(banned, path.read_text(), re.MULTILINE)]
 
 
-def test_the_readmes_python_runs(tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
+def test_every_block_of_the_readme_runs(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("\n") <= 150
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    commands = re.findall(r"^    probcrowd (aggregate|compare) (.*)$", readme, re.MULTILINE)
+    assert len(blocks) == 6 and len(commands) == 2
     script = "import torch; torch.set_num_threads(1)\n" + "\n".join(blocks)
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert ran.stdout.strip()
+    python = [sys.executable, "-W", "error"]
+    calls = [[*python, "-c", script]]
+    calls += [[*python, "-m", "probcrowd", command, *options.split()] for command, options in commands]
+    for call in calls:
+        ran = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0 and ran.stdout.strip(), ran.stderr[-3000:]
 
 
 def test_the_benchmark_runs() -> None:

@@ -45,9 +45,8 @@ def prior_sensitivity(tree: xr.DataTree) -> tuple[list[Finding], pd.DataFrame]:
     for component in scaled:
         sides = {"prior": ("prior", component), "likelihood": ("likelihood", "votes")}
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # weights are nearly equal by design, which leaves few tail draws
+            # Weights are nearly equal by design, which leaves few tail draws
+            warnings.simplefilter("ignore", UserWarning)
             sensitivity = {
                 side: psense(small, group=group, group_var_names=[name])
                 for side, (group, name) in sides.items()
@@ -88,7 +87,7 @@ def _title(component: str) -> tuple[str, Area]:
 
 def functionals(tree: xr.DataTree) -> xr.Dataset:
     """Return the quantities that users report: the class prior, and the accuracy of each annotator (of all,
-    where they share a matrix).
+    where they share a matrix); all sites of a model that has neither.
     """
     posterior = dataset(tree, "posterior")
     values = {}
@@ -98,4 +97,4 @@ def functionals(tree: xr.DataTree) -> xr.Dataset:
         values["accuracy"] = accuracy(posterior)
     elif "mean" in posterior:
         values["mean"] = posterior["mean"]
-    return xr.Dataset(values)
+    return xr.Dataset(values) if values else posterior
