@@ -1,4 +1,4 @@
-"""Prior scales of LIA that held-out labels choose on real sets with features, starting from the defaults; no gold.
+"""Prior scales of LIA chosen by held-out labels on real sets with features, from the defaults; no gold.
 
 PROBCROWD_DATA names the data folder.
 """

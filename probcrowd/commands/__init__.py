@@ -1,1 +1,1 @@
-"""The commands of `probcrowd`, one file per family; what they need is imported when they run, so that `probcrowd --help` is quick."""
+"""The commands of `probcrowd`, one file per family; heavy imports happen when a command runs."""

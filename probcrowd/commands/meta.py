@@ -15,7 +15,7 @@ from probcrowd.commands.options import FILE, OUT, SET, annotation_options, repor
 @SET
 @report_errors
 def meta_train_command(config: Path, resume: bool, overrides: tuple[str, ...]) -> None:
-    """Meta-train an embedding network with the settings in CONFIG, a TOML file; its key `out` names the folder.
+    """Meta-train a network with the settings in CONFIG, a TOML file whose key `out` names the folder.
 
     In several processes: torchrun --nproc-per-node 2 -m probcrowd meta-train CONFIG
     """

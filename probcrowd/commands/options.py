@@ -39,7 +39,7 @@ def split_names(context: click.Context, parameter: click.Parameter, text: str | 
 
 
 def annotation_options(command: Command) -> Command:
-    """Add the options on how to read annotations; the command gets them as `reading`, for `read_annotations`."""
+    """Add the options on how to read annotations, passed on as `reading` for `read_annotations`."""
 
     @wraps(command)
     def run(*arguments: Any, columns: str | None, duplicates: str, missing: str, **options: Any) -> None:

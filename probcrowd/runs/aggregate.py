@@ -10,7 +10,7 @@ confusion.png     confusion matrices of the annotators with most labels
 
 LIA adds
 
-competence.csv    P(label | true class) by annotator, on an item of average features; omitted like confusion.csv
+competence.csv    P(label | true class) by annotator, on an average item; omitted like confusion.csv
 difficulty.csv    the probability that a typical annotator is wrong, by item
 truth.csv         class probabilities by item from the truth network alone, without the item's labels
 map.png           annotators with similar labels near each other
@@ -127,7 +127,7 @@ def compare_aggregators(
     say: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> pd.DataFrame:
-    """Score every aggregator on gold, with differences from the reference, paired by item, and 95 % intervals.
+    """Score every aggregator on gold, with paired differences from the reference and 95 % intervals.
 
     The reference is the first row. Accuracy counts 1/m in a tie of m classes. No fit uses gold. A model that
     cannot fit the table is omitted, and `say` is called with the reason.

@@ -1,8 +1,8 @@
-"""Labels from annotations in Parquet that need not fit in memory, on one machine or on a Dask cluster.
+"""Aggregate annotations in Parquet that need not fit in memory, on one machine or on a Dask cluster.
 
-labels/part-*.parquet   item, label, its probability, the probability of every class, sorted by item within a part
+labels/part-*.parquet   item, label, its probability, the probability of every class, sorted by item
 annotators.csv          as `runs.aggregate` writes it
-summary.json            sizes, fit, class prior; written last, so the other files of that run are whole once it is there
+summary.json            sizes, fit, class prior; written last, after all other files
 
 Dawid-Skene alone, as in memory: EM to the posterior mode, and probabilities averaged over the parameters.
 Dependence between annotators is not looked at: aggregate a sample of the items for that.
@@ -42,11 +42,11 @@ def aggregate_files(
     max_iter: int = 1000,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """The summary; the files above are in `out`, each replaced when its successor is whole.
+    """Aggregate the files, write the results above into `out`, and return the summary.
 
     Args:
         path: a Parquet file or a folder of them. columns: names by role, as in `tables.named_columns`.
-        gold: known classes by item; the answer takes them as certain.
+        gold: known classes by item, taken as certain.
         work: a folder for intermediate files, used again by the next run on the same files; by default a
             temporary one.
         client: a `distributed.Client`; its workers see the same files.
@@ -67,36 +67,36 @@ def aggregate_files(
         "client": client,
         "max_iter": max_iter,
     }
-    with fit_parquet(path, channel=channel, gold=gold, progress=progress, **options) as found:
-        rows = channel(found.buckets.cells)
-        statistics = found.buckets.e_step(found.scores).statistics
+    with fit_parquet(path, channel=channel, gold=gold, progress=progress, **options) as result:
+        rows = channel(result.buckets.cells)
+        statistics = result.buckets.e_step(result.scores).statistics
         means = rows.means(statistics)
         with replacing(out / "labels") as fresh:
-            write_probabilities(found.buckets, found.scores, fresh, means=means, progress=progress)
-        each = found.buckets.map(
-            _held_out, range(found.buckets.num_buckets), found.buckets.folder, means.scores
+            write_probabilities(result.buckets, result.scores, fresh, means=means, progress=progress)
+        each = result.buckets.map(
+            _held_out, range(result.buckets.num_buckets), result.buckets.folder, means.scores
         )
         table = annotator_table(
             RowPosterior(rows.cells, rows.base, statistics.counts),
-            np.exp(found.scores.log_prior),
+            np.exp(result.scores.log_prior),
             reduce(add, each).counts,
         )
-        table = table.set_axis(pd.Index(found.annotators, name="annotator"), axis=0)
+        table = table.set_axis(pd.Index(result.annotators, name="annotator"), axis=0)
         write_table(out / "annotators.csv", table)
         summary = {
             "model": "dawid-skene",
             "prior": prior,
-            "annotations": found.buckets.num_rows,
-            "items": found.buckets.num_items,
-            "annotators": len(found.annotators),
-            "classes": [str(name) for name in found.classes],
-            "iterations": len(found.fit.objective),
-            "passes": found.fit.passes,
-            "converged": found.fit.converged,
-            "log_posterior": float(found.fit.objective[-1]),
+            "annotations": result.buckets.num_rows,
+            "items": result.buckets.num_items,
+            "annotators": len(result.annotators),
+            "classes": [str(name) for name in result.classes],
+            "iterations": len(result.fit.objective),
+            "passes": result.fit.passes,
+            "converged": result.fit.converged,
+            "log_posterior": float(result.fit.objective[-1]),
             "class_prior": {
                 str(name): float(p)
-                for name, p in zip(found.classes, np.exp(found.scores.log_prior), strict=True)
+                for name, p in zip(result.classes, np.exp(result.scores.log_prior), strict=True)
             },
             "annotators_probably_spamming": int((np.asarray(table["spammer"]) > 0.5).sum()),
             "version": probcrowd.__version__,

@@ -1,4 +1,4 @@
-"""Sample a posterior, check it, and write label probabilities and findings into files for people and programs.
+"""Sample a posterior, check it, and write label probabilities and findings into files.
 
 posterior.nc      the xarray.DataTree of `sample_posterior`
 items.csv         label probabilities, under the user's ids
@@ -113,8 +113,8 @@ def _require_possible(model: str, compared: Sequence[str], features: pd.DataFram
     if with_features and compared:
         # Its density is of features and labels, theirs of labels alone
         raise ValueError(
-            f"{with_features[0]} predicts features as well as labels, so it cannot be compared with models of "
-            "labels alone"
+            f"{with_features[0]} predicts features as well as labels, so it cannot be compared with "
+            "models of labels alone"
         )
     if bool(with_features) != (features is not None):
         raise ValueError(

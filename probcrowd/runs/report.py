@@ -1,4 +1,7 @@
-"""One self-contained page about a posterior: verdict, findings, figures, tables. It fetches nothing, and ids are text in it, never markup."""
+"""Report a posterior on one self-contained HTML page: verdict, findings, figures and tables.
+
+The page fetches nothing, and ids are escaped.
+"""
 
 from __future__ import annotations
 
@@ -29,42 +32,69 @@ from probcrowd.metrics.scores import predicted
 PARAMETERS, ANNOTATORS, ITEMS, CLASSES = 15, 40, 20, 12  # shown at most
 ADVICE = {
     0: "The numbers below can be used as they are.",
-    3: "The numbers below are shown so that the fault can be found. They are no answers.",
-    4: "The numbers below are what this model says. Read the failed checks before you rely on them.",
+    3: "The numbers below help to find the problem. Do not use them as results.",
+    4: "The numbers below depend on this model. Read the failed checks before you rely on them.",
 }
-AREAS = {"sampling": "Can the draws be trusted?", "model": "Does the model fit, and how much rests on it?"}
+AREAS = {"sampling": "Can the draws be trusted?", "model": "Does the model fit, and how much depends on it?"}
 FIGURES = {
     "chains": (
         "Chains",
-        "Each colour is one chain: good chains overlap everywhere, without trends or plateaus, and their histograms coincide; shown are the log likelihood and the quantities with the highest R-hat.",
+        (
+            "Each colour is one chain: good chains overlap everywhere, without trends or plateaus, and "
+            "their histograms coincide. Shown are the log likelihood and the quantities with the highest "
+            "R-hat."
+        ),
     ),
     "energy": (
         "Energy",
-        "The two distributions should nearly coincide, and every chain's BFMI should lie right of the dashed line; else the sampler reaches the tails too slowly.",
+        (
+            "The two distributions should nearly coincide, and every chain's BFMI should lie right of the "
+            "dashed line; otherwise the sampler explores the tails too slowly."
+        ),
     ),
     "annotators": (
         "Annotators",
-        "How often each annotator is right on an item drawn from the class prior, best first; short intervals come from many labels, and a cross outside its interval shows where EM's single point misleads.",
+        (
+            "How often each annotator is right on an item drawn from the class prior, best first. Short "
+            "intervals come from many labels; a cross outside its interval shows where EM's point "
+            "estimate misleads."
+        ),
     ),
     "items": (
         "Most uncertain items",
-        "A bar of one colour is a decided item; these are the items with the highest entropy, the most undecided first.",
+        (
+            "A bar of one colour is a certain item; these are the items with the highest entropy, the "
+            "most uncertain first."
+        ),
     ),
     "plug_in": (
         "EM against the posterior",
-        "Items above the line look surer at EM's single point than averaged over all parameters that the labels allow; red items change their most probable class. Counts have a log scale.",
+        (
+            "Items above the line are more certain at EM's point estimate than averaged over the "
+            "posterior; red items change their most probable class. Counts have a log scale."
+        ),
     ),
     "reliability": (
         "Calibration on gold",
-        "Bins on the line are as often right as they claim; below it they are overconfident. Bars are 95 % intervals of the share, given the number of items.",
+        (
+            "Bins on the line are calibrated; bins below it are overconfident. Bars are 95 % intervals of "
+            "the share, given the number of items."
+        ),
     ),
     "predictive": (
         "Replicated against observed labels",
-        "Labels drawn from the fitted model should look like those observed: intervals cross the diagonal, grey bars end within the blue ones; red entries do not, and about 5 % of them are expected by chance.",
+        (
+            "Labels drawn from the fitted model should look like those observed: intervals cross the "
+            "diagonal, grey bars end within the blue ones. Red entries do not; about 5 % are expected by "
+            "chance."
+        ),
     ),
     "pareto_k": (
         "Influence of single items",
-        "Each point is an item: above the lower line the leave-one-out estimate of that item is not reliable, because the fit depends on the item too much.",
+        (
+            "Each point is an item. Above the lower line its leave-one-out estimate is unreliable, "
+            "because the fit depends too much on the item."
+        ),
     ),
 }
 
@@ -89,7 +119,11 @@ def make_report(
     comparison: pd.DataFrame | None = None,
     gold: Int[np.ndarray, " i"] | None = None,
 ) -> str:
-    """The page as HTML. items, annotators: from `probcrowd.inference.posterior.tables`; prior: its name; gold: codes by item, -1 where not known."""
+    """The page as HTML.
+
+    items, annotators: from `probcrowd.inference.posterior.tables`. prior: its name. gold: codes by item,
+    -1 if unknown.
+    """
     figures = posterior_figures(tree, checked, gold)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -113,7 +147,7 @@ def make_report(
 
 
 def number(value: object) -> str:
-    """A number for readers; a dash where there is none."""
+    """Format a number for readers; a dash for NaN."""
     if isinstance(value, (float, np.floating)):
         if math.isinf(value):
             return "∞" if value > 0 else "−∞"
@@ -130,7 +164,10 @@ def _facts(tree: xr.DataTree, prior: str | None, gold: Int[np.ndarray, " i"] | N
     weighted = ", weighted" if "weight" in dataset(tree, "constant_data") else ""
     labels, annotators = len(array(tree, "constant_data", "row_label")), int(tree.attrs["num_annotators"])
     every = f", every {settings['thin']}th sweep" if settings["thin"] else ""
-    runs = f"{settings['chains']} chains of {settings['draws']:,} draws after {settings['warmup']:,} of warm-up{every}"
+    runs = (
+        f"{settings['chains']} chains of {settings['draws']:,} draws after {settings['warmup']:,} of warm-up"
+    )
+    runs += every
     facts = [
         ("Labels", f"{labels:,}{weighted}, by {annotators:,} annotators, of {len(used):,} items"),
         ("Classes", f"{len(classes)}: {shown}"),
@@ -138,7 +175,7 @@ def _facts(tree: xr.DataTree, prior: str | None, gold: Int[np.ndarray, " i"] | N
         ("Prior", f"{prior or 'the default'}: {_prior(json.loads(tree.attrs['prior']))}"),
         (
             "Sampler",
-            f"{tree.attrs['sampler']}, {runs}; started {'at the votes' if tree.attrs['start'] == 'votes' else 'dispersed'}",
+            f"{tree.attrs['sampler']}, {runs}; initial values: {tree.attrs['start']}",
         ),
         ("Seed", str(settings["seed"])),
         ("Known classes", f"{used.sum():,} items, used in the fit" if used.any() else "none"),
@@ -178,7 +215,7 @@ def _tables(
         .head(PARAMETERS)
         .reset_index(names=["group", "parameter"])
     )
-    made = [_table("Worst parameters", "By R-hat, the highest first.", worst)]
+    tables = [_table("Worst parameters", "By R-hat, the highest first.", worst)]
     shown = annotators.sort_values("accuracy_mean", ascending=False, kind="stable").reset_index()
     note = "P(label = truth) of each, best first."
     if "confusion" not in dataset(tree, "posterior"):
@@ -187,21 +224,24 @@ def _tables(
         note = "This model gives all annotators the same matrix."
     if len(shown) > ANNOTATORS:
         shown = pd.concat([shown.head(ANNOTATORS // 2), shown.tail(ANNOTATORS // 2)])
-        note += f" The first and the last {ANNOTATORS // 2} of {len(annotators):,}; the others are in annotators.csv."
-    made.append(_table("Annotators", note, shown))
-    made += _item_tables(tree, checked.tables["items"], items)
+        note += f" The first and last {ANNOTATORS // 2} of {len(annotators):,}; all are in annotators.csv."
+    tables.append(_table("Annotators", note, shown))
+    tables += _item_tables(tree, checked.tables["items"], items)
     if "gold" in checked.tables:
-        made.append(
+        tables.append(
             _table(
                 "Scores on gold",
-                "Items that the fit did not see.",
+                "Items whose classes the fit did not use.",
                 checked.tables["gold"].rename_axis("probabilities").reset_index(),
             )
         )
     if comparison is not None:
-        note = "Expected log density of an item left out, best first; a difference of a few standard errors tells models apart."
-        made.append(_table("Models compared", note, comparison.reset_index()))
-    return made
+        note = (
+            "Expected log density of an item left out, best first; differences below a few standard errors "
+            "are not reliable."
+        )
+        tables.append(_table("Models compared", note, comparison.reset_index()))
+    return tables
 
 
 def _item_tables(tree: xr.DataTree, compared: pd.DataFrame, items: pd.DataFrame) -> list[Table]:
@@ -213,7 +253,7 @@ def _item_tables(tree: xr.DataTree, compared: pd.DataFrame, items: pd.DataFrame)
     uncertain = table.iloc[np.argsort(-compared["entropy"].to_numpy(), kind="stable")[:ITEMS]]
     several = (
         f"{len(changed):,} of {len(table):,} items"
-        + (f"; the {ITEMS} of which EM was surest" if len(changed) > ITEMS else "")
+        + (f"; the {ITEMS} where EM was most certain" if len(changed) > ITEMS else "")
         + "."
     )
     return [
@@ -232,7 +272,7 @@ def _table(title: str, note: str, frame: pd.DataFrame) -> Table:
 
 
 def _encoded(figure: Figure) -> str:
-    """The figure as the data of a PNG in base64."""
+    """Encode the figure as PNG in base64."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings(

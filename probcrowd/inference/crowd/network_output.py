@@ -1,4 +1,4 @@
-"""Apply a network as a channel needs it: log class probabilities, features of its last layer, or embeddings."""
+"""Apply a network as a channel needs it: log class probabilities, last features, or embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""The loop that trains a network together with a channel, the model of annotators (`probcrowd.models.crowd`).
+r"""The loop that trains a network together with a channel (`probcrowd.models.crowd`).
 
     epoch e    channel.start_epoch(e)
                batches of whole items in an order drawn from (seed, e): Adam on network and channel

@@ -1,4 +1,4 @@
-r"""Fit LIA: generalised EM from the vote shares, then steps on the last objective, in units that can be saved.
+r"""Fit LIA: generalised EM from the vote shares, then steps on the last objective, in resumable units.
 
     unit 0              M step given the vote shares (equation 8)
     unit 1 ... R - 1    E step, M step

@@ -3,7 +3,7 @@ r"""Objectives of generalised EM for LIA (Platanios et al. 2020): as written, as
     a_ik = log h_k(x_i) + sum_n log Q[i,j_n,k,l_n]            over the rows n of item i
     E    q_ik = softmax_k(a_ik)                                equation 4
     M    sum_i sum_k q_ik (log h_k(x_i) + sum_n log Q[i,j_n,k,l_n])                       equations 5 to 7
-    last joint      sum_i log sum_k exp a_ik                   the likelihood of all labels of an item together
+    last joint      sum_i log sum_k exp a_ik              the likelihood of all labels of an item together
          composite  sum_n log sum_k h_k(x_i) Q[i,j_n,k,l_n]    equation 9: of each label alone
 
                          joint      as_written    as_coded

@@ -1,10 +1,10 @@
 r"""Two optimizers that maximise an objective of LIA.
 
-lbfgs_steps      over all items at once: L-BFGS on parameters in units of their prior scale, in double precision;
-                 never lowers the objective; suitable for up to about 10^6 labels
-amsgrad_steps    over batches of whole items: AMSGrad in single precision, with moments kept from unit to unit
-                 and batches drawn from (seed, unit), so that a fit resumed after any unit is bit-identical to an
-                 uninterrupted one
+lbfgs_steps      over all items at once: L-BFGS on parameters in units of their prior scale, in double
+                 precision; never lowers the objective; suitable for up to about 10^6 labels
+amsgrad_steps    over batches of whole items: AMSGrad in single precision, with moments kept from unit to
+                 unit and batches drawn from (seed, unit), so that a fit resumed after any unit is
+                 bit-identical to an uninterrupted one
 """
 
 from __future__ import annotations

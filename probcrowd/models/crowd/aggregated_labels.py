@@ -11,7 +11,7 @@ from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, smoothe
 
 
 class Targets(ConfusionChannel):
-    """Cross-entropy of f against class probabilities, which also serve as the truth for confusion matrices."""
+    """Cross-entropy of f against class probabilities, the truth for confusion matrices as well."""
 
     targets: Tensor
     matrices: Tensor

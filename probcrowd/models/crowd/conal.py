@@ -1,6 +1,6 @@
-r"""CoNAL (Chu, Ma & Wang 2021): part of the confusion is common to all annotators; how much depends on the item.
+r"""CoNAL (Chu, Ma & Wang 2021): part of the confusion is common to all annotators, more or less by item.
 
-    w_ij        = sigmoid( cosine( embedding(x_i), annotator_j ) )                            in [.2689, .7311]
+    w_ij        = sigmoid( cosine( embedding(x_i), annotator_j ) )                   in [.2689, .7311]
     z_l         = sum_k f_k ( w_ij common[k, l] + (1 - w_ij) individual[j, k, l] )
     P(l | j, x) = softmax_l( z_l )
     loss        = mean over labels of -log P - strength * sum_j || individual[j] - common ||_2

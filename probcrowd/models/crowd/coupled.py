@@ -1,6 +1,6 @@
 r"""Coupled cross-entropy, GeoCrowdNet and TraceReg as a Pyro model (Ibrahim, Nguyen & Fu 2023).
 
-    f = softmax(network(x_i))            confusion[j] = softmax over l of logits[j, k]       (both point estimates)
+    f = softmax(network(x_i))            confusion[j] = softmax over l of logits[j, k]    (point estimates)
 
         .-- rows n --------------------------------------------.
         |  label[n] ~ Categorical( sum_k f[i_n, k] confusion[j_n, k, :] )   counted weight[n] times

@@ -1,7 +1,7 @@
 r"""DoctorNet (Guan et al. 2018): learn to answer like every annotator, then learn how to average them.
 
-    first epochs    P(l | j, x) = softmax_l( heads[j] . features(x) )            cross-entropy, mean over labels
-    last epochs     f(x)        = sum_j w_j P(. | j, x) / sum_j w_j              cross-entropy against the majority
+    first epochs    P(l | j, x) = softmax_l( heads[j] . features(x) )    cross-entropy, mean over labels
+    last epochs     f(x)        = sum_j w_j P(. | j, x) / sum_j w_j      cross-entropy against the majority
                     w           = exp(averaging weights)
 
 In the last epochs the network and its heads are fixed and w is learned: over the annotators who labelled the

@@ -1,9 +1,9 @@
 r"""Coupled cross-entropy and its relatives: p(l | x, j) = sum_k f_k(x) confusion[j, k, l].
 
-    CCEM               mean over labels of -log p                     Ibrahim, Nguyen & Fu 2023, equation 6
-    GeoCrowdNet(F)     CCEM - truth_volume * log det F F'             equation 8: spreads the items' probabilities
-    GeoCrowdNet(W)     CCEM - confusion_volume * log det W' W         equation 9: spreads the confusion matrices
-    TraceReg           CCEM + trace * mean_j trace(confusion[j])      Tanno et al. 2019, equation 4
+    CCEM               mean over labels of -log p               Ibrahim, Nguyen & Fu 2023, equation 6
+    GeoCrowdNet(F)     CCEM - truth_volume * log det F F'       equation 8: spreads the items' probabilities
+    GeoCrowdNet(W)     CCEM - confusion_volume * log det W' W   equation 9: spreads the confusion matrices
+    TraceReg           CCEM + trace * mean_j trace(confusion[j])Tanno et al. 2019, equation 4
 
 Both volumes are maximised. Along the matrices Q that leave every p unchanged (confusion -> Q^-1 confusion, f
 -> f Q) one rises by as much as the other falls, so they are not meant to be combined. "Identified" means up

@@ -7,12 +7,12 @@ r"""LIA in Pyro: truth, difficulty and competence as networks (Platanios et al. 
     |                                         |   |                                          + C[j,k,l,r]) )
     +-----------------------------------------+   |
     +--- annotator j ---+                         |  h, D: networks of the item's features or of its embedding
-    |   r_j ---> C_j ---|-------------------------+  C: linear in the annotator's features or embedding, or a table
+    |   r_j ---> C_j ---|-------------------------+  C: linear in j's features or embedding, or a table
     +-------------------+
 
-Equations 1 and 2, figure 1; `lia_numpyro` declares the same in NumPyro. The paper does not specify how rows of
-Q are normalised; here the sum over r comes first and the softmax last. Only D + C is identified: moving a term
-from D to C, or adding one to all labels of a row, changes nothing but the prior.
+Equations 1 and 2, figure 1; `lia_numpyro` declares the same in NumPyro. The paper does not specify how
+rows of Q are normalised; here the sum over r comes first and the softmax last. Only D + C is identified:
+moving a term from D to C, or adding one to all labels of a row, changes nothing but the prior.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ wide a network is, for inputs whose mean square is 1:
     input of item i         x_i (features, mean square 1), or an embedding ~ Normal(0, 1)
     truth logits            Normal(0, truth) given x, plus a bias ~ Normal(0, class_logit)
     difficulty D_i          Normal(0, difficulty) given x, of shape (k, l, r)
-    competence C_j          mean + Normal(0, competence): a tensor of j's own, or linear in j's features or embedding
+    competence C_j          mean + Normal(0, competence): a tensor, or linear in j's features or embedding
     mean                    Normal(loc, population): softmax(loc[k]) is right with probability `accuracy`
 
 With several questions per item (LIA-ML), each has an embedding u ~ Normal(0, 1). The last layer of its truth

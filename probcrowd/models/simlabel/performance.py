@@ -4,10 +4,11 @@ MaDL (Herde, Huseljic & Sick 2023, arXiv:2304.02539), sized for vectors:
 
     P(j gives l | x) = sum_k f_k(x) confusion[i, j, k, l]
     confusion        = softmax_l( outputs of a network of e_j, d(x) and e_j * d(x) )
-    loss             = mean over labels of w_j (-log P)  -  log Gamma(gamma; 1.25, .25)      equations 25, 26
-    w_j              ~ 1 / sum_j' exp(-gamma |e_j - e_j'|^2),  mean 1                        equations 21 to 23
+    loss             = mean over labels of w_j (-log P)  -  log Gamma(gamma; 1.25, .25) equations 25, 26
+    w_j              ~ 1 / sum_j' exp(-gamma |e_j - e_j'|^2),  mean 1                   equations 21 to 23
 
-e embeds the annotator, d the detached item. The weights w, used in training alone, let similar annotators share one.
+e embeds the annotator, d the detached item. The weights w, used in training alone, let similar
+annotators share one.
 
 The last layer starts with weights 0 and a bias that puts `initial_accuracy` on the diagonal (equation 19).
 LayerNorm replaces batch normalisation, whose statistics would depend on how many annotators are selected.
@@ -28,7 +29,7 @@ ALPHA, BETA = 1.25, 0.25  # gamma prior of the kernel's gamma, with mode 1
 
 
 class Performance(Predictor):
-    """width: of embeddings. hidden: units of the network. kernel: whether similar annotators share a weight."""
+    """width: of embeddings. hidden: units. kernel: whether similar annotators share a weight."""
 
     def __init__(
         self,

@@ -3,7 +3,7 @@ r"""Common mean and standard deviation of logits, plus an annotator's offsets to
 After PADL (Liao et al. 2024, arXiv:2111.13410):
 
     m, E, s         = mean(x),  entropy of softmax(m) in units of log L (no gradient),  |scale((1 + E) x)|
-    m_j, s_j        = m + offset_j(m, low(x)),  |s + scale offset_j(m, low(x))|           low: a few shared units
+    m_j, s_j        = m + offset_j(m, low(x)),  |s + scale offset_j(m, low(x))|    low: a few shared units
     z_j ~ N(m_j, s_j^2),    P(j gives l | x) = E softmax_l(z_j),    likewise N(m, s^2) for the common part
     loss            = cross-entropy of a draw of the common logits + that of a draw of the annotator's
 

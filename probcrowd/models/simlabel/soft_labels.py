@@ -1,4 +1,4 @@
-r"""SimLabel (Zhang et al. 2025, arXiv:2504.09525): soft labels for missing annotations from similar annotators.
+r"""SimLabel (Zhang et al. 2025, arXiv:2504.09525): soft labels for missing annotations from peers.
 
     p[i, k] = P(annotator k gives . | x_i) of a predictor                     has[i, k]: k labelled i
 
@@ -16,8 +16,8 @@ gradient; it comes from the same forward pass, with dropout on.
     missing       "skip"         no second term
                   "similarity"   w from the similarity of annotators (`probcrowd.models.simlabel.similarity`)
                   "uniform"      equal w: the control that shows what similarity adds
-                  "consensus"    soft[i] = mean over all annotators of p[i, k]: self-training towards the consensus
-    divergence    "paper"        D(p | soft), as printed: its gradient vanishes as p becomes certain, right or wrong
+                  "consensus"    soft[i] = mean over annotators of p[i, k]: self-training
+    divergence    "paper"        D(p | soft), as printed: no gradient where p is certain, right or wrong
                   "released"     D(soft | p) / L, as in the released code: the gradient of soft cross-entropy
 
 Imputation, from the second epoch on: for missing pairs of a batch whose confidence reaches the threshold, the
@@ -211,7 +211,7 @@ class SoftLabels(Channel):
 
     @torch.no_grad()
     def impute(self, output: NetworkOutput, threshold: float) -> ImputedLabels:
-        """Impute missing labels whose confidence reaches the threshold; `output` covers all training items."""
+        """Impute missing labels of all training items whose confidence reaches the threshold."""
         labels, low, parts = self.training_labels, 0, [ImputedLabels.empty(output.log_truth.device)]
         for prediction in self._predictions(output, slice(None)):
             high = low + len(prediction.log_label)

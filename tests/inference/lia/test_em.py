@@ -1,4 +1,4 @@
-"""The fit of LIA: ascent, the closed form of the paper's M step and its collapse, resumed fits to the bit, batches, recovery."""
+"""Fits of LIA: monotone EM, the closed form of the paper's M step, resuming bit for bit, batches, recovery."""
 
 from __future__ import annotations
 

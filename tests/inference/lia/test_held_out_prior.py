@@ -1,4 +1,4 @@
-"""Spreads chosen by held-out labels: scores against loops, nothing seen that is held out, choices that features earn, and what a folder keeps."""
+"""Prior scales chosen by held-out labels: scores against loops, no leakage, useful features, saved searches."""
 
 from __future__ import annotations
 
@@ -189,10 +189,14 @@ def test_objectives_without_a_prior_have_none_to_choose(objective: Any) -> None:
         LIA(prior="held-out", objective=objective).fit(said, features=seen)
 
 
-def test_few_labels_are_told() -> None:
+def test_too_few_labels_are_an_error() -> None:
     said, seen = table()
     with pytest.raises(ValueError, match="9 labels are too few"):
         LIA(**TINY).fit(said.head(9), features=seen)
+    rows, _ = crowd(True, items=12, width=2)
+    names = ("item", "annotator", "label", "weight")
+    ten = replace(rows, **{name: getattr(rows, name)[:10] for name in names})
+    assert [int(fold.sum()) for fold in folds(ten, 0)] == [2] * 5
 
 
 def test_a_fit_leaves_the_callers_threads_alone() -> None:

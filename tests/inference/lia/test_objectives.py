@@ -1,4 +1,4 @@
-"""What LIA's generalised EM raises: the specification's worked example, loops over its equations, gradients and limits."""
+"""Objectives of LIA: the specification's worked example, loops over its equations, gradients and limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every channel alike: formulas by loops, gradients by differences, annotators by other names, training on a small crowd, state."""
+"""Contracts of all channels: loops, finite differences, permuted annotators, small trainings, state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crowd_loops import MAKE, crowd, perturbed, random_labels, random_output, sm
 
 from probcrowd.data.tensors import AnnotationTensors
 from probcrowd.inference.crowd.network_output import apply_network_to_all
-from probcrowd.inference.crowd.training import TrainingOptions, train
+from probcrowd.inference.crowd.training import TrainingOptions, TrainingState, train
 from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput
 from probcrowd.models.crowd.doctor_net import DoctorNet
 from probcrowd.storage.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ def some_batch(labels: AnnotationTensors) -> AnnotationTensors:
 
 
 @every
-def test_what_is_said_is_the_formula(name: str) -> None:
+def test_label_probabilities_equal_loops(name: str) -> None:
     labels = random_labels()
     channel, part = made(name, labels), some_batch(labels)
     seen = random_output(len(part.items))
@@ -89,7 +89,7 @@ def test_all_labels_of_an_item_share_a_class_where_there_is_one(name: str) -> No
 
 
 @every
-def test_the_loss_is_the_formula(name: str) -> None:
+def test_the_loss_equals_loops(name: str) -> None:
     labels = random_labels()
     channel = made(name, labels)
     for part in labels.batches(5, torch.Generator().manual_seed(3)):
@@ -105,7 +105,7 @@ def test_the_loss_is_the_formula(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name in MAKE if name != "running truth volume"]
 )  # whose gradient is of another matrix
-def test_gradients_are_those_of_differences(name: str) -> None:
+def test_gradients_equal_finite_differences(name: str) -> None:
     labels = random_labels()
     channel, part = made(name, labels), some_batch(labels)
     start = random_output(len(part.items))
@@ -154,7 +154,7 @@ def carried(channel: ConfusionChannel, other: ConfusionChannel, places: torch.Te
 
 
 @every
-def test_annotators_have_no_order(name: str) -> None:
+def test_permuting_annotators_changes_nothing(name: str) -> None:
     labels, seen = random_labels(), random_output(9)
     places = torch.tensor([3, 0, 4, 1, 2])
     renamed = AnnotationTensors(
@@ -176,7 +176,7 @@ def test_annotators_have_no_order(name: str) -> None:
 
 
 @every
-def test_one_who_has_said_nothing_changes_no_cross_entropy(name: str) -> None:
+def test_an_annotator_without_labels_changes_no_cross_entropy(name: str) -> None:
     labels, seen = random_labels(), random_output(9)
     channel, other = made(name, labels), made(name, labels, J + 1)
     carried(channel, other, torch.arange(J))
@@ -191,7 +191,7 @@ def test_one_who_has_said_nothing_changes_no_cross_entropy(name: str) -> None:
 
 
 @every
-def test_a_state_is_all_there_is(name: str) -> None:
+def test_the_state_dict_restores_a_channel(name: str) -> None:
     labels, seen = random_labels(), random_output(9)
     channel = made(name, labels)
     for epoch in range(3):
@@ -207,7 +207,7 @@ def test_a_state_is_all_there_is(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name in MAKE if name != "doctor net, averaging"]
 )  # which training begins anew
-def test_a_small_crowd_teaches_the_classes(name: str) -> None:
+def test_a_small_crowd_is_learned(name: str) -> None:
     inputs, labels, truth = crowd()
     network = small_network()
     channel = MAKE[name](labels, 10)
@@ -229,7 +229,7 @@ def test_a_small_crowd_teaches_the_classes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["raykar", "mbem", "max-mig", "conal", "doctor net"])
-def test_training_that_was_stopped_ends_at_the_same_bits(name: str) -> None:
+def test_resumed_training_is_bit_identical(name: str) -> None:
     inputs, labels, _ = crowd(items=40)
     kept: list[tuple[Any, Any]] = []
 
@@ -255,3 +255,21 @@ def test_training_that_was_stopped_ends_at_the_same_bits(name: str) -> None:
     for done in (1, 3, 4):
         again = trained(Checkpoint(*kept[done - 1]))
         assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "best", "patience", "finished"),
+    [
+        (9, 0, None, False),  # of ten epochs
+        (10, 0, None, True),
+        (6, 4, 3, False),  # two epochs without a better score
+        (7, 4, 3, True),
+        (9, 0, 3, False),  # nothing was scored
+    ],
+)
+def test_training_ends_after_all_epochs_or_when_patience_runs_out(
+    epoch: int, best: int, patience: int | None, finished: bool
+) -> None:
+    state = TrainingState(epoch, best)
+    assert state.finished(TrainingOptions(epochs=10, patience=patience)) is finished
+    assert state.selected == (best or epoch)

@@ -1,4 +1,4 @@
-"""Channels that are EM: Raykar's is Dawid and Skene's with an intercept, without published faults; MBEM's rounds by hand."""
+"""Channels that run EM: Raykar equals Dawid-Skene with an intercept; MBEM's rounds by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One channel after the other: special cases with known answers, and what papers ask of a start."""
+"""Each channel in special cases with known answers, and its initial values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from crowd_loops import D, K, close, never, perturbed, random_labels, random_output, rows_of
 
 from probcrowd.data.tensors import AnnotationTensors
-from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, diagonal_logits
+from probcrowd.models.crowd.base import ConfusionChannel, NetworkOutput, diagonal_logit, diagonal_logits
 from probcrowd.models.crowd.conal import CoNAL
 from probcrowd.models.crowd.crowd_layer import CrowdLayer
 from probcrowd.models.crowd.doctor_net import DoctorNet
@@ -73,7 +73,7 @@ def test_a_crowd_layer_starts_where_it_should() -> None:
     assert sizes == {"MW": J * K * K, "VW": J * K, "VB": J * K, "VW+B": 2 * J * K, "SW": J}
 
 
-def test_what_does_not_exist_is_refused() -> None:
+def test_invalid_options_are_errors() -> None:
     labels = random_labels()
     with pytest.raises(ValueError, match="kind='XL': choose one of MW, VW"):
         CrowdLayer(J, K, "XL")
@@ -83,8 +83,13 @@ def test_what_does_not_exist_is_refused() -> None:
         Raykar(J, K, labels, concentration=0.5)
     with pytest.raises(ValueError, match="rounds=0"):
         MBEM(J, K, labels, rounds=0)
-    with pytest.raises(ValueError, match=r"averaging=1\.5"):
-        DoctorNet(J, K, D, labels, averaging=1.5)
+    for averaging in (-0.01, 1.01):
+        with pytest.raises(ValueError, match=f"averaging={averaging}"):
+            DoctorNet(J, K, D, labels, averaging=averaging)
+    for accuracy in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"initial_accuracy={accuracy}"):
+            diagonal_logit(accuracy, K)
+    assert diagonal_logit(1e-9, K) < 0 < diagonal_logit(1 - 1e-9, K)
     for channel in (CoNAL(J, K, D).double(), DoctorNet(J, K, D, labels).double()):
         with pytest.raises(ValueError, match="features"):
             channel.log_label(NetworkOutput(random_output(9).log_truth), labels)

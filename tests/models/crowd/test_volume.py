@@ -1,4 +1,4 @@
-"""Volumes and coupled cross-entropy: values and gradients from the paper's specification, bounds, singular batches, and the declared model."""
+"""Volumes and coupled cross-entropy: values, gradients, bounds, singular batches, and the Pyro model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from probcrowd.models.crowd.base import NetworkOutput, diagonal_logit, diagonal_
 from probcrowd.models.crowd.coupled import coupled
 from probcrowd.models.crowd.kernels import gram
 from probcrowd.models.crowd.mixture import Mixture
-from probcrowd.models.crowd.volume import RIDGE, add_log_volume, by_class, log_det, log_volume
+from probcrowd.models.crowd.volume import RIDGE, SINGULAR, add_log_volume, by_class, log_det, log_volume
 
 TERMS = [
     {},
@@ -179,6 +179,9 @@ def test_a_ridge_is_a_thousandth_of_the_mean_eigenvalue_and_only_where_it_is_nee
     value, inverse, singular = log_det(np.diag([2.0, 1.0, 0.0]))
     assert singular and value == pytest.approx(sum(math.log(x + RIDGE) for x in (2, 1, 0)), abs=1e-12)
     np.testing.assert_allclose(inverse, np.diag([1 / (x + RIDGE) for x in (2, 1, 0)]), atol=1e-9)
+    limit = SINGULAR * 1.0  # of the mean eigenvalue of diag(2 - p, 1, p), at the smallest pivot p
+    for pivot, expected in ((0.99 * limit, True), (1.01 * limit, False)):
+        assert log_det(np.diag([2.0 - pivot, 1.0, pivot]))[2] is expected
     value, _, singular = log_det(np.diag([2.0, 1.0, 1e-4]))
     assert not singular and value == pytest.approx(math.log(2e-4), abs=1e-12)
 

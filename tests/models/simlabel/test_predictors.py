@@ -1,4 +1,4 @@
-"""Predictors of single annotators: what all of them are, and what each one is, against loops and other libraries."""
+"""Predictors: contracts of all of them, and each one against loops and other libraries."""
 
 from __future__ import annotations
 

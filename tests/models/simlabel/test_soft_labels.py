@@ -1,4 +1,4 @@
-"""Soft labels by loops in the words of the paper, their gradients and limits, imputation, and many annotators."""
+"""Soft labels against loops over the paper's equations: gradients, limits, imputation, many annotators."""
 
 from __future__ import annotations
 
