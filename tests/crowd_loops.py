@@ -239,7 +239,8 @@ def close(result: Tensor, expected: Tensor | np.ndarray, atol: float = 1e-12) ->
 def crowd(
     seed: int = 0, *, items: int = 300, annotators: int = 10
 ) -> tuple[Tensor, AnnotationTensors, Tensor]:
-    """Inputs that determine the class, three labels per item by annotators of accuracy .5 to .9, true classes."""
+    """Inputs that determine the class, three labels per item by annotators of accuracy .5 to .9, true
+    classes."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items, D))
     truth = (x @ rng.normal(size=(D, K))).argmax(1)

@@ -22,7 +22,8 @@ every_architecture = pytest.mark.parametrize("architecture", list(ARCHITECTURES)
 
 
 def simulate(items: int = 60, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Three classes that features determine, five annotators with accuracies of 60 to 95 %, three labels an item.
+    """Three classes that features determine, five annotators with accuracies of 60 to 95 %, three labels an
+    item.
 
     The last ten items have no labels. The first rows have one of each annotator, from "u" to "y".
     """

@@ -50,7 +50,8 @@ def simulate(
     classes: int = 3,
     new: int = 500,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Shuffled labels by annotators of unequal skill, features that determine the class, and the true classes.
+    """Shuffled labels by annotators of unequal skill, features that determine the class, and the true
+    classes.
 
     The last items have no labels.
     """
@@ -930,8 +931,8 @@ def test_history_and_a_resumed_fit_without_a_folder_are_refused() -> None:
 def test_parameters_follow_scikit_learn() -> None:
     table, features, _ = small()
     options: dict[str, Any] = {
-        "objective": "composite", "prior": DEEP, "rounds": 2, "steps": 3, "last_steps": 4, "batch": 9, "learning_rate": 0.02,
-        "tolerance": 1e-3, "random_state": 7, "progress": True, "dependence": "ignore", "abstention": 2,
+        "objective": "composite", "prior": DEEP, "rounds": 2, "steps": 3, "last_steps": 4, "batch": 9,
+        "learning_rate": 0.02, "tolerance": 1e-3, "random_state": 7, "progress": True, "dependence": "ignore", "abstention": 2,
     }  # fmt: skip
     default, changed = LIA(), LIA(**options)
     assert set(options) == set(default.get_params())

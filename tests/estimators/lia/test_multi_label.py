@@ -282,7 +282,8 @@ def test_errors_name_the_fault() -> None:
     for wrong, words in (
         (
             table.drop(columns="question"),
-            "annotations need a column 'question' beside item, annotator and label; they have 'task', 'worker', 'label'",
+            "annotations need a column 'question' beside item, annotator and label; "
+            "they have 'task', 'worker', 'label'",
         ),
         (
             table.assign(question=table["question"].where(table["task"] != "i1")),
@@ -325,8 +326,8 @@ def test_other_types_than_data_frames_are_refused_without_type_checks() -> None:
 
 def test_parameters_follow_scikit_learn() -> None:
     options: dict[str, Any] = {
-        "objective": "composite", "prior": LIAPrior(hidden=(3,)), "rounds": 2, "steps": 3, "last_steps": 4, "batch": 12,
-        "learning_rate": 0.02, "random_state": 3, "progress": True,
+        "objective": "composite", "prior": LIAPrior(hidden=(3,)), "rounds": 2, "steps": 3, "last_steps": 4,
+        "batch": 12, "learning_rate": 0.02, "random_state": 3, "progress": True,
     }  # fmt: skip
     changed = MultiLabelLIA(**options)
     assert (

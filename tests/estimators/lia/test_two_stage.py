@@ -21,7 +21,8 @@ from probcrowd.models.lia.prior import LIAPrior
 def simulate(
     seed: int = 0, *, items: int = 100, per_item: int = 1, annotators: int = 6, width: int = 4, new: int = 300
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Few labels per item, features that determine the class, and the true classes; the last have no labels."""
+    """Few labels per item, features that determine the class, and the true classes; the last have no
+    labels."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(items + new, width))
     truth = (x @ rng.normal(size=(width, 3))).argmax(1)
@@ -145,7 +146,8 @@ def test_other_tables_are_answered_from_features_alone() -> None:
     assert fitted.describe(new)["num_labels"].tolist() == [3, 1]
     with pytest.warns(
         UserWarning,
-        match="1 annotators are not known from the fit and are ignored: predictions depend on features alone: 9",
+        match="1 annotators are not known from the fit and are ignored: "
+        "predictions depend on features alone: 9",
     ):
         assert fitted.predict(new.assign(annotator=9).tail(1)).index.tolist() == [77]
 
