@@ -932,7 +932,8 @@ def test_parameters_follow_scikit_learn() -> None:
     table, features, _ = small()
     options: dict[str, Any] = {
         "objective": "composite", "prior": DEEP, "rounds": 2, "steps": 3, "last_steps": 4, "batch": 9,
-        "learning_rate": 0.02, "tolerance": 1e-3, "random_state": 7, "progress": True, "dependence": "ignore", "abstention": 2,
+        "learning_rate": 0.02, "tolerance": 1e-3, "random_state": 7, "progress": True,
+        "dependence": "ignore", "abstention": 2,
     }  # fmt: skip
     default, changed = LIA(), LIA(**options)
     assert set(options) == set(default.get_params())

@@ -282,8 +282,10 @@ def test_errors_name_the_fault() -> None:
     for wrong, words in (
         (
             table.drop(columns="question"),
-            "annotations need a column 'question' beside item, annotator and label; "
-            "they have 'task', 'worker', 'label'",
+            (
+                "annotations need a column 'question' beside item, annotator and label; "
+                "they have 'task', 'worker', 'label'"
+            ),
         ),
         (
             table.assign(question=table["question"].where(table["task"] != "i1")),
