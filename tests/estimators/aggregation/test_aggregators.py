@@ -235,7 +235,7 @@ def test_models_without_events_say_so(name: str) -> None:
     aggregator = make(name)
     aggregator.abstentions = "event"
     with pytest.raises(
-        ValueError, match="cannot take abstentions as events; DawidSkene and HierarchicalDawidSkene can"
+        ValueError, match="as events; DawidSkene, FastDawidSkene and HierarchicalDawidSkene can"
     ):
         aggregator.fit(simulate()[0])
 
@@ -719,7 +719,7 @@ def test_abstentions_are_as_if_their_rows_were_not_there(name: str) -> None:
         make(name, abstention="?").fit(table.assign(label="?"))
     with pytest.raises(
         ValueError,
-        match=r"nobody gave the label '\?' that stands for an abstention; labels are \['c0', 'c1'\]",
+        match=r"no row has the abstention label '\?'; labels are \['c0', 'c1'\]",
     ):
         make(name, abstention="?").fit(table)
 
