@@ -43,7 +43,7 @@ class Map(Protocol):
 
 
 def in_turn(function: Callable[..., Any], parts: Sequence[Any], *shared: Any) -> Iterator[Any]:
-    """One part after the other, in this process."""
+    """Process the parts one after the other in this process."""
     return (function(part, *shared) for part in parts)
 
 
@@ -113,7 +113,7 @@ def write_probabilities(
 
 
 def save_bucket(number: int, folder: Path, packed: Packed, items: pa.Array) -> None:
-    """The files of a bucket, each whole or not there."""
+    """Save the files of a bucket, each atomically."""
     for name in _ARRAYS:
         array = getattr(packed, name)
         if array is not None:

@@ -1,11 +1,12 @@
-"""The same maps on a Dask cluster: every part is a task, results come back in the order of the parts.
+"""Maps on a Dask cluster: every part is a task, and results come back in the order of the parts.
 
-    scheduler:  shared arguments (once) -> task of part 0, task of part 1, ...       workers: read the part's files, return a sum
+    scheduler:  shared arguments (once) -> task of part 0, task of part 1, ...
+    workers:    read the part's files, return a sum
 
-A worker that dies costs the tasks that it had: the scheduler gives them, and the shared arguments, to another
-one. All that tasks write is written whole or not at all and has the same bits each time, so a task that ran
-twice has done no harm. Files travel by no network of ours: the workers see the folders of the annotations and
-of the buckets under the same paths (one machine, or a shared file system).
+If a worker dies, the scheduler gives its tasks and the shared arguments to another one. Tasks write files
+atomically and with the same bits each time, so running a task twice is harmless. We send no files over the
+network: workers see the folders of annotations and buckets under the same paths (one machine, or a shared file
+system).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_RETRIES = 2  # of a task that raised; deaths of workers are counted apart (Dask's distributed.scheduler.allowed-failures)
+# Of a task that raised; Dask counts deaths of workers separately (distributed.scheduler.allowed-failures)
+_RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,10 @@ class OnCluster:
     client: Any
 
     def __call__(self, function: Callable[..., Any], parts: Sequence[Any], *shared: Any) -> Iterator[Any]:
-        """function(part, *shared) of every part, in order; what is not asked for any more is cancelled."""
+        """function(part, *shared) of every part, in order; tasks no longer needed are cancelled."""
         import dask
 
-        # Not scattered: what is in no graph is lost with the last worker that has it
+        # Not scattered: data outside the graph is lost with the last worker that holds it
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}):
             common = self.client.submit(_same, shared, pure=False)
             tasks = self.client.map(
@@ -36,7 +38,7 @@ class OnCluster:
         try:
             for place, task in enumerate(tasks):
                 result = task.result()
-                tasks[place] = None  # the workers may forget it
+                tasks[place] = None  # workers may release it
                 del task
                 yield result
         finally:

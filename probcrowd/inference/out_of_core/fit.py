@@ -1,6 +1,6 @@
-"""A fit to annotations in Parquet that need not fit in memory: buckets on disk, made once, then EM with a pass over them per step.
+"""Fit annotations in Parquet that need not fit in memory: buckets on disk, then one pass over them per EM step.
 
-    work/manifest.json                    what the buckets were made from; written last, so buckets without it count as unfinished
+    work/manifest.json                    the inputs of the buckets; written last, so buckets without it are incomplete
     work/buckets/                         buckets.py; while they are made, also the scattered rows
     work/annotators.arrow, classes.arrow, cells.npy
 
@@ -44,7 +44,7 @@ _LAYOUT = 1
 
 @dataclass(frozen=True)
 class ParquetFit:
-    """What EM found. Close it, or use it in a `with`, to remove temporary buckets."""
+    """The result of EM. Close it, or use it in a `with`, to remove temporary buckets."""
 
     fit: Fit
     buckets: Buckets
@@ -66,7 +66,7 @@ class ParquetFit:
         return self.buckets.classes
 
     def close(self) -> None:
-        """Removes the buckets if their folder is a temporary one."""
+        """Remove the buckets if their folder is temporary."""
         if self.temporary is not None:
             self.temporary.cleanup()
 
@@ -151,19 +151,19 @@ def _buckets(
     map: Map,
     progress: bool,
 ) -> Buckets:
-    """The buckets of those rows in `work`: the ones that are there, or new ones."""
+    """The buckets of those rows: existing ones in `work`, or new ones."""
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     ours = {_MANIFEST, _LOCK, _BUCKETS, _CELLS, *(f"{name}.arrow" for name in _IDS)}
-    strangers = sorted(
+    unknown = sorted(
         file.name for file in work.iterdir() if file.name not in ours and not file.name.endswith(PARTIAL)
     )
-    if strangers:
-        raise ValueError(f"{work} holds {', '.join(strangers[:3])}; give a new or an empty folder as `work`")
-    made_from = _made_from(found, gold, duplicates, bucket_rows)
+    if unknown:
+        raise ValueError(f"{work} holds {', '.join(unknown[:3])}; pass a new or an empty folder as `work`")
+    inputs = _inputs(found, gold, duplicates, bucket_rows)
     try:
         with FileLock(work / _LOCK, timeout=0):
-            if (buckets := _loaded(work, made_from, map)) is None:
+            if (buckets := _loaded(work, inputs, map)) is None:
                 (work / _MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(work / _BUCKETS, ignore_errors=True)
                 job = Job(
@@ -174,7 +174,7 @@ def _buckets(
                     duplicates,
                 )
                 buckets = shuffle(found, job, gold=gold, map=map, progress=progress)
-                _save(buckets, work, made_from)
+                _save(buckets, work, inputs)
             return buckets
     except Timeout as error:
         raise ValueError(
@@ -182,8 +182,8 @@ def _buckets(
         ) from error
 
 
-def _made_from(found: Survey, gold: pd.Series | None, duplicates: str, bucket_rows: int) -> dict[str, Any]:
-    """All that the buckets depend on, as JSON returns it."""
+def _inputs(found: Survey, gold: pd.Series | None, duplicates: str, bucket_rows: int) -> dict[str, Any]:
+    """Everything the buckets depend on, as JSON returns it."""
     stats = [(str(file.resolve()), file.stat()) for file in found.files]
     known = None if gold is None else hash_pandas_object(gold.dropna()).to_numpy()  # pyright: ignore[reportCallIssue]
     return {
@@ -196,22 +196,22 @@ def _made_from(found: Survey, gold: pd.Series | None, duplicates: str, bucket_ro
     }
 
 
-def _save(buckets: Buckets, work: Path, made_from: dict[str, Any]) -> None:
+def _save(buckets: Buckets, work: Path, inputs: dict[str, Any]) -> None:
     for name, ids in zip(_IDS, (buckets.annotators, buckets.classes), strict=True):
         with replacing(work / f"{name}.arrow") as path:
             write_batches(path, [pa.record_batch({name: pa.array(ids.tolist())})])
     with replacing(work / _CELLS) as path, path.open("wb") as file:
         np.save(file, buckets.cells.key)
     sizes = {name: getattr(buckets, name) for name in ("num_buckets", "num_rows", "num_items")}
-    write_json(work / _MANIFEST, {"made_from": made_from, "sizes": sizes})
+    write_json(work / _MANIFEST, {"made_from": inputs, "sizes": sizes})
 
 
-def _loaded(work: Path, made_from: dict[str, Any], map: Map) -> Buckets | None:
-    """The buckets in `work` if they are whole and were made from that."""
+def _loaded(work: Path, inputs: dict[str, Any], map: Map) -> Buckets | None:
+    """The buckets in `work` if they are complete and have these inputs."""
     if not (work / _MANIFEST).exists():
         return None
     manifest = json.loads((work / _MANIFEST).read_text())
-    if manifest["made_from"] != made_from:
+    if manifest["made_from"] != inputs:
         return None
     annotators, classes = (
         pd.Index(read_batches(work / f"{name}.arrow")[name].to_pandas(), name=name) for name in _IDS

@@ -73,7 +73,7 @@ def shuffle(
 
 
 def pack_bucket(number: int, job: Job, ids: Ids, with_gold: bool) -> tuple[int, int]:
-    """Packs and saves a bucket; how many rows and items it has."""
+    """Pack and save a bucket; return its numbers of rows and items."""
     rows, num_labels = job.rows_of(number), ids.cells.num_labels
     room = ids.cells.num_annotators * num_labels
     items, item = _sorted_codes(rows["item"])
@@ -85,8 +85,8 @@ def pack_bucket(number: int, job: Job, ids: Ids, with_gold: bool) -> tuple[int, 
     weight = rows["weight"].to_numpy() if "weight" in job.columns else None
     del rows, item
     if job.duplicates in ("first", "last"):
-        kept = _one_per_pair(code // num_labels, job.duplicates == "last")
-        code, weight = code[kept], None if weight is None else weight[kept]
+        retained = _one_per_pair(code // num_labels, job.duplicates == "last")
+        code, weight = code[retained], None if weight is None else weight[retained]
     if weight is None:
         code.sort()
     else:
@@ -135,14 +135,14 @@ def _reject_repeated(item: pa.Array, annotator: pa.Array) -> None:
 
 
 def _gold_codes(gold: pa.Table, items: pa.Array) -> Int64[np.ndarray, " i"]:
-    """The known class of each item, -1 where there is none. Gold of other items is ignored."""
+    """The known class of each item, -1 if unknown. Gold of other items is ignored."""
     place, code = places(gold["item"], items), gold["code"].to_numpy()
     wrong = np.flatnonzero((place >= 0) & (code < 0))
     if len(wrong):
         found = gold.take(pa.array(wrong[:6]))
         pairs = list(zip(found["item"].to_pylist(), found["label"].to_pylist(), strict=True))
         raise ValueError(
-            f"gold labels that no annotator uses, so that they are none of the classes: mend or remove them ({some(pairs)})"
+            f"gold contains labels that no annotator ever used: correct or remove them ({some(pairs)})"
         )
     codes = np.full(len(items), -1)
     codes[place[place >= 0]] = code[place >= 0]

@@ -47,7 +47,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is to read; columns by role."""
+    """Files, pieces, columns by role and the number of rows of a data set."""
 
     files: tuple[Path, ...]
     pieces: tuple[Piece, ...]
@@ -75,7 +75,7 @@ def survey(path: Path, names: dict[str, str | None], piece_rows: int) -> Survey:
                 schema, metadata = opened.schema_arrow, opened.metadata
         except pa.ArrowInvalid as error:
             raise ValueError(
-                f"{file} is no Parquet file, or a damaged one ({error}); mend or remove it"
+                f"{file} is no Parquet file, or a damaged one ({error}); repair or remove it"
             ) from error
         found = {
             role: Column(name, _kind(role, schema.field(name), file))

@@ -28,7 +28,7 @@ from probcrowd.storage.files import replacing
 
 @dataclass(frozen=True)
 class Job:
-    """What every task knows: where to write, the columns by role, the number of buckets."""
+    """Arguments shared by all tasks: where to write, the columns by role, the number of buckets."""
 
     folder: Path
     columns: dict[str, Column]
@@ -57,7 +57,7 @@ class Job:
 
 
 def scatter(piece: Piece, job: Job) -> pa.Table:
-    """Writes the rows of a piece by bucket; the (annotator, label) pairs that occur in it."""
+    """Write the rows of a piece by bucket, and return the (annotator, label) pairs that occur in it."""
     pairs: list[pa.Table] = []
 
     def by_bucket() -> Iterator[pa.RecordBatch]:
@@ -71,7 +71,7 @@ def scatter(piece: Piece, job: Job) -> pa.Table:
 
 
 def scatter_gold(gold: pd.Series, job: Job, labels: pa.Array) -> None:
-    """Writes the known classes by bucket.
+    """Write the known classes by bucket.
 
     Raises:
         ValueError: an item with two of them, or ids or labels of another kind than in the files.
@@ -80,17 +80,18 @@ def scatter_gold(gold: pd.Series, job: Job, labels: pa.Array) -> None:
     repeated = known.index[known.index.duplicated()]
     if len(repeated):
         raise ValueError(f"items with more than one gold label: keep one each ({some(repeated)})")
-    given = pa.Table.from_pandas(
+    table = pa.Table.from_pandas(
         pd.DataFrame({"item": known.index, "label": known.array}), preserve_index=False
     )
     for role in ("item", "label"):
-        values = given[role]
+        values = table[role]
         if len(values) and kind_of(values.type) != job.columns[role].kind:
             raise ValueError(
-                f"the {role}s of gold are {kind_of(values.type)}, those of the files {job.columns[role].kind}; convert one of them"
+                f"the {role}s of gold are {kind_of(values.type)}, those of the files {job.columns[role].kind}; "
+                "convert one of them"
             )
     items, classes = (
-        as_ids(given[role].combine_chunks(), job.columns[role].kind) for role in ("item", "label")
+        as_ids(table[role].combine_chunks(), job.columns[role].kind) for role in ("item", "label")
     )
     batch = pa.record_batch({"item": items, "code": places(classes, labels), "label": classes})
     write_batches(job.scattered / "gold.arrow", _split(batch, job.num_buckets))
@@ -105,7 +106,7 @@ def distinct_pairs(*tables: pa.Table) -> pa.Table:
 
 
 def places(values: pa.Array | pa.ChunkedArray, ids: pa.Array) -> Int64[np.ndarray, " n"]:
-    """Where each value is among the ids, -1 if it is none of them."""
+    """The position of each value among the ids, -1 if absent."""
     return pc.index_in(values, value_set=ids).fill_null(-1).to_numpy().astype(np.int64)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -236,7 +236,7 @@ def test_repeated_pairs_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gold", "words"),
     [
-        (lambda items: pd.Series([1], index=items[:1]), "none of the classes"),
+        (lambda items: pd.Series([1], index=items[:1]), "no annotator ever used"),
         (lambda items: pd.Series([0, 0], index=items[[0, 0]]), "more than one gold label"),
         (lambda items: pd.Series(["0"], index=items[:1]), "labels of gold are text"),
         (lambda items: pd.Series([0], index=["a"]), "items of gold are text"),
