@@ -4,8 +4,8 @@
                                                   true_class, given_label
   invariants           (chain, draw, ...)         functionals that no permutation of the classes changes
   sample_stats         (chain, draw)              lp, the sampler's statistics, and `permutation`: the order
-                                                  of a draw's classes that matches the votes. Draws are permuted
-                                                  so where the prior treats all classes alike
+                                                  of a draw's classes that matches the votes; draws are
+                                                  permuted so where the prior treats all classes alike
   log_prior            (chain, draw)              by site
   log_likelihood       (chain, draw, item)        votes: log p(labels of the item), true class summed out
   leave_one_out        (chain, draw, annotation)  log p(label | the item's other labels, parameters)

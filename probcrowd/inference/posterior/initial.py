@@ -161,6 +161,7 @@ def _standard_initial(target: Target, votes: ExpectedCounts) -> Sites:
     others at the prior's median.
     """
     data = (votes.rows,) if votes.features is None else (votes.features, votes.rows)
+    data = jax.tree.map(jnp.asarray, data)
 
     def coordinates(key: Array) -> Sites:
         sites = target.prior_draw(key, data)
