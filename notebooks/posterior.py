@@ -128,7 +128,7 @@ flat = sample_posterior(
 )
 warned = check_posterior(flat, seed=2)
 print(warned.verdict)
-print(next(str(finding) for finding in warned.findings if "names" in finding.name))
+print(next(str(finding) for finding in warned.findings if finding.name == "order of the classes"))
 
 # %% [markdown]
 # ## Which model?
