@@ -12,7 +12,7 @@ The names below are the ones to meet first; each is imported when it is first us
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 __all__ = [
     "GLAD",
     "KOS",
