@@ -79,8 +79,8 @@ for command in (
         "lia",
         """Tables 2 and 3 of "Learning from imperfect annotations" (Platanios et al. 2020).
 
-        LIA beside other aggregators. Writes results.csv, asked.csv (LIA against Dawid-Skene and the paper)
-        and, in cells/, every number.""",
+        LIA beside other aggregators. Writes results.csv, comparisons.csv (LIA against Dawid-Skene and the
+        paper) and, in cells/, every number.""",
         "Only the two smallest sets.",
         _DATA,
         _list("--sets", "Data sets.  [default: all]"),
@@ -91,7 +91,7 @@ for command in (
         "crowds",
         """Classifiers learned from annotators: GeoCrowdNet(F) and (W) (Ibrahim, Nguyen & Fu 2023).
 
-        Eleven other methods run beside them. Writes results.csv, rates.csv, asked.csv (ours less each
+        Eleven other methods run beside them. Writes results.csv, rates.csv, comparisons.csv (ours less each
         baseline), published.csv and, in cells/, every number.""",
         "Fewer epochs, one learning rate.",
         _DATA,

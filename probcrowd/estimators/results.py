@@ -68,7 +68,7 @@ class Fitted:
     abstention if it is an event). packed: the annotations. rows: the annotators' confusion given the expected
     counts. class_prior: p(class). class_shares: weights of the classes in summaries of annotators. objective:
     after every iteration. model: what the method learned. copying: the rate at which labels count as copies
-    of others of their item. frames: tables made on request.
+    of others of their item. frames: tables computed on request.
     """
 
     items: ItemResults
@@ -86,7 +86,7 @@ class Fitted:
     frames: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
 
     def frame(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """Return a table, made at the first request."""
+        """Return a table, computed at the first request."""
         if name not in self.frames:
             self.frames[name] = make()
         return self.frames[name]

@@ -183,7 +183,7 @@ def test_the_command_prints_tables_and_names_files(root: Path, tmp_path: Path) -
         "85.87",
     ):
         assert words in result.output
-    for name in ("results.csv", "rates.csv", "asked.csv", "published.csv", "cells"):
+    for name in ("results.csv", "rates.csv", "comparisons.csv", "published.csv", "cells"):
         assert str(tmp_path / "out" / name) in result.output and (tmp_path / "out" / name).exists()
 
 

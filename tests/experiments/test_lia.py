@@ -113,7 +113,7 @@ def test_a_run_writes_every_cell_and_prints_its_tables(done: tuple[Path, Result]
     }  # LIA answers twice: labels and h(x)
     lia = results.query("method == 'LIA joint' and answer == 'labels' and redundancy == 39").iloc[0]
     assert f"{lia['accuracy']:.1f}±{lia['standard_error']:.1f} (93.0)" in result.stdout
-    comparison = pd.read_csv(out / "asked.csv")
+    comparison = pd.read_csv(out / "comparisons.csv")
     assert list(comparison["redundancy"]) == [2, 5, 10, 20, 39]
     assert comparison.to_string(index=False, float_format="{:.1f}".format) in result.stdout
     assert all(f"{name}: {reason}" in result.stdout for name, reason in MISSING.items())
@@ -122,7 +122,7 @@ def test_a_run_writes_every_cell_and_prints_its_tables(done: tuple[Path, Result]
     shown = [line.split("  ")[0] for line in lines[start + 1 : start + 6]]
     assert shown == ["redundancy", *FEW, "LIA joint · h(x)"]
     assert result.stdout.split("\n")[-4:] == [
-        *(str(out / name) for name in ("results.csv", "asked.csv", "cells")),
+        *(str(out / name) for name in ("results.csv", "comparisons.csv", "cells")),
         "",
     ]
     assert not result.stderr
@@ -201,7 +201,9 @@ def test_a_later_run_adds_methods_to_finished_ones(
     results = run(data, out, methods=("one coin",))
     assert list(results["method"].unique()) == ["majority vote", "Dawid-Skene (MAP)", "one coin", "LIA joint"]
     assert len(pd.read_csv(out / "results.csv")) == len(results) == 5 * 5
-    pd.testing.assert_frame_equal(pd.read_csv(out / "asked.csv"), pd.read_csv(done[0] / "asked.csv"))
+    pd.testing.assert_frame_equal(
+        pd.read_csv(out / "comparisons.csv"), pd.read_csv(done[0] / "comparisons.csv")
+    )
 
 
 def test_labels_are_drawn_at_random_up_to_a_number_per_item(data: Path) -> None:
@@ -267,7 +269,7 @@ def test_the_medical_sets_are_answered_jointly(data: Path, tmp_path: Path) -> No
     assert {path.name for path in (tmp_path / "lia" / "cells").iterdir()} == {
         f"medrel {r} LIA-ML joint.csv" for r in (2, 5, 10)
     }
-    assert len(results) == 2 * 2 * 3 and not (tmp_path / "lia" / "asked.csv").exists()
+    assert len(results) == 2 * 2 * 3 and not (tmp_path / "lia" / "comparisons.csv").exists()
     table = results.set_index(["set", "truth", "redundancy"])
     assert table.loc[("medrel_treat", "as the authors' code", 5), "published"] == 46.1
     assert math.isnan(table.loc[("medrel_treat", "expert", 5), "published"])

@@ -1,4 +1,4 @@
-"""Annotators with few parameters each: one coin, ZenCrowd, MACE."""
+"""Aggregators with few parameters per annotator: one coin, ZenCrowd, MACE."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class OneCoin(TableAggregator):
     Args:
         prior: Beta prior of the accuracy: "accurate" (mean .7), "flat" (maximum likelihood), "stan", "rater",
             or a `CoinPrior`.
-        class_prior: "uniform" (known), or "learned", which is fragile: a class can take over where annotators
-            are weak.
+        class_prior: "uniform" (known), or "learned", which is fragile: one class can absorb all items
+            where annotators are weak.
 
     The others are as for `DawidSkene`.
     """
@@ -51,7 +51,7 @@ class OneCoin(TableAggregator):
     def annotator_model(
         self, cells: Cells, history: History = None, *, averaged: bool = False
     ) -> AnnotatorModel:
-        """Return the coins."""
+        """Return the model of one accuracy per annotator."""
         learned = self.class_prior == "learned"
         return _coins(_coin_prior(self.prior, learned, cells.num_classes), learned, cells, history, averaged)
 
@@ -91,7 +91,7 @@ class ZenCrowd(TableAggregator):
     def annotator_model(
         self, cells: Cells, history: History = None, *, averaged: bool = False
     ) -> AnnotatorModel:
-        """Return the coins."""
+        """Return the model of one accuracy per annotator."""
         return _coins(_coin_prior("flat", False, cells.num_classes), False, cells, history, averaged)
 
     @property
@@ -118,7 +118,7 @@ class ZenCrowd(TableAggregator):
 
 
 def _coin_prior(prior: str | CoinPrior, learned: bool, num_classes: int) -> CoinPrior:
-    """Return the prior for that many classes. learned: whether the class prior is."""
+    """Return the prior for that many classes. learned: whether the class prior is learned."""
     if isinstance(prior, CoinPrior):
         if learned and len(prior.class_prior) != num_classes:
             raise ValueError(
@@ -165,10 +165,10 @@ def _coin_confusion(accuracy: Float64[np.ndarray, " j"], num_classes: int) -> Fl
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MACE(TableAggregator):
-    """Annotators who know, or spam (Hovy et al. 2013), by variational EM: always averaged.
+    """Annotators who know the class or spam (Hovy et al. 2013), fitted by variational EM: always averaged.
 
-    The best of several starts by its bound, which is `log_posterior_`: the first start is from the vote
-    shares, the others from competences and spam drawn at random.
+    Of several starts, the one with the highest bound, which is `log_posterior_`, is retained. The first start
+    is the vote shares, the others have competences and spam drawn at random.
 
     Args:
         competence: Beta concentrations of knowing and of spamming. habits: Dirichlet concentration of a
@@ -198,7 +198,7 @@ class MACE(TableAggregator):
         return pd.Series(competence, pd.Index(fitted.annotators, name="annotator"), name="competence")
 
     def new_scores(self, fitted: Fitted, cells: Cells) -> Scores:
-        """Return scores of items outside the counts; new annotators are as the prior has them."""
+        """Return scores of items outside the counts; new annotators have their prior."""
         posterior = fitted.model.last.scores.state
         annotators = cells.num_annotators - len(posterior.knows)
         grown = MacePosterior(

@@ -1,4 +1,4 @@
-"""Dawid-Skene (1979) with priors, its hard and its hierarchical relative."""
+"""Dawid-Skene (1979) with priors, and its hard and hierarchical variants."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ class HierarchicalDawidSkene(TableAggregator):
     """Dawid-Skene with a population of annotators: rows of a class come from one Dirichlet, whose
     concentrations are learned.
 
-    An annotator with few labels leans on the others (`probcrowd.inference.aggregation.hierarchical`). Label
-    probabilities are averaged over confusion matrices, at the population that maximises the bound on the
-    evidence. `log_posterior_` is that bound. Arguments as for `DawidSkene`; prior is that of a
+    Annotators with few labels are shrunk towards the others (`probcrowd.inference.aggregation.hierarchical`).
+    Label probabilities are averaged over confusion matrices, at the population that maximises the bound on
+    the evidence. `log_posterior_` is that bound. Arguments as for `DawidSkene`; prior is that of a
     pseudo-annotator, which matters where annotators are few.
     """
 
@@ -96,8 +96,8 @@ class HierarchicalDawidSkene(TableAggregator):
 
     @property
     def population_(self) -> pd.DataFrame:
-        """Concentrations of the population's rows, by true class and label: their proportions are the mean
-        row, their sum how alike annotators are.
+        """Concentrations of the population's rows, by true class and label. Their proportions are the mean
+        row; the larger their sum, the more similar the annotators.
         """
         fitted = self._record
         columns = fitted.labels.rename("label")

@@ -1,4 +1,4 @@
-"""Counts from earlier work, as prior counts of a fit."""
+"""Earlier counts, used as prior counts of a fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from probcrowd.data.validation import declare, reject
 
 @dataclass(frozen=True)
 class History:
-    """Counts of (annotator, label) pairs, as one number, and true classes."""
+    """Counts by (annotator, label) pair, coded as one number, and by true class."""
 
     key: Int64[np.ndarray, " m"]
     true_class: Int64[np.ndarray, " m"]
@@ -55,7 +55,7 @@ def read_history(table: Table, history: pd.DataFrame, abstention: Any) -> tuple[
     )
     new = pd.Index(column["annotator"].unique())
     new = new[table.annotators.get_indexer(new) < 0]
-    # `declare` rejects ids of another kind ("1" and 1), whose history would be lost
+    # `declare` rejects ids of another type ("1" and 1), whose history would be lost
     table = (
         replace(table, annotators=declare(table.annotators.append(new), "annotators")) if len(new) else table
     )

@@ -1,11 +1,10 @@
 """Add labels without refitting; the cost depends on the items touched, not on the size of the table.
 
-Incremental EM (Neal and Hinton 1998): the touched items' share of the expected counts is taken out, their
-responsibilities are computed again with their old and new labels, and their new share is put in; some rounds
-of that, with an M step in each. A round raises the same bound that a pass over all items would. Work and
-memory grow with the labels of the touched items and with the annotators' tables (P x K numbers a round), not
-with the fitted table. Only a full fit lets all other items follow the new tables; `refit_gap` estimates what
-that would change.
+Incremental EM (Neal and Hinton 1998): each round subtracts the touched items' share of the expected counts,
+recomputes their responsibilities from old and new labels, adds the new share, and runs an M step. A round
+increases the same bound as a pass over all items. Time and memory grow with the labels of the touched items
+and with the annotators' tables (P x K numbers a round), not with the fitted table. Only a full fit updates
+the other items as well; `refit_gap` estimates what that would change.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ _ROUNDS, _SETTLED = 50, 1e-6
 
 @dataclass
 class Additions:
-    """Labels that came after the fit, by item code; new items have codes after those of the fit. Grows in
+    """Labels added after the fit, by item code; codes of new items follow those of the fit. Modified in
     place, once all checks have passed.
 
-    fitted_scores: scores of new items as of the full fit.
+    fitted_scores: scores of new items under the full fit.
     """
 
     fitted_scores: Scores
@@ -47,9 +46,9 @@ class Additions:
 
 
 def add_labels(aggregator: Any, fitted: Fitted, table: Table, gold: pd.Series | None) -> Fitted:
-    """Return the fit with the labels of `table` added, which is in the codes of the fit.
+    """Return the fit with the labels of `table` added; `table` has the codes of the fit.
 
-    aggregator: the `TableAggregator` that was fitted, for its model of annotators. gold: also of items
+    aggregator: the fitted `TableAggregator`, which gives the model of annotators. gold: may include items
     without labels in `table`.
 
     Raises:
@@ -82,7 +81,7 @@ def add_labels(aggregator: Any, fitted: Fitted, table: Table, gold: pd.Series | 
 
     model = aggregator.annotator_model(cells, history, averaged=aggregator.confidence == "variational")
     after, shares, statistics = _packed_items(fitted, added, touched), np.zeros(old_shares.shape), grown
-    # At the mode annotators without counts are never wrong, and stay so: rounds begin at posterior means
+    # Start at posterior means: at the mode, annotators without counts are never wrong, and would stay so
     means = getattr(model, "means", None)
     scores = model.scores(grown) if means is None else means(grown).scores
     for _ in range(_ROUNDS):
@@ -120,7 +119,7 @@ def refit_gap(fitted: Fitted, new_scores: Callable[[Fitted], Scores]) -> pd.Seri
 
 
 def results_with_additions(fitted: Fitted) -> ItemResults:
-    """Return the results of all items, those that were added included."""
+    """Return the results of all items, including added ones."""
     added, old = fitted.model.additions, fitted.items
     if added is None:
         return old
@@ -139,7 +138,7 @@ def results_with_additions(fitted: Fitted) -> ItemResults:
 
 
 def packed_with_additions(fitted: Fitted) -> Packed:
-    """Return all annotations, those that were added included, as patterns where there are none."""
+    """Return all annotations, including added ones; as patterns if none were added."""
     tables = fitted.model
     if tables.additions is None:
         return tables.patterns
@@ -183,7 +182,7 @@ def _codes_of(
 
 
 def _packed_items(fitted: Fitted, added: Additions, items: Int64[np.ndarray, " m"]) -> Packed:
-    """Return all labels of those items, those of the fit first."""
+    """Pack all labels of those items, labels of the fit first."""
     in_fit = items < fitted.packed.num_items
     base = fitted.packed.take(items[in_fit])
     size = np.zeros(len(items), np.int64)
@@ -221,9 +220,9 @@ def _shares_in_counts(
 def _require_new(
     fitted: Fitted, added: Additions, table: Table, item: Int64[np.ndarray, " i"], new: dict[Any, int]
 ) -> None:
-    """Raise ValueError for pairs that have a label already, and for classes that contradict earlier ones."""
+    """Raise ValueError for pairs that already have a label, and for classes that contradict earlier ones."""
     ids = fitted.annotators
-    # One earlier id shows the kind ("1" or 1) of all
+    # One earlier id shows the type ("1" or 1) of all
     declare(fitted.items.items[:1].append(pd.Index(list(new))), "items")
     declare(ids[:1].append(table.annotators[len(ids) :]), "annotators")
     owner, touched = fitted.rows.cells.annotator, np.unique(item)
@@ -232,10 +231,10 @@ def _require_new(
     given = zip(item[table.item].tolist(), table.annotator.tolist(), strict=True)
     repeated = np.array([pair in pairs for pair in given], dtype=bool)
     named = list(zip(table.items[table.item], table.annotators[table.annotator], strict=True))
-    message = "(item, annotator) pairs that have a label already: fit again to replace a label"
+    message = "(item, annotator) pairs that already have a label: fit again to replace a label"
     reject(repeated, pd.Series(named), message)
     if old.gold is not None:
         earlier = dict(zip(touched.tolist(), old.gold.tolist(), strict=True))
         known = np.array([earlier[code] for code in item.tolist()])
         differ = (known >= 0) & (table.gold >= 0) & (known != table.gold)
-        reject(differ, pd.Series(table.items), "items whose known class was another one")
+        reject(differ, pd.Series(table.items), "items whose known class differs from the one given earlier")

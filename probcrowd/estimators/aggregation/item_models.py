@@ -1,6 +1,4 @@
-"""Aggregators with parameters of items as well: GLAD, minimax entropy, and KOS, whose messages run between
-items and annotators.
-"""
+"""Aggregators with parameters of both annotators and items: GLAD, minimax entropy and KOS."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from probcrowd.inference.aggregation.result import Result
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ItemModel(Aggregator):
-    """An aggregator with parameters of items. Classes are equally likely a priori, if the method has no
+    """An aggregator with parameters of items. Classes are equally likely a priori unless the method has a
     class prior.
 
     Confusion matrices are posterior means given the label probabilities, under the prior "accurate".
@@ -37,7 +35,7 @@ class ItemModel(Aggregator):
 
     @abc.abstractmethod
     def _predict_rows(self, rows: Rows) -> Float64[np.ndarray, "i k"]:
-        """Return label probabilities of other items by annotators of the fit."""
+        """Return label probabilities of items outside the fit, labelled by annotators of the fit."""
 
     def _solve(self, table: Table) -> Fitted:
         result = self._fit_rows(table.rows, table.classes)
@@ -65,8 +63,8 @@ class GLAD(ItemModel):
     exp(log_ease)), both with priors Normal(1, 1).
 
     Args:
-        max_iter: iterations, at most. tolerance: the gain of log posterior per item at which it has
-            converged.
+        max_iter: largest number of iterations. tolerance: the gain in log posterior per item below which
+            the fit has converged.
         dependence, abstention: as for `DawidSkene`.
     """
 
@@ -81,12 +79,12 @@ class GLAD(ItemModel):
 
     @property
     def ability_(self) -> pd.Series:
-        """By annotator; 0 is guessing, below it is against the truth."""
+        """Ability by annotator: 0 is guessing, below 0 labels are wrong more often than by guessing."""
         return self._by_annotator("ability")
 
     @property
     def log_ease_(self) -> pd.Series:
-        """By item; the lower, the harder."""
+        """Log ease by item: the lower, the harder."""
         return self._by_item("log_ease")
 
 
@@ -96,9 +94,9 @@ class MinimaxEntropy(ItemModel):
     scores of the item, both regularised.
 
     Args:
-        annotator_penalty, item_penalty: ridge penalties; None: 0.25 K^2, and that times annotators' mean
-            labels over items' mean labels.
-        max_iter: rounds, at most.
+        annotator_penalty, item_penalty: ridge penalties; None: 0.25 K^2, and 0.25 K^2 times the
+            mean number of labels per annotator over that per item.
+        max_iter: largest number of rounds.
         dependence, abstention: as for `DawidSkene`.
     """
 
@@ -120,10 +118,10 @@ class MinimaxEntropy(ItemModel):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class KOS(ItemModel):
-    """Message passing for two classes (Karger, Oh and Shah 2011), as the mean over several random starts.
+    """Message passing for two classes (Karger, Oh and Shah 2011), averaged over several random starts.
 
     Args:
-        restarts: the number of starts. random_state: their seed. max_iter: rounds of messages, at most.
+        restarts: the number of starts. random_state: their seed. max_iter: largest number of rounds.
         dependence, abstention: as for `DawidSkene`.
     """
 

@@ -20,12 +20,12 @@ class MajorityVote(Aggregator):
     """Each label's share of an item's labels; the class with the highest share wins. `class_prior_` is the
     mean of the shares over items.
 
-    Where classes tie, `items_["tied"]` is true, `score` counts 1/m for m of them, and `predict` chooses one
-    according to `ties`.
+    Where classes tie, `items_["tied"]` is true, `score` counts 1/m for a tie of m classes, and `predict`
+    chooses one according to `ties`.
 
     Args:
-        ties: "expected" and "first": `predict` returns the first class in order, and "first" also `score`s
-            that one alone; "random": one drawn.
+        ties: with "expected" and "first" `predict` returns the first of the tied classes, and with "first"
+            `score` counts that class only; "random": `predict` draws one of them.
         random_state: the seed of "random".
         dependence: "warn" if annotators err together, or "ignore".
         abstention: the label that stands for an abstention; such rows are no votes.

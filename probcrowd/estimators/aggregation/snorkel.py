@@ -9,9 +9,9 @@ arXiv:1810.02840).
     minimise  |(O - mu P mu^T) between different annotators|^2 + |mu P 1 - diag O|^2 + |l2 (mu - mu_0)|^2
     p(k | labels of item i)  ~  P_k prod of mu[(j, l), k] over the labels l of item i, each by its annotator j
 
-These are moments of pairs of annotators, matched by gradient descent for a fixed number of epochs. Items
-enter through O alone, and who does not label an item says nothing of its class. Two label models with which
-others compare have no package that runs: see `MISSING`.
+Gradient descent matches these moments of pairs of annotators for a fixed number of epochs. Items enter
+through O alone, and a missing label carries no information about the class. Two label models that are common
+baselines have no package that runs: see `MISSING`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MISSING: dict[str, str] = {
     ),
     "MeTaL": (
         "snorkel-metal 0.5.0, the last release (2019), installs but does not run. Importing it needs "
-        "tensorboardX, which it does not declare; then every fit ends in AttributeError: 'Graph' object has "
+        "tensorboardX, which it does not declare; then every fit raises AttributeError: 'Graph' object has "
         "no attribute 'node', which networkx removed in 2.4. An older networkx does not install beside torch "
         "2.13 (which needs 2.5.1 or newer) and does not import on Python 3.11 (fractions.gcd). Its method, "
         "without declared dependencies between annotators, is that of SnorkelLabelModel, with the same "
@@ -57,37 +57,37 @@ MISSING: dict[str, str] = {
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SnorkelLabelModel(ItemModel):
-    """The LabelModel of snorkel 0.10 (`pip install "probcrowd[label-models]"`): annotators' confusion from
-    the moments of pairs of them.
+    """The LabelModel of snorkel 0.10 (`pip install "probcrowd[label-models]"`): confusion of
+    annotators from the moments of pairs of annotators.
 
     It is the matrix completion of MeTaL (Ratner et al. 2019, AAAI, arXiv:1810.02840), for annotators who err
     independently; not the generative model of the Snorkel paper of 2017. Neither that nor the package
-    snorkel-metal can be run; `MISSING` says why. After 100 epochs it need not have settled: the answer may
-    depend on `random_state`.
+    snorkel-metal can be run; `MISSING` gives the reasons. It may not have converged after 100 epochs, so
+    results may depend on `random_state`.
 
     snorkel holds a dense matrix of labelled items x annotators. Memory: 8 K + 20 bytes a cell (K classes),
-    and 35 bytes a cell of the square matrix over (annotator, class), with which time grows as well: 3,000
-    annotators take 20 s before the first epoch.
+    and 35 bytes a cell of the square matrix over (annotator, class); time grows with that matrix as well:
+    3,000 annotators take 20 s before the first epoch.
 
-    Items without labels have the class balance; of new items, labels by annotators of the fit count. There is
-    no use for gold: known items are as unknown in the fit, and certain afterwards. There is no objective
-    (`log_posterior_` is empty, `n_iter_` 0) and no stopping rule (`converged_` is False). `confusion_` and
-    `annotators_` are posterior means given the label probabilities, as for `GLAD`; what snorkel learned is
-    `propensity_`. Global random states are left as they were.
+    Items without labels have the class balance. For new items, only labels by annotators of the fit count.
+    The fit does not use gold; known items are certain afterwards. There is no objective (`log_posterior_` is
+    empty, `n_iter_` 0) and no stopping rule (`converged_` is False). `confusion_` and `annotators_` are
+    posterior means given the label probabilities, as for `GLAD`; snorkel's own parameters are
+    `propensity_`. Global random states are restored.
 
     Args:
         epochs: gradient steps. learning_rate: their size. l2: the penalty above, and the weight decay of the
             steps. Defaults are snorkel's.
         class_balance: p(class) by class, a dict or a Series (as `class_prior_` of another aggregator); None:
             uniform, as in snorkel.
-        random_state: the seed, which scales the start.
+        random_state: the seed of the initial scale.
         dependence, abstention: as for `DawidSkene`; dependence: "warn" or "ignore".
 
     `fit` raises:
-        ImportError: snorkel is not there.
-        TypeError, ValueError: parameters without a meaning. What a label matrix cannot say: weights other
-            than 1, several labels by one annotator of one item. Fewer than three annotators with labels; more
-            than 2 * 10^8 cells of either matrix; a fit that diverges.
+        ImportError: snorkel is not installed.
+        TypeError, ValueError: invalid parameters; annotations that a label matrix cannot hold (weights other
+            than 1, several labels of one item by one annotator); fewer than three annotators with labels;
+            more than 2 * 10^8 cells in either matrix; a fit that diverges.
     """
 
     epochs: int = 100
@@ -147,8 +147,8 @@ class SnorkelLabelModel(ItemModel):
 def _bayes(
     rows: Rows, propensity: Float64[np.ndarray, "j k l"], balance: Float64[np.ndarray, " k"]
 ) -> Float64[np.ndarray, "i k"]:
-    """What snorkel's `predict_proba` says, without its dense matrix and without underflow; items with gold
-    are certain.
+    """Return the probabilities of snorkel's `predict_proba`, without its dense matrix and without underflow;
+    items with gold are certain.
     """
     log_likelihood = np.log(propensity)[rows.annotator, :, rows.label]  # (n, k)
     sums = sums_by_owner(log_likelihood, rows.item, rows.num_items)
@@ -159,7 +159,7 @@ def _bayes(
 
 
 def _matrix(rows: Rows) -> Int16[np.ndarray, "v j"]:
-    """The labels of the items that have any, -1 where an annotator gave none."""
+    """Return the dense matrix of labels over labelled items and annotators, -1 where there is no label."""
     items, place = np.unique(rows.item, return_inverse=True)
     active, side = len(np.unique(rows.annotator)), rows.num_annotators * rows.num_classes
     if active < 3:
@@ -183,13 +183,13 @@ def _matrix(rows: Rows) -> Int16[np.ndarray, "v j"]:
 def _learn(
     matrix: Int16[np.ndarray, "v j"], balance: Float64[np.ndarray, " k"], settings: dict[str, int | float]
 ) -> Float64[np.ndarray, "j k l"]:
-    """What snorkel learns of annotators.
+    """Fit snorkel's label model and return P(annotator gives label l | class k).
 
     Raises:
-        ImportError: snorkel is not there.
+        ImportError: snorkel is not installed.
         ValueError: the fit diverged.
     """
-    with _as_found():
+    with _global_state_restored():
         model = _label_model()(cardinality=len(balance), verbose=False)
         try:
             model.fit(matrix, class_balance=balance.tolist(), progress_bar=False, **settings)
@@ -206,8 +206,8 @@ def _learn(
 
 
 def _label_model() -> Any:
-    """snorkel's LabelModel; where it would look for a permutation of NaN without end, it raises as it does
-    elsewhere.
+    """Return snorkel's LabelModel, changed to raise an error on NaN parameters, where it would otherwise
+    search for a permutation forever.
     """
     try:
         from snorkel.labeling.model import LabelModel
@@ -226,31 +226,27 @@ def _label_model() -> Any:
 
 
 @contextmanager
-def _as_found() -> Iterator[None]:
-    """Within: float32 on the CPU, with gradients, and whatever is seeded or drawn; afterwards: global states
-    as they were before.
+def _global_state_restored() -> Iterator[None]:
+    """Run the block in float32 on the CPU with gradients, then restore the default dtype and all random
+    states.
     """
     import torch
 
-    drawn, numpy_drawn, torch_drawn, seed = (
-        random.getstate(),
-        np.random.get_state(),
-        torch.get_rng_state(),
-        torch.initial_seed(),
-    )
-    cuda_drawn = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    torch_state, seed = torch.get_rng_state(), torch.initial_seed()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu"), torch.inference_mode(False):  # which turns gradients on
+        with torch.device("cpu"), torch.inference_mode(False):  # enables gradients
             yield
     finally:
         torch.set_default_dtype(dtype)
-        random.setstate(drawn)
-        np.random.set_state(numpy_drawn)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
         torch.manual_seed(seed)  # for devices that have not started yet
-        torch.set_rng_state(torch_drawn)
-        torch.cuda.set_rng_state_all(cuda_drawn)
+        torch.set_rng_state(torch_state)
+        torch.cuda.set_rng_state_all(cuda_states)
 
 
 def _require_matrix(table: Table) -> None:
@@ -260,7 +256,7 @@ def _require_matrix(table: Table) -> None:
     reject(
         table.weights != 1,
         weights,
-        "snorkel counts every label once: weights other than 1 are none that it can take",
+        "snorkel counts every label once and accepts no weights other than 1",
     )
     repeated = (
         pd.Series(table.item * len(table.annotators) + table.annotator).duplicated(keep=False).to_numpy()
@@ -269,17 +265,17 @@ def _require_matrix(table: Table) -> None:
     reject(
         repeated,
         pairs,
-        "several labels by one annotator of one item: snorkel takes one; "
+        "several labels of one item by one annotator: snorkel accepts one; "
         "set duplicates='first' or 'last' in `from_frame`",
     )
 
 
 def _read_balance(balance: Any, classes: pd.Index) -> Float64[np.ndarray, " k"]:
-    """The class balance in the order of the classes; uniform where it is None.
+    """Return the class balance in the order of the classes; uniform if it is None.
 
     Raises:
-        TypeError: it is by nothing.
-        ValueError: it is not by these classes, not positive, or does not sum to 1.
+        TypeError: it is neither a dict nor a Series.
+        ValueError: its classes differ, a value is not positive, or the sum is not 1.
     """
     if balance is None:
         return np.full(len(classes), 1 / len(classes))
@@ -293,6 +289,7 @@ def _read_balance(balance: Any, classes: pd.Index) -> Float64[np.ndarray, " k"]:
         or not math.isclose(values.sum(), 1, abs_tol=1e-6)
     ):
         raise ValueError(
-            f"class_balance={dict(given)!r}: give every class of {list(classes[:10])} a number > 0, in sum 1"
+            f"class_balance={dict(given)!r}: give every class of {list(classes[:10])} a number > 0; "
+            "they must sum to 1"
         )
     return values

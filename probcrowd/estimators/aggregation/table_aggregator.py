@@ -44,11 +44,11 @@ _LEAST_COUNT = 1e-6  # of `counts_`
 
 @dataclass(frozen=True)
 class TableFit:
-    """What EM learned.
+    """The results of EM.
 
     mode: the fit at the posterior mode. last: the fit whose scores the label probabilities come from.
-    statistics: expected counts under `last`, and shares (m, k): the responsibilities that make them, of
-    patterns of items. place: the pattern of each item; None: each has its own. additions: labels that came
+    statistics: expected counts under `last`, and shares (m, k): the responsibilities of item patterns
+    behind them. place: the pattern of each item; None: each item is its own pattern. additions: labels added
     after the fit.
     """
 
@@ -81,9 +81,9 @@ class TableFit:
 class TableAggregator(Aggregator):
     """An aggregator fitted by `fit_table`, by default with independent Dirichlet rows under `prior`.
 
-    A subclass with another model of annotators overrides `annotator_model`. hard: whether the most probable
-    class takes all. incremental: whether `partial_fit` adds labels. prior_kind: the record that `prior` may
-    be.
+    A subclass with another model of annotators overrides `annotator_model`. hard: whether each item counts
+    for its most probable class only. incremental: whether `partial_fit` adds labels. prior_kind: the record
+    type that `prior` accepts.
     """
 
     max_iter: int = 1000
@@ -109,14 +109,14 @@ class TableAggregator(Aggregator):
         The first call is `fit`.
 
         Items and annotators may be old or new. gold: the known class of items old or new, with or without
-        labels in `annotations`; those of other items are ignored. Everything follows but `log_posterior_`,
-        `converged_` and `dependence_`, which stay those of the last full fit. `refit_gap_` estimates how far
-        the results may be from a full fit.
+        labels in `annotations`; those of other items are ignored. All results are updated except
+        `log_posterior_`, `converged_` and `dependence_`, which stay those of the last full fit. `refit_gap_`
+        estimates how far the results may be from a full fit.
 
         Raises:
-            TypeError, ValueError: as `fit`; also a class that the fit does not know, an (item, annotator)
-                pair that it has, or a known class of an item that contradicts an earlier one; ids of another
-                kind than earlier ones. The estimator is then unchanged.
+            TypeError, ValueError: as `fit`; also for a class that is not in the fit, an (item, annotator)
+                pair that already has a label, a known class that contradicts an earlier one, or ids of
+                another type than earlier ones. The estimator is then unchanged.
         """
         if not hasattr(self, "classes_"):
             return self.fit(annotations, gold)
@@ -125,12 +125,12 @@ class TableAggregator(Aggregator):
 
     @property
     def refit_gap_(self) -> pd.Series:
-        """How far results may be from those of a full fit of all labels.
+        """Estimate how far the results may be from those of a full fit of all labels.
 
-        labels_added; share_added: of all labels; mean_shift and largest_shift: by how much the log odds of an
-        item that was not touched would change if its responsibilities were computed again with the present
-        tables, as a mean over labels times labels per item, and at most. A full fit moves on from there:
-        expect some times the mean shift where EM is slow.
+        labels_added; share_added: their share of all labels; mean_shift and largest_shift: the change in the
+        log odds of an untouched item if its responsibilities were recomputed with the present tables (the
+        mean over labels times the labels per item, and the maximum). A full fit goes further: expect a few
+        times the mean shift where EM is slow.
         """
         if not self.incremental:
             raise AttributeError(f"{type(self).__name__} has no partial_fit, hence no refit_gap_")
@@ -138,8 +138,8 @@ class TableAggregator(Aggregator):
 
     @property
     def counts_(self) -> pd.DataFrame:
-        """Expected counts by annotator, true_class and label, those above 1e-6: what a later fit takes as
-        `history`.
+        """Expected counts above 1e-6 by annotator, true_class and label, for the argument `history` of a
+        later fit.
         """
         fitted = self._record
         cells, counts = fitted.rows.cells, fitted.rows.counts
@@ -187,7 +187,7 @@ class TableAggregator(Aggregator):
         return Fitted(results, *ids, packed, rows, prior, prior, mode.objective, converged, tables)
 
     def _finish(self, fitted: Fitted) -> Fitted:
-        """Average label probabilities over parameters, from the responsibilities that make the counts."""
+        """Average label probabilities over parameters, given the responsibilities behind the counts."""
         tables: TableFit = fitted.model
         probabilities = self.item_probabilities(fitted, tables.patterns, tables.shares)
         return replace(fitted, items=replace(fitted.items, responsibilities=tables.by_item(probabilities)))
@@ -195,7 +195,7 @@ class TableAggregator(Aggregator):
     def item_probabilities(
         self, fitted: Fitted, packed: Packed, shares: Float64[np.ndarray, "i k"]
     ) -> Float64[np.ndarray, "i k"]:
-        """Return label probabilities of items that have the responsibilities `shares` in the counts."""
+        """Return label probabilities of items that are in the counts with the responsibilities `shares`."""
         tables, cells = fitted.model, fitted.rows.cells
         averaging = self._averaging(tables, cells, fitted.rows.history)
         if averaging is not None:
@@ -240,7 +240,9 @@ class TableAggregator(Aggregator):
     def _averaging(
         self, tables: TableFit, cells: Cells, history: Float64[np.ndarray, "p k"] | None
     ) -> Averaging | None:
-        """Return the model whose posterior means give label probabilities; None: the E step gives them."""
+        """Return the model whose posterior means give label probabilities, or None if the E step gives
+        them.
+        """
         model = self.annotator_model(cells, history)
         return model if isinstance(model, Averaging) and self.confidence == "averaged" else None
 

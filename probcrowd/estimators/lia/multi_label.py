@@ -96,8 +96,8 @@ class MultiLabelLIA(BaseEstimator):
             if features is not None:
                 unique = matched(features, items.unique(), "features")
                 repeated = unique.take(unique.index.get_indexer(items)).set_axis(table.items, axis=0)
-            asked = code.astype(np.int64), len(questions)
-            return lia._solve(table, repeated, annotator_features, folder, resume, asked)
+            item_questions = code.astype(np.int64), len(questions)
+            return lia._solve(table, repeated, annotator_features, folder, resume, item_questions)
 
         lia._fit(frame, known, fit)
         return self._set_fitted(lia)

@@ -5,12 +5,12 @@ items; "gold", by true classes of other items, a privilege that few have. The be
 among them. Each method uses, of the learning rates tried, those whose fits predict held-out labels best on
 average over seeds; test items play no part in that either.
 
-results.csv    one row per set, selection and method: accuracy and log score on test items, mean and standard
-               error over seeds
-rates.csv      the same for every learning rate
-asked.csv      each of our methods against each baseline, paired by seed
-published.csv  what papers report, with the rule by which they selected the epoch
-cells/         every number: one row per seed
+results.csv      one row per set, selection and method: accuracy and log score on test items, mean and
+                 standard error over seeds
+rates.csv        the same for every learning rate
+comparisons.csv  each of our methods against each baseline, paired by seed
+published.csv    what papers report, with the rule by which they selected the epoch
+cells/           every number: one row per seed
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _tables(options: CrowdOptions) -> Tables:
     return {
         "results": summarize(selected),
         "rates": summarize(rows),
-        "asked": compare(selected),
+        "comparisons": compare(selected),
         "published": read_published("crowd"),
     }
 

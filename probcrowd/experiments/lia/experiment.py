@@ -3,11 +3,11 @@
 At most r labels of each item are drawn at random; every seed draws its own. Methods see these labels, and
 features where they take any; gold labels only score them. A tie counts as half right.
 
-results.csv    one row per set, truth, r, method and answer: accuracy, Brier and log score, mean and standard
-               error over seeds; published
-asked.csv      LIA (joint) against the better of Dawid-Skene (MAP) and the published LIA, with standard errors
-               over seeds and over items
-cells/         every number: one row per seed, with a mark for every item: 1 right, 0 wrong, - tie
+results.csv      one row per set, truth, r, method and answer: accuracy, Brier and log score, mean and
+                 standard error over seeds; published
+comparisons.csv  LIA (joint) against the better of Dawid-Skene (MAP) and the published LIA, with standard
+                 errors over seeds and over items
+cells/           every number: one row per seed, with a mark for every item: 1 right, 0 wrong, - tie
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _score(probabilities: pd.DataFrame, gold: pd.Series) -> dict[str, Any]:
 
 def _tables(options: LIAOptions) -> Tables:
     rows = read_cells(options.out, _cells(options, [*METHODS, JOINTLY]))
-    tables = {"results": summarize(rows), "asked": compare(rows)}
+    tables = {"results": summarize(rows), "comparisons": compare(rows)}
     return {name: table for name, table in tables.items() if len(table)}
 
 
@@ -204,8 +204,8 @@ def _report(tables: Tables) -> list[tuple[str, str]]:
     text = format_results(shown, ["set", "truth"], "{}, truth: {}", "redundancy", axis="redundancy")
     title = "accuracy ± standard error in per cent, by labels per item; in brackets what the paper reports"
     parts = [(title, text)]
-    if "asked" in tables:
-        text = tables["asked"].to_string(index=False, float_format="{:.1f}".format, na_rep="")
+    if "comparisons" in tables:
+        text = tables["comparisons"].to_string(index=False, float_format="{:.1f}".format, na_rep="")
         parts.append(
             ("LIA (joint) less the better of Dawid-Skene (MAP) and the paper's LIA, in per cent", text)
         )

@@ -6,8 +6,8 @@ the weights w are the class prior.
 
     accuracy     = sum_k w_k confusion[k, k]        mean and variance are exact; interval: the Beta with both
     information  = H(sum_k w_k confusion[k, :]) - sum_k w_k H(confusion[k, :])     in bits
-                   mean: the second term exact, the first to second order; variance: delta method, plus that
-                   of the second order, which is what is left at a spammer; interval: the Gamma with both
+                   mean: the second term exact, the first to second order; variance: delta method, plus the
+                   second-order term, the only one left at a spammer; interval: the Gamma with both
     P(spamming)  = p s / (p s + (1 - p) r),      p = 0.1 a priori
                    r = prod_k B(a_k + h_k) / B(a_k),     s = B(b + sum_k h_k) / B(b)
 
@@ -41,8 +41,8 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True)
 class RowPosterior:
-    """Dirichlet posteriors of confusion rows: counts by cell (p, k) on top of concentrations that all share
-    (k, l) and of earlier counts (p, k).
+    """Dirichlet posteriors of confusion rows: shared concentrations (k, l) plus counts by cell (p, k) and, if
+    any, earlier counts (p, k).
     """
 
     cells: Cells
@@ -53,7 +53,9 @@ class RowPosterior:
     def chunks(
         self, *values: Float64[np.ndarray, "p k"]
     ) -> Iterator[tuple[slice, list[Float64[np.ndarray, "c k l"]]]]:
-        """Those values as arrays over annotator, class and label, some annotators at a time."""
+        """Yield the values as dense arrays over annotator, class and label, a group of annotators at a
+        time.
+        """
         cells = self.cells
         order = np.argsort(cells.annotator, kind="stable")
         ends = np.searchsorted(cells.annotator[order], np.arange(cells.num_annotators + 1))
@@ -61,12 +63,12 @@ class RowPosterior:
         for low in range(0, cells.num_annotators, step):
             high = min(low + step, cells.num_annotators)
             here = order[ends[low] : ends[high]]
-            made = []
+            parts = []
             for value in values:
                 dense = np.zeros((high - low, cells.num_labels, cells.num_classes))
                 dense[cells.annotator[here] - low, cells.label[here]] = value[here]
-                made.append(dense.transpose(0, 2, 1))
-            yield slice(low, high), made
+                parts.append(dense.transpose(0, 2, 1))
+            yield slice(low, high), parts
 
 
 def annotator_table(
@@ -74,8 +76,8 @@ def annotator_table(
     class_prior: Float64[np.ndarray, " k"],
     held_out: Float64[np.ndarray, "p k"] | None = None,
 ) -> pd.DataFrame:
-    """By annotator code: num_labels (weights summed), accuracy, information_bits (mean, _lower, _upper:
-    central 90 %), spammer.
+    """Return a table by annotator code: num_labels (sum of weights), accuracy and information_bits (mean,
+    _lower, _upper: central 90 %), spammer.
     """
     history = posterior.counts * 0 if posterior.history is None else posterior.history
     left = posterior.counts if held_out is None else held_out
@@ -105,7 +107,7 @@ def _information(
 ) -> dict[str, np.ndarray]:
     total = rows.sum(2, keepdims=True)
     share = rows / total
-    mixed = np.einsum("k,ckl->cl", weight, share)  # what the annotator says, whatever the truth
+    mixed = np.einsum("k,ckl->cl", weight, share)  # distribution of labels, over all classes
     entropy = -(share * (digamma(rows + 1) - digamma(total + 1))).sum(2)  # exact mean of the rows' entropies
     spread = share * (1 - share) / (total + 1)
     curvature = 0.5 * np.einsum("k,ckl->cl", weight**2, spread) / mixed
@@ -119,10 +121,10 @@ def _information(
     shape = np.where(certain, 1.0, mean**2 / np.maximum(variance, 1e-300))
     scale = np.where(certain, 1.0, variance / np.where(certain, 1.0, mean))
     most = np.log(min(rows.shape[1:])) / np.log(2)
-    found = _interval(
+    columns = _interval(
         "information_bits", mean / np.log(2), certain, lambda q: gamma.ppf(q, shape, scale=scale) / np.log(2)
     )
-    return {name: np.minimum(value, most) for name, value in found.items()}
+    return {name: np.minimum(value, most) for name, value in columns.items()}
 
 
 def _spammer(
@@ -144,18 +146,20 @@ def _interval(name: str, mean: np.ndarray, certain: np.ndarray, quantile: object
 
 
 def confusion_table(posterior: RowPosterior) -> Float64[np.ndarray, "j k l"]:
-    """Posterior means of all confusion matrices."""
+    """Return posterior means of all confusion matrices."""
     history = posterior.counts * 0 if posterior.history is None else posterior.history
-    made = np.zeros((posterior.cells.num_annotators, posterior.cells.num_classes, posterior.cells.num_labels))
+    confusion = np.zeros(
+        (posterior.cells.num_annotators, posterior.cells.num_classes, posterior.cells.num_labels)
+    )
     for where, (counts, earlier) in posterior.chunks(posterior.counts, history):
         rows = posterior.base + earlier + counts
-        made[where] = rows / rows.sum(2, keepdims=True)
-    return made
+        confusion[where] = rows / rows.sum(2, keepdims=True)
+    return confusion
 
 
 def held_out(packed: Packed, scores: Scores) -> Statistics:
-    """Return expected counts with each row's own label left out of its item's responsibilities: annotators
-    against all others.
+    """Return expected counts with each row's own label left out of its item's responsibilities, so that an
+    annotator is compared with the others.
     """
     _, _, table, prior = scaled(scores)
     log_table, log_prior = np.log(table), np.log(prior)

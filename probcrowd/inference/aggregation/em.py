@@ -14,8 +14,8 @@ the counts themselves (their Fisher information),
 It is tried where |g| fell twice in a row: where steps grow, EM leaves a saddle, and extrapolation would lead
 back. A pass whose objective is not higher is undone, the plain step follows, and further trials wait for 4,
 8, 16 ... passes, so a fit costs few passes more than EM where nothing is gained. EM picks its mode in the
-first passes; a higher mode may still be found, and so may a lower one: on real sets this has not been seen
-under the default prior, under flat priors it has (benchmarks/aggregation.py).
+first passes. Extrapolation may still lead to a higher mode, or to a lower one: on real sets this was not seen
+under the default prior, but under flat priors it was (benchmarks/aggregation.py).
 
 A few annotators who label many items produce few distinct patterns of labels, and then EM runs over patterns
 instead of items. The result is exact: equal items have equal responsibilities, and a pattern counts as often

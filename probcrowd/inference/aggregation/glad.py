@@ -1,20 +1,20 @@
-r"""GLAD: every annotator has an ability, every item an ease, and right labels come from their product
-(Whitehill et al., 2009).
+r"""GLAD: annotators have abilities, items have an ease, and their product gives the probability of a right
+label (Whitehill et al., 2009).
 
     z_i ~ Uniform(K)   ability_j ~ Normal(1, 1)   log_ease_i ~ Normal(1, 1)   t_ij = ability_j exp(log_ease_i)
     p(label = z) = sigmoid(t_ij),     p(label = l) = (1 - sigmoid(t_ij)) / (K - 1) for every other class l
 
-log sigmoid(t) - log(1 - sigmoid(t)) = t, so that, with the weight w_n of a row as the number of times it
+Since log sigmoid(t) - log(1 - sigmoid(t)) = t, and w_n, the weight of a row, is the number of times it
 counts,
 
     s_ik = log p(labels of item i | truth k)
          = sum_n w_n (t_n [l_n = k] - softplus(t_n)) - log(K - 1) sum_n w_n [l_n != k]
 
-An iteration raises the log posterior, with the truth summed out, in two blocks. Abilities given q =
-softmax(s): Newton's method on the expected complete log posterior, which falls apart into one concave
-function per annotator (the M step of EM). Ease given abilities: Newton's method on log mean_k exp(s_ik)
-itself, one function per item, not concave, so that a step which lowers it is halved; q follows. Time per
-iteration and memory grow with n + i k.
+An iteration increases the log posterior, with the truth summed out, in two blocks. Abilities given
+q = softmax(s): Newton's method on the expected complete log posterior, a sum of one concave function per
+annotator (the M step of EM). Ease given abilities: Newton's method on log mean_k exp(s_ik) itself, one
+function per item. It is not concave, so a step that lowers it is halved; q follows. Time per iteration and
+memory grow with n + i k.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from probcrowd.inference.posterior.gibbs_kernels import HALF_LOG_TWO_PI
 
 PRIOR_MEAN = 1.0
 NEWTON_STEPS, HALVINGS, LONGEST_STEP, SHORTEST_STEP = 3, 30, 2.0, 1e-9
-MOST_STEPS = 100  # for the ease of items outside the fit, found at once
+MOST_STEPS = 100  # for the ease of items outside the fit, which has no further iterations
 
 
 class Panel(NamedTuple):
-    """Rows sorted by item, as arrays: those of item i are first_of_item[i] onwards, those of annotator j
-    order[first_of_annotator[j]:].
+    """Rows sorted by item, indexed by item and by annotator, for compiled loops.
+
+    Item i has the rows first_of_item[i] to first_of_item[i + 1]; annotator j has the rows
+    order[first_of_annotator[j] : first_of_annotator[j + 1]].
     """
 
     item: Int64[np.ndarray, " n"]
@@ -51,12 +53,12 @@ class Panel(NamedTuple):
 
 
 def fit_glad(rows: Rows, *, max_iter: int = 100, tolerance: float = 1e-6) -> Result:
-    """Label probabilities at a mode of abilities and ease, sought from the prior means on; objective: the
-    log posterior, with constants.
+    """Fit GLAD: label probabilities at a mode of abilities and ease, starting from the prior means.
 
-    Converged when an iteration gains less than `tolerance` per item. parameters: ability (j), log_ease (i).
-    Without rows both keep their prior mean, and such an item the uniform class prior. One class: nothing to
-    infer, all probabilities are 1 and there is no objective.
+    Converged when an iteration gains less than `tolerance` per item. objective: the log posterior, with
+    constants. parameters: ability (j), log_ease (i). Annotators and items without rows stay at the prior
+    mean, and such an item has uniform probabilities. With one class there is nothing to infer: all
+    probabilities are 1 and there is no objective.
     """
     panel = make_panel(rows)
     ability, log_ease = np.full(rows.num_annotators, PRIOR_MEAN), np.full(rows.num_items, PRIOR_MEAN)
@@ -64,16 +66,16 @@ def fit_glad(rows: Rows, *, max_iter: int = 100, tolerance: float = 1e-6) -> Res
     history: list[float] = []
     converged = rows.num_classes == 1
     if not converged:
-        raise_ease(panel, ability, 0, log_ease, probabilities)  # no step: the E step alone
+        update_ease(panel, ability, 0, log_ease, probabilities)  # no steps: the E step only
     while not converged and len(history) < max_iter:
         before = ability, log_ease, probabilities
         ability, log_ease, probabilities = (values.copy() for values in before)
-        raise_abilities(panel, log_ease, probabilities, ability)
-        value = raise_ease(panel, ability, NEWTON_STEPS, log_ease, probabilities)
+        update_abilities(panel, log_ease, probabilities, ability)
+        value = update_ease(panel, ability, NEWTON_STEPS, log_ease, probabilities)
         value -= ((ability - PRIOR_MEAN) ** 2).sum() / 2 + HALF_LOG_TWO_PI * (ability.size + log_ease.size)
         gain = value - history[-1] if history else math.inf
         converged = bool(gain < tolerance * rows.num_items)
-        if gain < 0:  # only rounding lowers it: both blocks raise it
+        if gain < 0:  # rounding: both blocks increase the objective
             ability, log_ease, probabilities = before
             break
         history.append(float(value))
@@ -81,14 +83,14 @@ def fit_glad(rows: Rows, *, max_iter: int = 100, tolerance: float = 1e-6) -> Res
 
 
 def new_items_glad(rows: Rows, parameters: dict[str, np.ndarray]) -> Float64[np.ndarray, "i k"]:
-    """Label probabilities of other items: abilities as fitted, ease at its mode given them, which is how the
-    fit treats its own items.
+    """Label probabilities of items outside the fit, with the fitted abilities and ease at its mode given
+    them, as for items of the fit.
 
-    The mode is sought from the prior mean on, where an item without rows stays, its probabilities uniform.
+    The search starts at the prior mean. An item without rows stays there and has uniform probabilities.
     """
     probabilities = np.ones((rows.num_items, rows.num_classes))
     if rows.num_classes > 1:
-        raise_ease(
+        update_ease(
             make_panel(rows),
             parameters["ability"],
             MOST_STEPS,
@@ -99,8 +101,8 @@ def new_items_glad(rows: Rows, parameters: dict[str, np.ndarray]) -> Float64[np.
 
 
 def make_panel(rows: Rows) -> Panel:
-    """The rows by item, then annotator, label and weight, so that the order they came in cannot touch a
-    digit of the answer.
+    """Sort the rows by item, annotator, label and weight, so that results do not depend on their order, not
+    even in the last digit.
     """
     sort = np.lexsort((rows.weight, rows.label, rows.annotator, rows.item))
     item, annotator, label = (
@@ -115,7 +117,7 @@ def make_panel(rows: Rows) -> Panel:
 
 @compiled
 def right_and_log_wrong(t: float) -> tuple[float, float]:
-    """sigmoid(t) and log(1 - sigmoid(t)), without overflow."""
+    """Return sigmoid(t) and log(1 - sigmoid(t)), without overflow."""
     small = math.exp(-abs(t))
     return (1 if t >= 0 else small) / (1 + small), -max(t, 0.0) - math.log1p(small)
 
@@ -128,7 +130,7 @@ def ability_value(
     ease: Float64[np.ndarray, " i"],
     probabilities: Float64[np.ndarray, "i k"],
 ) -> tuple[float, float, float]:
-    """Expected log posterior of one annotator's ability, without constants, and its first two derivatives."""
+    """Return the expected log posterior of one ability, without constants, and its first two derivatives."""
     distance = ability - PRIOR_MEAN
     value, slope, curvature = -0.5 * distance * distance, -distance, -1.0
     for n in panel.order[panel.first_of_annotator[j] : panel.first_of_annotator[j + 1]]:
@@ -145,25 +147,25 @@ def ability_value(
 
 
 @compiled
-def raise_abilities(
+def update_abilities(
     panel: Panel,
     log_ease: Float64[np.ndarray, " i"],
     probabilities: Float64[np.ndarray, "i k"],
     ability: Float64[np.ndarray, " j"],
 ) -> None:
-    """Newton steps for every ability, in place; none lowers its expected log posterior."""
+    """Update every ability in place by Newton steps that never lower its expected log posterior."""
     ease = np.exp(log_ease)
     for j in range(ability.size):
         value, slope, curvature = ability_value(j, ability[j], panel, ease, probabilities)
         for _ in range(NEWTON_STEPS):
             step = -slope / curvature
             for _ in range(HALVINGS):
-                raised, new_slope, new_curvature = ability_value(
+                proposed, new_slope, new_curvature = ability_value(
                     j, ability[j] + step, panel, ease, probabilities
                 )
-                if raised >= value:
+                if proposed >= value:
                     ability[j] += step
-                    value, slope, curvature = raised, new_slope, new_curvature
+                    value, slope, curvature = proposed, new_slope, new_curvature
                     break
                 step /= 2
             if abs(step) < SHORTEST_STEP:
@@ -179,26 +181,22 @@ def ease_value(
     q: Float64[np.ndarray, " k"],
     rate: Float64[np.ndarray, " k"],
 ) -> tuple[float, float, float]:
-    """Log posterior of one item's log ease, without the Normal's constant, its slope and a negative
-    curvature; q = softmax(s) in place.
+    """Return the log posterior of one item's log ease, without the Normal's constant, its slope and a
+    negative curvature; write softmax(s) to q.
 
-    Where the second derivative is not safely negative, the curvature of the Gauss-Newton method stands in for
-    it.
+    Where the second derivative is not below -1/2, the Gauss-Newton curvature replaces it.
     """
-    ease, spread = math.exp(log_ease), math.log(q.size - 1)
+    ease, log_others = math.exp(log_ease), math.log(q.size - 1)
     q[:], rate[:] = 0.0, 0.0
-    wrong, pull, bend = (
-        0.0,
-        0.0,
-        0.0,
-    )  # what all classes share: the value of all labels wrong, and derivatives
+    # Terms shared by all classes: the value if every label were wrong, and its derivatives
+    wrong, wrong_slope, wrong_curvature = 0.0, 0.0, 0.0
     for n in range(panel.first_of_item[i], panel.first_of_item[i + 1]):
         t, label, w = float(ability[panel.annotator[n]]) * ease, panel.label[n], float(panel.weight[n])
         right, log_wrong = right_and_log_wrong(t)
-        wrong += w * (log_wrong - spread)
-        pull -= w * right * t
-        bend -= w * right * (1 - right) * t * t
-        q[label] += w * (t + spread)
+        wrong += w * (log_wrong - log_others)
+        wrong_slope -= w * right * t
+        wrong_curvature -= w * right * (1 - right) * t * t
+        q[label] += w * (t + log_others)
         rate[label] += w * t
     gold = panel.gold[i]
     top = float(q.max() if gold < 0 else q[gold])
@@ -212,20 +210,20 @@ def ease_value(
         square += q[k] * rate[k] * rate[k]
     distance = log_ease - PRIOR_MEAN
     value = wrong + top + math.log(total) - math.log(q.size) - 0.5 * distance * distance
-    second = bend + pull + mean + square - mean * mean - 1
-    return value, pull + mean - distance, second if second < -0.5 else bend - 1
+    second = wrong_curvature + wrong_slope + mean + square - mean * mean - 1
+    return value, wrong_slope + mean - distance, second if second < -0.5 else wrong_curvature - 1
 
 
 @compiled
-def raise_ease(
+def update_ease(
     panel: Panel,
     ability: Float64[np.ndarray, " j"],
     steps: int,
     log_ease: Float64[np.ndarray, " i"],
     q: Float64[np.ndarray, "i k"],
 ) -> float:
-    """Newton steps for every item's ease, in place, then its label probabilities; the sum of the items' log
-    posteriors.
+    """Update every item's ease in place by Newton steps, then its label probabilities; return the sum of the
+    items' log posteriors.
     """
     rate, total = np.empty(q.shape[1]), 0.0
     for i in range(log_ease.size):
@@ -233,12 +231,12 @@ def raise_ease(
         for _ in range(steps):
             step = min(max(-slope / curvature, -LONGEST_STEP), LONGEST_STEP)
             for _ in range(HALVINGS):
-                raised, new_slope, new_curvature = ease_value(
+                proposed, new_slope, new_curvature = ease_value(
                     i, log_ease[i] + step, panel, ability, q[i], rate
                 )
-                if raised >= value:
+                if proposed >= value:
                     log_ease[i] += step
-                    value, slope, curvature = raised, new_slope, new_curvature
+                    value, slope, curvature = proposed, new_slope, new_curvature
                     break
                 step /= 2
             if abs(step) < SHORTEST_STEP:

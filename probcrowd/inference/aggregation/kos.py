@@ -1,25 +1,24 @@
-r"""KOS: messages between items and annotators find whom to believe, for two classes (Karger, Oh and Shah,
-2011).
+r"""KOS: message passing between items and annotators, for two classes (Karger, Oh and Shah, 2011).
 
     A_ij = sum of w_n over the labels of class 1 that annotator j gave item i, minus those of class 0
-    x_{i -> j} = sum_{j' != j} A_ij' y_{j' -> i}    evidence for class 1 in labels by others than j
-    y_{j -> i} = sum_{i' != i} A_i'j x_{i' -> j}        how reliable annotator j is, apart from item i
+    x_{i -> j} = sum_{j' != j} A_ij' y_{j' -> i}    evidence for class 1 in the labels of the others
+    y_{j -> i} = sum_{i' != i} A_i'j x_{i' -> j}        reliability of annotator j on the other items
     start: y ~ Normal(1, 1)                         decision: class 1 if score_i = sum_j A_ij y_{j -> i} > 0
 
-This is the power method for the pairs (i, j), so that messages are rescaled to root mean square 1 every
-round; each connected part of the items and annotators by itself, as it would be without the others. The gold
-label of an item fixes x_{i -> j} at -1 or 1. Where messages die out, as they do in a part without cycles and
-gold, all annotators count alike (y = 1, the mean of the start), which is a majority vote.
+This is the power method over the pairs (i, j), so messages are rescaled to root mean square 1 every round,
+separately in each connected component of items and annotators. The gold label of an item fixes x_{i -> j} at
+-1 or 1. Where messages vanish, as in a component without cycles or gold, all annotators count alike (y = 1,
+the mean of the start), which is a majority vote.
 
-KOS decides and has no probabilities. The messages y come on an arbitrary scale: c = sum_i |score_i| / sum_ij
+KOS gives decisions, not probabilities. The scale of the messages y is arbitrary. c = sum_i |score_i| / sum_ij
 |A_ij| y_{j -> i}^2 makes c y the best linear prediction of whether a label agrees with the decision (1) or
-not (-1), hence of 2 p - 1 for an annotator who is right with probability p. The log odds of p are 2 artanh(2
-p - 1), 2 c y to first order, and those of independent labels add up:
+not (-1), and so of 2 p - 1 for an annotator who is right with probability p. The log odds of p are
+2 artanh(2 p - 1), which is 2 c y to first order, and those of independent labels add up:
 
     p(class 1) = sigmoid(2 c score_i)
 
-which is monotone in the score, so that the more probable class is the decision. Time per round grows with n,
-memory with n times the number of starts.
+This is monotone in the score, so the more probable class is the decision. Time per round grows with n, memory
+with n times the number of starts.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ from probcrowd.compute.compiled import compiled
 from probcrowd.data.rows import Rows
 from probcrowd.inference.aggregation.result import Result
 
-SETTLED = 1e-6  # change of messages whose root mean square is 1
+SETTLED = 1e-6  # largest change of a message; their root mean square is 1
 
 
 def fit_kos(rows: Rows, *, seed: int = 0, restarts: int = 10, max_iter: int = 100) -> Result:
-    """Label probabilities of two classes from the mean of the messages of several random starts.
+    """Fit KOS from several random starts and average their messages.
 
-    Converged when every start's messages settle within `max_iter` rounds. There is no objective. parameters:
-    score (i), the mean of score_i; annotator_log_odds (j), 2 c times what annotator j would tell an item
-    outside the fit, 0 for one without rows. Items without rows, and ties, get one half each. An item with
-    gold is certain.
+    Converged when the messages of every start settle within `max_iter` rounds. There is no objective.
+    parameters: score (i), the mean of score_i; annotator_log_odds (j), 2 c times the message of annotator j
+    to an item outside the fit, 0 for an annotator without rows. Items without rows, and ties, have
+    probability one half for each class. An item with gold is certain.
 
     Raises:
         ValueError: more or fewer than two classes, or no start.
@@ -56,7 +55,8 @@ def fit_kos(rows: Rows, *, seed: int = 0, restarts: int = 10, max_iter: int = 10
         (np.ones(item.size), (item, rows.num_items + annotator)),
         shape=[rows.num_items + rows.num_annotators] * 2,
     )
-    part = connected_components(edges, directed=False)[1].astype(np.int64)  # of items, then of annotators
+    # The connected component of each item, then of each annotator
+    part = connected_components(edges, directed=False)[1].astype(np.int64)
     generator = np.random.default_rng(seed)
     runs = [
         _messages(
@@ -76,9 +76,9 @@ def fit_kos(rows: Rows, *, seed: int = 0, restarts: int = 10, max_iter: int = 10
         np.mean([run[1] for run in runs], axis=0),
     )
     score = _sums(item, vote * message, rows.num_items)
-    spread = _sums(part[item], np.abs(vote) * message**2, part.size)
+    squares = _sums(part[item], np.abs(vote) * message**2, part.size)
     per_part = _sums(part[: rows.num_items], np.abs(score), part.size)
-    scale = 2 * np.divide(per_part, spread, out=np.zeros(part.size), where=spread > 0)  # 2 c
+    scale = 2 * np.divide(per_part, squares, out=np.zeros(part.size), where=squares > 0)  # 2 c
     log_odds = scale[part[rows.num_items :]] * reliability
     probabilities = _probabilities(scale[part[: rows.num_items]] * score, gold)
     return Result(
@@ -90,8 +90,8 @@ def fit_kos(rows: Rows, *, seed: int = 0, restarts: int = 10, max_iter: int = 10
 
 
 def new_items_kos(rows: Rows, parameters: dict[str, np.ndarray]) -> Float64[np.ndarray, "i k"]:
-    """Label probabilities of other items: the sum of what their annotators tell them, all of whose messages
-    come from the fit's items.
+    """Label probabilities of items outside the fit, from the sum of their annotators' messages, which come
+    from the items of the fit.
     """
     item, annotator, vote = _votes(rows)
     return _probabilities(
@@ -100,10 +100,10 @@ def new_items_kos(rows: Rows, parameters: dict[str, np.ndarray]) -> Float64[np.n
 
 
 def _votes(rows: Rows) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """Pairs (i, j) in order of i, then j, and A_ij; labels that cancel are no pair."""
+    """Return the pairs (i, j), sorted by i, then j, and A_ij; pairs whose labels cancel are left out."""
     if rows.num_classes != 2:
         raise ValueError(
-            f"KOS tells two classes apart, and there are {rows.num_classes}: choose another aggregator"
+            f"KOS needs exactly two classes, the table has {rows.num_classes}: choose another aggregator"
         )
     codes = np.asarray(rows.item).astype(np.int64) * rows.num_annotators + np.asarray(rows.annotator)
     pairs, position = np.unique(codes, return_inverse=True)
@@ -115,7 +115,7 @@ def _votes(rows: Rows) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]
 def _sums(
     codes: Int64[np.ndarray, " n"], values: Float64[np.ndarray, " n"], number: int
 ) -> Float64[np.ndarray, " number"]:
-    return np.bincount(codes, values, number).astype(np.float64)  # of no values it is whole
+    return np.bincount(codes, values, number).astype(np.float64)  # integers without values
 
 
 def _messages(
@@ -128,8 +128,8 @@ def _messages(
     num_annotators: int,
     max_iter: int,
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " j"], bool]:
-    """Messages y of every pair, the sums over all items they would be without leaving one out, and whether
-    they have settled.
+    """Return the messages y of every pair, the reliability of each annotator over all items, and whether the
+    messages have settled.
     """
     by_item, by_annotator = np.arange(item.size), np.argsort(annotator, kind="stable")
     known, fixed = gold[item] >= 0, 2.0 * gold[item] - 1
@@ -137,12 +137,11 @@ def _messages(
     for _ in range(max_iter):
         x = sums_of_others(item, by_item, vote * message)
         x = np.where(known, fixed, x / _size(x, part, ~known)[part])
-        told = sums_of_others(annotator, by_annotator, vote * x)
-        alive &= (
-            np.bincount(part, told != 0, alive.size) > 0
-        )  # no rounding here: where messages die out the sums are of zeros
-        size = _size(told, part, np.ones(part.size, dtype=bool))[part]
-        before, message = message, np.where(alive[part], told / size, 1.0)
+        y = sums_of_others(annotator, by_annotator, vote * x)
+        # An exact comparison: where messages vanish, the sums are over zeros
+        alive &= np.bincount(part, y != 0, alive.size) > 0
+        size = _size(y, part, np.ones(part.size, dtype=bool))[part]
+        before, message = message, np.where(alive[part], y / size, 1.0)
         own = np.where(alive[part], vote * x / size, 0.0)
         settled = bool(np.abs(message - before).max(initial=0.0) < SETTLED)
         if settled:
@@ -155,7 +154,7 @@ def _messages(
 def _size(
     message: Float64[np.ndarray, " n"], part: Int64[np.ndarray, " n"], counted: Bool[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " p"]:
-    """The root mean square of the counted messages of each part; 1 where all are 0."""
+    """Return the root mean square of the counted messages of each component; 1 where all are 0."""
     number = np.maximum(np.bincount(part, counted), 1)
     size = np.sqrt(np.bincount(part, counted * message**2) / number)
     return np.where(size > 0, size, 1.0)
@@ -164,7 +163,7 @@ def _size(
 def _probabilities(
     log_odds: Float64[np.ndarray, " i"], gold: Int64[np.ndarray, " i"]
 ) -> Float64[np.ndarray, "i 2"]:
-    """Of class 0 and class 1; certain where gold is known."""
+    """Return probabilities of class 0 and class 1; certain where gold is known."""
     free = np.stack([expit(-log_odds), expit(log_odds)], axis=1)
     return np.where(gold[:, None] < 0, free, gold[:, None] == np.arange(2))
 
@@ -173,23 +172,23 @@ def _probabilities(
 def sums_of_others(
     group: Int64[np.ndarray, " n"], order: Int64[np.ndarray, " n"], values: Float64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " n"]:
-    """The sum of the other values of each one's group, where `order` lists group after group.
+    """Sum the other values in each value's group; `order` lists group after group.
 
-    Added up from both ends, not taken off a total, so that a sum of none is 0 and no rounding noise is blown
-    up round after round.
+    Sums run from both ends instead of subtracting from a total, so that an empty sum is exactly 0 and
+    rounding errors do not grow from round to round.
     """
-    found, running = np.zeros(values.size), 0.0
+    sums, running = np.zeros(values.size), 0.0
     for at in range(values.size):
         n = order[at]
         if at > 0 and group[n] != group[order[at - 1]]:
             running = 0.0
-        found[n] += running
+        sums[n] += running
         running += values[n]
     running = 0.0
     for at in range(values.size - 1, -1, -1):
         n = order[at]
         if at + 1 < values.size and group[n] != group[order[at + 1]]:
             running = 0.0
-        found[n] += running
+        sums[n] += running
         running += values[n]
-    return found
+    return sums

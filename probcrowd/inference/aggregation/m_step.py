@@ -9,8 +9,8 @@ prior's concentrations, A their sum
 
 Mode: EM for the posterior mode; maximum likelihood is the mode under flat priors. Averaged: the variational
 approximation with independent posteriors of truth and parameters (Kim and Ghahramani 2012: iBCC); log
-likelihood + penalty then bounds the log evidence. In both cases the sum of the two is what EM never lowers. A
-label that an annotator never used has no cell; its share of a row is the prior's alone.
+likelihood + penalty then bounds the log evidence. In both cases EM never lowers the sum of the two. A label
+that an annotator never used has no cell; its share of a row comes from the prior alone.
 
 At the mode alone label probabilities are overconfident. Given the responsibilities r of all other items, the
 rows of an item's labels have independent Dirichlet posteriors, so the average of their product is the product
@@ -151,8 +151,9 @@ class DirichletRows:
 
     @cached_property
     def _unseen(self) -> tuple[Float64[np.ndarray, "j k"], float]:
-        """Labels without a cell: the sum over them of a - 1, and all that their density adds but that sum
-        times the row's total; also the normalising constants of all rows.
+        """Terms of labels without a cell: the sum over them of a - 1, and their part of the log density
+        except that sum times the log of the row's total; the latter includes the normalising constants of all
+        rows.
         """
         shared = self.base.T[self.cells.label]
         left = (self.base - 1).sum(1) - row_totals(shared - 1, self.cells)

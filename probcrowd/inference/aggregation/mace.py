@@ -1,8 +1,8 @@
-r"""MACE from counts alone (Hovy et al. 2013): an annotator knows, or spams; whether a row was spam is summed
-out.
+r"""MACE from expected counts (Hovy et al. 2013): an annotator knows the class or spams, and which rows are
+spam is summed out.
 
     table[(j, l), k] = t_j [l = k] + (1 - t_j) e_jl    t, 1 - t, e = exp of expected logs under the posteriors
-    knows[j, l] = counts[(j, l), l] t_j / (t_j + (1 - t_j) e_jl)     expected rows that are no spam, last pass
+    knows[j, l] = counts[(j, l), l] t_j / (t_j + (1 - t_j) e_jl)     expected rows without spam, last pass
     competence_j ~ Beta(honest + sum_l knows, spamming + the rest)
     spam_j ~ Dirichlet(answers + rows - knows)
 
@@ -26,8 +26,8 @@ from probcrowd.models.priors import SpamPrior
 
 @dataclass(frozen=True)
 class MacePosterior:
-    """Posteriors: competence Beta(knows, spams) of every annotator, and concentrations of what each spammer
-    says, by cell; the rest is the prior's.
+    """Posteriors: competence Beta(knows, spams) of every annotator, and Dirichlet concentrations of spam
+    labels by cell; labels without a cell have the prior's concentration.
     """
 
     knows: Float64[np.ndarray, " j"]
@@ -37,28 +37,28 @@ class MacePosterior:
 
 @dataclass(frozen=True)
 class MaceModel:
-    """MACE as a channel."""
+    """MACE as a model of annotators for `em.fit_table`."""
 
     cells: Cells
     prior: SpamPrior
 
     def scores(self, statistics: Statistics, previous: Scores | None = None) -> Scores:
-        """Scores of the posteriors that the counts lead to, given which rows the previous scores took for
-        spam (at first every second one).
+        """Update the posteriors from the counts and return their scores. The previous scores give the share
+        of spam in each cell; it is one half at first.
         """
         cells, prior = self.cells, self.prior
         named = cells.label < cells.num_classes
         right = np.zeros(len(cells))
         right[named] = statistics.counts[np.flatnonzero(named), cells.label[named]]
         rows = statistics.counts.sum(1)
-        knows = right * (0.5 if previous is None else self._no_spam(previous.state))
+        knows = right * (0.5 if previous is None else self._not_spam(previous.state))
         spam = np.maximum(rows - knows, 0)
         sums = sums_by_owner(np.stack([knows, spam], 1), cells.annotator, cells.num_annotators)
         habits = MacePosterior(prior.honest + sums[:, 0], prior.spamming + sums[:, 1], prior.answers + spam)
         return self.table(habits, float(self._bound(habits, sums, spam)))
 
     def table(self, habits: MacePosterior, penalty: float = 0.0) -> Scores:
-        """Scores of given posteriors."""
+        """Return the scores of given posteriors."""
         log_knows, log_spam = self._logs(habits)
         table = np.repeat(log_spam[:, None], self.cells.num_classes, 1)
         named = np.flatnonzero(self.cells.label < self.cells.num_classes)
@@ -83,14 +83,14 @@ class MaceModel:
         )
         return given + self.prior.answers * self.cells.num_labels
 
-    def _no_spam(self, habits: MacePosterior) -> Float64[np.ndarray, " p"]:
+    def _not_spam(self, habits: MacePosterior) -> Float64[np.ndarray, " p"]:
         log_knows, log_spam = self._logs(habits)
         return np.exp(log_knows - np.logaddexp(log_knows, log_spam))
 
     def _bound(
         self, habits: MacePosterior, sums: Float64[np.ndarray, "j 2"], spam: Float64[np.ndarray, " p"]
     ) -> float:
-        """Minus the divergences of the posteriors from the priors."""
+        """Return minus the divergences of the posteriors from the priors."""
         prior, both = self.prior, habits.knows + habits.spams
         beta = gammaln(prior.honest + prior.spamming) - gammaln(prior.honest) - gammaln(prior.spamming)
         coins = beta - gammaln(both) + gammaln(habits.knows) + gammaln(habits.spams)

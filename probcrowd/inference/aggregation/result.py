@@ -1,4 +1,4 @@
-"""What an aggregator of labels answers, whatever the method."""
+"""The result of GLAD, KOS, minimax entropy and Snorkel's label model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from jaxtyping import Float64
 
 @dataclass(frozen=True)
 class Result:
-    """Label probabilities of every item, and how they were reached.
+    """Label probabilities of every item, and the course of the fit.
 
-    probabilities: p(truth = k | annotations), rows sum to 1. objective: what the method raises, after every
-    iteration, so that it never falls where the method promises that (the log posterior, or a bound on the log
-    evidence); empty where there is none. converged: whether the stopping rule was met before the iterations
-    ran out. parameters: the method's own, by name; axes i item, j annotator, k true class, l label.
+    probabilities: p(truth = k | annotations), rows sum to 1. objective: its value after each iteration (the
+    log posterior, or a bound on the log evidence, which never falls); empty for methods without one.
+    converged: whether the stopping rule was met within the iterations allowed. parameters: the method's own,
+    by name; axes i item, j annotator, k true class, l label.
     """
 
     probabilities: Float64[np.ndarray, "i k"]

@@ -1,21 +1,21 @@
 r"""Copied annotators that outvote the rest: the fitted model takes them for accurate, so their agreement does
 not surprise it.
 
-What they cannot do is explain the agreement of the others. Take a clique: annotators linked by
+But copies cannot explain the agreement of the others. Take a clique: annotators linked by
 chance-corrected agreement above 0.8 (one standard error below, Wilson). If its commonest label were the
 truth, the others would be independent given that label. So with p0 from the others' label frequencies and p1
 from their frequencies given the clique's label on the same items,
 
     T = sum (agree - p0)      U = sum (agree - p1)        over row pairs of two other cliques, or of none
 
-and 1 - U / T is what the clique explains: 1 for annotators who are always right, however poor the others; c^2
-for copies of an annotator whose correlation with the truth is c. Where U exceeds T / 2 by 3 standard errors,
-the clique's pairs are expected to agree with p = chance + (1 - U / T) (1 - chance) instead. The model's p of
-all others is then wrong as well: they are no near duplicates before the copies are gone.
+and 1 - U / T is the share that the clique explains: 1 for annotators who are always right, however poor the
+others; c^2 for copies of an annotator whose correlation with the truth is c. Where U exceeds T / 2 by 3
+standard errors, the clique's pairs are expected to agree with p = chance + (1 - U / T) (1 - chance) instead.
+The model's p of all others is then wrong as well: they are no near duplicates before the copies are gone.
 
 False alarms, in fits to simulated independent annotators (2 to 4 classes, 50 to 2,000 items, 20 labels or
 more per annotator): no warning of rho in 4,600 tables; near duplicates in 2 of 14,600, most of them with
-experts among poor annotators. What the check does not see, or mistakes:
+experts among poor annotators. What the check misses, or takes for something else:
 
     items that are hard for all       a fit mostly takes them for better annotators; gold and
                                       `predictive.vote_entropy` show them
@@ -102,7 +102,9 @@ def _unexplained(
 
 
 def alike(lower: Float64[np.ndarray, " g"], chance: Float64[np.ndarray, " g"]) -> Bool[np.ndarray, " g"]:
-    """Return which pairs of annotators belong to one clique, from their agreement one standard error below."""
+    """Return which pairs of annotators belong to one clique, from their agreement one standard error
+    below.
+    """
     return lower - chance > ALIKE * (1 - chance)
 
 
@@ -144,5 +146,5 @@ def commonest(
     commonest = np.full(num_items, -1)
     pairs, count = np.unique(np.stack([item, label]), axis=1, return_counts=True)
     order = np.lexsort((-pairs[1], count))
-    commonest[pairs[0, order]] = pairs[1, order]  # what comes last stays
+    commonest[pairs[0, order]] = pairs[1, order]  # the last assignment wins
     return commonest

@@ -43,10 +43,8 @@ Values = Float64[np.ndarray, " m"]
 ROUNDING = 1e-9
 _TINY = 1e-30  # stands for probability 0: its logarithm can be subtracted again
 _MOST_PAIRS, _MOST_LISTED = 500_000, 5_000
-_FALSE_ALARM, _HALF_Z = (
-    0.01,
-    2.0,
-)  # near duplicates: level of z (Bonferroni); standard errors of rho above 1/2
+# Near duplicates: level of z (Bonferroni); standard errors of rho above 1/2
+_FALSE_ALARM, _HALF_Z = 0.01, 2.0
 _WARN_Z, _WARN_SHARE, _WARN_EXCESS = 3.0, 0.8, 0.01
 ALIKE = 0.8  # least agreement of members of a clique
 _COVERED = 0.95  # least share of the tables on labels that annotators used
@@ -158,7 +156,7 @@ class RowPairs:
     """Pairs of rows of one item by two annotators, sorted by pair of annotators: left[p], right[p].
 
     Pair g of annotators has count[g] row pairs from start[g] on. shared: the g that have enough of them;
-    annotators: who these are. note: empty, or a caveat.
+    annotators: their codes. note: empty, or a caveat.
     """
 
     left: Int[np.ndarray, " p"]

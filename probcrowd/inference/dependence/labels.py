@@ -1,4 +1,4 @@
-"""Annotations as compiled loops of the dependence check take them."""
+"""Annotations as arrays for the compiled loops of the dependence check."""
 
 from __future__ import annotations
 

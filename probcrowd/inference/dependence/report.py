@@ -13,9 +13,9 @@ _MOST_NAMED, _MOST_MEMBERS = 5, 10
 
 def sentences(result: Dependence, annotators: pd.Index) -> list[str]:
     """Describe correlated errors and near duplicates; return no sentences if there are none."""
-    found = []
+    reports = []
     if result.correlated:
-        found.append(
+        reports.append(
             f"annotators agree on {result.agreement:.1%} of pairs, the model expects {result.expected:.1%}: "
             "their errors are correlated "
             f"(copying rate {result.residual:.2f} ± {result.residual_error:.2f}). "
@@ -29,11 +29,11 @@ def sentences(result: Dependence, annotators: pd.Index) -> list[str]:
             for group in groups[:_MOST_NAMED]
         )
         more = f"; and {len(groups) - _MOST_NAMED} more groups" if len(groups) > _MOST_NAMED else ""
-        found.append(
+        reports.append(
             f"annotators who agree like copies of each other: {named}{more}; "
             f"keep one of each group, or give each of its g members the weight 1/g, and fit again"
         )
-    return found
+    return reports
 
 
 def near_duplicates(result: Dependence) -> list[list[int]]:

@@ -80,8 +80,8 @@ def build_tree(
         used: dict[Any, Any] = {
             name: coords[name] for name in coords if any(name in axis for axis in axes.values())
         }
-        made = dict_to_dataset(values, coords=used, dims=axes, **options)
-        return made if draw is None else made.assign_coords(draw=draw)
+        group = dict_to_dataset(values, coords=used, dims=axes, **options)
+        return group if draw is None else group.assign_coords(draw=draw)
 
     weight = {} if annotations.weight is None else {"weight": rows.weight}
     by_row: Axes = dict.fromkeys(("row_item", "row_annotator", "row_label", "weight"), _ROW)

@@ -22,8 +22,8 @@ from probcrowd.inference.aggregation.glad import (
     fit_glad,
     make_panel,
     new_items_glad,
-    raise_ease,
     right_and_log_wrong,
+    update_ease,
 )
 from probcrowd.inference.aggregation.kos import fit_kos, new_items_kos
 from probcrowd.inference.aggregation.minimax import (
@@ -153,7 +153,7 @@ def test_glads_e_step_is_bayes_rule(classes: int) -> None:
     rows, rng = with_gold(rows, truth, 5), np.random.default_rng(0)
     ability, log_ease = rng.normal(1, 1, rows.num_annotators), rng.normal(1, 1, rows.num_items)
     q, joint = np.empty((rows.num_items, classes)), glad_joint(rows, ability, log_ease)
-    value = raise_ease(make_panel(rows), ability, 0, log_ease.copy(), q)
+    value = update_ease(make_panel(rows), ability, 0, log_ease.copy(), q)
     np.testing.assert_allclose(q, bayes(joint), atol=1e-12)
     expected = (
         np.log(np.exp(joint).sum(1)).sum()
@@ -203,7 +203,7 @@ def test_no_newton_step_of_glad_lowers_anything() -> None:
         )
 
     raised = log_ease.copy()
-    total = raise_ease(panel, ability, 1, raised, np.empty((rows.num_items, 3)))
+    total = update_ease(panel, ability, 1, raised, np.empty((rows.num_items, 3)))
     assert (values(raised) >= values(log_ease)).all() and (values(raised) > values(log_ease)).mean() > 0.99
     assert math.isclose(total, values(raised).sum(), rel_tol=1e-12)
 
@@ -395,7 +395,7 @@ def test_kos_hears_nothing_where_an_annotator_says_both() -> None:
 
 
 def test_kos_refuses_other_than_two_classes_and_no_start() -> None:
-    with pytest.raises(ValueError, match="tells two classes apart, and there are 3"):
+    with pytest.raises(ValueError, match="needs exactly two classes, the table has 3:"):
         fit_kos(simulate(0, 3)[0])
     with pytest.raises(ValueError, match="restarts=0"):
         fit_kos(simulate(0, 2)[0], restarts=0)

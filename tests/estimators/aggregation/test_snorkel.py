@@ -301,9 +301,13 @@ def test_what_is_known_of_the_fit_is_said() -> None:
         ({"random_state": -1}, ValueError, "random_state=-1: choose a whole number from 0 to"),
         ({"random_state": None}, ValueError, "random_state=None"),
         ({"class_balance": [0.5, 0.5]}, TypeError, "a dict or a Series by class, not list"),
-        ({"class_balance": {"c0": 1.0}}, ValueError, r"every class of \['c0', 'c1'\] a number > 0, in sum 1"),
-        ({"class_balance": {"c0": 0.5, "c1": 0.5, "c9": 0.1}}, ValueError, "'c9': .*in sum 1"),
-        ({"class_balance": {"c0": 0.6, "c1": 0.6}}, ValueError, "in sum 1"),
+        (
+            {"class_balance": {"c0": 1.0}},
+            ValueError,
+            r"every class of \['c0', 'c1'\] a number > 0; they must sum to 1",
+        ),
+        ({"class_balance": {"c0": 0.5, "c1": 0.5, "c9": 0.1}}, ValueError, "'c9': .*must sum to 1"),
+        ({"class_balance": {"c0": 0.6, "c1": 0.6}}, ValueError, "must sum to 1"),
         ({"class_balance": {"c0": 0.0, "c1": 1.0}}, ValueError, "a number > 0"),
         ({"dependence": "discount"}, ValueError, "SnorkelLabelModel cannot discount"),
     ],
@@ -329,7 +333,7 @@ def test_what_a_label_matrix_cannot_say_is_refused() -> None:
     heavy = Annotations.from_frame(table.assign(w=np.where(table.index == 7, 2.0, 1.0)), weight="w")
     both = Annotations.from_frame(pd.concat([table, table.iloc[[9]].assign(label="c0")]), duplicates="count")
     words = f"1 of {len(table)} rows: '{table['item'][7]}'; values: 2.0"
-    repeated = rf"several labels by one annotator .* \(2 of {len(table) + 1} rows: '{table['item'][9]}', .*values: '{table['annotator'][9]}'\)"
+    repeated = rf"several labels of one item by one annotator.* \(2 of {len(table) + 1} rows: '{table['item'][9]}', .*values: '{table['annotator'][9]}'\)"
     for ask in (make().fit, fitted.predict_proba):
         with pytest.raises(ValueError, match=f"weights other than 1.*{words}"):
             ask(heavy)
