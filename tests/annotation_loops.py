@@ -10,6 +10,17 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
+MODELS = (
+    "multinomial",
+    "dawid_skene",
+    "one_coin",
+    "mace",
+    "hierarchical_dawid_skene",
+    "item_difficulty",
+    "logistic_random_effects",
+    "prototype_crowd",
+)
+
 
 def dirichlet(x: np.ndarray, a: np.ndarray) -> float:
     return math.lgamma(a.sum()) + sum(
@@ -153,15 +164,16 @@ def leave_one_annotation_terms(scores: np.ndarray, row_scores: np.ndarray, rows:
             say.
     """
     gold = np.asarray(rows.gold)[rows.item]
-    said = row_scores * np.asarray(rows.weight)[:, None]
+    weighted = row_scores * np.asarray(rows.weight)[:, None]
     terms = np.take_along_axis(
-        said, np.broadcast_to(np.maximum(gold, 0)[:, None], (*said.shape[:-1], 1)), -1
+        weighted, np.broadcast_to(np.maximum(gold, 0)[:, None], (*weighted.shape[:-1], 1)), -1
     )[..., 0]
     free = np.flatnonzero(gold < 0)
-    with_all, own = scores[..., np.asarray(rows.item)[free], :], said[..., free, :]
+    with_all, own = scores[..., np.asarray(rows.item)[free], :], weighted[..., free, :]
     if np.isneginf(own).any():
         raise ValueError(
-            f"{np.isneginf(own).sum()} row scores are -inf: what a class loses by a label of probability 0 cannot be given back"
+            f"{np.isneginf(own).sum()} row scores are -inf: "
+            "what a class loses by a label of probability 0 cannot be given back"
         )
     terms[..., free] = logsumexp(with_all, axis=-1) - logsumexp(with_all - own, axis=-1)
     return terms

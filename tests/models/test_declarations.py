@@ -1,4 +1,6 @@
-"""Each model of annotation is declared in Pyro and in NumPyro; both densities equal a loop to 1e-10."""
+"""Each model of annotation with a loop in `annotation_loops` is declared in Pyro and in NumPyro; both
+densities equal the loop to 1e-10. Contracts of all models are in `test_contracts`.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,7 @@ def latent(target: Target, sites: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", loops.MODELS)
 def test_numpyro_density_is_the_loop(name: str, seed: int) -> None:
     target, data, rows, embeddings, sites = problem(name, seed=seed)
     assert set(sites) == set(MODELS[name].dims)
@@ -86,7 +88,7 @@ def test_numpyro_density_is_the_loop(name: str, seed: int) -> None:
     )
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "prototype_crowd"])
+@pytest.mark.parametrize("name", [name for name in loops.MODELS if name != "prototype_crowd"])
 def test_pyro_density_is_numpyros(name: str) -> None:
     target, data, rows, _, sites = problem(name)
     at = pyro.poutine.condition(
@@ -148,7 +150,7 @@ def test_a_reference_label_drops_a_column(name: str) -> None:
     np.testing.assert_allclose(-loss, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", loops.MODELS)
 def test_one_log_likelihood_per_item_with_gold_classes_known(name: str) -> None:
     target, data, rows, embeddings, sites = problem(name)
     items, priors = target.items(latent(target, sites), data)
@@ -160,25 +162,6 @@ def test_one_log_likelihood_per_item_with_gold_classes_known(name: str) -> None:
     truth = np.exp(np.asarray(items.log_truth()))
     np.testing.assert_allclose(truth.sum(1), 1)
     assert truth[1, 2] == 1 and truth[4, 0] == 1
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_order_of_rows_and_duplicates_do_not_matter(name: str) -> None:
-    target, data, rows, embeddings, sites = problem(name)
-    swapped = np.arange(ROWS)
-    first = np.flatnonzero(rows.item == rows.item[0])
-    swapped[first] = first[::-1]
-    half = Rows(
-        *(np.repeat(array[swapped], 2) for array in (rows.item, rows.annotator, rows.label, rows.weight / 2)),
-        rows.gold,
-        ANNOTATORS,
-        CLASSES,
-    )
-    again = make_data(name, half, embeddings)
-    expected = float(target.log_density(latent(target, sites), data))
-    np.testing.assert_allclose(
-        float(target.log_density(latent(target, sites), again)), expected, rtol=0, atol=1e-10
-    )
 
 
 def renamed(sites: dict[str, np.ndarray], name: str, order: tuple[int, ...]) -> dict[str, np.ndarray]:
