@@ -153,6 +153,6 @@ confidence_figure(fitted.probabilities_.to_numpy(), codes).savefig(OUT / "confid
 
 # %%
 annotations = Annotations.from_frame(frame)
-print(comparison_text(compare_aggregators(annotations, truth, progress=False, say=print)))
+print(comparison_text(compare_aggregators(annotations, truth, progress=False, report=print)))
 done = aggregate_labels(annotations, out=OUT / "aggregated", gold=gold, progress=False)
 print(sorted(path.name for path in (OUT / "aggregated").iterdir()))

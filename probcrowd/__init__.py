@@ -2,11 +2,12 @@
 
 Letters, the same in mathematics, shapes, tests and results:
 
-    b task in a batch   i item   j annotator   k true class   l given label   n annotation (a row)   d embedding dimension
-    q query item
+    b task in a batch   i item   j annotator   k true class   l given label   n annotation (a row)
+    q query item        d embedding dimension
     confusion[j, k, l] = P(annotator j says l | truth is k); rows (over l) sum to 1.
 
-The names below are the ones to meet first; each is imported when it is first used, so `import probcrowd` is light.
+The names below are the ones to meet first. Each is imported when it is first used, so `import probcrowd` is
+light.
 """
 
 from importlib import import_module

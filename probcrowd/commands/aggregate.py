@@ -1,4 +1,4 @@
-"""Commands that aggregate labels, and compare the ways to do so."""
+"""Commands that aggregate labels and compare aggregators."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ ABSTENTION = click.option("--abstention", metavar="LABEL", help="The label that 
 @LABELS
 @OUT
 @click.option(
-    "--model", default="dawid-skene", show_default=True, help="One listed by `compare`, or lia or two-stage."
+    "--model",
+    default="dawid-skene",
+    show_default=True,
+    help="A model that `compare` lists, lia or two-stage.",
 )
 @click.option("--features", type=FILE, help="Numbers by item, .csv, .parquet or .npy, for lia and two-stage.")
 @click.option("--annotator-features", type=FILE, help="Numbers by annotator, for lia.")
@@ -162,7 +165,7 @@ def compare(
         models=models or (),
         reference=reference,
         progress=sys.stderr.isatty(),
-        say=lambda line: click.echo(line, err=True),
+        report=lambda line: click.echo(line, err=True),
         abstention=abstention,
     )
     click.echo(comparison_text(table))

@@ -1,4 +1,4 @@
-"""The `probcrowd` command: a thin layer over functions that do the same from Python."""
+"""The `probcrowd` command: a thin layer over functions that Python code can call."""
 
 from __future__ import annotations
 

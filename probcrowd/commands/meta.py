@@ -86,12 +86,12 @@ def adapt(
     type=click.IntRange(min=1),
     help="Number of random splits of the classes to average over.",
 )
-@click.option("--config", type=FILE, help="A TOML file with other settings than those for digits.")
+@click.option("--config", type=FILE, help="A TOML file with settings.  [default: those for digits]")
 @report_errors
 def demo(out: Path, splits: int, config: Path | None) -> None:
     """Compare meta-training through EM with its alternatives on handwritten digits.
 
-    Makes a table and two figures, in minutes on two cores.
+    Writes a table and two figures, in minutes on two cores.
     """
     from probcrowd.runs.meta.demo import demo_settings, demonstrate
     from probcrowd.runs.meta.evaluate import grid
@@ -100,4 +100,4 @@ def demo(out: Path, splits: int, config: Path | None) -> None:
     click.echo("\nquery accuracy, mean and 95 % interval over target tasks\n" + grid(result.table))
     differences = result.differences.to_string(float_format="{:.4f}".format)
     click.echo("\nmean differences on the same tasks, with 95 % intervals\n" + differences)
-    click.echo(f"\nfigures and every number: {out}")
+    click.echo(f"\nfigures and all numbers: {out}")

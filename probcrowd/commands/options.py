@@ -1,4 +1,4 @@
-"""Parts that commands share: options for tables of annotations, one-line errors, lists of written files."""
+"""Parts shared by commands: options for tables of annotations, one-line errors, lists of written files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Name(click.Choice):
 
 
 def split_names(context: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:
-    """A callback for options that take several names, between commas or semicolons."""
+    """Split the value of an option at commas or semicolons."""
     return re.split(r"\s*[,;]\s*", text.strip()) if text else None
 
 
@@ -94,7 +94,10 @@ def report_errors(command: Command) -> Command:
 
 def missing_packages(purpose: str, error: ImportError, extra: str) -> click.ClickException:
     """The error for packages that are not installed, with the command that installs them."""
-    return click.ClickException(f'{purpose} needs more packages ({error}): pip install "probcrowd[{extra}]"')
+    return click.ClickException(
+        f'{purpose} needs more packages ({error}): install the extra "{extra}": '
+        f'pip install ".[{extra}]" in a clone of the repository'
+    )
 
 
 def print_files(folder: Path, names: Iterable[str]) -> None:

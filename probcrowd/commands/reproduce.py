@@ -1,4 +1,4 @@
-"""`probcrowd reproduce NAME`: run the experiments of papers, with one implementation for all."""
+"""`probcrowd reproduce NAME`: run the experiments of papers, all by one function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from probcrowd.commands.options import FILE, print_files, report_errors, split_n
 
 
 def _list(name: str, words: str) -> click.Option:
-    """An option for several names, between commas or semicolons."""
+    """Build an option for several names, separated by commas or semicolons."""
     return click.Option([name], metavar="NAME,NAME", callback=split_names, help=words)
 
 
@@ -32,8 +32,9 @@ def _command(
 ) -> click.Command:
     """Build the command of an experiment with its own options beside the common ones.
 
-    words: help; quick: on the short run. folder: in `probcrowd.experiments`; out: for results, with DATA for
-    the name of the data set. Both are the name if not given.
+    words, quick: help texts of the command and of its option --quick.
+    folder: the folder in `probcrowd.experiments`; default: the name.
+    out: the folder for results in `outputs`; DATA stands for the name of the data set; default: the name.
     """
     out = out or name
 
@@ -65,8 +66,8 @@ def _command(
         click.Option(["--jobs"], default=1, show_default=True, type=click.IntRange(min=1), help="Processes."),
         click.Option(["--quick"], is_flag=True, help=quick),
     ]
-    again = "Run the command again to resume after a stop, or to add cells to those that are finished."
-    return click.Command(name, callback=run, params=[*options, *common], help=f"{cleandoc(words)}\n\n{again}")
+    rerun = "Run the command again to resume after a stop, or to add cells to those that are finished."
+    return click.Command(name, callback=run, params=[*options, *common], help=f"{cleandoc(words)}\n\n{rerun}")
 
 
 @click.group()
@@ -91,7 +92,7 @@ for command in (
         "crowds",
         """Classifiers learned from annotators: GeoCrowdNet(F) and (W) (Ibrahim, Nguyen & Fu 2023).
 
-        Eleven other methods run beside them. Writes results.csv, rates.csv, comparisons.csv (ours less each
+        Eleven other methods run beside them. Writes results.csv, rates.csv, comparisons.csv (ours minus each
         baseline), published.csv and, in cells/, every number.""",
         "Fewer epochs, one learning rate.",
         _DATA,

@@ -45,15 +45,8 @@ from probcrowd.metrics.intervals import interval
 from probcrowd.metrics.scores import hits, log_losses, scores
 from probcrowd.storage.files import replacing_files, write_json, write_table
 
-FILES = (
-    "labels.csv",
-    "annotators.csv",
-    "confusion.csv",
-    "annotators.png",
-    "confidence.png",
-    "confusion.png",
-    "summary.json",
-)
+_FIGURES = ("annotators.png", "confidence.png", "confusion.png")
+FILES = ("labels.csv", "annotators.csv", "confusion.csv", *_FIGURES, "summary.json")
 LIA_FILES = ("competence.csv", "difficulty.csv", "truth.csv", "map.png")
 
 
@@ -124,13 +117,13 @@ def compare_aggregators(
     models: Sequence[str] = (),
     reference: str = "majority-vote",
     progress: bool = True,
-    say: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> pd.DataFrame:
     """Score every aggregator on gold, with paired differences from the reference and 95 % intervals.
 
     The reference is the first row. Accuracy counts 1/m in a tie of m classes. No fit uses gold. A model that
-    cannot fit the table is omitted, and `say` is called with the reason.
+    cannot fit the table is omitted, and `report` is called with the reason.
     """
     codes = _codes(annotations, gold, options.get("abstention"))
     known = codes >= 0
@@ -154,7 +147,7 @@ def compare_aggregators(
         except ValueError as error:
             if base is None:
                 raise
-            say(f"{name} omitted: {error}")
+            report(f"{name} omitted: {error}")
             continue
         p = fitted.probabilities_.to_numpy()
         each = {"accuracy": hits(p[known], codes[known]), "log_loss": log_losses(p[known], codes[known])}
@@ -169,7 +162,7 @@ def compare_aggregators(
 
 
 def comparison_text(table: pd.DataFrame) -> str:
-    """The comparison as text: accuracy in per cent, log loss in nats. The first row is the reference."""
+    """Format the comparison: accuracy in per cent, log loss in nats. The first row is the reference."""
     reference = table.index[0]
     shown = pd.DataFrame(
         {
@@ -215,7 +208,7 @@ def make_aggregator(model: str, **options: Any) -> Aggregator:
 
 
 def _features(aggregator: Aggregator, model: str, **features: Any) -> dict[str, Any]:
-    """Those features that are not None; ValueError if the model does not take one of them."""
+    """Return the features that are not None; raise ValueError if the model does not take one of them."""
     given = {name: table for name, table in features.items() if table is not None}
     for name in given:
         if name not in signature(aggregator.fit).parameters:
@@ -229,7 +222,7 @@ def _features(aggregator: Aggregator, model: str, **features: Any) -> dict[str, 
 
 
 def _written_by_lia(out: Path) -> bool:
-    """Whether the folder holds the files of an earlier run of LIA."""
+    """Return whether the folder holds the files of an earlier run of LIA."""
     try:
         return json.loads((out / "summary.json").read_text(encoding="utf-8"))["model"].lower() == "lia"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -298,5 +291,5 @@ def _write(folder: Path, fitted: Aggregator, confidence: Any, summary: dict[str,
 
 
 def _codes(annotations: Annotations, gold: pd.Series, abstention: Any) -> np.ndarray:
-    """Each item's known class as a position among the classes without the abstention; -1 if unknown."""
+    """Return the code of each item's known class, not counting the abstention; -1 if unknown."""
     return read_table(annotations, gold, abstention=abstention).gold

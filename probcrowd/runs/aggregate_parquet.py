@@ -1,11 +1,11 @@
 """Aggregate annotations in Parquet that need not fit in memory, on one machine or on a Dask cluster.
 
 labels/part-*.parquet   item, label, its probability, the probability of every class, sorted by item
-annotators.csv          as `runs.aggregate` writes it
+annotators.csv          as in `runs.aggregate`
 summary.json            sizes, fit, class prior; written last, after all other files
 
 Dawid-Skene alone, as in memory: EM to the posterior mode, and probabilities averaged over the parameters.
-Dependence between annotators is not looked at: aggregate a sample of the items for that.
+Dependence between annotators is not estimated: aggregate a sample of the items in memory for that.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ def aggregate_files(
     """Aggregate the files, write the results above into `out`, and return the summary.
 
     Args:
-        path: a Parquet file or a folder of them. columns: names by role, as in `tables.named_columns`.
+        path: a Parquet file or a folder of them.
+        columns: the names of columns by role: item, annotator, label, weight.
         gold: known classes by item, taken as certain.
-        work: a folder for intermediate files, used again by the next run on the same files; by default a
+        work: a folder for intermediate files, reused by the next run on the same files; default: a
             temporary one.
-        client: a `distributed.Client`; its workers see the same files.
+        client: a `distributed.Client` whose workers see the same files.
 
     Raises:
         ValueError: as `fit_parquet`.

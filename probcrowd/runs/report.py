@@ -119,7 +119,7 @@ def make_report(
     comparison: pd.DataFrame | None = None,
     gold: Int[np.ndarray, " i"] | None = None,
 ) -> str:
-    """The page as HTML.
+    """Build the page as HTML.
 
     items, annotators: from `probcrowd.inference.posterior.tables`. prior: its name. gold: codes by item,
     -1 if unknown.
@@ -275,8 +275,7 @@ def _encoded(figure: Figure) -> str:
     """Encode the figure as PNG in base64."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph", UserWarning
-        )  # ids in scripts that the font lacks; the tables have them
+        # Ids in scripts that the font lacks; the tables have them
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
         figure.savefig(file, format="png", dpi=110)
     return base64.b64encode(file.getvalue()).decode()

@@ -225,7 +225,7 @@ def test_without_the_extra_one_line_says_what_to_install() -> None:
         check=False,
     )
     assert ran.returncode == 1 and ran.stderr.count("\n") == 1, ran.stderr
-    assert "jax" in ran.stderr and 'pip install "probcrowd[mcmc]"' in ran.stderr
+    assert "jax" in ran.stderr and 'pip install ".[mcmc]"' in ran.stderr
 
 
 def test_chains_that_disagree_are_not_passed(tmp_path: Path) -> None:

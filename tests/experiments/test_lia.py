@@ -432,7 +432,7 @@ def test_a_missing_package_is_named(data: Path, tmp_path: Path, monkeypatch: pyt
     result = invoke("reproduce", "lia", *options, "--methods", "Snorkel 0.10")
     assert (
         result.exit_code == 1
-        and 'pip install "probcrowd[label-models]"' in result.output
+        and 'pip install ".[label-models]"' in result.output
         and len(result.output.splitlines()) == 1
     )
 

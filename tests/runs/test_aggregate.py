@@ -303,7 +303,11 @@ def test_comparison_omits_models_that_cannot_fit_the_table() -> None:
     frame.loc[frame["task"] == "q0", "label"] = "maybe"
     omitted: list[str] = []
     table = compare_aggregators(
-        Annotations.from_frame(frame), truth, models=["kos", "one-coin"], progress=False, say=omitted.append
+        Annotations.from_frame(frame),
+        truth,
+        models=["kos", "one-coin"],
+        progress=False,
+        report=omitted.append,
     )
     assert list(table.index) == ["majority-vote", "one-coin"] and omitted[0].startswith("kos omitted: ")
     with pytest.raises(ValueError, match="gold has no class for any of the items"):

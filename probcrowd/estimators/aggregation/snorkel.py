@@ -57,13 +57,12 @@ MISSING: dict[str, str] = {
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SnorkelLabelModel(ItemModel):
-    """The LabelModel of snorkel 0.10 (`pip install "probcrowd[label-models]"`): confusion of
-    annotators from the moments of pairs of annotators.
+    """The LabelModel of snorkel 0.10: annotators' confusion from the moments of pairs of annotators.
 
-    It is the matrix completion of MeTaL (Ratner et al. 2019, AAAI, arXiv:1810.02840), for annotators who err
-    independently; not the generative model of the Snorkel paper of 2017. Neither that nor the package
-    snorkel-metal can be run; `MISSING` gives the reasons. It may not have converged after 100 epochs, so
-    results may depend on `random_state`.
+    It needs the extra "label-models". The method is the matrix completion of MeTaL (Ratner et al. 2019, AAAI,
+    arXiv:1810.02840), for annotators who err independently; not the generative model of the Snorkel paper of
+    2017. Neither that nor the package snorkel-metal can be run; `MISSING` says why. After 100 epochs it may
+    not have converged: the result may depend on `random_state`.
 
     snorkel holds a dense matrix of labelled items x annotators. Memory: 8 K + 20 bytes a cell (K classes),
     and 35 bytes a cell of the square matrix over (annotator, class); time grows with that matrix as well:
@@ -206,14 +205,13 @@ def _learn(
 
 
 def _label_model() -> Any:
-    """Return snorkel's LabelModel, changed to raise an error on NaN parameters, where it would otherwise
-    search for a permutation forever.
-    """
+    """Return snorkel's LabelModel, which raises where it would search endlessly for a permutation of NaN."""
     try:
         from snorkel.labeling.model import LabelModel
     except ImportError as error:
         raise ImportError(
-            f'SnorkelLabelModel needs the package snorkel ({error}): pip install "probcrowd[label-models]"'
+            f'SnorkelLabelModel needs the package snorkel ({error}): install the extra "label-models": '
+            'pip install ".[label-models]" in a clone of the repository'
         ) from error
 
     class Checked(LabelModel):

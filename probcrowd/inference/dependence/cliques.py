@@ -102,9 +102,7 @@ def _unexplained(
 
 
 def alike(lower: Float64[np.ndarray, " g"], chance: Float64[np.ndarray, " g"]) -> Bool[np.ndarray, " g"]:
-    """Return which pairs of annotators belong to one clique, from their agreement one standard error
-    below.
-    """
+    """Return which pairs belong to one clique, given agreement one standard error below its estimate."""
     return lower - chance > ALIKE * (1 - chance)
 
 

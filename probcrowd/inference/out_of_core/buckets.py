@@ -1,14 +1,15 @@
-r"""Annotations on disk in buckets of whole items, and passes over them that hold one bucket at a time.
+r"""Annotations on disk in buckets of whole items; passes over them hold one bucket in memory at a time.
 
-    bucket b = all rows of the items with hash(item id) mod B = b, packed (starts, cell, weight, gold) with the ids of its items
+    bucket b = all rows of the items with hash(item id) mod B = b,
+               packed (starts, cell, weight, gold), with the ids of its items
     counts(all) = counts(bucket 0) + counts(bucket 1) + ... + counts(bucket B - 1),    added in this order
 
-A pass maps `e_step` over the buckets, here one after the other or, by another `Map`, on a cluster, and adds
-the results in the order of the buckets: the answer has the same bits however many workers there are, if all
-have the same processor and number of cores. On disk a bucket takes 4 bytes per annotation (12 with weights)
-and 8 per item (12 with gold) besides the ids. Memory: one bucket, which the system may drop, 8K bytes per
-item of it at the first pass, and a few tables of 8K bytes per cell; nothing grows with the number of all
-items.
+A pass maps `e_step` over the buckets, one after the other or, with another `Map`, on a cluster, and adds the
+results in the order of the buckets. The sum is therefore the same, bit for bit, for any number of workers, if
+all have the same processor and number of cores. On disk a bucket takes 4 bytes per annotation (12 with
+weights) and 8 per item (12 with gold), plus the ids. Memory: one bucket, which the system may drop, 8K bytes
+per item of the bucket in the first pass, and a few tables of 8K bytes per cell. Nothing grows with the total
+number of items.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ _ARRAYS = "starts", "cell", "weight", "gold"
 
 @runtime_checkable
 class Map(Protocol):
-    """function(part, *shared) of every part, in the order of the parts. Functions are found by name, so that other processes may run them."""
+    """Yield function(part, *shared) for every part, in the order of the parts.
+
+    Functions are pickled by name, so that other processes can run them: no lambdas or closures.
+    """
 
     def __call__(self, function: Callable[..., Any], parts: Sequence[Any], *shared: Any) -> Iterator[Any]: ...
 
@@ -49,7 +53,10 @@ def in_turn(function: Callable[..., Any], parts: Sequence[Any], *shared: Any) ->
 
 @dataclass(frozen=True)
 class Buckets:
-    """Packed annotations in the files of a folder: a `Source`. annotators, classes: the sorted ids that the cells' codes point into."""
+    """Packed annotations in the files of a folder: a `Source`.
+
+    annotators, classes: the sorted ids; the codes of the cells are positions in them.
+    """
 
     folder: Path
     cells: Cells
@@ -61,11 +68,11 @@ class Buckets:
     map: Map = in_turn
 
     def start(self) -> Statistics:
-        """The counts of the vote shares."""
+        """Count the vote shares of all items."""
         return reduce(add, self._mapped(bucket_votes, self.cells))
 
     def e_step(self, scores: Scores, *, hard: bool = False) -> Expectation:
-        """A pass over all annotations."""
+        """Run one E step over all annotations."""
         return reduce(add, self._mapped(e_step_bucket, scores, hard))
 
     def _mapped(self, function: Callable[..., Any], *shared: Any) -> Iterator[Any]:
@@ -75,19 +82,20 @@ class Buckets:
 def write_probabilities(
     buckets: Buckets, scores: Scores, folder: Path, *, means: Means | None = None, progress: bool = False
 ) -> None:
-    """A Parquet part per bucket with columns item, label (the most probable class, the first of equals), probability, and p_<class> of each class.
+    """Write the class probabilities of all items, one Parquet part per bucket, rows sorted by item.
 
-    The parts are written beside `folder`, which appears under its name when all are whole; a failure leaves
-    nothing. Within a part, rows are sorted by item. Memory: 8 (2 K + 3) bytes per item of one bucket.
+    Columns: item, label (the most probable class; in a tie the first), probability, and p_<class> of each
+    class. The parts are written beside `folder`, which gets its name when all are complete; a failure leaves
+    nothing behind. Memory: 8 (2 K + 3) bytes per item of one bucket.
 
-    means: posterior means given the counts that `scores` make; probabilities are then averaged over
-    parameters (`inference.averaged`).
+    means: posterior means given the counts of one pass with `scores`; probabilities are then averaged over
+    the parameters (`inference.aggregation.averaging`).
 
     Raises:
-        ValueError: `folder` is there and not empty.
+        ValueError: `folder` exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already; delete it, or give the name of a new folder")
+        raise ValueError(f"{folder} already exists; delete it, or give the name of a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder) as unfinished:
         unfinished.mkdir()
@@ -124,26 +132,26 @@ def save_bucket(number: int, folder: Path, packed: Packed, items: pa.Array) -> N
 
 
 def load_bucket(number: int, folder: Path) -> Packed:
-    """A bucket whose arrays stay on disk until they are read."""
-    found = {name: _file(folder, number, f"{name}.npy") for name in _ARRAYS}
-    # Copy on write: compiled code for arrays that may be written to is there already, and the files stay as they are
+    """Load a bucket; its arrays stay on disk until they are read."""
+    files = {name: _file(folder, number, f"{name}.npy") for name in _ARRAYS}
+    # Copy on write: read-only arrays would need another compilation, and the files must not change
     return Packed(
-        **{name: np.asarray(np.load(path, mmap_mode="c")) for name, path in found.items() if path.exists()}
+        **{name: np.asarray(np.load(path, mmap_mode="c")) for name, path in files.items() if path.exists()}
     )
 
 
 def load_items(number: int, folder: Path) -> pa.Array:
-    """The sorted ids of the items of a bucket."""
+    """Load the sorted ids of the items of a bucket."""
     return read_batches(_file(folder, number, "items.arrow"))["item"].combine_chunks()
 
 
 def e_step_bucket(number: int, folder: Path, scores: Scores, hard: bool) -> Expectation:
-    """A pass over one bucket."""
+    """Run the E step over one bucket."""
     return e_step(load_bucket(number, folder), scores, hard=hard)
 
 
 def bucket_votes(number: int, folder: Path, cells: Cells) -> Statistics:
-    """The counts of the vote shares of one bucket."""
+    """Count the vote shares of one bucket."""
     packed = load_bucket(number, folder)
     return count(packed, packed.vote_shares(cells), len(cells))
 
@@ -157,7 +165,7 @@ def write_part(
     classes: pd.Index,
     target: Path,
 ) -> None:
-    """The probabilities of the items of one bucket."""
+    """Write the class probabilities of the items of one bucket."""
     packed = load_bucket(number, folder)
     probabilities = np.zeros((packed.num_items, len(classes)))
     e_step(packed, scores, responsibilities=probabilities)
@@ -171,7 +179,7 @@ def write_part(
 
 
 def write_batches(path: Path, batches: Iterator[pa.RecordBatch] | Sequence[pa.RecordBatch]) -> None:
-    """An Arrow file of at least one batch, which may be empty."""
+    """Write batches to an Arrow file: at least one, which may be empty."""
     batches = iter(batches)
     first = next(batches)
     with path.open("wb") as file, pa.ipc.new_file(file, first.schema) as writer:
@@ -181,7 +189,7 @@ def write_batches(path: Path, batches: Iterator[pa.RecordBatch] | Sequence[pa.Re
 
 
 def read_batches(path: Path, first: int = 0, step: int = 1) -> pa.Table:
-    """The batches first, first + step, ... of an Arrow file."""
+    """Read the batches first, first + step, ... of an Arrow file."""
     with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
         return pa.Table.from_batches(
             [reader.get_batch(n) for n in range(first, reader.num_record_batches, step)], reader.schema

@@ -4,9 +4,9 @@
     workers:    read the part's files, return a sum
 
 If a worker dies, the scheduler gives its tasks and the shared arguments to another one. Tasks write files
-atomically and with the same bits each time, so running a task twice is harmless. We send no files over the
-network: workers see the folders of annotations and buckets under the same paths (one machine, or a shared file
-system).
+atomically and with the same bits each time, so running a task twice is harmless. No files are sent over the
+network: workers see the folders of annotations and buckets under the same paths (one machine, or a shared
+file system).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Of a task that raised; Dask counts deaths of workers separately (distributed.scheduler.allowed-failures)
+# Retries of a task that raises. Dask counts deaths of workers separately, in
+# distributed.scheduler.allowed-failures.
 _RETRIES = 2
 
 
@@ -26,24 +27,24 @@ class OnCluster:
     client: Any
 
     def __call__(self, function: Callable[..., Any], parts: Sequence[Any], *shared: Any) -> Iterator[Any]:
-        """function(part, *shared) of every part, in order; tasks no longer needed are cancelled."""
+        """Yield function(part, *shared) for every part, in order; cancel tasks no longer needed."""
         import dask
 
-        # Not scattered: data outside the graph is lost with the last worker that holds it
+        # `scatter` is not used: data outside the graph is lost with the last worker that holds it
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}):
             common = self.client.submit(_same, shared, pure=False)
             tasks = self.client.map(
                 _apply, list(parts), function=function, shared=common, pure=False, retries=_RETRIES
             )
         try:
-            for place, task in enumerate(tasks):
+            for position, task in enumerate(tasks):
                 result = task.result()
-                tasks[place] = None  # workers may release it
+                tasks[position] = None  # workers may release it
                 del task
                 yield result
         finally:
-            if left := [task for task in tasks if task is not None]:
-                self.client.cancel(left)
+            if unfinished := [task for task in tasks if task is not None]:
+                self.client.cancel(unfinished)
 
 
 def _same(shared: tuple[Any, ...]) -> tuple[Any, ...]:

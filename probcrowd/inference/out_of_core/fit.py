@@ -1,11 +1,11 @@
-"""Fit annotations in Parquet that need not fit in memory: buckets on disk, then one pass over them per EM step.
+"""Fit annotations in Parquet that need not fit in memory: buckets on disk, one pass over them per EM step.
 
-    work/manifest.json                    the inputs of the buckets; written last, so buckets without it are incomplete
-    work/buckets/                         buckets.py; while they are made, also the scattered rows
+    work/manifest.json    the inputs of the buckets, written last: without it they are incomplete
+    work/buckets/         see buckets.py; during packing, also the scattered rows
     work/annotators.arrow, classes.arrow, cells.npy
 
-Buckets made from the same files (path, size, time of change) with the same arguments are used again; others
-are made anew. Peak memory for 10**8 annotations of 2 * 10**7 items by 10**4 annotators: under 1 GB. Time is
+Buckets of the same files (path, size, modification time) and the same arguments are reused; others are
+rebuilt. Peak memory for 10**8 annotations of 2 * 10**7 items by 10**4 annotators: under 1 GB. Time is
 linear in the number of annotations.
 """
 
@@ -44,7 +44,7 @@ _LAYOUT = 1
 
 @dataclass(frozen=True)
 class ParquetFit:
-    """The result of EM. Close it, or use it in a `with`, to remove temporary buckets."""
+    """The result of EM. Close it, or use it in a `with` block, to remove temporary buckets."""
 
     fit: Fit
     buckets: Buckets
@@ -52,12 +52,12 @@ class ParquetFit:
 
     @property
     def scores(self) -> Scores:
-        """The scores of the last counts, for `buckets.write_probabilities`."""
+        """The log probabilities of the last counts, for `buckets.write_probabilities`."""
         return self.fit.scores
 
     @property
     def annotators(self) -> pd.Index:
-        """The sorted ids."""
+        """The sorted ids of annotators."""
         return self.buckets.annotators
 
     @property
@@ -94,28 +94,30 @@ def fit_parquet(
     bucket_rows: int = 4_000_000,
     progress: bool = False,
 ) -> ParquetFit:
-    """EM on the rows of a Parquet file, or of a folder of them: the fit that the same rows in memory give, but for rounding.
+    """Run EM on the rows of a Parquet file or a folder of Parquet files.
+
+    The fit equals that of the same rows in memory, up to rounding.
 
     Args:
-        path: see `parquet_rows.survey`. Items, annotators and labels are text, whole numbers or booleans.
-        channel: the model, made from the cells, e.g. a `DirichletRows`.
-        item, annotator, label, weight: names of columns; the usual ones as in `Annotations.from_frame`.
-        gold: the known class of some items, by item id; those of other items are ignored.
-        duplicates: rows that repeat an (item, annotator) pair, as in `Annotations.from_frame`; first and last
-            by the order of the files.
-        work: the folder for buckets, new, empty or one that was used so before; by default a temporary one.
-            On a cluster all workers see it.
-        client: a `distributed.Client`, whose workers do all that reads rows.
+        path: see `parquet.survey`. Items, annotators and labels are text, whole numbers or booleans.
+        channel: builds the model from the cells, e.g. a `DirichletRows`.
+        item, annotator, label, weight: names of columns; defaults as in `Annotations.from_frame`.
+        gold: the known class of some items, by item id; ids that are not in the files are ignored.
+        duplicates: what to do with repeated (item, annotator) pairs, as in `Annotations.from_frame`; "first"
+            and "last" follow the order of the files.
+        work: the folder for buckets: new, empty, or from an earlier fit; default: a temporary one. On a
+            cluster all workers must see it.
+        client: a `distributed.Client`; its workers do everything that reads rows.
         bucket_rows: about how many rows are in memory at once.
 
     Raises:
-        ValueError: files or columns that are absent, values that are missing or unfit, repeated pairs, gold
-            that is no class, or a `work` that holds something else or is in use.
+        ValueError: absent files or columns, missing or invalid values, repeated pairs, gold labels that no
+            annotator used, or a `work` folder that holds other files or is in use.
     """
     check_option("duplicates", duplicates, DUPLICATES)
     if bucket_rows < 1:
         raise ValueError(f"bucket_rows must be at least 1, got {bucket_rows}")
-    found = survey(
+    surveyed = survey(
         path, {"item": item, "annotator": annotator, "label": label, "weight": weight}, bucket_rows
     )
     temporary = None
@@ -123,7 +125,7 @@ def fit_parquet(
         temporary = TemporaryDirectory(prefix="probcrowd-")
         work = Path(temporary.name)
     try:
-        buckets = _buckets(found, work, gold, duplicates, bucket_rows, _map_of(client), progress)
+        buckets = _buckets(surveyed, work, gold, duplicates, bucket_rows, _map_of(client), progress)
         fit = fit_table(
             buckets, channel(buckets.cells), max_iter=max_iter, tolerance=tolerance, progress=progress
         )
@@ -143,7 +145,7 @@ def _map_of(client: Any) -> Map:
 
 
 def _buckets(
-    found: Survey,
+    surveyed: Survey,
     work: Path,
     gold: pd.Series | None,
     duplicates: str,
@@ -151,16 +153,16 @@ def _buckets(
     map: Map,
     progress: bool,
 ) -> Buckets:
-    """The buckets of those rows: existing ones in `work`, or new ones."""
+    """Load the buckets in `work` if they match the inputs, or build them."""
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    ours = {_MANIFEST, _LOCK, _BUCKETS, _CELLS, *(f"{name}.arrow" for name in _IDS)}
+    known = {_MANIFEST, _LOCK, _BUCKETS, _CELLS, *(f"{name}.arrow" for name in _IDS)}
     unknown = sorted(
-        file.name for file in work.iterdir() if file.name not in ours and not file.name.endswith(PARTIAL)
+        file.name for file in work.iterdir() if file.name not in known and not file.name.endswith(PARTIAL)
     )
     if unknown:
         raise ValueError(f"{work} holds {', '.join(unknown[:3])}; pass a new or an empty folder as `work`")
-    inputs = _inputs(found, gold, duplicates, bucket_rows)
+    inputs = _inputs(surveyed, gold, duplicates, bucket_rows)
     try:
         with FileLock(work / _LOCK, timeout=0):
             if (buckets := _loaded(work, inputs, map)) is None:
@@ -168,28 +170,28 @@ def _buckets(
                 shutil.rmtree(work / _BUCKETS, ignore_errors=True)
                 job = Job(
                     work / _BUCKETS,
-                    found.columns,
-                    len(found.pieces),
-                    -(-found.num_rows // bucket_rows),
+                    surveyed.columns,
+                    len(surveyed.pieces),
+                    -(-surveyed.num_rows // bucket_rows),
                     duplicates,
                 )
-                buckets = shuffle(found, job, gold=gold, map=map, progress=progress)
+                buckets = shuffle(surveyed, job, gold=gold, map=map, progress=progress)
                 _save(buckets, work, inputs)
             return buckets
     except Timeout as error:
         raise ValueError(
-            f"another process makes buckets in {work}; wait for it, or give another folder"
+            f"another process is writing buckets in {work}; wait for it, or give another folder"
         ) from error
 
 
-def _inputs(found: Survey, gold: pd.Series | None, duplicates: str, bucket_rows: int) -> dict[str, Any]:
-    """Everything the buckets depend on, as JSON returns it."""
-    stats = [(str(file.resolve()), file.stat()) for file in found.files]
+def _inputs(surveyed: Survey, gold: pd.Series | None, duplicates: str, bucket_rows: int) -> dict[str, Any]:
+    """Return everything the buckets depend on, in the types that JSON preserves."""
+    stats = [(str(file.resolve()), file.stat()) for file in surveyed.files]
     known = None if gold is None else hash_pandas_object(gold.dropna()).to_numpy()  # pyright: ignore[reportCallIssue]
     return {
         "layout": _LAYOUT,
         "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-        "columns": {role: [column.name, column.kind] for role, column in found.columns.items()},
+        "columns": {role: [column.name, column.kind] for role, column in surveyed.columns.items()},
         "gold": None if known is None else hashlib.sha256(known.tobytes()).hexdigest(),
         "duplicates": duplicates,
         "bucket_rows": bucket_rows,
@@ -203,15 +205,15 @@ def _save(buckets: Buckets, work: Path, inputs: dict[str, Any]) -> None:
     with replacing(work / _CELLS) as path, path.open("wb") as file:
         np.save(file, buckets.cells.key)
     sizes = {name: getattr(buckets, name) for name in ("num_buckets", "num_rows", "num_items")}
-    write_json(work / _MANIFEST, {"made_from": inputs, "sizes": sizes})
+    write_json(work / _MANIFEST, {"inputs": inputs, "sizes": sizes})
 
 
 def _loaded(work: Path, inputs: dict[str, Any], map: Map) -> Buckets | None:
-    """The buckets in `work` if they are complete and have these inputs."""
+    """Load the buckets in `work` if they are complete and have these inputs."""
     if not (work / _MANIFEST).exists():
         return None
     manifest = json.loads((work / _MANIFEST).read_text())
-    if manifest["made_from"] != inputs:
+    if manifest.get("inputs") != inputs:
         return None
     annotators, classes = (
         pd.Index(read_batches(work / f"{name}.arrow")[name].to_pandas(), name=name) for name in _IDS

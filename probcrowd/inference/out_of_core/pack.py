@@ -1,15 +1,15 @@
-r"""Parquet to buckets: rows are scattered by the hash of their item, then each bucket is packed by itself.
+r"""Build buckets from Parquet: scatter rows by the hash of their item, then pack each bucket.
 
     scatter   piece of a file  ->  its rows by bucket, and the (annotator, label) pairs that occur
     merge     pairs of all pieces  ->  annotators and classes, sorted, and the cells
-    pack      bucket: its rows in all pieces  ->  items sorted by id, rows within an item by cell and weight  ->  saved
+    pack      a bucket's rows from all pieces  ->  sorted by item id, cell and weight  ->  saved
 
-So the bits of the buckets depend on the set of rows alone, not on their order nor on the files, except where
-`duplicates` keeps the first or the last row of a pair: first in the order of the files. Every task may run
-twice, or be killed and run again. Time is linear but for sorting within buckets. On disk, about 24 bytes per
-annotation with numbers as ids, removed when all is packed. Memory: about 120 bytes per row of the largest
-bucket with numbers as ids, 150 with short text. All rows of an item are in one bucket, so an item with very
-many makes it large.
+The bits of the buckets depend on the set of rows alone, not on their order or on the files, except where
+`duplicates` retains the first or the last row of a pair in the order of the files. Every task may run twice,
+or be killed and repeated. Time is linear except for sorting within buckets. On disk: about 24 bytes per
+annotation with numbers as ids, removed after packing. Memory: about 120 bytes per row of the largest bucket
+with numbers as ids, 150 with short text. All rows of an item are in one bucket, so an item with very many
+rows makes its bucket large.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from probcrowd.data.files import some
 from probcrowd.data.table import Cells, pack
 from probcrowd.inference.out_of_core.buckets import Buckets, Map, in_turn, save_bucket
 from probcrowd.inference.out_of_core.parquet import Survey
-from probcrowd.inference.out_of_core.partition import Job, distinct_pairs, places, scatter, scatter_gold
+from probcrowd.inference.out_of_core.partition import Job, distinct_pairs, positions, scatter, scatter_gold
 
 DUPLICATES = "error", "first", "last", "count", "share"
 
@@ -43,16 +43,16 @@ class Ids:
 
 
 def shuffle(
-    found: Survey, job: Job, *, gold: pd.Series | None = None, map: Map = in_turn, progress: bool = False
+    surveyed: Survey, job: Job, *, gold: pd.Series | None = None, map: Map = in_turn, progress: bool = False
 ) -> Buckets:
-    """The buckets of all rows, in a folder that holds nothing else.
+    """Build the buckets of all rows in a folder that holds nothing else.
 
     Raises:
-        ValueError: rows with missing or unfit values, repeated (item, annotator) pairs, or gold that is no
-            class.
+        ValueError: rows with missing or invalid values, repeated (item, annotator) pairs, or gold labels that
+            no annotator used.
     """
     job.scattered.mkdir(parents=True, exist_ok=True)
-    scattered = map(scatter, found.pieces, job)
+    scattered = map(scatter, surveyed.pieces, job)
     pairs = tqdm(
         scattered, total=job.num_pieces, disable=not progress, desc="scatter", unit="piece", leave=False
     )
@@ -75,12 +75,12 @@ def shuffle(
 def pack_bucket(number: int, job: Job, ids: Ids, with_gold: bool) -> tuple[int, int]:
     """Pack and save a bucket; return its numbers of rows and items."""
     rows, num_labels = job.rows_of(number), ids.cells.num_labels
-    room = ids.cells.num_annotators * num_labels
+    num_pairs = ids.cells.num_annotators * num_labels
     items, item = _sorted_codes(rows["item"])
     code = (
-        item * room
-        + places(rows["annotator"], ids.annotators) * num_labels
-        + places(rows["label"], ids.labels)
+        item * num_pairs
+        + positions(rows["annotator"], ids.annotators) * num_labels
+        + positions(rows["label"], ids.labels)
     )
     weight = rows["weight"].to_numpy() if "weight" in job.columns else None
     del rows, item
@@ -92,15 +92,16 @@ def pack_bucket(number: int, job: Job, ids: Ids, with_gold: bool) -> tuple[int, 
     else:
         order = np.lexsort((weight, code))
         code, weight = code[order], weight[order]
-    item, key = np.divmod(code, room)
+    item, key = np.divmod(code, num_pairs)
     if job.duplicates in ("error", "share"):
-        again = np.diff(code // num_labels, prepend=-1) == 0
-        if job.duplicates == "share" and again.any():
-            size = np.bincount(np.cumsum(~again) - 1)
+        repeated = np.diff(code // num_labels, prepend=-1) == 0
+        if job.duplicates == "share" and repeated.any():
+            size = np.bincount(np.cumsum(~repeated) - 1)
             weight = (1.0 if weight is None else weight) / np.repeat(size, size)
-        elif again.any():
+        elif repeated.any():
             _reject_repeated(
-                items.take(pa.array(item[again])), ids.annotators.take(pa.array(key[again] // num_labels))
+                items.take(pa.array(item[repeated])),
+                ids.annotators.take(pa.array(key[repeated] // num_labels)),
             )
     gold = _gold_codes(job.gold_of(number), items) if with_gold else None
     save_bucket(number, job.folder, pack(item, key, ids.cells, len(items), weight=weight, gold=gold), items)
@@ -114,36 +115,36 @@ def _ids_of(pairs: pa.Table) -> Ids:
 
 
 def _sorted_codes(values: pa.ChunkedArray) -> tuple[pa.Array, Int64[np.ndarray, " n"]]:
-    """The distinct values in order, and the place of each value among them."""
+    """Return the distinct values in order, and the position of each value among them."""
     encoded = values.combine_chunks().dictionary_encode()
     ids = encoded.dictionary.sort()
-    return ids, places(encoded.dictionary, ids)[encoded.indices.to_numpy()]
+    return ids, positions(encoded.dictionary, ids)[encoded.indices.to_numpy()]
 
 
 def _one_per_pair(pair: Int64[np.ndarray, " n"], last: bool) -> Int64[np.ndarray, " m"]:
-    """The place of the first or the last row of each pair."""
-    _, place = np.unique(pair[::-1] if last else pair, return_index=True)
-    return len(pair) - 1 - place if last else place
+    """Return the position of the first or the last row of each pair."""
+    _, position = np.unique(pair[::-1] if last else pair, return_index=True)
+    return len(pair) - 1 - position if last else position
 
 
 def _reject_repeated(item: pa.Array, annotator: pa.Array) -> None:
     pairs = list(dict.fromkeys(zip(item[:6].to_pylist(), annotator[:6].to_pylist(), strict=True)))
-    remedy = "set duplicates='first', 'last', 'count' or 'share', or remove rows"
     raise ValueError(
-        f"repeated (item, annotator) pairs; {remedy} ({len(item)} rows too many in a part of the data: {some(pairs)})"
+        "repeated (item, annotator) pairs; set duplicates='first', 'last', 'count' or 'share', or remove "
+        f"rows ({len(item)} surplus rows in a part of the data: {some(pairs)})"
     )
 
 
 def _gold_codes(gold: pa.Table, items: pa.Array) -> Int64[np.ndarray, " i"]:
-    """The known class of each item, -1 if unknown. Gold of other items is ignored."""
-    place, code = places(gold["item"], items), gold["code"].to_numpy()
-    wrong = np.flatnonzero((place >= 0) & (code < 0))
+    """Return the known class of each item, -1 if unknown; gold of other items is ignored."""
+    position, code = positions(gold["item"], items), gold["code"].to_numpy()
+    wrong = np.flatnonzero((position >= 0) & (code < 0))
     if len(wrong):
-        found = gold.take(pa.array(wrong[:6]))
-        pairs = list(zip(found["item"].to_pylist(), found["label"].to_pylist(), strict=True))
+        examples = gold.take(pa.array(wrong[:6]))
+        pairs = list(zip(examples["item"].to_pylist(), examples["label"].to_pylist(), strict=True))
         raise ValueError(
             f"gold contains labels that no annotator ever used: correct or remove them ({some(pairs)})"
         )
     codes = np.full(len(items), -1)
-    codes[place[place >= 0]] = code[place >= 0]
+    codes[position[position >= 0]] = code[position >= 0]
     return codes

@@ -1,11 +1,11 @@
-"""Rows of annotations in Parquet, one file or a folder of files, read a batch at a time and checked.
+"""Read annotations from a Parquet file or a folder of files, a batch at a time, and validate them.
 
-    survey(path) -> files, pieces (consecutive row groups of a file), columns with their kinds        reads no row
-    batches(piece, columns) -> item, annotator, label, weight, as int64, text or boolean              a million rows at a time
+    survey(path)             ->  files, pieces (consecutive row groups of a file), columns with their kinds
+    batches(piece, columns)  ->  item, annotator, label, weight, as int64, text or boolean
 
-All files have the columns, and each column is of the same kind in all of them. Whole numbers may come as
-floats, as they do where pandas made room for missing values; text may be dictionary-encoded. Memory: a batch,
-and the compressed columns of one row group.
+`survey` reads no rows; `batches` reads a million at a time. All files have the columns, and each column is of
+the same kind in all of them. Whole numbers may be stored as floats, as pandas does in columns with missing
+values; text may be dictionary-encoded. Memory: a batch, and the compressed columns of one row group.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TYPES = {"number": pa.int64(), "text": pa.large_string(), "boolean": pa.bool_()
 
 @dataclass(frozen=True)
 class Column:
-    """The name that a role has in the files, and the kind of its values: number, text, boolean, or weight."""
+    """The column of a role: its name in the files, and the kind of its values (a key of `_TYPES`)."""
 
     name: str
     kind: str
@@ -37,7 +37,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive row groups of a file; first_row is the place of their first row in the file."""
+    """Consecutive row groups of a file; `first_row` is the position of their first row in the file."""
 
     number: int
     file: Path
@@ -56,14 +56,14 @@ class Survey:
 
 
 def survey(path: Path, names: dict[str, str | None], piece_rows: int) -> Survey:
-    """The pieces of a file, or of the *.parquet files in a folder and its subfolders, in the order of their paths.
+    """Split a file, or the *.parquet files in a folder and its subfolders, into pieces, ordered by path.
 
-    names: the column of each role, None for the usual ones; weight None: each row counts once. Files and
-    folders whose names begin with a dot or an underscore are left out. A piece has about `piece_rows` rows,
-    or one row group.
+    names: the column of each role, None for the default; weight None: each row counts once. Files and folders
+    whose names begin with a dot or an underscore are skipped. A piece has about `piece_rows` rows, or one row
+    group.
 
     Raises:
-        ValueError: no file, no row, a file that is not Parquet, columns that are absent, or not of one kind.
+        ValueError: no file, no row, a file that is not Parquet, absent columns, or a column of several kinds.
     """
     files = _files(path)
     columns: dict[str, Column] = {}
@@ -74,19 +74,18 @@ def survey(path: Path, names: dict[str, str | None], piece_rows: int) -> Survey:
             with pq.ParquetFile(file) as opened:
                 schema, metadata = opened.schema_arrow, opened.metadata
         except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"{file} is no Parquet file, or a damaged one ({error}); repair or remove it"
-            ) from error
-        found = {
+            raise ValueError(f"{file} is not a valid Parquet file ({error}); repair or remove it") from error
+        current = {
             role: Column(name, _kind(role, schema.field(name), file))
             for role, name in _names(schema, names, columns, file).items()
         }
-        for role, column in found.items():
+        for role, column in current.items():
             if columns and columns[role] != column:
                 raise ValueError(
-                    f"the {role} column {column.name!r} is {column.kind} in {file} and {columns[role].kind} in {files[0]}; convert one of them"
+                    f"the {role} column {column.name!r} is {column.kind} in {file} and {columns[role].kind} "
+                    f"in {files[0]}; convert one of them"
                 )
-        columns = found
+        columns = current
         pieces += _pieces(
             file,
             [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)],
@@ -95,16 +94,16 @@ def survey(path: Path, names: dict[str, str | None], piece_rows: int) -> Survey:
         )
         num_rows += metadata.num_rows
     if num_rows == 0:
-        raise ValueError(f"{path} holds no annotation: {len(files)} files, no row")
+        raise ValueError(f"{path} holds no annotations: {len(files)} files without rows")
     return Survey(tuple(files), tuple(pieces), columns, num_rows)
 
 
 def batches(piece: Piece, columns: dict[str, Column]) -> Iterator[pa.RecordBatch]:
-    """The rows of a piece, in order, as columns named by role.
+    """Yield the rows of a piece, in order, as columns named by role.
 
     Raises:
-        ValueError: an item, annotator or label that is missing, numbers that are not whole, or weights that
-            are not finite and positive.
+        ValueError: missing items, annotators or labels, numbers that are not whole, or weights that are not
+            finite and positive.
     """
     row = piece.first_row
     with pq.ParquetFile(piece.file, buffer_size=2**20) as file:
@@ -120,7 +119,7 @@ def batches(piece: Piece, columns: dict[str, Column]) -> Iterator[pa.RecordBatch
 
 
 def as_ids(values: pa.Array, kind: str) -> pa.Array:
-    """Ids in the one type that their kind has.
+    """Convert ids to the type of their kind.
 
     Raises:
         ValueError: they are of another kind.
@@ -131,7 +130,7 @@ def as_ids(values: pa.Array, kind: str) -> pa.Array:
 
 
 def kind_of(values: pa.DataType) -> str:
-    """number, text, boolean, or the type's own name where it is none of these."""
+    """Return "number", "text", "boolean", or the name of any other type."""
     values = values.value_type if pa.types.is_dictionary(values) else values
     if pa.types.is_integer(values) or pa.types.is_floating(values):
         return "number"
@@ -143,23 +142,23 @@ def kind_of(values: pa.DataType) -> str:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(path.rglob("*.parquet"), key=lambda file: file.relative_to(path).parts)
-    found = [
+    files = sorted(path.rglob("*.parquet"), key=lambda file: file.relative_to(path).parts)
+    files = [
         file
-        for file in found
+        for file in files
         if file.is_file() and not any(part[0] in "._" for part in file.relative_to(path).parts)
     ]
-    if not found:
-        raise ValueError(f"{path} is no file and no folder with *.parquet files in it")
-    return found
+    if not files:
+        raise ValueError(f"{path} is neither a file nor a folder with *.parquet files")
+    return files
 
 
 def _names(
-    schema: pa.Schema, names: dict[str, str | None], found: dict[str, Column], file: Path
+    schema: pa.Schema, names: dict[str, str | None], earlier: dict[str, Column], file: Path
 ) -> dict[str, str]:
-    """The column of each role, as in the files before."""
+    """Return the column of each role, as in earlier files."""
     wanted: dict[str, Hashable | None] = {
-        role: found[role].name if role in found else name for role, name in names.items()
+        role: earlier[role].name if role in earlier else name for role, name in names.items()
     }
     try:
         chosen = find_columns(pd.DataFrame(columns=pd.Index(schema.names)), wanted)
@@ -228,7 +227,8 @@ def _checked(values: pa.Array, role: str, column: Column, file: Path, row: int) 
 def _reject(bad: Bool[np.ndarray, " n"], values: pa.Array, message: str, first_row: int) -> None:
     rows = np.flatnonzero(bad)
     if len(rows):
-        seen = dict.fromkeys(values.take(pa.array(rows[:5])).to_pylist())
+        examples = dict.fromkeys(values.take(pa.array(rows[:5])).to_pylist())
         raise ValueError(
-            f"{message} (rows {some((rows[:6] + first_row).tolist())}, counted from 0; values: {some(list(seen))})"
+            f"{message} (rows {some((rows[:6] + first_row).tolist())}, counted from 0; "
+            f"values: {some(list(examples))})"
         )

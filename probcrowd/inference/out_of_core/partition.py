@@ -1,9 +1,10 @@
-"""Rows to buckets: each row of a piece of the files goes to the bucket that the hash of its item chooses.
+"""Scatter the rows of a piece of the files to buckets, by the hash of their item.
 
-    piece p  ->  file p:  batch 0 of bucket 0, batch 0 of bucket 1, ..., batch 1 of bucket 0, ...      and the (annotator, label) pairs in it
+    piece p  ->  file p:  batch 0 of bucket 0, batch 0 of bucket 1, ..., batch 1 of bucket 0, ...
+                 and the (annotator, label) pairs that occur in it
 
-So bucket b is every B-th batch from b on. Known classes are scattered the same way. Memory: a batch of a
-million rows and what it takes to reorder it, about 100 bytes per row with numbers as ids.
+Bucket b is therefore every B-th batch, starting with batch b. Known classes are scattered in the same way.
+Memory: a batch of a million rows and its reordered copy, about 100 bytes per row with numbers as ids.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ class Job:
         return self.folder / "pieces"
 
     def rows_of(self, bucket: int) -> pa.Table:
-        """The rows of a bucket, in the order of the pieces."""
+        """Read the rows of a bucket, in the order of the pieces."""
         return pa.concat_tables(
             read_batches(self.file_of(piece), bucket, self.num_buckets) for piece in range(self.num_pieces)
         )
 
     def gold_of(self, bucket: int) -> pa.Table:
-        """Items of a bucket whose class is known, with its code, -1 where it is none."""
+        """Read the gold labels of a bucket's items with their codes, -1 for labels that are not a class."""
         return read_batches(self.scattered / "gold.arrow", bucket, self.num_buckets)
 
     def file_of(self, piece: int) -> Path:
-        """The rows of a piece."""
+        """Return the file with the scattered rows of a piece."""
         return self.scattered / f"{piece:06d}.arrow"
 
 
@@ -74,7 +75,7 @@ def scatter_gold(gold: pd.Series, job: Job, labels: pa.Array) -> None:
     """Write the known classes by bucket.
 
     Raises:
-        ValueError: an item with two of them, or ids or labels of another kind than in the files.
+        ValueError: an item with two known classes, or ids or labels of another kind than in the files.
     """
     known = gold.dropna()
     repeated = known.index[known.index.duplicated()]
@@ -87,40 +88,39 @@ def scatter_gold(gold: pd.Series, job: Job, labels: pa.Array) -> None:
         values = table[role]
         if len(values) and kind_of(values.type) != job.columns[role].kind:
             raise ValueError(
-                f"the {role}s of gold are {kind_of(values.type)}, those of the files {job.columns[role].kind}; "
-                "convert one of them"
+                f"the {role}s of gold are {kind_of(values.type)}, those of the files "
+                f"{job.columns[role].kind}; convert one of them"
             )
     items, classes = (
         as_ids(table[role].combine_chunks(), job.columns[role].kind) for role in ("item", "label")
     )
-    batch = pa.record_batch({"item": items, "code": places(classes, labels), "label": classes})
+    batch = pa.record_batch({"item": items, "code": positions(classes, labels), "label": classes})
     write_batches(job.scattered / "gold.arrow", _split(batch, job.num_buckets))
 
 
 def distinct_pairs(*tables: pa.Table) -> pa.Table:
-    """Each (annotator, label) pair once."""
-    together = pa.concat_tables(
-        tables
-    ).combine_chunks()  # copied: what came over a network may lie askew in memory
-    return together.group_by(["annotator", "label"]).aggregate([])
+    """Return each (annotator, label) pair once."""
+    # Copied, because arrays received over a network may be misaligned in memory
+    copied = pa.concat_tables(tables).combine_chunks()
+    return copied.group_by(["annotator", "label"]).aggregate([])
 
 
-def places(values: pa.Array | pa.ChunkedArray, ids: pa.Array) -> Int64[np.ndarray, " n"]:
-    """The position of each value among the ids, -1 if absent."""
+def positions(values: pa.Array | pa.ChunkedArray, ids: pa.Array) -> Int64[np.ndarray, " n"]:
+    """Return the position of each value among the ids, -1 if absent."""
     return pc.index_in(values, value_set=ids).fill_null(-1).to_numpy().astype(np.int64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def bucket_of(ids: pa.Array, num_buckets: int) -> Int64[np.ndarray, " n"]:
-    """The bucket of each item: a hash that is the same in every process."""
-    mixed = hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)  # pyright: ignore[reportCallIssue]
-    return (mixed % np.uint64(num_buckets)).astype(np.int64)
+    """Return the bucket of each item, from a hash that is the same in every process."""
+    hashes = hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)  # pyright: ignore[reportCallIssue]
+    return (hashes % np.uint64(num_buckets)).astype(np.int64)
 
 
 def _split(batch: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
     bucket = bucket_of(batch["item"], num_buckets)
-    order = np.argsort(
-        bucket.astype(np.uint16) if num_buckets <= 2**16 else bucket, kind="stable"
-    )  # 16 bits: sorted by counting
+    # NumPy sorts 16-bit integers in linear time
+    narrow = bucket.astype(np.uint16) if num_buckets <= 2**16 else bucket
+    order = np.argsort(narrow, kind="stable")
     batch = batch.take(pa.array(order))
     bounds = np.cumsum(np.bincount(bucket, minlength=num_buckets))
     return (batch.slice(low, high - low) for low, high in pairwise([0, *bounds.tolist()]))

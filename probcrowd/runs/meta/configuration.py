@@ -88,7 +88,7 @@ class Episode(Settings):
 
 
 class Adaptation(Settings):
-    """How a task is adapted to: by prototypes, or with MAML by `steps` gradient steps of `rate`.
+    """How to adapt to a task: by prototypes, or with MAML by `steps` gradient steps of `rate`.
 
     The other fields are those of `probcrowd.inference.meta.adaptation.Method` and, from precision to
     accuracy, of `probcrowd.models.meta.prototype.Prior`. learned: what is learned beside the network. With an
@@ -118,8 +118,7 @@ class Adaptation(Settings):
         if self.separate and not self.learned:
             raise ValueError(
                 "separate = true leaves nothing to learn from annotators: name what is learned beside the "
-                "network "
-                "in `learned`"
+                "network in `learned`"
             )
         if "accuracy" in self.learned and self.accuracy is None:
             raise ValueError("learning the accuracy needs an initial value: set accuracy")

@@ -2,9 +2,9 @@
 
 For each of several splits of the digits into training, validation and target classes, the method is trained
 with J = 1, 2, 3 EM steps and without pseudo-annotators, beside a prototypical network; all adapt to the same
-target tasks. Two controls separate the
-causes: training with pseudo-annotators but through Dawid-Skene labels, which ignore the embeddings, and EM on
-the pixels without a network, which wins where the source classes are too few to learn a better space.
+target tasks. Two controls separate the causes: training with pseudo-annotators but through Dawid-Skene
+labels, which ignore the embeddings, and EM on the pixels without a network, which wins where the source
+classes are too few to learn a better space.
 
 Nothing is chosen on target tasks: networks are the best on validation tasks, and so are the number of
 Dawid-Skene steps and the scale of the pixels. Finished trainings are reused.
@@ -39,7 +39,7 @@ OURS = "EM, J = {}"
 PIXEL_SCALES = (0.5, 1.0, 2.0, 4.0)
 DAWID_SKENE_STEPS = (1, 2, 3, 10)
 DEMO_SETTINGS = Path(__file__).with_name("demo.toml")
-# By the name of the training: what differs from the settings' adaptation
+# Changes to the settings' adaptation, by the name of the training
 VARIANTS = {
     **{f"em-{steps}": {"steps": steps} for steps in (1, 2, 3)},
     "em-clean": {"steps": 2, "pseudo_annotators": False},

@@ -91,9 +91,8 @@ def paired_difference(scores: pd.DataFrame, first: str, second: str, value: str 
     """Return the mean paired difference first - second with the half width of its 95 % interval over tasks.
 
     If the scores come from several splits, that is from networks trained on different classes, `ahead` counts
-    the splits with a
-    positive mean difference: tasks of one split share their networks, so the interval does not cover other
-    splits.
+    the splits with a positive mean difference: tasks of one split share their networks, so the interval does
+    not cover other splits.
     """
     keys = [column for column in scores.columns if column in ("split", *SETTING, "task")]
     wide = scores.pivot(index=keys, columns="method", values=value)

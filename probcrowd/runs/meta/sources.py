@@ -1,7 +1,7 @@
-"""What a run draws from: the classes of its data, split by its seed, and a generator for every purpose.
+"""Split the classes of a run by its seed, and derive a random generator for every purpose.
 
-No random state is carried from step to step: everything that step t draws comes from a generator seeded by
-(seed, purpose, t), the same in every process and after every resume.
+No random state is carried from step to step: step t draws from generators seeded by (seed, purpose, t), the
+same in every process and after every resume.
 """
 
 from __future__ import annotations

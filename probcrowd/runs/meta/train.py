@@ -62,7 +62,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run works with: `folder` is None in processes that do not write."""
+    """The parts of a run; `folder` is None in processes that do not write."""
 
     settings: MetaTraining
     sources: Sources
@@ -182,8 +182,7 @@ def _train(
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {step}: lower training.learning_rate or check the "
-                "inputs; unrolled EM of "
-                "many steps explodes at ties: take fewer, or gradient = 'one-step'"
+                "inputs; unrolled EM of many steps explodes at ties: take fewer, or gradient = 'one-step'"
             )
         run.optimizer.zero_grad()
         loss.backward()

@@ -90,8 +90,7 @@ class TrainedRun:
         if self.settings.adaptation.learner != "prototypes":
             raise ValueError(
                 "this run trained MAML, a baseline without a model of annotators: it serves comparisons "
-                "only, by "
-                "`probcrowd reproduce meta-learning`; use a run of learner 'prototypes'"
+                "only, by `probcrowd reproduce meta-learning`; use a run of learner 'prototypes'"
             )
         return self.settings.adaptation.method.with_learned(self.encoder)
 
@@ -107,8 +106,8 @@ class TrainedRun:
 
         support, query: one row per item with the inputs that the network was trained on (pixels as 0..255),
         ids in the index of a frame; an array's rows are items 0, 1, ..., and it may have the shape of images.
-        Columns are in the order of the support,
-        which must be that of training: a run does not know their names.
+        Columns are in the order of the support, which must be that of training: a run does not know their
+        names.
         method: how to adapt; default: as in training.
 
         Raises:

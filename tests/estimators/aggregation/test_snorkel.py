@@ -395,7 +395,7 @@ def test_without_the_package_the_error_names_the_remedy(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "snorkel.labeling.model", None)
     with pytest.raises(
         ImportError,
-        match=r'SnorkelLabelModel needs the package snorkel .*pip install "probcrowd\[label-models\]"',
+        match=r'SnorkelLabelModel needs the package snorkel .*pip install "\.\[label-models\]"',
     ):
         make().fit(simulate()[0])
 

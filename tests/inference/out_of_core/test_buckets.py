@@ -1,4 +1,7 @@
-"""Buckets on disk give the fit that the same rows in memory give; the same bits whatever the order of rows and files, and after a kill."""
+"""Buckets on disk give the fit of the same rows in memory.
+
+The bits do not depend on the order of rows and files, nor on a kill in between.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def dawid_skene(cells: Cells) -> DirichletRows:
 
 
 def table(*, text: bool = False, repeats: int = 0, weights: bool = False) -> pd.DataFrame:
-    """Five labels of each item in random order; `repeats` rows are said again by the same annotator, in other words."""
+    """Five labels of each item in random order; `repeats` rows repeat a pair with another label."""
     chance = np.random.default_rng(7)
     item = np.repeat(np.arange(ITEMS), 5)
     annotator = np.concatenate([chance.permutation(ANNOTATORS)[:5] for _ in range(ITEMS)])
@@ -81,15 +84,17 @@ def save(frame: pd.DataFrame, folder: Path, files: int = 3, **options: Any) -> P
 
 def in_memory(frame: pd.DataFrame, gold: pd.Series | None = None, **options: Any) -> tuple[Fit, pd.DataFrame]:
     """The fit and the probabilities by item, without buckets."""
-    said = Annotations.from_frame(frame, **options)
-    key = said.annotator * said.num_classes + said.label
-    cells = occurring(key, said.num_annotators, said.num_classes, said.num_classes)
-    known = None if gold is None else gold_codes(said.items, said.classes, gold)
-    packed = pack(said.item, key, cells, said.num_items, weight=said.weight, gold=known)
+    annotations = Annotations.from_frame(frame, **options)
+    key = annotations.annotator * annotations.num_classes + annotations.label
+    cells = occurring(key, annotations.num_annotators, annotations.num_classes, annotations.num_classes)
+    known = None if gold is None else gold_codes(annotations.items, annotations.classes, gold)
+    packed = pack(annotations.item, key, cells, annotations.num_items, weight=annotations.weight, gold=known)
     fit = fit_table(InMemory(packed, cells), dawid_skene(cells))
-    probabilities = np.zeros((said.num_items, said.num_classes))
+    probabilities = np.zeros((annotations.num_items, annotations.num_classes))
     e_step(packed, fit.scores, responsibilities=probabilities)
-    return fit, pd.DataFrame(probabilities, index=said.items, columns=[f"p_{name}" for name in said.classes])
+    return fit, pd.DataFrame(
+        probabilities, index=annotations.items, columns=[f"p_{name}" for name in annotations.classes]
+    )
 
 
 def from_disk(result: ParquetFit, folder: Path) -> pd.DataFrame:
@@ -142,22 +147,22 @@ def test_buckets_equal_memory(name: str, tmp_path: Path) -> None:
         save(frame, tmp_path / "source"), channel=dawid_skene, bucket_rows=300, **options
     ) as result:
         assert result.buckets.num_buckets > 3
-        found = from_disk(result, tmp_path / "probabilities")
+        written = from_disk(result, tmp_path / "probabilities")
     assert result.buckets.num_items == ITEMS and result.buckets.num_rows == len(frame) - (
         90 if name in ("first", "last") else 0
     )
     assert result.fit.converged and result.fit.passes == fit.passes
     np.testing.assert_allclose(result.fit.objective, fit.objective, rtol=1e-9)
-    assert found.index.is_unique and set(found.index) == set(probabilities.index)
-    wide = found[list(probabilities.columns)].loc[probabilities.index].to_numpy()
+    assert written.index.is_unique and set(written.index) == set(probabilities.index)
+    wide = written[list(probabilities.columns)].loc[probabilities.index].to_numpy()
     np.testing.assert_allclose(wide, probabilities.to_numpy(), atol=1e-9)
-    np.testing.assert_array_equal(found["probability"], found.filter(like="p_").max(axis=1))
-    best = found[list(probabilities.columns)].idxmax(axis=1)
-    assert [f"p_{name}" for name in found["label"]] == pd.Series(best).tolist()
+    np.testing.assert_array_equal(written["probability"], written.filter(like="p_").max(axis=1))
+    best = written[list(probabilities.columns)].idxmax(axis=1)
+    assert [f"p_{name}" for name in written["label"]] == pd.Series(best).tolist()
     if options["gold"] is not None:
-        known = options["gold"].dropna().loc[lambda labels: labels.index.isin(found.index)]
-        assert len(known) == 40 and list(found["label"].loc[known.index]) == list(known)
-        assert found["probability"].loc[known.index].min() > 1 - 1e-12
+        known = options["gold"].dropna().loc[lambda labels: labels.index.isin(written.index)]
+        assert len(known) == 40 and list(written["label"].loc[known.index]) == list(known)
+        assert written["probability"].loc[known.index].min() > 1 - 1e-12
 
 
 def test_order_and_files_do_not_change_a_bit(tmp_path: Path) -> None:
@@ -184,7 +189,7 @@ def test_hash_of_items_is_fixed() -> None:
 
 
 def test_labels_of_other_kinds(tmp_path: Path) -> None:
-    """Categories, booleans, whole numbers that are floats, and files in subfolders; hidden files are no data."""
+    """Categories, booleans, whole numbers stored as floats, files in subfolders; hidden files are skipped."""
     frame = table().assign(
         label=lambda rows: rows["label"] > 0,
         annotator=lambda rows: rows["annotator"].map(str).astype("category"),
@@ -192,26 +197,37 @@ def test_labels_of_other_kinds(tmp_path: Path) -> None:
     frame["item"] = frame["item"].astype(float)
     (save(frame, tmp_path / "source" / "day=1") / "_metadata.parquet").write_text("no data")
     with fit_parquet(tmp_path / "source", channel=dawid_skene, bucket_rows=400) as result:
-        found = from_disk(result, tmp_path / "probabilities")
+        written = from_disk(result, tmp_path / "probabilities")
     fit, _ = in_memory(frame)
     np.testing.assert_allclose(result.fit.objective, fit.objective, rtol=1e-9)
     assert (
-        found.index.dtype == np.int64
+        written.index.dtype == np.int64
         and result.classes.tolist() == [False, True]
         and result.annotators[0] == "1"
     )
 
 
-# ---- faults of the data
+# ---- invalid data
+
+
+def replaced(column: str, value: float = np.nan) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Return a function that replaces the value of row 700 in a column."""
+    return lambda frame: frame.assign(**{column: frame[column].where(frame.index != 700, value)})
+
+
+def label_missing_in_text(frame: pd.DataFrame) -> pd.DataFrame:
+    labels = frame["label"].where(frame.index != 700)
+    return frame.assign(label=labels.map("c{}".format, na_action="ignore"))
+
 
 FAULTS = {
-    "item": (lambda frame: frame.assign(item=frame["item"].where(frame.index != 700)), "item column 'item'", "missing"),
-    "annotator": (lambda frame: frame.assign(annotator=frame["annotator"].where(frame.index != 700)), "annotator column 'annotator'", "missing"),
-    "label": (lambda frame: frame.assign(label=frame["label"].where(frame.index != 700).map("c{}".format, na_action="ignore")), "label column", "missing"),
-    "fraction": (lambda frame: frame.assign(label=frame["label"].where(frame.index != 700, 1.5)), "label column", "not whole"),
-    "weight": (lambda frame: frame.assign(times=frame["times"].where(frame.index != 700, 0.0)), "weight column 'times'", "> 0"),
-    "infinite weight": (lambda frame: frame.assign(times=frame["times"].where(frame.index != 700, np.inf)), "weight column", "> 0"),
-}  # fmt: skip
+    "item": (replaced("item"), "item column 'item'", "missing"),
+    "annotator": (replaced("annotator"), "annotator column 'annotator'", "missing"),
+    "label": (label_missing_in_text, "label column", "missing"),
+    "fraction": (replaced("label", 1.5), "label column", "not whole"),
+    "weight": (replaced("times", 0.0), "weight column 'times'", "> 0"),
+    "infinite weight": (replaced("times", np.inf), "weight column", "> 0"),
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -258,8 +274,8 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 
     frame = table()
     path = save(frame, tmp_path / "source")
-    assert "no file and no folder" in refused(tmp_path / "nowhere")
-    assert "no column 'nobody' for annotator=" in refused(path, annotator="nobody")
+    assert "neither a file nor a folder" in refused(tmp_path / "nowhere")
+    assert "no column 'who' for annotator=" in refused(path, annotator="who")
     assert "duplicates='some'" in refused(path, duplicates="some") and "bucket_rows" in refused(
         path, bucket_rows=0
     )
@@ -273,9 +289,9 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     frame.assign(label=np.full(len(frame), 2**64 - 1, np.uint64)).to_parquet(last)
     assert all(word in refused(path) for word in ("does not fit into int64", str(last)))
     last.write_bytes(b"text")
-    assert "is no Parquet file" in refused(path) and str(last) in refused(path)
+    assert "is not a valid Parquet file" in refused(path) and str(last) in refused(path)
     frame[:0].to_parquet(tmp_path / "empty.parquet")
-    assert "no annotation" in refused(tmp_path / "empty.parquet")
+    assert "no annotations" in refused(tmp_path / "empty.parquet")
     save(frame, tmp_path / "good")
     (path / "notes.txt").write_text("mine")
     assert "notes.txt" in refused(tmp_path / "good", work=path)
@@ -315,7 +331,7 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
 def test_interrupted_runs_give_the_same_bits(
     last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted while a file is about to get its name: of the 3 pieces (calls 1 to 3), or of the buckets."""
+    """Interrupt before a file gets its name: one of the 3 pieces (calls 1 to 3), or of the buckets."""
     path, options = save(table(), tmp_path / "source"), {"channel": dawid_skene, "bucket_rows": 300}
     whole = fit_parquet(path, work=tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
@@ -326,8 +342,8 @@ def test_interrupted_runs_give_the_same_bits(
         (tmp_path / "work").rglob("*partial")
     )
     (tmp_path / "work" / "buckets" / "99999-cell.npy").write_text("of an older run")
-    again = fit_parquet(path, work=tmp_path / "work", **options)
-    assert same_fit(whole, again) and same_files(
+    repeated = fit_parquet(path, work=tmp_path / "work", **options)
+    assert same_fit(whole, repeated) and same_files(
         tmp_path / "whole" / "buckets", tmp_path / "work" / "buckets"
     )
 
@@ -342,40 +358,41 @@ def test_killed_runs_give_the_same_bits(name: str, tmp_path: Path) -> None:
         from pathlib import Path
         from probcrowd.inference.out_of_core import {module}
         from probcrowd.inference.out_of_core import fit as out_of_core
-        kept, calls = {name}, []
+        original, calls = {name}, []
         def killed(*arguments):
             calls.append(arguments)
             if len(calls) == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return kept(*arguments)
+            return original(*arguments)
         {name} = killed
-        out_of_core.fit_parquet(Path({str(path)!r}), work=Path({str(tmp_path / "work")!r}), channel=None, bucket_rows=300)
+        path, work = Path({str(path)!r}), Path({str(tmp_path / "work")!r})
+        out_of_core.fit_parquet(path, work=work, channel=None, bucket_rows=300)
     """
     assert (
         subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode
         == -signal.SIGKILL
     )
     assert list((tmp_path / "work" / "buckets").iterdir()) and function
-    again = fit_parquet(path, work=tmp_path / "work", **options)
-    assert same_fit(whole, again) and same_files(
+    repeated = fit_parquet(path, work=tmp_path / "work", **options)
+    assert same_fit(whole, repeated) and same_files(
         tmp_path / "whole" / "buckets", tmp_path / "work" / "buckets"
     )
 
 
-def test_whole_buckets_are_used_again_and_others_made_anew(
+def test_complete_buckets_are_reused_and_others_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame = table(weights=True)
     path, work = save(frame, tmp_path / "source"), tmp_path / "work"
-    made = Counted(out_of_core.shuffle, -1)
-    monkeypatch.setattr(out_of_core, "shuffle", made)
+    shuffles = Counted(out_of_core.shuffle, -1)
+    monkeypatch.setattr(out_of_core, "shuffle", shuffles)
 
     def fit(**options: Any) -> ParquetFit:
         arguments: dict[str, Any] = {"bucket_rows": 300} | options
         return fit_parquet(path, work=work, channel=dawid_skene, **arguments)
 
     first = fit()
-    assert same_fit(first, fit()) and made.calls == 1
+    assert same_fit(first, fit()) and shuffles.calls == 1
     first.close()  # the folder is the caller's
     gold = known_classes(frame)
     different = [
@@ -387,22 +404,22 @@ def test_whole_buckets_are_used_again_and_others_made_anew(
     ]
     for n, options in enumerate(different):
         fit(**options)
-        assert made.calls == 2 * n + 2
-        assert same_fit(first, fit()) and made.calls == 2 * n + 3
+        assert shuffles.calls == 2 * n + 2
+        assert same_fit(first, fit()) and shuffles.calls == 2 * n + 3
     weighted = fit(weight="times")
-    calls = made.calls
+    calls = shuffles.calls
     assert not same_fit(first, weighted)
     frame.iloc[:-30].to_parquet(path / "part-02.parquet", index=False)
     with pytest.raises(ValueError, match="repeated"):
         fit(weight="times")
-    assert made.calls == calls + 1 and not (work / "manifest.json").exists()
+    assert shuffles.calls == calls + 1 and not (work / "manifest.json").exists()
     fit(weight="times", duplicates="first")
     sizes = json.loads((work / "manifest.json").read_text())["sizes"]
     assert sizes["num_rows"] == len(frame) - 30 and sizes["num_buckets"] == 7
     assert {int(file.name[:5]) for file in (work / "buckets").iterdir()} == set(range(7))
 
 
-def test_temporary_buckets_go_and_a_work_folder_has_one_maker(
+def test_temporary_buckets_are_removed_and_work_folders_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(table(), tmp_path / "source")
@@ -428,7 +445,7 @@ def test_probabilities_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
         assert not list(target.parent.iterdir())
         target.mkdir()
         assert len(from_disk(result, target)) == ITEMS
-        with pytest.raises(ValueError, match="is there already"):
+        with pytest.raises(ValueError, match="already exists"):
             write_probabilities(result.buckets, result.scores, target)
 
 
@@ -438,10 +455,10 @@ def test_more_buckets_than_items(tmp_path: Path) -> None:
     with fit_parquet(
         save(frame, tmp_path / "source"), channel=dawid_skene, bucket_rows=1, duplicates="share"
     ) as result:
-        found = from_disk(result, tmp_path / "probabilities")
+        written = from_disk(result, tmp_path / "probabilities")
     fit, probabilities = in_memory(frame)
     np.testing.assert_allclose(result.fit.objective, fit.objective, rtol=1e-9)
-    np.testing.assert_allclose(found.filter(like="p_").loc[probabilities.index], probabilities, atol=1e-9)
+    np.testing.assert_allclose(written.filter(like="p_").loc[probabilities.index], probabilities, atol=1e-9)
     assert result.buckets.num_buckets == 40
 
 
