@@ -164,4 +164,4 @@ def _cells(axis: Axes, matrix: np.ndarray, names: Sequence[object]) -> None:
     axis.set_yticks(shown, labels, fontsize=7)
     if len(names) <= 6:
         for place, value in np.ndenumerate(matrix):
-            write_number(axis, place, value, "white" if value > 0.6 else "black")
+            write_number(axis, place, float(value), "white" if value > 0.6 else "black")

@@ -41,7 +41,7 @@ def similarity_figure(
     if len(names) <= WRITTEN:
         for place, value in np.ndenumerate(ordered):
             if place[0] != place[1]:
-                write_number(left, place, value, "white" if abs(value) > 0.6 else INK)
+                write_number(left, place, float(value), "white" if abs(value) > 0.6 else INK)
     left.set_facecolor("0.88")
     left.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     left.set_yticks(range(len(names)), names, fontsize=7)
