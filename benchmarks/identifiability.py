@@ -4,8 +4,9 @@ Three classes; items are of thirty kinds, and the network is a free table of cla
 that nothing but the terms decides between the matrices that give every single label the same probability.
 Each item has one label by one of eight annotators.
 
-    no experts    a third of the kinds are nearly certain of their class; accuracies .4 to .65; start at .95   for F
-    experts       no kind is certain of a class; each class has two perfect annotators; start at .4            for W
+    no experts    a third of the kinds are nearly certain of their class; accuracies .4 to .65;
+                  start at .95; for F
+    experts       no kind is certain of a class; each class has two perfect annotators; start at .4; for W
 
 Of all pairs of class probabilities and matrices that give labels the same probabilities, CCEM ends at one
 near its start; so it starts on the wrong side

@@ -68,7 +68,8 @@ def report(name: str, seconds: float, samples: dict[str, np.ndarray], baseline: 
     rate = smallest / seconds
     beside = "" if baseline is None else f"   ratio {rate / baseline:.1f}"
     print(
-        f"{name:44s} {seconds:7.2f} s   min ESS {smallest:8.0f}   R-hat {ratio:6.3f}   {rate:9.0f} ESS/s{beside}",
+        f"{name:44s} {seconds:7.2f} s   min ESS {smallest:8.0f}   "
+        f"R-hat {ratio:6.3f}   {rate:9.0f} ESS/s{beside}",
         flush=True,
     )
     return rate
@@ -155,7 +156,8 @@ def under_flat_priors(scale: float) -> None:
         raw = worst({"class_prior": made.samples["class_prior"]})[1]
         smallest, free = worst(invariants(made.samples, made.stats["log_likelihood"]))
         print(
-            f"{name:28s} R-hat of class_prior {raw:6.2f}; of invariants {free:6.3f} (min ESS {smallest:.0f}). {switching(alignment(made.agreement))}"
+            f"{name:28s} R-hat of class_prior {raw:6.2f}; of invariants {free:6.3f} "
+            f"(min ESS {smallest:.0f}). {switching(alignment(made.agreement))}"
         )
 
 
@@ -202,8 +204,9 @@ def full_posteriors(largest: int) -> None:
         size, anchored = worst({name: made.samples[name] for name in ("class_prior", "confusion")})
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(
-            f"10^{power} annotations, {rows.num_items} items, {rows.num_annotators} annotators: {seconds:6.1f} s for 4 x (300 + 1000) sweeps, "
-            f"invariants R-hat {ratio:.4f}, min ESS {smallest:.0f}; parameters {anchored:.4f}, {size:.0f}; peak {peak:.2f} GB",
+            f"10^{power} annotations, {rows.num_items} items, {rows.num_annotators} annotators: "
+            f"{seconds:6.1f} s for 4 x (300 + 1000) sweeps, invariants R-hat {ratio:.4f}, "
+            f"min ESS {smallest:.0f}; parameters {anchored:.4f}, {size:.0f}; peak {peak:.2f} GB",
             flush=True,
         )
 

@@ -1,6 +1,8 @@
-"""Dawid-Skene on annotations that stay on disk: `python benchmarks/out_of_core.py [--annotations 1e8] [--folder DIR] [--workers 0] [--text]`.
+"""Time Dawid-Skene on annotations that stay on disk.
 
-Made first, in chunks: Parquet files with 5 labels of each item in 4 classes by 10,000 annotators whose
+    python benchmarks/out_of_core.py [--annotations 1e8] [--folder DIR] [--workers 0] [--text]
+
+Written first, in chunks: Parquet files with 5 labels of each item in 4 classes by 10,000 annotators whose
 accuracies are 0.4 to 0.95, rows in random order over all files, item ids that look random, as int64 or as
 text. Then another process fits, and reports seconds of each stage, seconds per pass and nanoseconds per
 annotation and pass, the highest resident memory, and how far the accuracies are from the true ones.
@@ -112,13 +114,16 @@ def fit(source: Path, work: Path, map: Map, passes: int, bucket_rows: int) -> No
     ).sum(1)
     error = np.abs(hits - accuracies(len(hits))[buckets.annotators.astype(int)]).mean()
     print(
-        f"{rows:,} annotations, {buckets.num_items:,} items, {len(buckets.annotators):,} annotators, {buckets.num_buckets} buckets"
+        f"{rows:,} annotations, {buckets.num_items:,} items, {len(buckets.annotators):,} annotators, "
+        f"{buckets.num_buckets} buckets"
     )
     print(
-        f"buckets        {made - begun:7.1f} s: scatter {watch.seconds['scatter']:.1f}, pack {watch.seconds['pack_bucket']:.1f}"
+        f"buckets        {made - begun:7.1f} s: scatter {watch.seconds['scatter']:.1f}, "
+        f"pack {watch.seconds['pack_bucket']:.1f}"
     )
     print(
-        f"fit            {fitted - made:7.1f} s: votes {watch.seconds['bucket_votes']:.1f}, {result.passes} passes, converged: {result.converged}"
+        f"fit            {fitted - made:7.1f} s: votes {watch.seconds['bucket_votes']:.1f}, "
+        f"{result.passes} passes, converged: {result.converged}"
     )
     print(f"a pass         {per_pass:7.2f} s: {1e9 * per_pass / rows:.2f} ns per annotation")
     print(f"probabilities  {written - fitted:7.1f} s")

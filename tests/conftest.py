@@ -1,4 +1,4 @@
-"""Every test starts alike: one torch thread (two on shared cores can be slower than one) and no leftover Pyro state."""
+"""Start every test with one torch thread and no leftover Pyro state; two can be slower."""
 
 from __future__ import annotations
 

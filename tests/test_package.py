@@ -54,10 +54,13 @@ def test_no_module_is_loaded_under_a_second_name() -> None:
 
 def test_importing_probcrowd_is_light_and_its_names_exist() -> None:
     code = (
-        "import sys, probcrowd; heavy = {'torch', 'pyro', 'pandas', 'matplotlib', 'sklearn', 'jax', 'numpyro'} & set(sys.modules); "
+        "import sys, probcrowd; "
+        "heavy = {'torch', 'pyro', 'pandas', 'matplotlib', 'sklearn', 'jax', 'numpyro'} & set(sys.modules); "
         "assert not heavy, heavy; sampling = {name for name in probcrowd.__all__ if 'posterior' in name}; "
-        "assert len(sampling) == 4 and all(getattr(probcrowd, name) for name in set(probcrowd.__all__) - sampling); "
-        "assert not {'jax', 'xarray'} & set(sys.modules); assert all(getattr(probcrowd, name) for name in sampling)"
+        "assert len(sampling) == 4; "
+        "assert all(getattr(probcrowd, name) for name in set(probcrowd.__all__) - sampling); "
+        "assert not {'jax', 'xarray'} & set(sys.modules); "
+        "assert all(getattr(probcrowd, name) for name in sampling)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -133,5 +136,8 @@ def test_tables_of_annotations_need_no_torch() -> None:
     light = [name for name in names if not name.endswith(("tensors", "image_sets", "images", "__init__"))]
     light += ["probcrowd.storage.files", "probcrowd.metrics.scores", "probcrowd.metrics.annotators"]
     light += ["probcrowd.compute.threads", "probcrowd.figures.aggregation"]
-    code = f"import sys, importlib; [importlib.import_module(n) for n in {light}]; assert 'torch' not in sys.modules"
+    code = (
+        f"import sys, importlib; [importlib.import_module(n) for n in {light}]; "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""The command, and the answers that a user gets: under the user's ids, in files that load again, with errors that help."""
+"""The command: results under the user's ids, files that load again, helpful errors."""
 
 from __future__ import annotations
 
@@ -258,7 +258,8 @@ def test_errors_are_reported_in_one_line_without_a_traceback(run: Path, tmp_path
 
 
 def test_meta_train_reads_toml_and_overrides(tmp_path: Path) -> None:
-    config = 'out = "{}"\n[encoder]\nhidden = [8]\n[episode]\ntasks = 2\n[training]\nsteps = 3\nvalidation_tasks = 2\n'
+    config = 'out = "{}"\n[encoder]\nhidden = [8]\n[episode]\ntasks = 2\n'
+    config += "[training]\nsteps = 3\nvalidation_tasks = 2\n"
     (tmp_path / "config.toml").write_text(config.format(tmp_path / "run"))
     result = invoke("meta-train", tmp_path / "config.toml", "--set", "training.steps=4", "--set", "seed=7")
     assert result.exit_code == 0, result.output
@@ -271,10 +272,9 @@ def test_evaluate_writes_what_it_prints(run: Path) -> None:
     assert result.exit_code == 0, result.output
     scores = pd.read_csv(run / "evaluation" / "scores.csv")
     assert len(scores) == 4 * 2 * 2 * 5  # methods x shots x annotators x tasks
-    assert (
-        f"{scores[scores['method'] == 'as trained'].groupby(['shots', 'annotators'])['accuracy'].mean().loc[3, 5]:.3f}"
-        in result.output
-    )
+    trained = scores[scores["method"] == "as trained"]
+    means = trained.groupby(["shots", "annotators"])["accuracy"].mean()
+    assert f"{means.loc[3, 5]:.3f}" in result.output
     assert (run / "evaluation" / "accuracy.png").exists()
     load_run(run)  # still a run
 

@@ -1,4 +1,4 @@
-"""`probcrowd check` from a table to its files, its exit status on data that must not pass, and the figures of every model."""
+"""`probcrowd check`: its files, its exit status on data that must fail, and the figures of every model."""
 
 from __future__ import annotations
 
@@ -217,7 +217,10 @@ def test_errors_are_reported_in_one_line(tmp_path: Path) -> None:
 
 
 def test_without_the_extra_one_line_says_what_to_install() -> None:
-    code = "import sys; from probcrowd.commands.app import main; assert 'jax' not in sys.modules; sys.modules['jax'] = None; main()"
+    code = (
+        "import sys; from probcrowd.commands.app import main; "
+        "assert 'jax' not in sys.modules; sys.modules['jax'] = None; main()"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", code, "check", "x.csv", "--out", "x"],
         capture_output=True,
@@ -248,7 +251,7 @@ def test_chains_that_disagree_are_not_passed(tmp_path: Path) -> None:
 
 
 def copied_labels(share: float, items: int = 500) -> pd.DataFrame:
-    """Five annotators, right with probability 0.8; the second repeats the first's label for that share of items."""
+    """Five annotators, right with probability 0.8; the second copies a share of the first's labels."""
     rng = np.random.default_rng(0)
     truth = rng.integers(2, size=items)
     labels = np.where(rng.random((items, 5)) < 0.8, truth[:, None], 1 - truth[:, None])
@@ -272,7 +275,7 @@ Sampled = Callable[[str], tuple[xr.DataTree, Checked, np.ndarray]]
 
 @pytest.fixture(scope="module")
 def posterior_of(run: Run) -> Sampled:
-    """A model's posterior, its checks and gold: two of the run, others of ten items with names that look like mathematics."""
+    """Return a posterior, its checks and gold: of the run, or of 10 items with ids like formulas."""
     rng = np.random.default_rng(1)
     truth = rng.integers(2, size=10)
     rows = [
@@ -300,7 +303,8 @@ def posterior_of(run: Run) -> Sampled:
     return sampled
 
 
-# Of the kinds that figures tell apart: a matrix each, one for all, no class prior, no matrix and NUTS. The others take a minute
+# One of each kind that the figures distinguish: a matrix per annotator, one for all, no class prior,
+# no matrix and NUTS. The other models take a minute.
 KINDS = ("dawid_skene", "multinomial", "mace", "item_difficulty")
 
 

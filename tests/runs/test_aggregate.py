@@ -1,4 +1,4 @@
-"""`probcrowd aggregate` and `probcrowd compare`: from a table to files, with errors that help, nothing half written."""
+"""`probcrowd aggregate` and `probcrowd compare`: complete files or none, and helpful errors."""
 
 from __future__ import annotations
 

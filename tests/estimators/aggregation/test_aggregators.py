@@ -1,4 +1,8 @@
-"""Aggregators as users meet them: scikit-learn's conventions, ids, invariances, gold, history, abstentions, confidence, odd tables, hand values."""
+"""Aggregators as users meet them.
+
+Conventions of scikit-learn, ids, invariances, gold, history, abstentions, confidence, unusual tables, and
+values computed by hand.
+"""
 
 from __future__ import annotations
 
@@ -42,18 +46,47 @@ COUNTING = (
 )
 OTHERS: dict[str, dict[str, Any]] = {  # every parameter, none at its default
     "majority-vote": {"ties": "first", "random_state": 3},
-    "dawid-skene": {"prior": "stan", "confidence": "plug-in", "tolerance": 1e-4, "accelerate": False, "abstentions": "event", "progress": True},
-    "fast-dawid-skene": {"prior": "flat", "confidence": "variational", "abstentions": "event", "progress": True},
-    "hierarchical-dawid-skene": {"prior": "rater", "tolerance": 1e-4, "abstentions": "event", "progress": True},
+    "dawid-skene": {
+        "prior": "stan",
+        "confidence": "plug-in",
+        "tolerance": 1e-4,
+        "accelerate": False,
+        "abstentions": "event",
+        "progress": True,
+    },
+    "fast-dawid-skene": {
+        "prior": "flat",
+        "confidence": "variational",
+        "abstentions": "event",
+        "progress": True,
+    },
+    "hierarchical-dawid-skene": {
+        "prior": "rater",
+        "tolerance": 1e-4,
+        "abstentions": "event",
+        "progress": True,
+    },
     "one-coin": {
-        "prior": "flat", "class_prior": "learned", "confidence": "plug-in", "tolerance": 1e-4, "accelerate": False, "progress": True,
+        "prior": "flat",
+        "class_prior": "learned",
+        "confidence": "plug-in",
+        "tolerance": 1e-4,
+        "accelerate": False,
+        "progress": True,
     },
     "zencrowd": {"start": 0.7, "confidence": "plug-in", "tolerance": 1e-4, "progress": True},
-    "mace": {"competence": (1.0, 2.0), "habits": 5.0, "restarts": 2, "random_state": 1, "tolerance": 1e-4, "progress": True},
+    "mace": {
+        "competence": (1.0, 2.0),
+        "habits": 5.0,
+        "restarts": 2,
+        "random_state": 1,
+        "tolerance": 1e-4,
+        "progress": True,
+    },
     "glad": {"tolerance": 1e-4},
     "minimax-entropy": {"annotator_penalty": 1.0, "item_penalty": 2.0},
     "kos": {"restarts": 3, "random_state": 1},
-}  # fmt: skip
+}
 FITTED = [
     "probabilities_",
     "labels_",
@@ -202,17 +235,35 @@ def test_a_fit_forgets_the_one_before(name: str) -> None:
     + [(name, {"abstentions": "maybe"}, "choose one of ignore, event") for name in EVENTS]
     + [(name, {"max_iter": 0}, "max_iter=0: choose a whole number of at least 1") for name in NAMES[1:]]
     + [(name, {"confidence": "high"}, "choose one of averaged, variational, plug-in") for name in HISTORY]
-    + [(name, {"prior": "firm"}, "'accurate', 'rater', 'stan', 'flat', or give a DirichletPrior") for name in EVENTS]
+    + [
+        (name, {"prior": "firm"}, "'accurate', 'rater', 'stan', 'flat', or give a DirichletPrior")
+        for name in EVENTS
+    ]
     + [(name, {"prior": 3}, "or give a DirichletPrior") for name in EVENTS]
-    + [(name, {"tolerance": -1.0}, "tolerance=-1.0") for name in ("dawid-skene", "hierarchical-dawid-skene", "one-coin", "mace", "glad")]
+    + [
+        (name, {"tolerance": -1.0}, "tolerance=-1.0")
+        for name in ("dawid-skene", "hierarchical-dawid-skene", "one-coin", "mace", "glad")
+    ]
     + [
         ("majority-vote", {"ties": "last"}, "choose one of expected, random, first"),
         ("majority-vote", {"dependence": "discount"}, "cannot discount"),
-        ("dawid-skene", {"prior": DirichletPrior(np.ones(3), np.ones((3, 3)))}, r"\(3, 3\), the table 2 classes"),
-        ("dawid-skene", {"prior": DirichletPrior(np.ones(2), np.full((2, 2), 0.5))}, "at least 1, the lowest is 0.5"),
+        (
+            "dawid-skene",
+            {"prior": DirichletPrior(np.ones(3), np.ones((3, 3)))},
+            r"\(3, 3\), the table 2 classes",
+        ),
+        (
+            "dawid-skene",
+            {"prior": DirichletPrior(np.ones(2), np.full((2, 2), 0.5))},
+            "at least 1, the lowest is 0.5",
+        ),
         ("one-coin", {"prior": "firm"}, "'accurate', 'rater', 'stan', 'flat', or give a CoinPrior"),
         ("one-coin", {"class_prior": "known"}, "choose one of uniform, learned"),
-        ("one-coin", {"class_prior": "learned", "prior": CoinPrior(np.ones(3), 2.0, 1.0)}, "for 3 classes, the table has 2"),
+        (
+            "one-coin",
+            {"class_prior": "learned", "prior": CoinPrior(np.ones(3), 2.0, 1.0)},
+            "for 3 classes, the table has 2",
+        ),
         ("zencrowd", {"start": 1.0}, "start=1.0: choose a number between 0 and 1"),
         ("mace", {"competence": (0.0, 0.5)}, "two numbers > 0"),
         ("mace", {"habits": -1.0}, "habits=-1.0"),
@@ -505,7 +556,8 @@ def test_unknown_annotators_are_told_and_flagged(name: str) -> None:
     }
     with pytest.warns(
         UserWarning,
-        match=f"1 annotators are not known from the fit and {meaning.get(name, 'are taken as the prior has them')}: 'zoe'",
+        match="1 annotators are not known from the fit and "
+        f"{meaning.get(name, 'are taken as the prior has them')}: 'zoe'",
     ):
         found = fitted.describe(new)
     assert found["flag"].tolist() == ["", "unknown annotators only"] and found["num_labels"].tolist() == [
@@ -526,7 +578,8 @@ def test_labels_that_the_fit_does_not_know_are_refused(name: str) -> None:
     new = pd.DataFrame({"item": ["n1", "n2"], "annotator": ["a1", "a1"], "label": ["c1", "c7"]})
     with pytest.raises(
         ValueError,
-        match=r"labels of items that the fit does not know: its classes are \['c0', 'c1'\].*'n2'; values: 'c7'",
+        match=r"labels of items that the fit does not know: its classes are \['c0', 'c1'\]"
+        r".*'n2'; values: 'c7'",
     ):
         fitted.predict(new)
     wider = Annotations.from_frame(new.head(1), classes=["c7", "c1", "c0"])  # declared, not used
@@ -778,7 +831,7 @@ def averaged_by_hand(
     coin: bool,
     rho: float = 0.0,
 ) -> np.ndarray:
-    """Each item judged by posterior means with its own share left out. prior: (j, k, l), or (j, 2) of a coin."""
+    """Probabilities at posterior means without the item's counts. prior: (j, k, l), or (j, 2) of a coin."""
     num_items, num_classes = r.shape
     weight = np.ones(len(said)) if said.weight is None else said.weight
     counts = np.zeros((said.num_annotators, num_classes, num_classes))
@@ -851,7 +904,7 @@ def test_averaged_probabilities_are_those_of_the_formula(name: str, extra: str) 
 
 @pytest.mark.parametrize("name", ["dawid-skene", "one-coin"])
 def test_averaged_probabilities_are_better_calibrated_than_those_of_the_mode(name: str) -> None:
-    """Ten labels per annotator, over independent tables: by more than three standard errors of the paired differences."""
+    """Ten labels per annotator: by more than three standard errors of paired differences over tables."""
     gains = []
     for seed in range(16):
         table, truth = simulate(100 + seed, 3, items=120, annotators=48, least=0.4)
@@ -973,7 +1026,7 @@ def test_no_copying_rate_is_told_where_annotators_have_few_labels_for_many_class
     "kind", ["plain", "gold", "one label of an annotator", "one label of each item", "copies"]
 )
 def test_tiny_tables(name: str, kind: str) -> None:
-    """Sound answers, without a warning: certain where there is one class, no less likely than the other where all labels name it."""
+    """No warnings; a single class is certain, one that all labels name at least as likely as the other."""
     for annotators, classes, items in product((1, 2), (1, 2), (1, 2)):
         rows = [
             (i, j, (i + (j if kind != "copies" else 0)) % classes)
@@ -1025,7 +1078,7 @@ def test_tables_without_labels(name: str) -> None:
     "name", ["dawid-skene", "fast-dawid-skene", "hierarchical-dawid-skene", "minimax-entropy"]
 )
 def test_an_adversarial_majority_wins_until_there_is_gold(name: str) -> None:
-    """Three of five say the next class: without gold the table means just as much with its classes renamed, and the votes decide."""
+    """Three of five say the next class: without gold, renamed classes fit as well, so the votes decide."""
     rng = np.random.default_rng(1)
     truth = rng.integers(3, size=90)
     wide = np.where(rng.random((90, 5)) < 0.95, truth[:, None], rng.integers(3, size=(90, 5)))

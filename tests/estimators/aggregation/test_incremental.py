@@ -1,4 +1,4 @@
-"""Labels added without a new fit: what follows, what stays, what is refused, how far off it is, and how much work it is."""
+"""Labels added without refitting: what changes, what does not, what is refused, the error, and the cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def simulate(
 
 
 def split(seed: int, **options: Any) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """A table; more labels of some of its items, labels of new items and some of a new annotator; and the truth."""
+    """Return a table, more labels (of its items, of new items, by a new annotator), and the truth."""
     table, truth = simulate(seed, **options)
     number = table["item"].str[1:].astype(int)
     new_annotator = table["annotator"] == "a11"
@@ -278,7 +278,7 @@ def test_the_gap_grows_and_a_fit_closes_it(name: str) -> None:
 @every
 @pytest.mark.parametrize("seed", range(4))
 def test_the_mean_shift_is_about_that_of_the_untouched_items(name: str, seed: int) -> None:
-    """Judged anew by the present tables; labels of an item that shift it both ways make the sum over labels larger, up to three times."""
+    """With the current tables; opposite shifts of one item make the sum over labels up to 3 times larger."""
     table, more, _ = split(10 + seed)
     fitted = make(name).fit(table)
     anew = table.loc[~table["item"].isin(more["item"])].assign(item=lambda rows: "as new " + rows["item"])
@@ -323,7 +323,7 @@ def test_work_grows_with_the_touched_items_alone(name: str, monkeypatch: pytest.
 
 @every
 def test_new_annotators_are_judged_by_what_they_added(name: str) -> None:
-    """A spammer and an expert who came later: all but as in a full fit, in the table of annotators as well."""
+    """A spammer and an expert added later: nearly as in a full fit, in the table of annotators too."""
     table, truth = simulate(21, items=120)
     rng = np.random.default_rng(0)
     some = truth.head(60)

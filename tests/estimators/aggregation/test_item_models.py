@@ -1,4 +1,4 @@
-"""GLAD, minimax entropy and KOS: hand values, loops, derivatives, a dense matrix, and what may not change an answer."""
+"""GLAD, minimax entropy and KOS: values by hand, loops, derivatives, a dense matrix, and invariances."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def with_gold(rows: Rows, truth: np.ndarray, number: int) -> Rows:
 
 
 def glad_joint(rows: Rows, ability: np.ndarray, log_ease: np.ndarray) -> np.ndarray:
-    """log p(z_i = k, labels of item i), one row, item and class after the other; -inf where gold says otherwise."""
+    """log p(z_i = k, labels of item i) by loops over rows, items and classes; -inf where gold excludes k."""
     joint = np.full((rows.num_items, rows.num_classes), -math.log(rows.num_classes))
     for i, j, label, weight in zip(rows.item, rows.annotator, rows.label, rows.weight, strict=True):
         odds = math.exp(ability[j] * math.exp(log_ease[i]))
@@ -275,7 +275,7 @@ def test_minimax_q_is_bayes_rule() -> None:
 
 @pytest.mark.parametrize("item_penalty", [1e9, math.inf])
 def test_minimax_with_stiff_items_has_none(item_penalty: float) -> None:
-    """The same two steps, from the votes, for annotators' ridge-softmax tables alone and by another solver."""
+    """The same two steps from the votes, for annotators' ridge-softmax tables only, with another solver."""
     rows, _ = simulate(5)
     answer = fit_minimax(rows, annotator_penalty=1.5, item_penalty=item_penalty, max_iter=3, tolerance=0.0)
     weight = torch.tensor(rows.weight)
@@ -352,7 +352,7 @@ def test_minimax_refuses_penalties_that_do_not_bind() -> None:
 
 
 def dense_kos(rows: Rows, rounds: int, starts: int) -> tuple[np.ndarray, np.ndarray]:
-    """p(class 1) and annotators' log odds, of items and annotators that hang together, with items x annotators matrices."""
+    """p(class 1) and annotators' log odds for a connected table, with dense items x annotators matrices."""
     votes = np.zeros((rows.num_items, rows.num_annotators))
     np.add.at(votes, (rows.item, rows.annotator), rows.weight * (2 * rows.label - 1))
     there, gold = votes != 0, rows.gold[:, None]
@@ -646,7 +646,7 @@ PUBLISHED = {
 )
 @pytest.mark.parametrize(("name", "folder"), PUBLISHED)
 def test_real_labels_are_aggregated_as_well_as_by_others(name: str, folder: str) -> None:
-    """Within a tenth of a point, ties shared; independent implementations with these settings gave these numbers."""
+    """Within a tenth of a point (ties shared) of independent implementations with the same settings."""
     path = Path(os.environ["PROBCROWD_DATA"], folder)
     annotations = Annotations.from_frame(pd.read_parquet(path / "annotations.parquet"), duplicates="first")
     gold = pd.read_parquet(path / "gold.parquet")

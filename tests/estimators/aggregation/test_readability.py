@@ -1,4 +1,4 @@
-"""How much of the package a reader of `DawidSkene().fit` has to open, and what an aggregator holds after a fit."""
+"""How many files `DawidSkene().fit` runs through, and what an aggregator holds after a fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The label model of snorkel as an aggregator: agreement with snorkel itself, and what snorkel leaves to its callers."""
+"""The label model of snorkel as an aggregator: agreement with snorkel, and what snorkel leaves to callers."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_unequal_annotators_are_told_apart_better_than_by_votes(seed: int) -> No
 
 
 def test_labels_that_are_missing_say_nothing() -> None:
-    """An annotator without labels, an item without, a label that is an abstention: as if they were not there."""
+    """An annotator without labels, an item without labels and an abstention change nothing."""
     table, _ = simulate(3)
     fitted = make(class_balance={"c0": 0.4, "c1": 0.6}).fit(table)
     items, annotators = [*table["item"].unique(), "blank"], ["nobody", *table["annotator"].unique()]
@@ -178,7 +178,7 @@ def test_many_labels_of_one_item_do_not_underflow() -> None:
 
 
 def states() -> list[Any]:
-    """What a call could leave behind; Python's own generator is used by the type checks of these tests, see below."""
+    """The states a call could change, except Python's, which the type checks of tests use (see below)."""
     kind, key, *rest = np.random.get_state()  # pyright: ignore[reportAssignmentType]
     root = logging.getLogger()
     drawn = kind, key.tobytes(), rest, torch.get_rng_state().tolist(), torch.initial_seed()
@@ -214,7 +214,7 @@ def test_global_states_are_left_alone(diverges: bool, monkeypatch: pytest.Monkey
 
 
 def test_generators_of_devices_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seeding torch seeds them as well, those that start later too; a stand-in for a device that has started."""
+    """Seeding torch seeds devices too, even those that start later; a stand-in is a started device."""
     seeds, put_back = [], []
     seed = torch.manual_seed
     seed(11)
@@ -333,7 +333,10 @@ def test_what_a_label_matrix_cannot_say_is_refused() -> None:
     heavy = Annotations.from_frame(table.assign(w=np.where(table.index == 7, 2.0, 1.0)), weight="w")
     both = Annotations.from_frame(pd.concat([table, table.iloc[[9]].assign(label="c0")]), duplicates="count")
     words = f"1 of {len(table)} rows: '{table['item'][7]}'; values: 2.0"
-    repeated = rf"several labels of one item by one annotator.* \(2 of {len(table) + 1} rows: '{table['item'][9]}', .*values: '{table['annotator'][9]}'\)"
+    repeated = (
+        rf"several labels of one item by one annotator.* \(2 of {len(table) + 1} rows: "
+        rf"'{table['item'][9]}', .*values: '{table['annotator'][9]}'\)"
+    )
     for ask in (make().fit, fitted.predict_proba):
         with pytest.raises(ValueError, match=f"weights other than 1.*{words}"):
             ask(heavy)
@@ -402,10 +405,12 @@ def test_without_the_package_the_error_names_the_remedy(monkeypatch: pytest.Monk
 
 def test_the_package_is_imported_where_it_is_needed_alone_and_without_a_trace() -> None:
     code = (
-        "import random, sys; import numpy as np, pandas as pd; from probcrowd.estimators.aggregation.snorkel import SnorkelLabelModel; "
+        "import random, sys; import numpy as np, pandas as pd; "
+        "from probcrowd.estimators.aggregation.snorkel import SnorkelLabelModel; "
         "assert not {'snorkel', 'torch'} & set(sys.modules); "
-        "table = pd.DataFrame({'item': [0, 0, 0, 1, 1, 1], 'annotator': [0, 1, 2] * 2, 'label': [0, 0, 1, 1, 1, 1]}); "
-        "random.seed(1); random.random(); state = random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]; "
+        "columns = {'item': [0, 0, 0, 1, 1, 1], 'annotator': [0, 1, 2] * 2, 'label': [0, 0, 1, 1, 1, 1]}; "
+        "table = pd.DataFrame(columns); random.seed(1); random.random(); "
+        "state = random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]; "
         "SnorkelLabelModel(dependence='ignore').fit(table); assert 'snorkel' in sys.modules; "
         "assert state == (random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2])"
     )

@@ -1,4 +1,4 @@
-"""The annotators' table against draws from the posteriors that it summarises, and against annotators whose confusion is known."""
+"""The table of annotators against draws from the posteriors it summarises and against known confusion."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_the_spammer_probability_is_the_closed_form(classes: int, labels: int) -
 
 
 def test_spammer_probabilities_are_calibrated() -> None:
-    """Annotators of the model itself, one in ten with one row for all classes: among those given p, a share p are spammers."""
+    """Annotators drawn from the model, a tenth spammers: a share p of those at probability p are spammers."""
     chance, annotators, classes = np.random.default_rng(2), 6000, 3
     base, weight = accurate(classes), np.full(classes, 1 / classes)
     spam = chance.random(annotators) < SPAM_PRIOR

@@ -1,4 +1,4 @@
-"""Probabilities averaged in closed form against the posterior that sampling draws: what they are an approximation of."""
+"""Probabilities averaged in closed form against those of sampling, which they approximate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from probcrowd.inference.posterior.tree import array
 
 
 def sparse_crowd(seed: int) -> Annotations:
-    """200 items, four labels each by 40 annotators of any accuracy, three classes: some twenty labels an annotator."""
+    """200 items of three classes, four labels each by 40 annotators of any accuracy: about 20 labels each."""
     rng = np.random.default_rng(seed)
     truth, accuracy = rng.integers(3, size=200), rng.beta(6, 3, size=40)
     rows = []

@@ -1,4 +1,7 @@
-"""The compiled pass and its relatives are the loops and sums that they stand for, however long, weighted, contradictory or spread over threads."""
+"""The compiled pass and its variants equal plain loops and sums.
+
+Tables are long, weighted, contradictory or split over threads.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def some_items(
     annotators: int = 6,
     labels: int | None = None,
 ) -> tuple[Packed, Cells]:
-    """0 to 20 rows per item in random order, of 6 annotators who repeat themselves; the first and the last item have none."""
+    """0 to 20 rows per item in random order, 6 annotators with repeats; the first and last item have none."""
     chance, labels = np.random.default_rng(seed), labels or num_classes
     item = np.repeat(np.arange(1, items - 1), chance.integers(0, 21, items - 2))
     item = chance.permutation(item)
@@ -225,7 +228,7 @@ LENGTHS = [0, 1, 2, 7, 8, 9, 16, 17, 100, 2000]
 
 
 def floored(scores: Scores) -> Scores:
-    """What the pass is said to take impossible things for: probabilities of exp(FLOOR) of the row's highest."""
+    """Replace impossible entries as the pass does: by exp(FLOOR) times the highest probability of the row."""
     top = scores.log_table.max(1, keepdims=True)
     top[np.isneginf(top)] = 0
     return Scores(
@@ -273,7 +276,7 @@ def test_long_items_and_contradictions_are_right_in_logs(
 
 
 def test_many_unlikely_items_add_up() -> None:
-    """Their probabilities are multiplied before a logarithm is taken; the product is below 1e-308 many times over."""
+    """Probabilities are multiplied before the logarithm; the product is below 1e-308 many times over."""
     scores = Scores(np.log([[1.0, 1e-5], [1e-5, 1.0]]), np.log([0.5, 0.5]))
     packed = Packed(np.arange(0, 4 * 5001, 4), np.tile([0, 1], 10_000).astype(np.int32))
     assert e_step(packed, scores).log_likelihood == pytest.approx(5000 * math.log(1e-10), rel=1e-12)
@@ -431,7 +434,7 @@ def test_sums_by_owner() -> None:
 def few_patterns(
     annotators: int, num_labels: int, items: int, *, gold: bool, seed: int = 0
 ) -> tuple[Packed, Cells]:
-    """At most one label by each annotator of each item, which may be missing; the last label can be one that names no class."""
+    """At most one label per annotator and item, some missing; the last label may not be a class."""
     chance = np.random.default_rng(seed)
     said = chance.integers(-1, num_labels, (items, annotators))
     said[0] = -1

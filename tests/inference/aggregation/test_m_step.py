@@ -1,4 +1,7 @@
-"""Closed-form steps against densities, autograd, enumeration and worked examples; EM by its promises: it climbs, stops at modes, bounds the evidence."""
+"""Closed-form steps against densities, autograd, enumeration and worked examples.
+
+EM by its guarantees: it never lowers the objective, stops at modes and bounds the evidence.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,7 @@ def some_rows(
     accuracy: tuple[float, float] = (0.4, 0.9),
     rate: float = 0.7,
 ) -> Rows:
-    """Annotators of several accuracies label most items; the last annotator none, and with `abstentions` a third of labels name no class."""
+    """Annotators of several accuracies label most items, the last none; `abstentions`: a third of labels."""
     chance = np.random.default_rng([seed, items, annotators, classes])
     truth = chance.integers(0, classes, items)
     item, annotator = np.nonzero(chance.random((items, annotators)) < rate)
@@ -156,7 +159,10 @@ def concentrations(channel: DirichletRows) -> np.ndarray:
 
 
 def dense_mode(scores: Scores, channel: DirichletRows) -> np.ndarray:
-    """Confusion matrices whose cells have the scores; what is left of a row goes to labels without a cell, in the prior's proportions."""
+    """Confusion matrices with the scores in their cells.
+
+    The rest of a row is shared by labels without a cell, in proportion to the prior.
+    """
     cells = channel.cells
     confusion, seen = (
         dense(np.exp(scores.log_table), cells),
@@ -214,7 +220,7 @@ def test_a_mode_is_stationary_on_the_simplex(classes: int, abstentions: bool) ->
 def test_the_penalty_of_a_mode_is_the_density_of_whole_matrices(
     classes: int, abstentions: bool, elsewhere: float
 ) -> None:
-    """With labels that were never used, and annotators without rows; concentrations of 1 put modes on the border, where the density is finite."""
+    """Unused labels, annotators without rows; concentrations of 1 put modes on the (finite) boundary."""
     rows = some_rows(items=4, annotators=3, classes=classes, abstentions=abstentions)
     cells = rows.cells
     assert len(cells) < cells.num_annotators * cells.num_labels
@@ -524,7 +530,7 @@ def test_the_mode_of_coins_is_stationary(accelerate: bool) -> None:
 
 @pytest.mark.parametrize("name", CHANNELS)
 def test_extrapolation_ends_no_lower(name: str) -> None:
-    """On data of few rows and poor annotators, with several modes; where annotators are good there is one, and both find it."""
+    """Few rows and poor annotators give several modes; good annotators one, which both runs reach."""
     passes = []
     for seed in range(6):
         good = seed % 2 == 0
@@ -869,9 +875,9 @@ def test_progress_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[s
 # The population of annotators
 
 
-def population_value(population: torch.Tensor, said: np.ndarray, prior: np.ndarray) -> torch.Tensor:
-    """log p(counts; population) + log p(pseudo-annotator; population), as a function of concentrations (k, l)."""
-    counts = torch.tensor(said)
+def population_value(population: torch.Tensor, observed: np.ndarray, prior: np.ndarray) -> torch.Tensor:
+    """log p(counts; population) + log p(pseudo-annotator; population); population: concentrations (k, l)."""
+    counts = torch.tensor(observed)
 
     def log_beta(a: torch.Tensor) -> torch.Tensor:
         return torch.lgamma(a).sum(-1) - torch.lgamma(a.sum(-1))
@@ -987,7 +993,7 @@ def test_sharp_habits_have_the_closed_form() -> None:
 
 @pytest.mark.parametrize("abstentions", [False, True])
 def test_spam_is_summed_out(abstentions: bool) -> None:
-    """One item after the other, every truth and every choice of spam; the counts that follow are those of the next scores."""
+    """Enumerate truth and spam by item; the counts that result are those of the next scores."""
     rows = some_rows(1, items=3, annotators=4, classes=2, abstentions=abstentions, gold=0.3)
     cells, channel = rows.cells, spam_channel(rows)
     scores = channel.scores(some_counts(cells))

@@ -24,7 +24,7 @@ UNIFORM = Scores(np.zeros((1, 2)), np.full(2, -math.log(2)))
 
 @dataclass
 class Passes:
-    """A source whose E steps return given log likelihoods, and counts from a function of the number of the pass."""
+    """A source whose E steps return given log likelihoods, and counts that depend on the pass number."""
 
     log_likelihood: Callable[[int], float]
     counts: Callable[[int], np.ndarray] = lambda number: np.ones((1, 2))

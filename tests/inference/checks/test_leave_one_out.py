@@ -267,7 +267,7 @@ def test_units_that_never_vary_keep_their_density() -> None:
 
 
 def wild(units: int, bad: int, seed: int = 0) -> np.ndarray:
-    """Log densities whose inverse has no variance in `bad` units: 1 / density is Pareto with shape k = 0.85."""
+    """Log densities; in `bad` units 1 / density is Pareto with shape k = 0.85 and has no variance."""
     generator = np.random.default_rng(seed)
     values = autocorrelated(units, memory=0.0)
     values[..., :bad] = -0.85 * generator.exponential(size=(*values.shape[:2], bad))

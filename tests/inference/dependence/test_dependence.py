@@ -1,4 +1,7 @@
-"""Copying rates against loops over row pairs; no alarm for independent annotators and honest experts; copies found even in the majority."""
+"""Copying rates against loops over row pairs.
+
+Independent annotators and honest experts raise no alarm; copies are detected even in the majority.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ def fitted(rows: Rows, **knobs: Any) -> Dependence:
 
 
 def uneven(seed: int, gold: bool = False) -> tuple[Rows, np.ndarray, np.ndarray]:
-    """Rows of weights, with an annotator twice on an item, a label that is no class, items of few rows; tables and class prior."""
+    """Weighted rows with a repeated pair, a label that is no class, short items; tables; class prior."""
     generator = np.random.default_rng(seed)
     item = np.sort(
         np.append(generator.integers(12, size=50), [13, 15, 15])
@@ -210,7 +213,7 @@ def test_only_the_pair_that_copies_has_a_rate_under_the_true_tables() -> None:
     labels[:, 1] = np.where(generator.random(4000) < 0.3, labels[:, 0], labels[:, 1])
     pairs = checked(ratings(labels, 2), tables, np.full(2, 0.5)).pairs.set_index(["annotator", "other"])
     assert pairs.index[0] == (0, 1) and pairs["z"].iloc[0] > 10
-    # Others, who rely less on the copied labels than the model believes, are expected to agree a little more often
+    # The model overrates the copied labels, so it expects slightly too much agreement among the others
     assert pairs.loc[(0, 1), "copying"] == pytest.approx(0.3, abs=0.08)
     assert pairs["copying"].iloc[1:].abs().max() < 0.1 and not pairs["near_duplicate"].any()
 

@@ -1,4 +1,4 @@
-"""Fits of LIA: monotone EM, the closed form of the paper's M step, resuming bit for bit, batches, recovery."""
+"""Fits of LIA: monotone EM, the paper's M step in closed form, resuming bit for bit, batches, recovery."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def simulated(
     labels: int = 3,
     width: int = 3,
 ) -> tuple[Rows, np.ndarray, np.ndarray]:
-    """A table where features decide the truth up to chance, and annotators differ in skill; the features and the truth."""
+    """A table by annotators of different skill; features that decide the truth up to chance; the truth."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(items, width))
     truth = (features @ (8 * rng.normal(size=(width, classes))) + rng.gumbel(size=(items, classes))).argmax(1)
@@ -150,10 +150,10 @@ def two_classes(seed: int, items: int, annotators: int) -> tuple[Rows, np.ndarra
 
 
 def equation_7(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The column-normalised P and the Q that are best for given counts (k, l) of an annotator. Two classes, R = 1, no features.
+    """The best column-normalised P and Q for counts (k, l) of an annotator: two classes, R = 1, no features.
 
-    P = Q / its column sums has rows that some c >= 0 turns into rows with sum 1, so P[0,0] >= 1/2 >= P[0,1] or the reverse: shares,
-    truncated at 1/2.
+    P = Q / its column sums has rows that some c >= 0 turns into rows with sum 1, so P[0,0] >= 1/2 >= P[0,1]
+    or the reverse: shares, truncated at 1/2.
     """
     share = counts[0] / np.maximum(counts.sum(0), 1e-300)
     choices = [share]
@@ -171,7 +171,7 @@ def objective_7(counts: np.ndarray, table: np.ndarray) -> float:
 
 
 def exact_em(rows: Rows, rounds: int, *, written: bool) -> tuple[np.ndarray, np.ndarray]:
-    """q after so many rounds of EM with exact M steps from the vote shares, and the log marginal likelihood after each M step."""
+    """Run EM with exact M steps from the vote shares; return q and the log marginal likelihoods."""
 
     def log_joint(share: np.ndarray, table: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):
@@ -364,7 +364,8 @@ def test_batches_stand_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(
         torch.stack(lasts).mean(), last_objective(leaves, said, objective), rtol=0, atol=1e-10
     )
-    # Adam's first moment after four steps is .1 (.9^3 g1 + .9^2 g2 + .9 g3 + g4); steps of 1e-20 moved nothing
+    # Adam's first moment after four steps is .1 (.9^3 g1 + .9^2 g2 + .9 g3 + g4).
+    # Steps of 1e-20 move nothing.
     losses = [-(value + log_prior(leaves, declared)) / 40 for value in scaled]
     moment = torch.stack([0.1 * 0.9 ** (3 - step) * loss for step, loss in enumerate(losses)]).sum()
     for name, slope in zip(leaves, torch.autograd.grad(moment, list(leaves.values())), strict=True):

@@ -1,4 +1,4 @@
-"""Prior scales chosen by held-out labels: scores against loops, no leakage, useful features, saved searches."""
+"""Prior scales chosen by held-out labels: scores by loops, no leakage, useful features, saved searches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {"prior": "held-out", "dependence": "ignore", "rounds": 2
 
 
 def crowd(informative: bool, *, items: int = 150, width: int = 10, seed: int = 0) -> tuple[Rows, np.ndarray]:
-    """Four labels per item, right for three in four; features that decide the truth, or know nothing of it."""
+    """Four labels per item, three of four right; features that decide the truth, or are unrelated to it."""
     rng = np.random.default_rng(seed)
     seen = rng.normal(size=(items, width))
     truth = (seen[:, :2].sum(1) > 0 if informative else rng.random(items) < 0.5).astype(np.int64)

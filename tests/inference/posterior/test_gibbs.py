@@ -502,7 +502,10 @@ def test_labels_switch_under_a_flat_prior_when_chains_start_apart() -> None:
     ("message", "options"),
     [
         (
-            "hierarchical_dawid_skene has no Gibbs blocks: .*choose one of multinomial, dawid_skene, one_coin",
+            (
+                "hierarchical_dawid_skene has no Gibbs blocks: "
+                ".*choose one of multinomial, dawid_skene, one_coin"
+            ),
             {"model": "hierarchical_dawid_skene"},
         ),
         ("unknown model 'rater'", {"model": "rater"}),

@@ -623,7 +623,7 @@ def test_invariants_are_the_same_before_and_after_renaming(flat: xr.DataTree) ->
 
 
 def test_draws_of_a_prior_that_names_the_classes_stay_as_they_are(sparing: None) -> None:
-    """A faint preference for the diagonal: some draws align otherwise, and are still draws of this posterior."""
+    """A faint preference for the diagonal: some draws align otherwise, and are still from this posterior."""
     prior = DirichletPrior(np.ones(4), np.ones((4, 4)) + 1e-6 * np.eye(4))
     kept = sample_anesthesia(prior)
     assert (array(kept, "sample_stats", "permutation") != np.arange(4)).any() and dataset(

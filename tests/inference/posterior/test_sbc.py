@@ -102,7 +102,8 @@ def test_nuts_is_calibrated_all_simulations_side_by_side() -> None:
 def test_every_model_is_calibrated(name: str, sampler: str, classes: int) -> None:
     found = run(name, sampler, classes, thin=4)
     print(
-        f"\n{name}, {sampler}, {classes} classes: p {found.p_value:.3f}, coverage minus nominal {misses(found).round(3)}"
+        f"\n{name}, {sampler}, {classes} classes: p {found.p_value:.3f}, "
+        f"coverage minus nominal {misses(found).round(3)}"
     )
     assert found.p_value > 0.001
     assert np.abs(misses(found)).max() < 0.03

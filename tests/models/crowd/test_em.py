@@ -120,7 +120,7 @@ def test_raykar_has_none_of_three_published_faults() -> None:
 
 
 def test_who_did_not_label_an_item_is_not_taken_to_have_said_the_last_class() -> None:
-    """The table [[0, -1], [1, 1]], row by item: with -1 as a negative index, annotator 1 would say class 2 of item 0."""
+    """The table [[0, -1], [1, 1]]: with -1 as an index, annotator 1 would give item 0 the last class."""
     labels, f = rows_of((0, 0, 0), (1, 0, 1), (1, 1, 1), items=2), random_output(2)
     channel = Raykar(2, K, labels)
     channel.start_epoch(1, 2, lambda: f)

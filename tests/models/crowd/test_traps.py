@@ -1,4 +1,7 @@
-"""What would give a wrong answer silently: classes named anew, ids that are places, numbers that overflow, layers in another order, one class, one item."""
+"""Causes of silently wrong results.
+
+Renamed classes, ids that look like positions, overflow, layers in another order, one class, one item.
+"""
 
 from __future__ import annotations
 
@@ -155,7 +158,8 @@ def test_features_are_what_the_layer_of_the_logits_sees(method: str) -> None:
 
     with pytest.raises(
         ValueError,
-        match="needs a network whose last layer is a torch.nn.Linear that returns the logits; NoLinear has none",
+        match="needs a network whose last layer is a torch.nn.Linear that returns the logits; "
+        "NoLinear has none",
     ):
         CrowdClassifier(network=NoLinear(), **options).fit(x, labels, missing_label=-1)
 

@@ -54,7 +54,10 @@ def channel(seed: int = 1, **terms: object) -> Mixture:
 def test_the_largest_truth_volume_is_of_balanced_certain_items(
     batch: int, classes: int, expected: float
 ) -> None:
-    """The bound is K log(B / K); 64 and 100 items cannot be shared evenly by 10 and 8 classes, so a Gram matrix of the right trace stands in."""
+    """The bound is K log(B / K).
+
+    64 and 100 items cannot be split evenly over 10 and 8 classes, so a Gram matrix of that trace is used.
+    """
     assert log_det(np.eye(classes) * batch / classes)[0] == pytest.approx(expected, abs=1e-4)
     rng = torch.Generator().manual_seed(0)
     for _ in range(20):
@@ -187,7 +190,7 @@ def test_a_ridge_is_a_thousandth_of_the_mean_eigenvalue_and_only_where_it_is_nee
 
 
 def test_a_running_volume_has_the_gradient_of_all_items() -> None:
-    """Batches that together are all items: with a running mean at all items, their gradients add up to that of the whole."""
+    """Gradients of batches covering all items add up to the full one, if the running mean is that of all."""
     log_truth = torch.log_softmax(
         torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 1
     )
@@ -259,7 +262,7 @@ def test_the_declared_model_is_the_loss(terms: dict[str, float]) -> None:
 
 
 def test_single_labels_cannot_tell_what_labels_of_an_item_together_can() -> None:
-    """Enumeration: item_log_likelihood is the probability of all labels of an item, under one class that they share."""
+    """By enumeration: item_log_likelihood is the probability of all labels of an item under one class."""
     labels, seen, rows = crowd()
     made = channel()
     confusion, truth = made.confusion().detach().numpy(), seen.log_truth.exp().numpy()

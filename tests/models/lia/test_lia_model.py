@@ -1,4 +1,4 @@
-"""LIA's model stands twice, in Pyro and in NumPyro: both densities equal loops over equations 1 and 2 of the paper, to 1e-10."""
+"""LIA's declarations in Pyro and NumPyro: both densities equal loops over equations 1 and 2, to 1e-10."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def some_rows(seed: int = 0) -> Rows:
-    """Weighted rows of three classes, gold for some; nobody labelled items 2 and 5, annotator 3 labelled nothing."""
+    """Weighted rows of three classes with some gold; items 2 and 5 and annotator 3 have no labels."""
     rng = np.random.default_rng(seed)
     return Rows(
         np.sort(rng.choice([0, 1, 3, 4], ROWS)),
@@ -275,7 +275,7 @@ def test_what_difficulty_gains_and_competence_loses_changes_nothing() -> None:
 
 
 def assert_same_batch(left: lia.LIABatch, right: lia.LIABatch, *, items: bool = True) -> None:
-    """All tensors are equal; the items' positions in the whole table and their mean weight too, unless `items` is false."""
+    """Assert equal tensors; `items`: also the items' positions in the whole table and their mean weight."""
     names = [
         "item",
         "annotator",

@@ -136,7 +136,7 @@ def test_batches_are_unbiased_parts_of_the_whole() -> None:
 
 
 def test_gradients_are_the_closed_forms_and_soft_labels_have_none() -> None:
-    """Of D(p | soft): p (log(p / soft) - D); of D(soft | p): p - soft. Those of peers come from their labels alone."""
+    """Of D(p | soft): p (log(p / soft) - D); of D(soft | p): p - soft. Peers' come from labels alone."""
     said = np.array([[0, 1, -1]])
     for divergence in ("paper", "released"):
         made = channel(said, SoftLabelOptions("uniform", divergence=divergence, kl_weight=2.0))
@@ -392,7 +392,7 @@ def test_warming_up_skips_missing_labels() -> None:
 
 
 def test_agreement_made_of_agreement_confirms_and_stays_bounded_when_it_is_replaced() -> None:
-    """Two groups without agreement between them: imputed labels lift it above 0, and repeating the imputation does not lift it further."""
+    """Two groups without agreement: imputed labels lift it above 0, repeated imputation no further."""
     rng = np.random.default_rng(0)
     truth = rng.integers(L, size=(400, 2))
     said = np.where(rng.random((400, 8)) < 0.9, truth[:, np.arange(8) // 4], rng.integers(L, size=(400, 8)))
