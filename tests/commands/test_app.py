@@ -106,7 +106,7 @@ def test_adapt_answers_under_the_users_ids_and_its_files_load_again(run: Path, t
     assert (tmp_path / "answer" / "confusion.png").stat().st_size > 5000
 
 
-def test_responsibilities_use_what_annotators_said(run: Path) -> None:
+def test_responsibilities_use_the_annotations(run: Path) -> None:
     support, labels, query = a_task()
     adapted = load_run(run).adapt(support, Annotations.from_frame(labels), query)
     votes = pd.crosstab(labels["task"], labels["label"]).reindex(support.index)
@@ -126,11 +126,11 @@ def test_columns_are_matched_by_name(run: Path) -> None:
     )
 
 
-def test_items_that_nobody_labelled_are_left_out_and_an_empty_query_is_answered(run: Path) -> None:
+def test_unlabelled_items_are_dropped_and_an_empty_query_is_valid(run: Path) -> None:
     support, labels, query = a_task()
     trained = load_run(run)
     plain = trained.adapt(support, Annotations.from_frame(labels), query)
-    more = Annotations.from_frame(labels, items=[*support.index, "nobody saw this"])
+    more = Annotations.from_frame(labels, items=[*support.index, "unlabelled"])
     pd.testing.assert_frame_equal(
         trained.adapt(support, more, query).probabilities, plain.probabilities, atol=1e-6
     )
@@ -299,8 +299,8 @@ def test_numbers_as_class_names_survive_the_files(run: Path, tmp_path: Path) -> 
 
 def test_demo_in_small(tmp_path: Path) -> None:
     settings = MetaTraining.model_validate({"out": tmp_path / "demo", **TINY})
-    said: list[str] = []
-    result = demonstrate(settings, splits=2, jobs=1, report=said.append)
+    messages: list[str] = []
+    result = demonstrate(settings, splits=2, jobs=1, report=messages.append)
     assert set(result.table["method"]) >= {
         "EM, J = 1",
         "EM, J = 2",
@@ -312,7 +312,7 @@ def test_demo_in_small(tmp_path: Path) -> None:
     for name in ("scores.csv", "table.csv", "differences.csv", "accuracy.png", "confusion.png"):
         assert (tmp_path / "demo" / name).stat().st_size > 100
     again = demonstrate(
-        settings, splits=2, jobs=1, report=said.append
+        settings, splits=2, jobs=1, report=messages.append
     )  # finished trainings are taken as they are
     pd.testing.assert_frame_equal(result.scores, again.scores)
     text = grid(result.table)

@@ -83,7 +83,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(result, folder / "out", trees, json.loads((folder / "out" / "verdict.json").read_text()))
 
 
-def test_the_command_tells_what_its_files_say(run: Run) -> None:
+def test_the_output_agrees_with_the_files(run: Run) -> None:
     assert sorted(path.name for path in run.out.iterdir()) == sorted(check.FILES)
     assert run.verdict["exit_status"] == run.result.exit_code
     assert run.result.output.splitlines()[0] == run.verdict["verdict"]
@@ -216,7 +216,7 @@ def test_errors_are_reported_in_one_line(tmp_path: Path) -> None:
     assert invoke(tmp_path / "good.csv").exit_code == 2
 
 
-def test_without_the_extra_one_line_says_what_to_install() -> None:
+def test_without_the_extra_one_line_names_what_to_install() -> None:
     code = (
         "import sys; from probcrowd.commands.app import main; "
         "assert 'jax' not in sys.modules; sys.modules['jax'] = None; main()"
@@ -343,7 +343,7 @@ def test_figures_show_the_numbers_of_their_tables(posterior_of: Sampled) -> None
     np.testing.assert_allclose(widths.T, probabilities[chosen], atol=1e-12)
 
 
-def test_long_names_are_told_apart_and_start_no_mathematics() -> None:
+def test_long_names_are_distinct_and_not_rendered_as_formulas() -> None:
     assert short("plain") == "plain" and short("a\nb") == "a b" and short("$x$") == r"\$x\$"
     assert (
         short("annotator number 1234567") != short("annotator number 1234568") and len(short("x" * 99)) <= 18

@@ -77,7 +77,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     paths = {name: tmp_path / name for name in names}
     frame.to_csv(paths["labels.csv"], index=False)
     frame.to_parquet(paths["labels.parquet"])
-    frame.set_axis(["Q", "who", "said"], axis=1).to_csv(paths["renamed.csv"], index=False)
+    frame.set_axis(["Q", "who", "given"], axis=1).to_csv(paths["renamed.csv"], index=False)
     gold = truth.rename_axis("task").rename("label").reset_index()
     gold.to_csv(paths["gold.csv"], index=False)
     gold.iloc[:20].to_csv(paths["some.csv"], index=False)
@@ -128,7 +128,7 @@ def test_named_columns_and_formats_agree(files: dict[str, Path], tmp_path: Path)
         "aggregate",
         files["renamed.csv"],
         "--columns",
-        "item=Q, annotator=who,label=said",
+        "item=Q, annotator=who,label=given",
         "--out",
         tmp_path / "b",
     )
@@ -149,11 +149,11 @@ def test_gold_is_certain_and_scores_are_of_a_fit_that_did_not_see_it(
     ).all()
     assert labels["known"].sum() == 20
     blind = DawidSkene(dependence="ignore").fit(frame)
-    found = json.loads((tmp_path / "out" / "summary.json").read_text())["scores_without_gold"]
+    scored = json.loads((tmp_path / "out" / "summary.json").read_text())["scores_without_gold"]
     assert (
-        found["items"] == 20
-        and found["accuracy"] == pytest.approx(blind.score(None, known))
-        and found["accuracy"] < 1
+        scored["items"] == 20
+        and scored["accuracy"] == pytest.approx(blind.score(None, known))
+        and scored["accuracy"] < 1
     )
 
 
@@ -259,7 +259,7 @@ def test_errors_are_reported_in_one_line(
 
 
 def test_names_may_have_hyphens_underscores_and_capitals(files: dict[str, Path], tmp_path: Path) -> None:
-    """Models and choices of the command are found under any of these spellings."""
+    """Models and choices of the command accept any of these spellings."""
     out = ("--out", tmp_path / "out")
     result = invoke(
         "aggregate", files["labels.csv"], *out, "--model", "Dawid_Skene", "--confidence", "Plug_In"
@@ -356,10 +356,10 @@ def test_out_of_core_is_the_answer_in_memory(files: dict[str, Path], tmp_path: P
             files["some.csv"],
         )
         assert result.exit_code == 0, result.output
-    found = pd.read_parquet(tmp_path / "out" / "labels").set_index("item")
+    written = pd.read_parquet(tmp_path / "out" / "labels").set_index("item")
     fitted = DawidSkene(dependence="ignore").fit(frame, gold=crowd()[1].iloc[:20])
-    expected = fitted.probabilities_.loc[found.index]
-    np.testing.assert_allclose(found[["p_no", "p_yes"]], expected, atol=1e-5)
+    expected = fitted.probabilities_.loc[written.index]
+    np.testing.assert_allclose(written[["p_no", "p_yes"]], expected, atol=1e-5)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["log_posterior"] == pytest.approx(fitted.log_posterior_[-1], rel=1e-9)
     annotators = pd.read_csv(tmp_path / "out" / "annotators.csv", index_col="annotator")
@@ -422,8 +422,8 @@ def test_lia_looks_at_features_and_writes_what_its_networks_say(
 
 
 def test_held_out_labels_may_choose_lias_prior() -> None:
-    made = make_aggregator("lia", prior="held-out")
-    assert isinstance(made, LIA) and made.prior == "held-out"
+    aggregator = make_aggregator("lia", prior="held-out")
+    assert isinstance(aggregator, LIA) and aggregator.prior == "held-out"
 
 
 def test_networks_without_features_learn_a_place_for_every_item(
@@ -473,8 +473,10 @@ def test_scores_of_lia_are_of_a_fit_that_saw_features_and_no_gold(
         .probabilities_.loc[truth.index[:20]]
         .to_numpy()
     )
-    found = json.loads((tmp_path / "out" / "summary.json").read_text())["scores_without_gold"]
-    assert found["log_loss"] == pytest.approx(log_losses(p, codes).mean(), abs=1e-9) and found["log_loss"] > 0
+    scored = json.loads((tmp_path / "out" / "summary.json").read_text())["scores_without_gold"]
+    assert (
+        scored["log_loss"] == pytest.approx(log_losses(p, codes).mean(), abs=1e-9) and scored["log_loss"] > 0
+    )
     assert (
         pd.read_csv(tmp_path / "out" / "labels.csv", index_col="item").loc[truth.index[:20], "probability"]
         == 1
@@ -520,7 +522,7 @@ def test_what_lia_added_does_not_pass_for_a_later_runs(files: dict[str, Path], t
     assert (out / "truth.csv").read_text() == "mine" and "truth.csv" not in result.stdout
 
 
-def test_networks_are_found_by_name_and_are_not_compared(files: dict[str, Path]) -> None:
+def test_networks_have_names_and_are_not_compared(files: dict[str, Path]) -> None:
     assert not set(NETWORKS) & set(AGGREGATORS)
     assert find_aggregator("LIA") is LIA and find_aggregator("two_stage") is TwoStage
     for option in ("--models", "--reference"):

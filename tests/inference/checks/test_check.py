@@ -77,16 +77,16 @@ def good() -> xr.DataTree:
 def edited(tree: xr.DataTree, group: str, **changed: Any) -> xr.DataTree:
     """The tree with some variables of a group replaced: arrays of the same shape, or pairs (dims, array)."""
     fresh = tree.copy(deep=True)
-    found = dataset(fresh, group)
+    edited_group = dataset(fresh, group)
     for name, values in changed.items():
-        found[name] = values if isinstance(values, tuple) else (found[name].dims, values)
-    fresh[group] = xr.DataTree(found)
+        edited_group[name] = values if isinstance(values, tuple) else (edited_group[name].dims, values)
+    fresh[group] = xr.DataTree(edited_group)
     return fresh
 
 
 def finding(findings: list[Finding], name: str) -> Finding:
-    (found,) = [each for each in findings if each.name == name]
-    return found
+    (selected,) = [each for each in findings if each.name == name]
+    return selected
 
 
 def failed(findings: list[Finding]) -> set[str]:
@@ -110,7 +110,7 @@ def with_nuts(tree: xr.DataTree, diverging: Any = False, energy: Any = None, dep
 # -------------------------------------
 
 
-def found(name: str, area: Any, passed: bool | None, value: float = 1.0) -> Finding:
+def example(name: str, area: Any, passed: bool | None, value: float = 1.0) -> Finding:
     return Finding(name, area, value, "some", passed, "So it is.")
 
 
@@ -118,10 +118,10 @@ def found(name: str, area: Any, passed: bool | None, value: float = 1.0) -> Find
     ("findings", "status", "words"),
     [
         ([], 0, "the model passes every check"),
-        ([found("a", "sampling", True), found("b", "model", None)], 0, "the model passes every check"),
-        ([found("a", "sampling", None), found("b", "model", False)], 4, "the model not fully: b."),
+        ([example("a", "sampling", True), example("b", "model", None)], 0, "the model passes every check"),
+        ([example("a", "sampling", None), example("b", "model", False)], 4, "the model not fully: b."),
         (
-            [found("a", "sampling", False), found("b", "model", False), found("c", "sampling", False)],
+            [example("a", "sampling", False), example("b", "model", False), example("c", "sampling", False)],
             3,
             "Do not use these draws yet: a; c.",
         ),
@@ -129,17 +129,17 @@ def found(name: str, area: Any, passed: bool | None, value: float = 1.0) -> Find
 )
 def test_findings_make_a_verdict(findings: list[Finding], status: int, words: str) -> None:
     assert exit_status(findings) == status and words in verdict(findings)
-    told = Checked(findings, {})
+    checked = Checked(findings, {})
     assert (
-        told.exit_status == status
-        and str(told).splitlines()[0] == told.verdict
-        and len(str(told).splitlines()) == 1 + len(findings)
+        checked.exit_status == status
+        and str(checked).splitlines()[0] == checked.verdict
+        and len(str(checked).splitlines()) == 1 + len(findings)
     )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_null_in_json(value: float) -> None:
-    written = to_json([found("a", "sampling", None, value), found("b", "model", False, 0.25)])
+    written = to_json([example("a", "sampling", None, value), example("b", "model", False, 0.25)])
     read = json.loads(written, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (
         read["exit_status"] == 4
@@ -301,11 +301,11 @@ def test_other_modes_matter_if_they_are_high(
     tree = good.copy(deep=True)
     tree["modes"] = xr.DataTree(pd.DataFrame(modes).rename_axis("mode").to_xarray())
     tree["sample_stats"] = xr.DataTree(dataset(tree, "sample_stats").assign_attrs(renamed=renamed))
-    told = finding(convergence(tree)[0], "other modes, log density")
+    result = finding(convergence(tree)[0], "other modes, log density")
     assert (
-        told.passed is passed
-        and told.value == pytest.approx(value)
-        and f"{4 + len(leads)} overdispersed starts" in told.meaning
+        result.passed is passed
+        and result.value == pytest.approx(value)
+        and f"{4 + len(leads)} overdispersed starts" in result.meaning
     )
 
 
@@ -355,11 +355,11 @@ def test_an_item_that_a_few_draws_decide(good: xr.DataTree) -> None:
     terms = array(good, "log_likelihood", "votes").copy()
     terms[:, :, :20] *= 40
     checked = check_posterior(edited(good, "log_likelihood", votes=terms), seed=0)
-    told = finding(checked.findings, LIKELIHOOD)
-    assert told.passed is False and 0.05 < told.value <= 20 / ITEMS
+    result = finding(checked.findings, LIKELIHOOD)
+    assert result.passed is False and 0.05 < result.value <= 20 / ITEMS
     assert checked.exit_status == 4 and "The draws can be trusted, the model not fully" in checked.verdict
     k = checked.tables["loo_by_item"]["pareto_k"]
-    assert k.iloc[20:].max() < 0.6 and (k.iloc[:20] > 0.7).sum() == round(told.value * ITEMS)
+    assert k.iloc[20:].max() < 0.6 and (k.iloc[:20] > 0.7).sum() == round(result.value * ITEMS)
     few = array(good, "log_likelihood", "votes").copy()
     few[:, :, :2] *= 40
     assert (
@@ -380,16 +380,16 @@ def test_labels_of_another_model_are_seen(good: xr.DataTree) -> None:
     generator = np.random.default_rng(0)
     labels = array(good, "posterior_predictive", "label")
     guessed = generator.integers(2, size=labels.shape).astype(labels.dtype)
-    told = failed(check_posterior(edited(good, "posterior_predictive", label=guessed), seed=0).findings)
-    assert {"replicated pairwise agreement", "replicated vote entropy"} <= told
+    failures = failed(check_posterior(edited(good, "posterior_predictive", label=guessed), seed=0).findings)
+    assert {"replicated pairwise agreement", "replicated vote entropy"} <= failures
     copied = labels.reshape(CHAINS, DRAWS, ITEMS, ANNOTATORS).copy()
     copied[..., 1] = copied[..., 0]
-    told = failed(
+    failures = failed(
         check_posterior(
             edited(good, "posterior_predictive", label=copied.reshape(labels.shape)), seed=0
         ).findings
     )
-    assert {"replicated pairwise agreement", "replicated error correlation"} <= told
+    assert {"replicated pairwise agreement", "replicated error correlation"} <= failures
     always = labels.copy()
     always[..., 3::4] = 1
     assert "replicated annotator bias" in failed(
@@ -402,12 +402,12 @@ def test_labels_of_another_model_are_seen(good: xr.DataTree) -> None:
 
 
 def tilted(tree: xr.DataTree, strength: float) -> xr.DataTree:
-    """As if the prior had said, that strongly, that an annotator is right less often than the draws say."""
+    """As if the prior held, with that strength, that an annotator is right less often than in the draws."""
     right = accuracy(dataset(tree, "posterior")).isel(annotator=0).to_numpy()
     return edited(tree, "log_prior", confusion=-strength * (right - right.mean()) / right.std())
 
 
-def test_a_prior_in_conflict_is_seen_and_a_flat_one_said_not_to_be_checkable(good: xr.DataTree) -> None:
+def test_a_conflicting_prior_fails_and_a_flat_one_is_reported_as_not_checkable(good: xr.DataTree) -> None:
     weak, strong = (finding(prior_sensitivity(tilted(good, strength))[0], PRIOR) for strength in (0.01, 4.0))
     assert weak.passed is True and "hardly moves" in weak.meaning
     assert (
@@ -504,10 +504,12 @@ def test_scores_are_those_of_loops() -> None:
 
 def test_gold_is_scored_only_where_the_fit_did_not_see_it(good: xr.DataTree) -> None:
     _, truth = simulated()
-    told = check_posterior(good, seed=0, gold=truth)
-    assert told.tables["gold"].loc["posterior", "items"] == ITEMS and {"gold", "coverage"} <= set(told.tables)
+    with_gold = check_posterior(good, seed=0, gold=truth)
+    assert with_gold.tables["gold"].loc["posterior", "items"] == ITEMS and {"gold", "coverage"} <= set(
+        with_gold.tables
+    )
     majority = array(good, "responsibilities", "mean").argmax(1)
-    assert finding(told.findings, "accuracy on gold").value == pytest.approx(
+    assert finding(with_gold.findings, "accuracy on gold").value == pytest.approx(
         (majority == truth).mean(), abs=0.01
     )
     seen = edited(good, "constant_data", gold=np.where(np.arange(ITEMS) < 100, truth, -1))
@@ -591,13 +593,13 @@ def test_coverage_counts_annotators_with_enough_gold(monkeypatch: pytest.MonkeyP
 def test_intervals_that_are_too_narrow_are_a_finding(good: xr.DataTree) -> None:
     _, truth = simulated()
     fair = check_posterior(good, seed=0, gold=truth)
-    told, coverage = finding(fair.findings, "coverage on gold"), fair.tables["coverage"].iloc[-1]
-    assert told.value == coverage["covered"] >= 0.5 and coverage["annotators"] == 4
-    assert told.passed is (told.value >= 0.5)  # 2 of 4 happen to one in 70 tables, 1 of 4 to one in 2,000
+    result, coverage = finding(fair.findings, "coverage on gold"), fair.tables["coverage"].iloc[-1]
+    assert result.value == coverage["covered"] >= 0.5 and coverage["annotators"] == 4
+    assert result.passed is (result.value >= 0.5)  # 2 of 4 happen to one in 70 tables, 1 of 4 to one in 2,000
     opposite = np.broadcast_to(1 - truth, array(good, "truth", "truth").shape)
     checked = check_posterior(edited(good, "truth", truth=opposite), seed=0, gold=truth)
     narrow = finding(checked.findings, "coverage on gold")
-    assert narrow.passed is False and narrow.value < told.value and checked.exit_status == 4
+    assert narrow.passed is False and narrow.value < result.value and checked.exit_status == 4
 
 
 # ---- The plug-in -------------------------------------------------------------------------------------------
@@ -622,10 +624,10 @@ def test_the_position_of_the_mode_is_that_of_loops(good: xr.DataTree) -> None:
     assert row["outside_central_95"] == pytest.approx(outside / len(positions)) and 1 < outside < 8
     averaged, plugged = array(good, "responsibilities", "mean"), array(good, "plug_in", "responsibility")
     surer = np.mean([max(plugged[i]) - max(averaged[i]) for i in range(30, ITEMS)])
-    told = finding(compared.findings, "plug-in overconfidence")
-    assert told.value == pytest.approx(surer) and told.passed is None
+    result = finding(compared.findings, "plug-in overconfidence")
+    assert result.value == pytest.approx(surer) and result.passed is None
     changed = sum(averaged[i].argmax() != plugged[i].argmax() for i in range(30, ITEMS))
-    assert f"{changed} of 120 items" in told.meaning
+    assert f"{changed} of 120 items" in result.meaning
     items = compared.items
     assert list(items.index[:2]) == ["q0", "q1"] and len(items) == ITEMS
     entropy = [-sum(p * math.log(p) for p in row if p > 0) for row in averaged]
@@ -635,8 +637,8 @@ def test_the_position_of_the_mode_is_that_of_loops(good: xr.DataTree) -> None:
 
 def test_the_mode_is_too_sure_of_the_anesthesia_data() -> None:
     tree = sample_posterior(anesthesia(), seed=0, chains=2, warmup=50, draws=50, progress=False)
-    told = finding(compare_with_mode(tree).findings, "plug-in overconfidence")
-    assert told.value > 0.005 and "more confident by" in told.meaning
+    result = finding(compare_with_mode(tree).findings, "plug-in overconfidence")
+    assert result.value > 0.005 and "more confident by" in result.meaning
 
 
 # ---- Every model, and small tables -------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_annotation_terms_equal_enumeration(weighted: bool) -> None:
         )
     assert terms[3] == pytest.approx(
         rows.weight[3] * math.log(confusion[0, 2, rows.label[3]])
-    )  # gold: as if nothing else were said
+    )  # gold: other labels have no effect
     assert terms[6] == pytest.approx(rows.weight[6] * math.log(confusion[0, 1, rows.label[6]]))
 
 
@@ -107,7 +107,7 @@ def test_annotation_terms_of_many_draws_are_those_of_each() -> None:
 def test_impossible_classes_are_allowed_and_impossible_labels_are_not() -> None:
     rows, class_prior, confusion = panel()
     scores, row_scores = scored(rows, class_prior, confusion)
-    scores[2, 0] = -np.inf  # class 0 has probability 0 for this item, whatever is said
+    scores[2, 0] = -np.inf  # class 0 has probability 0 for this item, whatever the labels
     two = replace(rows, num_classes=2, label=np.maximum(rows.label - 1, 0))
     expected = leave_one_annotation_terms(
         scores[:, 1:], row_scores[:, 1:], replace(two, gold=rows.gold - (rows.gold > 0))
@@ -157,17 +157,19 @@ def test_left_out_annotations_have_the_exact_predictive_density() -> None:
     row_scores = np.log(confusion[:, :, rows.annotator, :, rows.label]).transpose(1, 2, 0, 3)  # (c, s, n, k)
     scores = np.broadcast_to(np.log(class_prior)[:, :, None], (*row_scores.shape[:2], 40, 3))
     terms = leave_one_annotation_terms(scores, row_scores, rows)
-    found = loo(terms, "annotation", np.arange(100, 220), reff=1.0)
+    estimate = loo(terms, "annotation", np.arange(100, 220), reff=1.0)
     # Dirichlet-multinomial: the label's count without row n, over the class's
     truth = rows.gold[rows.item]
     exact = np.log(concentration[truth, rows.label] + counts[rows.annotator, truth, rows.label] - 1) - np.log(
         concentration.sum(1)[truth] + counts.sum(2)[rows.annotator, truth] - 1
     )
-    assert found.elpd_i is not None and list(found.elpd_i["annotation"].to_numpy()) == list(range(100, 220))
+    assert estimate.elpd_i is not None and list(estimate.elpd_i["annotation"].to_numpy()) == list(
+        range(100, 220)
+    )
     bounds = 5 * standard_errors(terms)
     assert bounds.max() < 0.1
-    assert (np.abs(found.elpd_i.to_numpy() - exact) < bounds).all()
-    assert found.elpd == pytest.approx(exact.sum(), abs=np.sqrt(120) * bounds.max())
+    assert (np.abs(estimate.elpd_i.to_numpy() - exact) < bounds).all()
+    assert estimate.elpd == pytest.approx(exact.sum(), abs=np.sqrt(120) * bounds.max())
     # In-sample densities would not do: the bounds tell them apart
     assert (np.abs(np.log(np.exp(terms).mean((0, 1))) - exact) > bounds).mean() > 0.3
 
@@ -179,7 +181,7 @@ def test_left_out_items_have_the_exact_predictive_density() -> None:
         log_likelihood[:, :, rows.item[n]] += np.log(
             confusion[:, :, rows.annotator[n], rows.gold[rows.item[n]], rows.label[n]]
         )
-    found = loo(log_likelihood, "item")
+    estimate = loo(log_likelihood, "item")
     of_class = np.bincount(rows.gold)
     exact = np.log(of_class[rows.gold]) - math.log(3 + 40 - 1)
     for n in range(len(rows.item)):
@@ -189,9 +191,9 @@ def test_left_out_items_have_the_exact_predictive_density() -> None:
             / (concentration[k].sum() + counts[j, k].sum() - 1)
         )
     bounds = 5 * standard_errors(log_likelihood)
-    assert found.elpd_i is not None and bounds.max() < 0.15
-    assert (np.abs(found.elpd_i.to_numpy() - exact) < bounds).all()
-    assert "All 40 units" in reliability(found) and "0.70" in reliability(found)
+    assert estimate.elpd_i is not None and bounds.max() < 0.15
+    assert (np.abs(estimate.elpd_i.to_numpy() - exact) < bounds).all()
+    assert "All 40 units" in reliability(estimate) and "0.70" in reliability(estimate)
 
 
 def autocorrelated(
@@ -229,17 +231,17 @@ def test_relative_efficiency_is_that_of_the_densities() -> None:
 
 def test_loo_is_arviz_own_and_names_its_units() -> None:
     values = autocorrelated(30)
-    found = loo(values, "item", [f"item {u}" for u in range(30)], reff=0.5)
+    estimate = loo(values, "item", [f"item {u}" for u in range(30)], reff=0.5)
     tree = xr.DataTree.from_dict(
         {"log_likelihood": xr.Dataset({"x": xr.DataArray(values, dims=("chain", "draw", "item"))})}
     )
     own = arviz_loo(tree, pointwise=True, reff=0.5)
-    assert found.elpd_i is not None and own.elpd_i is not None
+    assert estimate.elpd_i is not None and own.elpd_i is not None
     for name in ("elpd", "se", "p", "good_k", "n_data_points", "n_samples"):
-        assert getattr(found, name) == getattr(own, name)
-    np.testing.assert_array_equal(found.pareto_k, own.pareto_k)
-    np.testing.assert_array_equal(found.elpd_i, own.elpd_i)
-    assert list(found.elpd_i["item"].to_numpy()) == [f"item {u}" for u in range(30)]
+        assert getattr(estimate, name) == getattr(own, name)
+    np.testing.assert_array_equal(estimate.pareto_k, own.pareto_k)
+    np.testing.assert_array_equal(estimate.elpd_i, own.elpd_i)
+    assert list(estimate.elpd_i["item"].to_numpy()) == [f"item {u}" for u in range(30)]
     # The default differs from another efficiency, and a DataArray brings its names in any order of axes
     array = xr.DataArray(values, {"item": np.arange(30) + 5}, ("chain", "draw", "item")).transpose(
         "item", "draw", "chain"
@@ -256,12 +258,12 @@ def test_units_that_never_vary_keep_their_density() -> None:
     values[..., 4] = 1e-16 * np.random.default_rng(0).normal(
         size=(4, 500)
     )  # an item without rows: log 1, but for rounding
-    found, others = loo(values, reff=1.0), loo(np.delete(values, [2, 4], 2), reff=1.0)
-    assert found.elpd_i is not None and found.pareto_k is not None and others.elpd_i is not None
-    assert found.elpd_i.to_numpy()[[2, 4]] == pytest.approx([-0.7, 0], abs=1e-12)
-    assert found.pareto_k.to_numpy()[[2, 4]].tolist() == [0, 0]
-    np.testing.assert_array_equal(np.delete(found.elpd_i.to_numpy(), [2, 4]), others.elpd_i)
-    assert found.elpd == pytest.approx(others.elpd - 0.7)
+    estimate, others = loo(values, reff=1.0), loo(np.delete(values, [2, 4], 2), reff=1.0)
+    assert estimate.elpd_i is not None and estimate.pareto_k is not None and others.elpd_i is not None
+    assert estimate.elpd_i.to_numpy()[[2, 4]] == pytest.approx([-0.7, 0], abs=1e-12)
+    assert estimate.pareto_k.to_numpy()[[2, 4]].tolist() == [0, 0]
+    np.testing.assert_array_equal(np.delete(estimate.elpd_i.to_numpy(), [2, 4]), others.elpd_i)
+    assert estimate.elpd == pytest.approx(others.elpd - 0.7)
     still = loo(np.full((4, 50, 3), -1.0))
     assert still.elpd == pytest.approx(-3) and still.p == pytest.approx(0, abs=1e-12)
 
@@ -274,16 +276,16 @@ def wild(units: int, bad: int, seed: int = 0) -> np.ndarray:
     return values
 
 
-def test_unreliable_units_are_told_without_a_warning() -> None:
+def test_unreliable_units_are_reported_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = loo(wild(20, 3))
+        estimate = loo(wild(20, 3))
         lonely = loo(wild(1, 0))
-    assert found.warning and found.pareto_k is not None
-    assert "3 of 20 units (15.0%) have a Pareto k above 0.70" in reliability(found)
+    assert estimate.warning and estimate.pareto_k is not None
+    assert "3 of 20 units (15.0%) have a Pareto k above 0.70" in reliability(estimate)
     assert (
-        f"highest {float(found.pareto_k.max()):.2f}" in reliability(found)
-        and 0.7 < float(found.pareto_k[:3].min()) < 1
+        f"highest {float(estimate.pareto_k.max()):.2f}" in reliability(estimate)
+        and 0.7 < float(estimate.pareto_k[:3].min()) < 1
     )
     assert "All 1 units" in reliability(lonely)
 
@@ -331,7 +333,7 @@ def test_models_of_other_units_are_not_compared() -> None:
     values = wild(5, 0)
     named = xr.DataArray(values, {"item": list("abcde")}, ("chain", "draw", "item"))
     assert len(compare_models({"one": named, "two": named.transpose("draw", "item", "chain")})) == 2
-    for first, second, told in (
+    for first, second, message in (
         (
             values,
             values[..., :4],
@@ -348,7 +350,7 @@ def test_models_of_other_units_are_not_compared() -> None:
             "'second' has 5 of annotation (a, b, c, ...), 'first' has 5 of item (a, b, c, ...)",
         ),
     ):
-        with pytest.raises(ValueError, match=re.escape(told)):
+        with pytest.raises(ValueError, match=re.escape(message)):
             compare_models({"first": first, "second": second})
 
 

@@ -92,11 +92,11 @@ def uneven(seed: int = 0) -> tuple[Rows, np.ndarray]:
 
 
 def pairs_by_loops(rows: Rows) -> dict[tuple[int, int], list[tuple[int, int]]]:
-    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for n, m in itertools.permutations(range(len(rows.item)), 2):
         if rows.item[n] == rows.item[m] and rows.annotator[n] < rows.annotator[m]:
-            found.setdefault((int(rows.annotator[n]), int(rows.annotator[m])), []).append((n, m))
-    return found
+            pairs.setdefault((int(rows.annotator[n]), int(rows.annotator[m])), []).append((n, m))
+    return pairs
 
 
 def everything(rows: Rows, minimum: int = 5) -> predictive.RowPairs:
@@ -129,17 +129,17 @@ def test_row_pairs_beyond_the_limit_are_of_whole_items_at_random() -> None:
     rows, _ = uneven()
     size = np.bincount(rows.item)
     several = set(np.flatnonzero(size > 1).tolist())
-    kept = []
+    chosen = []
     for seed in range(20):
         pairs = row_pairs(rows, np.random.default_rng(seed), minimum=1, max_pairs=30)
         items = set(rows.item[pairs.left].tolist())
         whole = [(n, m) for both in pairs_by_loops(rows).values() for n, m in both if rows.item[n] in items]
         assert sorted(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)) == sorted(whole)
         assert 0 < len(whole) <= 30 and f"of {len(several)} items, drawn at random" in pairs.note
-        kept.append(frozenset(items))
-    assert len(set(kept)) > 10  # not the same items each time
+        chosen.append(frozenset(items))
+    assert len(set(chosen)) > 10  # not the same items each time
     again = row_pairs(rows, np.random.default_rng(19), minimum=1, max_pairs=30)
-    assert frozenset(rows.item[again.left].tolist()) == kept[-1]
+    assert frozenset(rows.item[again.left].tolist()) == chosen[-1]
     largest = int(size.max() * (size.max() - 1) // 2)
     for seed in range(20):  # an item too large for the limit does not end the list, wherever it stands
         without = row_pairs(rows, np.random.default_rng(seed), minimum=1, max_pairs=largest - 1)
@@ -151,31 +151,31 @@ def test_at_most_so_many_pairs_of_annotators_those_with_most_rows(monkeypatch: p
     monkeypatch.setattr(predictive, "MAX_ENTRIES", 3)
     counts = {names: len(rows_of) for names, rows_of in pairs_by_loops(rows).items()}
     least = sorted(counts.values())[-3]
-    found = list(map(tuple, everything(rows, 1).annotators.tolist()))
-    assert found == sorted(found) and len(found) == 3 and all(counts[names] >= least for names in found)
+    chosen = list(map(tuple, everything(rows, 1).annotators.tolist()))
+    assert chosen == sorted(chosen) and len(chosen) == 3 and all(counts[names] >= least for names in chosen)
 
 
 def test_pairwise_agreement_equals_the_loops() -> None:
     rows, labels = uneven()
-    found = pairwise_agreement(labels, everything(rows, 15))
+    result = pairwise_agreement(labels, everything(rows, 15))
     expected = pairs_by_loops(rows)
-    assert 3 < len(found.index) < len(expected)  # overall, the others count as well
+    assert 3 < len(result.index) < len(expected)  # overall, the others count as well
     for s, given in enumerate(labels):
-        for e, names in enumerate(found.index):
-            assert found.values[s, e] == pytest.approx(
+        for e, names in enumerate(result.index):
+            assert result.values[s, e] == pytest.approx(
                 np.mean([given[n] == given[m] for n, m in expected[names]]), abs=1e-14
             )
         every = [given[n] == given[m] for both in expected.values() for n, m in both]
-        assert found.overall[s] == pytest.approx(np.mean(every), abs=1e-14)
+        assert result.overall[s] == pytest.approx(np.mean(every), abs=1e-14)
 
 
 def test_vote_entropy_equals_the_loops() -> None:
     rows, labels = uneven()
-    found = vote_entropy(rows, labels)
+    result = vote_entropy(rows, labels)
     assert (
-        len(found.index) == 10
-        and found.index[0].left == 0
-        and found.index[-1].right == pytest.approx(math.log(3))
+        len(result.index) == 10
+        and result.index[0].left == 0
+        and result.index[-1].right == pytest.approx(math.log(3))
     )
     for s, given in enumerate(labels):
         entropies = []
@@ -185,14 +185,14 @@ def test_vote_entropy_equals_the_loops() -> None:
                 shares = [votes.count(label) / len(votes) for label in set(votes)]
                 entropies.append(-sum(share * math.log(share) for share in shares))
         assert 1 < len(entropies) < 17
-        assert found.overall[s] == pytest.approx(np.mean(entropies), abs=1e-14)
-        for e, interval in enumerate(found.index):
+        assert result.overall[s] == pytest.approx(np.mean(entropies), abs=1e-14)
+        for e, interval in enumerate(result.index):
             inside = [interval.left - 1e-9 <= entropy < interval.right - 1e-9 for entropy in entropies]
             inside = [
                 now or (e == 9 and entropy >= interval.right - 1e-9)
                 for now, entropy in zip(inside, entropies, strict=True)
             ]
-            assert found.values[s, e] == pytest.approx(np.mean(inside), abs=1e-14)
+            assert result.values[s, e] == pytest.approx(np.mean(inside), abs=1e-14)
 
 
 def test_vote_entropy_on_the_edge_of_a_bin_does_not_depend_on_the_names_of_labels() -> None:
@@ -218,21 +218,21 @@ def test_vote_entropy_on_the_edge_of_a_bin_does_not_depend_on_the_names_of_label
 
 def test_annotator_bias_equals_the_loops() -> None:
     rows, labels = uneven()
-    found = annotator_bias(rows, labels)
-    assert list(found.index) == [
+    result = annotator_bias(rows, labels)
+    assert list(result.index) == [
         (j, label) for j in (0, 1, 2, 4) for label in range(3)
-    ] and found.index.names == ["annotator", "given_label"]
+    ] and result.index.names == ["annotator", "given_label"]
     for s, given in enumerate(labels):
-        for e, (j, label) in enumerate(found.index):
-            assert found.values[s, e] == pytest.approx(
+        for e, (j, label) in enumerate(result.index):
+            assert result.values[s, e] == pytest.approx(
                 np.mean([given[n] == label for n in range(62) if rows.annotator[n] == j]), abs=1e-14
             )
-        frequency = dict(zip(found.index, found.values[s], strict=True))
+        frequency = dict(zip(result.index, result.values[s], strict=True))
         spread = [
             sum((frequency[rows.annotator[n], label] - np.mean(given == label)) ** 2 for label in range(3))
             for n in range(62)
         ]
-        assert found.overall[s] == pytest.approx(np.mean(spread), abs=1e-14)
+        assert result.overall[s] == pytest.approx(np.mean(spread), abs=1e-14)
 
 
 def correlation_by_loops(rows: Rows, given: np.ndarray, q: np.ndarray, both: list[tuple[int, int]]) -> float:
@@ -261,23 +261,23 @@ def test_error_correlation_equals_the_loops(known: bool) -> None:
     labels[3, rows.annotator == 1] = codes[3, rows.item[rows.annotator == 1]]  # never errs
     labels[4, rows.annotator == 2] = 0  # always says the same
     q = np.eye(3)[codes] if known else generator.dirichlet(np.full(3, 0.5), (5, 17))
-    found = error_correlation(rows, labels, codes if known else q, everything(rows, 15))
+    result = error_correlation(rows, labels, codes if known else q, everything(rows, 15))
     expected = pairs_by_loops(rows)
-    never, same = (np.array([j in names for names in found.index]) for j in (1, 2))
-    assert never.any() and same.any() and found.values[2].all()
-    assert not found.values[4, same].any()
+    never, same = (np.array([j in names for names in result.index]) for j in (1, 2))
+    assert never.any() and same.any() and result.values[2].all()
+    assert not result.values[4, same].any()
     for s, given in enumerate(labels):
-        for e, names in enumerate(found.index):
+        for e, names in enumerate(result.index):
             if s < 4 or not same[e]:  # there the loops divide one rounding error by another
-                assert found.values[s, e] == pytest.approx(
+                assert result.values[s, e] == pytest.approx(
                     correlation_by_loops(rows, given, q[s], expected[names]), abs=1e-12
                 )
         every = [pair for both in expected.values() for pair in both]
-        assert found.overall[s] == pytest.approx(correlation_by_loops(rows, given, q[s], every), abs=1e-12)
+        assert result.overall[s] == pytest.approx(correlation_by_loops(rows, given, q[s], every), abs=1e-12)
     if known:
-        assert not found.values[3, never].any()
+        assert not result.values[3, never].any()
         np.testing.assert_allclose(
-            error_correlation(rows, labels, q, everything(rows, 15)).values, found.values, rtol=0, atol=1e-12
+            error_correlation(rows, labels, q, everything(rows, 15)).values, result.values, rtol=0, atol=1e-12
         )
 
 
@@ -290,9 +290,9 @@ def test_check_counts_tails_by_hand() -> None:
     # Nine replicates of five entries: a middle value, one above all, a tie with all that never varies, the
     # highest, one below all
     replicated = [[float(s), float(s), 1.0, float(s), float(s)] for s in range(9)]
-    found = check(statistic([[4.0, 20.0, 1.0, 8.0, -1.0]]), statistic(replicated))
-    assert found.table["p"].tolist() == pytest.approx([1.0, 2 / 10, 1.0, 4 / 10, 2 / 10])
-    assert found.table["observed"].tolist() == [4, 20, 1, 8, -1] and found.table["mean"].tolist() == [
+    result = check(statistic([[4.0, 20.0, 1.0, 8.0, -1.0]]), statistic(replicated))
+    assert result.table["p"].tolist() == pytest.approx([1.0, 2 / 10, 1.0, 4 / 10, 2 / 10])
+    assert result.table["observed"].tolist() == [4, 20, 1, 8, -1] and result.table["mean"].tolist() == [
         4,
         4,
         1,
@@ -300,11 +300,11 @@ def test_check_counts_tails_by_hand() -> None:
         4,
     ]
     varies = np.array([1, 1, 0, 1, 1])
-    np.testing.assert_allclose(found.table["lower"], np.quantile(range(9), 0.025) * varies + 1 - varies)
-    np.testing.assert_allclose(found.table["upper"], np.quantile(range(9), 0.975) * varies + 1 - varies)
-    assert found.outside == 3 / 5 and found.note == "(a note)"
-    assert found.overall["observed"] == 32 and found.overall["p"] == pytest.approx(4 / 10)
-    assert "p = 0.1," in str(found) and "60.0% of 5 entries" in str(found) and "(a note)" in str(found)
+    np.testing.assert_allclose(result.table["lower"], np.quantile(range(9), 0.025) * varies + 1 - varies)
+    np.testing.assert_allclose(result.table["upper"], np.quantile(range(9), 0.975) * varies + 1 - varies)
+    assert result.outside == 3 / 5 and result.note == "(a note)"
+    assert result.overall["observed"] == 32 and result.overall["p"] == pytest.approx(4 / 10)
+    assert "p = 0.1," in str(result) and "60.0% of 5 entries" in str(result) and "(a note)" in str(result)
 
 
 def test_check_discrepancy_treats_all_data_sets_alike() -> None:
@@ -312,17 +312,17 @@ def test_check_discrepancy_treats_all_data_sets_alike() -> None:
     values = generator.normal(size=(30, 4)) * [1, 10, 100, 0]
     scaled = [(values[:, e] - values[:, e].mean()) ** 2 / values[:, e].var() for e in range(3)]
     discrepancy = np.sum(scaled, axis=0)
-    found = []
+    p_values = []
     for observed in range(30):
         others = np.delete(values, observed, 0)
-        found.append(check(statistic([values[observed].tolist()]), statistic(others.tolist())).p_value)
-        assert found[-1] == pytest.approx(np.mean(discrepancy >= discrepancy[observed]))
-    assert sorted(found) == pytest.approx([rank / 30 for rank in range(1, 31)])  # exactly uniform
+        p_values.append(check(statistic([values[observed].tolist()]), statistic(others.tolist())).p_value)
+        assert p_values[-1] == pytest.approx(np.mean(discrepancy >= discrepancy[observed]))
+    assert sorted(p_values) == pytest.approx([rank / 30 for rank in range(1, 31)])  # exactly uniform
 
 
 def test_an_entry_that_only_the_observed_value_moves_counts() -> None:
-    found = check(statistic([[0.5, 0.0]]), statistic([[0.0, 0.0]] * 19))
-    assert found.p_value == 1 / 20 and found.outside == 1 / 2
+    result = check(statistic([[0.5, 0.0]]), statistic([[0.0, 0.0]] * 19))
+    assert result.p_value == 1 / 20 and result.outside == 1 / 2
     still = check(statistic([[0.0, 0.0]]), statistic([[0.0, 0.0]] * 19))
     assert still.p_value == 1 and still.outside == 0
 
@@ -332,15 +332,17 @@ def test_items_of_one_row_each_leave_nothing_to_compare() -> None:
         np.arange(4), np.array([0, 1, 0, 1]), np.array([0, 1, 1, 0]), np.ones(4), np.full(4, -1), 2, 2
     )
     labels = np.random.default_rng(0).integers(2, size=(9, 4))
-    found = predictive_checks(rows, labels, np.full((4, 2), 0.5), labels, generator=np.random.default_rng(0))
+    results = predictive_checks(
+        rows, labels, np.full((4, 2), 0.5), labels, generator=np.random.default_rng(0)
+    )
     for name in ("pairwise_agreement", "vote_entropy", "error_correlation"):
         assert (
-            found[name].table.empty
-            and math.isnan(found[name].p_value)
-            and math.isnan(found[name].overall["p"])
+            results[name].table.empty
+            and math.isnan(results[name].p_value)
+            and math.isnan(results[name].overall["p"])
         )
-        assert "no entries" in str(found[name])
-    assert len(found["annotator_bias"].table) == 4 and found["annotator_bias"].p_value > 0
+        assert "no entries" in str(results[name])
+    assert len(results["annotator_bias"].table) == 4 and results["annotator_bias"].p_value > 0
 
 
 def test_pairs_of_many_annotators_in_small_integers() -> None:
@@ -355,8 +357,8 @@ def test_pairs_of_many_annotators_in_small_integers() -> None:
 
 def test_annotators_who_share_few_items_still_have_an_overall_agreement() -> None:
     rows = Rows(np.repeat([0, 1], 2), np.arange(4), np.array([0, 0, 1, 0]), np.ones(4), np.full(2, -1), 4, 2)
-    found = pairwise_agreement(rows.label[None], everything(rows))
-    assert found.values.shape == (1, 0) and found.overall.tolist() == [0.5]
+    result = pairwise_agreement(rows.label[None], everything(rows))
+    assert result.values.shape == (1, 0) and result.overall.tolist() == [0.5]
 
 
 def checks(
@@ -376,9 +378,9 @@ def test_p_values_are_uniform_under_the_true_model() -> None:
     values = []
     for _ in range(100):
         model = crowd(generator)
-        found = checks(model, generator, model.labels(generator, model.truth(generator, 1))[0])
-        values.append({name: each.p_value for name, each in found.items()})
-        values[-1] |= {f"{name}, overall": float(each.overall["p"]) for name, each in found.items()}
+        results = checks(model, generator, model.labels(generator, model.truth(generator, 1))[0])
+        values.append({name: each.p_value for name, each in results.items()})
+        values[-1] |= {f"{name}, overall": float(each.overall["p"]) for name, each in results.items()}
     table = pd.DataFrame(values)
     assert len(table.columns) == 8
     for name, column in table.items():
@@ -415,7 +417,7 @@ def test_which_truth_scores_the_errors_of_replicates() -> None:
 
 @pytest.mark.parametrize("scored", ["posterior", "truth"])
 @pytest.mark.parametrize("copied", [0.0, 0.7])
-def test_copied_labels_are_found(copied: float, scored: str) -> None:
+def test_copied_labels_are_detected(copied: float, scored: str) -> None:
     generator = np.random.default_rng(3)
     model = crowd(generator, items=300)
     labels = model.labels(generator, model.truth(generator, 1))[0]
@@ -423,21 +425,21 @@ def test_copied_labels_are_found(copied: float, scored: str) -> None:
         of = {int(model.annotator[n]): n for n in np.flatnonzero(model.item == i)}
         if 1 in of and 2 in of and generator.random() < copied:
             labels[of[2]] = labels[of[1]]
-    found = checks(model, generator, labels, scored)
+    results = checks(model, generator, labels, scored)
     for name in ("pairwise_agreement", "error_correlation"):
-        table = found[name].table
+        table = results[name].table
         if copied:
             assert (
-                found[name].p_value == 1 / 100
+                results[name].p_value == 1 / 100
                 and table["p"].idxmin() == (1, 2)
                 and table.loc[(1, 2), "observed"] > table.loc[(1, 2), "upper"]
             )
         else:
-            assert found[name].p_value > 0.05 and table.loc[(1, 2), "p"] > 0.05
+            assert results[name].p_value > 0.05 and table.loc[(1, 2), "p"] > 0.05
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.35])
-def test_items_that_differ_in_difficulty_are_found(spread: float) -> None:
+def test_items_that_differ_in_difficulty_are_detected(spread: float) -> None:
     generator = np.random.default_rng(4)
     model = crowd(generator, items=300)
     mean = np.full((3, 3), 0.15) + 0.55 * np.eye(3)
@@ -451,16 +453,16 @@ def test_items_that_differ_in_difficulty_are_found(spread: float) -> None:
     labels = np.where(
         odd, easy.labels(generator, truth)[0], hard.labels(generator, truth)[0]
     )  # half of the items each: the mean is the model's
-    found = checks(model, generator, labels)
-    assert (found["vote_entropy"].p_value == 1 / 100) == (spread > 0)
-    assert (found["vote_entropy"].outside > 0.1) == (spread > 0)
-    assert (found["error_correlation"].overall["p"] == 2 / 100) == (
+    results = checks(model, generator, labels)
+    assert (results["vote_entropy"].p_value == 1 / 100) == (spread > 0)
+    assert (results["vote_entropy"].outside > 0.1) == (spread > 0)
+    assert (results["error_correlation"].overall["p"] == 2 / 100) == (
         spread > 0
     )  # and all annotators err on the same items
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_an_annotator_with_another_bias_is_found(biased: bool) -> None:
+def test_an_annotator_with_another_bias_is_detected(biased: bool) -> None:
     generator = np.random.default_rng(5)
     pooled = crowd(generator, items=300)
     pooled = replace(pooled, confusion=np.tile(pooled.confusion[:1], (5, 1, 1)))
@@ -468,18 +470,20 @@ def test_an_annotator_with_another_bias_is_found(biased: bool) -> None:
     if biased:
         own[3] = 0.7 * own[3] + 0.3 * np.array([0, 0, 1])  # says the last label too often, whatever the truth
     labels = replace(pooled, confusion=own).labels(generator, pooled.truth(generator, 1))[0]
-    found = checks(pooled, generator, labels)["annotator_bias"]
-    assert (found.p_value == 1 / 100) == biased
-    assert (found.overall["p"] == 2 / 100) == biased
-    assert (found.table.loc[(3, 2), "observed"] > found.table.loc[(3, 2), "upper"]) == biased
+    result = checks(pooled, generator, labels)["annotator_bias"]
+    assert (result.p_value == 1 / 100) == biased
+    assert (result.overall["p"] == 2 / 100) == biased
+    assert (result.table.loc[(3, 2), "observed"] > result.table.loc[(3, 2), "upper"]) == biased
 
 
-def test_the_pairs_are_chosen_as_asked() -> None:
+def test_the_options_for_pairs_are_applied() -> None:
     rows, labels = uneven()
     q = np.full((17, 3), 1 / 3)
     usual, few, some = (
-        predictive_checks(rows, labels, q, generator=np.random.default_rng(0), **asked)["pairwise_agreement"]
-        for asked in ({}, {"minimum": 15}, {"max_pairs": 30})
+        predictive_checks(rows, labels, q, generator=np.random.default_rng(0), **options)[
+            "pairwise_agreement"
+        ]
+        for options in ({}, {"minimum": 15}, {"max_pairs": 30})
     )
     assert 0 < len(few.table) < len(usual.table) and usual.note == "" and "at random" in some.note
 
@@ -504,6 +508,6 @@ def test_labels_may_be_small_integers(kind: type) -> None:
     annotator = np.tile(np.arange(20_000), 3)
     labels = np.random.default_rng(0).integers(3, size=(1, 60_000)).astype(kind)
     rows = Rows(item, annotator, labels[0], np.ones(60_000), np.full(3, -1), 20_000, 3)
-    found: Callable[..., Statistic] = annotator_bias
-    assert found(rows, labels).values.reshape(-1, 3).sum(1) == pytest.approx(1.0)
+    compute: Callable[..., Statistic] = annotator_bias
+    assert compute(rows, labels).values.reshape(-1, 3).sum(1) == pytest.approx(1.0)
     assert vote_entropy(rows, labels).overall[0] == pytest.approx(math.log(3), abs=1e-3)

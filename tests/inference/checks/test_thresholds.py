@@ -125,12 +125,12 @@ def test_numbers_that_vary(size: float, included: bool) -> None:
 
 def test_at_most_2000_numbers_per_site() -> None:
     values = np.random.default_rng(0).normal(size=(2, 5, 2001))
-    for number, kept in ((2000, 2000), (2001, 2000)):
+    for number, retained in ((2000, 2000), (2001, 2000)):
         site = xr.Dataset({"x": (("chain", "draw", "n"), values[..., :number])})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(convergence, "ess", lambda one, **_: one.mean(("chain", "draw")))
             patch.setattr(convergence, "rhat", lambda one: one.mean(("chain", "draw")))
-            assert len(convergence.summarise(site)) == kept
+            assert len(convergence.summarise(site)) == retained
 
 
 @pytest.mark.parametrize(("share", "passed"), [(0.05, True), (0.05 + ABOVE, False)])
@@ -235,9 +235,9 @@ def test_gain_that_permutes_classes(gain: float, permuted: bool) -> None:
     assert bool((alignment(agreement)[0, 0] != [0, 1]).any()) is permuted
 
 
-@pytest.mark.parametrize(("draws", "kept"), [(9, 9), (10, 10), (11, 10)])
-def test_at_least_ten_draws_are_retained(draws: int, kept: int) -> None:
-    assert len(pointwise.thinned(1, draws, 100, 100)) == kept
+@pytest.mark.parametrize(("draws", "retained"), [(9, 9), (10, 10), (11, 10)])
+def test_at_least_ten_draws_are_retained(draws: int, retained: int) -> None:
+    assert len(pointwise.thinned(1, draws, 100, 100)) == retained
     assert len(pointwise.thinned(2, 100, 10, 2 * 10 * 20)) == 20
 
 

@@ -90,13 +90,13 @@ def test_the_log_posterior_never_falls(hidden: tuple[int, ...], latent: int) -> 
     assert fitted.values[0] < fitted.values[5] - 1 < fitted.values[-1] - 1
 
 
-def test_a_fit_that_has_converged_is_at_a_mode_and_says_what_it_found() -> None:
+def test_a_converged_fit_is_at_a_mode_and_reports_it() -> None:
     rows, inputs = small()
     prior = LIAPrior()
     fitted = fit_lia(rows, inputs, prior, OBJECTIVES["joint"], Schedule(last_steps=2000, tolerance=1e-9))
-    said, declared = LIABatch.of(rows, inputs, torch.float64), sites(rows, inputs, prior)
+    batch, declared = LIABatch.of(rows, inputs, torch.float64), sites(rows, inputs, prior)
     leaves = {name: value.clone().requires_grad_() for name, value in fitted.parameters.items()}
-    value = last_objective(leaves, said, OBJECTIVES["joint"]) + log_prior(leaves, declared)
+    value = last_objective(leaves, batch, OBJECTIVES["joint"]) + log_prior(leaves, declared)
     slopes = torch.autograd.grad(value, list(leaves.values()))
     assert fitted.converged
     assert (
@@ -108,9 +108,9 @@ def test_a_fit_that_has_converged_is_at_a_mode_and_says_what_it_found() -> None:
     )
     assert fitted.values[-1] == pytest.approx(float(value.detach()), abs=1e-9)
     np.testing.assert_allclose(
-        fitted.posterior, e_step(fitted.parameters, said, OBJECTIVES["joint"])[0], rtol=0, atol=1e-12
+        fitted.posterior, e_step(fitted.parameters, batch, OBJECTIVES["joint"])[0], rtol=0, atol=1e-12
     )
-    np.testing.assert_allclose(fitted.truth, log_truth(fitted.parameters, said).exp(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(fitted.truth, log_truth(fitted.parameters, batch).exp(), rtol=0, atol=1e-12)
     known = rows.gold >= 0
     np.testing.assert_array_equal(fitted.posterior[known], np.eye(3)[rows.gold[known]])
     assert not fit_lia(
@@ -129,8 +129,8 @@ def test_other_objectives_take_all_their_steps_and_answer_softly(
     schedule = Schedule(rounds=2, steps=3, last_steps=12, tolerance=math.inf)
     fitted = fit_lia(rows, inputs, LIAPrior(), OBJECTIVES[name], schedule)
     assert len(fitted.values) == schedule.units == 2 + 3 and not fitted.converged
-    said = LIABatch.of(rows, inputs, torch.float64)
-    q, value = e_step(fitted.parameters, said, replace(OBJECTIVES[name], hard=False))
+    batch = LIABatch.of(rows, inputs, torch.float64)
+    q, value = e_step(fitted.parameters, batch, replace(OBJECTIVES[name], hard=False))
     np.testing.assert_allclose(fitted.posterior, q, rtol=0, atol=1e-12)
     assert ((fitted.posterior > 0) & (fitted.posterior < 1)).any()
     extra = (
@@ -145,8 +145,8 @@ def two_classes(seed: int, items: int, annotators: int) -> tuple[Rows, np.ndarra
     truth = (rng.random(items) < 0.4).astype(int)
     accuracy = rng.uniform(0.55, 0.9, (annotators, 2))
     item, annotator = np.repeat(np.arange(items), annotators), np.tile(np.arange(annotators), items)
-    said = np.where(rng.random(len(item)) < accuracy[annotator, truth[item]], truth[item], 1 - truth[item])
-    return Rows(item, annotator, said, np.ones(len(item)), np.full(items, -1), annotators, 2), truth
+    label = np.where(rng.random(len(item)) < accuracy[annotator, truth[item]], truth[item], 1 - truth[item])
+    return Rows(item, annotator, label, np.ones(len(item)), np.full(items, -1), annotators, 2), truth
 
 
 def equation_7(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -234,17 +234,17 @@ def test_em_as_written_solved_exactly_collapses_and_loses_likelihood() -> None:
 @BIRDS
 def test_on_bluebirds_the_published_figures() -> None:
     folder = Path(os.environ["PROBCROWD_DATA"]) / "bluebirds"
-    said = Annotations.from_frame(
+    annotations = Annotations.from_frame(
         pd.read_parquet(folder / "annotations.parquet")[["task", "worker", "label"]], duplicates="first"
     )
     gold = pd.read_parquet(folder / "gold.parquet").set_index("task")["label"]
-    truth = Rows.from_annotations(said, gold).gold
-    rows = Rows.from_annotations(said)
+    truth = Rows.from_annotations(annotations, gold).gold
+    rows = Rows.from_annotations(annotations)
     q, _ = exact_em(rows, 200, written=True)
     assert round(108 * right(q, truth)) == 60
     q, values = exact_em(rows, 200, written=False)
     assert round(108 * right(q, truth)) == 97 and abs(values[-1] - -1888.1) < 0.05
-    fitted = DawidSkene(prior="flat", confidence="plug-in", dependence="ignore").fit(said)
+    fitted = DawidSkene(prior="flat", confidence="plug-in", dependence="ignore").fit(annotations)
     matrices = fitted.confusion_.to_numpy().reshape(-1, 2, 2).clip(1e-12)
     parameters, birds = blind(rows, fitted.class_prior_.to_numpy(), matrices)
     assert abs(float(last_objective(parameters, birds, OBJECTIVES["joint"])) - -1888.1) < 0.05
@@ -348,21 +348,21 @@ def test_batches_stand_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.cat(batches[:4]).tolist() != torch.cat(batches[4:]).tolist()
     monkeypatch.undo()
 
-    said, declared = LIABatch.of(rows, inputs, torch.float64), sites(rows, inputs, prior)
+    batch, declared = LIABatch.of(rows, inputs, torch.float64), sites(rows, inputs, prior)
     leaves = {name: value.double().requires_grad_() for name, value in states[0].parameters.items()}
-    q = vote_shares(said)
-    parts = [said.select(items) for items in batches[:4]]
-    counts = torch.bincount(said.annotations.item, minlength=12)
+    q = vote_shares(batch)
+    parts = [batch.select(items) for items in batches[:4]]
+    counts = torch.bincount(batch.annotations.item, minlength=12)
     assert [len(part.annotations.item) for part in parts] == [
         int(counts[items].sum()) for items in batches[:4]
     ]  # all rows of an item
     scaled = [12 / 3 * m_step_objective(leaves, part, q[part.annotations.items], objective) for part in parts]
     torch.testing.assert_close(
-        torch.stack(scaled).mean(), m_step_objective(leaves, said, q, objective), rtol=0, atol=1e-10
+        torch.stack(scaled).mean(), m_step_objective(leaves, batch, q, objective), rtol=0, atol=1e-10
     )
     lasts = [12 / 3 * last_objective(leaves, part, objective) for part in parts]
     torch.testing.assert_close(
-        torch.stack(lasts).mean(), last_objective(leaves, said, objective), rtol=0, atol=1e-10
+        torch.stack(lasts).mean(), last_objective(leaves, batch, objective), rtol=0, atol=1e-10
     )
     # Adam's first moment after four steps is .1 (.9^3 g1 + .9^2 g2 + .9 g3 + g4).
     # Steps of 1e-20 move nothing.
@@ -400,29 +400,29 @@ def test_parts_put_together_are_the_whole(at_once: int, monkeypatch: pytest.Monk
     )  # three more items without rows, at the end
     assert inputs.item_features is not None
     known = Inputs(np.concatenate([inputs.item_features, np.ones((3, 2))]))
-    prior, said = LIAPrior(hidden=(3,)), LIABatch.of(more, known, torch.float64)
+    prior, batch = LIAPrior(hidden=(3,)), LIABatch.of(more, known, torch.float64)
     rng = np.random.default_rng(0)
     parameters = {
         name: torch.from_numpy(rng.normal(size=site.loc.shape))
         for name, site in sites(more, known, prior).items()
     }
     expected = [
-        em.posteriors(parameters, said, OBJECTIVES["joint"]),
-        em.predict(parameters, said, OBJECTIVES["as_coded"]),
+        em.posteriors(parameters, batch, OBJECTIVES["joint"]),
+        em.predict(parameters, batch, OBJECTIVES["as_coded"]),
     ]
     monkeypatch.setattr(em, "CHUNK_SIZE", at_once)
-    split = list(em.chunks(said))
+    split = list(em.chunks(batch))
     assert torch.equal(torch.cat([part.annotations.items for part in split]), torch.arange(15))
     assert (len(split) == 1) == (at_once == 1000) and all(len(part.annotations.items) for part in split)
-    largest = int(torch.bincount(said.annotations.item).max()) + 1
+    largest = int(torch.bincount(batch.annotations.item).max()) + 1
     assert all(
         len(part.annotations.item) + len(part.annotations.items) < at_once + 2 * largest for part in split
     )
-    found = [
-        em.posteriors(parameters, said, OBJECTIVES["joint"]),
-        em.predict(parameters, said, OBJECTIVES["as_coded"]),
+    results = [
+        em.posteriors(parameters, batch, OBJECTIVES["joint"]),
+        em.predict(parameters, batch, OBJECTIVES["as_coded"]),
     ]
-    for left, wanted in zip(found, expected, strict=True):
+    for left, wanted in zip(results, expected, strict=True):
         for one, other in zip(left, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 

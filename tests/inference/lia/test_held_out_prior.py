@@ -53,11 +53,11 @@ def table(seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_scores_equal_loops_over_the_parameters_of_fits_without_those_labels() -> None:
     rows, seen = crowd(True, items=10, width=2)
     held = folds(rows, 3)
-    found = held_out_scores(rows, Inputs(seen), LIAPrior(), JOINT, SHORT, held, seed=1)
+    scores = held_out_scores(rows, Inputs(seen), LIAPrior(), JOINT, SHORT, held, seed=1)
     for out in held:
-        kept = [place for place in range(len(rows.item)) if not out[place]]
+        training = [place for place in range(len(rows.item)) if not out[place]]
         rest = replace(
-            rows, **{name: getattr(rows, name)[kept] for name in ("item", "annotator", "label", "weight")}
+            rows, **{name: getattr(rows, name)[training] for name in ("item", "annotator", "label", "weight")}
         )
         value = {
             name: array.numpy()
@@ -70,16 +70,16 @@ def test_scores_equal_loops_over_the_parameters_of_fits_without_those_labels() -
             odds = np.exp(seen[n] @ value["truth_weight"] + value["truth_bias"])
             q = odds / odds.sum()
 
-            def says(who: int, n: int = n, value: dict[str, np.ndarray] = value) -> np.ndarray:
+            def label_row(who: int, n: int = n, value: dict[str, np.ndarray] = value) -> np.ndarray:
                 difficulty = np.tensordot(seen[n], value["difficulty_weight"], 1)
                 score = np.exp(difficulty + value["competence_mean"] + value["competence_offset"][who])
                 return np.exp(np.log(score).sum(-1)) / np.exp(np.log(score).sum(-1)).sum(-1, keepdims=True)
 
-            for other in kept:
+            for other in training:
                 if rows.item[other] == n:
-                    q = q * says(rows.annotator[other])[:, rows.label[other]]
-            expected = math.log((q / q.sum()) @ says(rows.annotator[place])[:, rows.label[place]])
-            assert found[place] == pytest.approx(expected, abs=1e-9)
+                    q = q * label_row(rows.annotator[other])[:, rows.label[other]]
+            expected = math.log((q / q.sum()) @ label_row(rows.annotator[place])[:, rows.label[place]])
+            assert scores[place] == pytest.approx(expected, abs=1e-9)
 
 
 def test_what_is_held_out_has_not_been_seen() -> None:
@@ -102,8 +102,8 @@ def test_every_label_is_held_out_once_until_there_are_enough(monkeypatch: pytest
     assert not np.array_equal(folds(rows, 0), folds(rows, 1))
     monkeypatch.setattr(spreads, "ENOUGH", 15)
     assert [int(out.sum()) for out in folds(rows, 0)] in ([10, 10], [10, 9])
-    found = held_out_scores(rows, Inputs(seen), LIAPrior(), JOINT, SHORT, folds(rows, 0))
-    np.testing.assert_array_equal(np.isnan(found), ~np.any(folds(rows, 0), axis=0))
+    scores = held_out_scores(rows, Inputs(seen), LIAPrior(), JOINT, SHORT, folds(rows, 0))
+    np.testing.assert_array_equal(np.isnan(scores), ~np.any(folds(rows, 0), axis=0))
 
 
 def test_features_are_believed_where_they_know_something_and_not_where_they_do_not() -> None:
@@ -116,7 +116,7 @@ def test_features_are_believed_where_they_know_something_and_not_where_they_do_n
     assert truth[True] >= 1.0 and truth[False] < 0.5
 
 
-def test_the_table_tells_every_setting_and_why_it_was_taken() -> None:
+def test_the_table_has_every_setting_and_why_it_was_accepted() -> None:
     rows, seen = crowd(False, items=40)
     tried = search_prior_scales(rows, Inputs(seen), LIAPrior(difficulty=0.5), JOINT, SHORT)
     assert list(tried.columns) == [*FACTORS, "score", "gain", "standard_error", "best"]
@@ -139,13 +139,13 @@ def test_the_table_tells_every_setting_and_why_it_was_taken() -> None:
     assert settled.latent == 2 and settled.truth == tried["truth"][best]
 
 
-def test_an_estimator_uses_and_tells_what_was_chosen() -> None:
-    said, seen = table()
-    fitted = LIA(**TINY, random_state=2).fit(said, features=seen)
-    again = LIA(**TINY, random_state=2).fit(said, features=seen)
+def test_an_estimator_uses_and_reports_the_chosen_prior() -> None:
+    annotations, seen = table()
+    fitted = LIA(**TINY, random_state=2).fit(annotations, features=seen)
+    again = LIA(**TINY, random_state=2).fit(annotations, features=seen)
     pd.testing.assert_frame_equal(fitted.spreads_, again.spreads_, check_exact=True)
     assert fitted.prior_ == best_prior(LIAPrior(), fitted.spreads_)
-    given = LIA(**(TINY | {"prior": fitted.prior_}), random_state=2).fit(said, features=seen)
+    given = LIA(**(TINY | {"prior": fitted.prior_}), random_state=2).fit(annotations, features=seen)
     pd.testing.assert_frame_equal(given.probabilities_, fitted.probabilities_, check_exact=True)
     with pytest.raises(AttributeError, match="held-out"):
         _ = given.spreads_
@@ -154,8 +154,8 @@ def test_an_estimator_uses_and_tells_what_was_chosen() -> None:
 def test_a_folder_keeps_the_choice_and_does_not_make_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said, seen = table()
-    whole = LIA(**TINY).fit(said, features=seen)
+    annotations, seen = table()
+    whole = LIA(**TINY).fit(annotations, features=seen)
 
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
@@ -163,10 +163,10 @@ def test_a_folder_keeps_the_choice_and_does_not_make_it_again(
     with monkeypatch.context() as patch:
         patch.setattr(lia_module, "fit_lia", stop)
         with pytest.raises(KeyboardInterrupt):
-            LIA(**TINY).fit(said, features=seen, folder=tmp_path)
+            LIA(**TINY).fit(annotations, features=seen, folder=tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(lia_module, "search_prior_scales", stop)
-        resumed = LIA(**TINY).fit(said, features=seen, folder=tmp_path, resume=True)
+        resumed = LIA(**TINY).fit(annotations, features=seen, folder=tmp_path, resume=True)
     read = load_lia(tmp_path)
     for other in (resumed, read):
         pd.testing.assert_frame_equal(other.spreads_, whole.spreads_, check_exact=True)
@@ -175,24 +175,24 @@ def test_a_folder_keeps_the_choice_and_does_not_make_it_again(
 
 
 def test_several_questions_have_spreads_as_well() -> None:
-    said, seen = table()
-    asked = pd.concat([said.assign(question=name) for name in ("cause", "treat")])
+    annotations, seen = table()
+    questions = pd.concat([annotations.assign(question=name) for name in ("cause", "treat")])
     options = {name: value for name, value in TINY.items() if name != "dependence"}
-    fitted = MultiLabelLIA(**options).fit(asked, features=seen)
+    fitted = MultiLabelLIA(**options).fit(questions, features=seen)
     assert len(fitted.lia_.spreads_) >= 7
 
 
 @pytest.mark.parametrize("objective", ["as_written", "as_coded"])
 def test_objectives_without_a_prior_have_none_to_choose(objective: Any) -> None:
-    said, seen = table()
+    annotations, seen = table()
     with pytest.raises(ValueError, match="no prior to choose"):
-        LIA(prior="held-out", objective=objective).fit(said, features=seen)
+        LIA(prior="held-out", objective=objective).fit(annotations, features=seen)
 
 
 def test_too_few_labels_are_an_error() -> None:
-    said, seen = table()
+    annotations, seen = table()
     with pytest.raises(ValueError, match="9 labels are too few"):
-        LIA(**TINY).fit(said.head(9), features=seen)
+        LIA(**TINY).fit(annotations.head(9), features=seen)
     rows, _ = crowd(True, items=12, width=2)
     names = ("item", "annotator", "label", "weight")
     ten = replace(rows, **{name: getattr(rows, name)[:10] for name in names})

@@ -85,39 +85,39 @@ def some_problem(
     return parameters, LIABatch.of(rows, inputs, torch.float64), rows, inputs, prior
 
 
-def h_and_rows(parameters: Parameters, said: LIABatch) -> tuple[np.ndarray, np.ndarray]:
+def h_and_rows(parameters: Parameters, batch: LIABatch) -> tuple[np.ndarray, np.ndarray]:
     """h (i, k) and Q[i_n, j_n, k, l_n] (n, k)."""
-    return log_truth(parameters, said).exp().numpy(), label_log_likelihood(parameters, said).exp().numpy()
+    return log_truth(parameters, batch).exp().numpy(), label_log_likelihood(parameters, batch).exp().numpy()
 
 
-def random_q(said: LIABatch, seed: int = 0) -> Tensor:
+def random_q(batch: LIABatch, seed: int = 0) -> Tensor:
     free = (
-        torch.rand(said.possible.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        * said.possible
+        torch.rand(batch.possible.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        * batch.possible
     )
     return free / free.sum(1, keepdim=True)
 
 
 def test_the_worked_example_of_the_e_step() -> None:
-    parameters, said = worked_example()
-    joint = log_joint(log_truth(parameters, said), label_log_likelihood(parameters, said), said)
+    parameters, batch = worked_example()
+    joint = log_joint(log_truth(parameters, batch), label_log_likelihood(parameters, batch), batch)
     close(joint.exp(), [[0.024, 0.036]], 1e-10)
     for name, objective in OBJECTIVES.items():
-        q, value = gem.e_step(parameters, said, replace(objective, hard=False))
+        q, value = gem.e_step(parameters, batch, replace(objective, hard=False))
         close(value, -2.813411, 1e-6)
         close(q, [[0.307692, 0.692308]] if name == "as_coded" else [[0.4, 0.6]], 1e-6)
-    close(gem.e_step(parameters, said, OBJECTIVES["as_coded"])[0], [[0.0, 1.0]], 0)
+    close(gem.e_step(parameters, batch, OBJECTIVES["as_coded"])[0], [[0.0, 1.0]], 0)
 
 
 def test_the_worked_example_of_the_last_objective() -> None:
-    parameters, said = worked_example()
+    parameters, batch = worked_example()
     expected = {"joint": -2.813411, "composite": -2.407946, "as_coded": -2.407946, "as_written": -2.146581}
     for name, objective in OBJECTIVES.items():
-        close(gem.last_objective(parameters, said, objective), expected[name], 1e-6)
+        close(gem.last_objective(parameters, batch, objective), expected[name], 1e-6)
 
 
 def test_the_worked_example_of_the_m_step() -> None:
-    parameters, said = worked_example()
+    parameters, batch = worked_example()
     more = 2 * (
         0.4 * math.log(0.6) + 0.6 * math.log(0.4)
     )  # log h twice more, for three labels instead of one item
@@ -128,7 +128,7 @@ def test_the_worked_example_of_the_m_step() -> None:
         "as_coded": -3.486422 + more,
     }
     for name, objective in OBJECTIVES.items():
-        close(gem.m_step_objective(parameters, said, Q, objective), expected[name], 1e-6)
+        close(gem.m_step_objective(parameters, batch, Q, objective), expected[name], 1e-6)
 
 
 def test_the_switches_are_those_of_the_table() -> None:
@@ -142,8 +142,8 @@ def test_the_switches_are_those_of_the_table() -> None:
 
 
 def test_the_column_normaliser_cancels_in_the_e_step() -> None:
-    parameters, said, rows, _, _ = some_problem(gold=False, weights=False)
-    h, chance = h_and_rows(parameters, said)
+    parameters, batch, rows, _, _ = some_problem(gold=False, weights=False)
+    h, chance = h_and_rows(parameters, batch)
     shares = np.zeros_like(h)
     for i in range(rows.num_items):  # equation 3, literally
         for k in range(rows.num_classes):
@@ -152,12 +152,12 @@ def test_the_column_normaliser_cancels_in_the_e_step() -> None:
                 shares[i, k] *= chance[n, k] / sum(chance[n])
     shares /= shares.sum(1, keepdims=True)
     for name in ("joint", "as_written"):
-        close(gem.e_step(parameters, said, OBJECTIVES[name])[0], shares)
+        close(gem.e_step(parameters, batch, OBJECTIVES[name])[0], shares)
 
 
 def test_q_with_weights_gold_and_without_h_is_a_loop() -> None:
-    parameters, said, rows, _, _ = some_problem()
-    h, chance = h_and_rows(parameters, said)
+    parameters, batch, rows, _, _ = some_problem()
+    h, chance = h_and_rows(parameters, batch)
     for flat in (False, True):
         shares, value = np.zeros_like(h), 0.0
         for i in range(rows.num_items):
@@ -170,7 +170,7 @@ def test_q_with_weights_gold_and_without_h_is_a_loop() -> None:
             value += math.log(h[i] @ weights)
             shares[i] = weights if flat else weights * h[i]
             shares[i] /= shares[i].sum()
-        q, likelihood = gem.e_step(parameters, said, gem.Objective(truth_in_e_step=not flat))
+        q, likelihood = gem.e_step(parameters, batch, gem.Objective(truth_in_e_step=not flat))
         close(q, shares)
         close(likelihood, value)  # with h, whatever the E step does
 
@@ -189,10 +189,10 @@ def test_a_hard_posterior_has_two_classes_in_a_tie_and_perhaps_none_of_three() -
 
 
 def test_the_start_is_the_share_of_votes() -> None:
-    _, said, rows, inputs, _ = some_problem()
-    against = replace(rows, gold=np.where(np.arange(6) == 5, 0, rows.gold))  # nobody said class 0 of item 5
+    _, batch, rows, inputs, _ = some_problem()
+    against = replace(rows, gold=np.where(np.arange(6) == 5, 0, rows.gold))  # item 5 has no label 0
     against = replace(against, label=np.where(rows.item == 5, 1, rows.label))
-    for table, record in ((rows, said), (against, LIABatch.of(against, inputs, torch.float64))):
+    for table, record in ((rows, batch), (against, LIABatch.of(against, inputs, torch.float64))):
         shares = np.zeros((6, 3))
         for i in range(6):
             for n in np.flatnonzero(table.item == i):
@@ -213,33 +213,33 @@ def test_the_start_is_the_share_of_votes() -> None:
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=list(OBJECTIVES))
 def test_gold_is_respected_by_every_objective(objective: gem.Objective) -> None:
-    parameters, said, rows, inputs, _ = some_problem()
-    q, value = gem.e_step(parameters, said, objective)
-    start = gem.vote_shares(said)
+    parameters, batch, rows, inputs, _ = some_problem()
+    q, value = gem.e_step(parameters, batch, objective)
+    start = gem.vote_shares(batch)
     for i in np.flatnonzero(rows.gold >= 0):
         close(q[i], np.eye(3)[rows.gold[i]], 0)
         close(start[i], np.eye(3)[rows.gold[i]], 0)
-    nobody = LIABatch.of(replace(rows, gold=np.full(6, -1)), inputs, torch.float64)
-    free, freely = gem.e_step(parameters, nobody, objective)
+    without_gold = LIABatch.of(replace(rows, gold=np.full(6, -1)), inputs, torch.float64)
+    free, freely = gem.e_step(parameters, without_gold, objective)
     unknown = torch.from_numpy(rows.gold < 0)
     close(q[unknown], free[unknown], 0)
     assert float(value) < float(freely)
-    h, chance = h_and_rows(parameters, said)
+    h, chance = h_and_rows(parameters, batch)
     if objective.column_normaliser:
         chance = chance / chance.sum(1, keepdims=True)
     if objective.last == "joint":
-        return close(gem.last_objective(parameters, said, objective), value)
+        return close(gem.last_objective(parameters, batch, objective), value)
     total = 0.0
     for n, i in enumerate(rows.item):
         allowed = range(3) if rows.gold[i] < 0 else [rows.gold[i]]
         total += rows.weight[n] * math.log(sum(h[i, k] * chance[n, k] for k in allowed))
-    close(gem.last_objective(parameters, said, objective), total)
+    close(gem.last_objective(parameters, batch, objective), total)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=list(OBJECTIVES))
 def test_the_m_step_counts_log_h_once_per_item_or_once_per_label(objective: gem.Objective) -> None:
-    parameters, said, rows, _, _ = some_problem()
-    q, (h, chance) = random_q(said), h_and_rows(parameters, said)
+    parameters, batch, rows, _, _ = some_problem()
+    q, (h, chance) = random_q(batch), h_and_rows(parameters, batch)
     if objective.column_normaliser:
         chance = chance / chance.sum(1, keepdims=True)
     total = gap = 0.0
@@ -250,9 +250,9 @@ def test_the_m_step_counts_log_h_once_per_item_or_once_per_label(objective: gem.
             total += float(q[i, k]) * times * math.log(h[i, k])
             total += float(q[i, k]) * sum(rows.weight[n] * math.log(chance[n, k]) for n in own)
             gap += float(q[i, k]) * (sum(rows.weight[own]) - 1) * math.log(h[i, k])
-    close(gem.m_step_objective(parameters, said, q, objective), total)
+    close(gem.m_step_objective(parameters, batch, q, objective), total)
     per_label, per_item = (
-        gem.m_step_objective(parameters, said, q, replace(objective, truth_per_label=each))
+        gem.m_step_objective(parameters, batch, q, replace(objective, truth_per_label=each))
         for each in (True, False)
     )
     close(per_label - per_item, gap)
@@ -267,29 +267,29 @@ def slopes(value: Tensor, leaves: Parameters) -> Tensor:
     ("name", "equal"), [("joint", True), ("composite", False), ("as_written", False), ("as_coded", False)]
 )
 def test_the_likelihoods_gradient_is_that_of_the_m_step_at_q(name: gem.ObjectiveName, equal: bool) -> None:
-    parameters, said, _, _, _ = some_problem()
+    parameters, batch, _, _, _ = some_problem()
     leaves = {key: value.clone().requires_grad_() for key, value in parameters.items()}
-    q = gem.e_step(leaves, said, OBJECTIVES[name])[0].detach()
-    last = slopes(gem.last_objective(leaves, said, OBJECTIVES[name]), leaves)
-    held = slopes(gem.m_step_objective(leaves, said, q, OBJECTIVES[name]), leaves)
+    q = gem.e_step(leaves, batch, OBJECTIVES[name])[0].detach()
+    last = slopes(gem.last_objective(leaves, batch, OBJECTIVES[name]), leaves)
+    held = slopes(gem.m_step_objective(leaves, batch, q, OBJECTIVES[name]), leaves)
     gap = float((last - held).abs().max())
     assert gap < 1e-10 if equal else gap > 0.1
 
 
 def test_composite_is_flat_where_all_items_share_h() -> None:
     rng = np.random.default_rng(0)
-    items, said = 30, 0.64  # how often each annotator says 0
-    label = [int(value) for value in (rng.random(3 * items) > said)]
+    items, share_of_zeros = 30, 0.64  # how often each annotator says 0
+    label = [int(value) for value in (rng.random(3 * items) > share_of_zeros)]
     rows = table_of([i for i in range(items) for _ in range(3)], [0, 1, 2] * items, label, [-1] * items, 2)
     composite, joint = [], []
     for share, first in [(0.5, 0.9), (0.7, 0.8), (0.2, 0.4), (0.6, 0.64)]:
-        second = (said - share * first) / (1 - share)
+        second = (share_of_zeros - share * first) / (1 - share)
         matrix = np.array([[first, 1 - first], [second, 1 - second]])
-        np.testing.assert_allclose([share, 1 - share] @ matrix, [said, 1 - said])
+        np.testing.assert_allclose([share, 1 - share] @ matrix, [share_of_zeros, 1 - share_of_zeros])
         parameters, table = blind(rows, np.array([share, 1 - share]), np.repeat(matrix[None], 3, 0))
         composite.append(float(gem.last_objective(parameters, table, OBJECTIVES["composite"])))
         joint.append(float(gem.last_objective(parameters, table, OBJECTIVES["joint"])))
-    expected = sum(math.log(said if each == 0 else 1 - said) for each in label)
+    expected = sum(math.log(share_of_zeros if each == 0 else 1 - share_of_zeros) for each in label)
     np.testing.assert_allclose(composite, expected, rtol=0, atol=1e-10)
     assert joint[3] == pytest.approx(expected)  # rows alike: labels of an item are independent
     assert min(abs(joint[a] - joint[b]) for a in range(4) for b in range(a)) > 0.1
@@ -307,7 +307,7 @@ def test_free_class_probabilities_lead_to_the_best_class_of_each_item() -> None:
         "truth_weight": torch.eye(3, dtype=torch.float64),
         "difficulty_weight": torch.zeros(3, 3, 3, 1, dtype=torch.float64),
     }
-    said = LIABatch.of(rows, inputs, torch.float64)
+    batch = LIABatch.of(rows, inputs, torch.float64)
     assert set(parameters) | {"item_embedding"} == set(sites(rows, inputs, prior))
     best, bound = [], 0.0
     for i in range(rows.num_items):
@@ -322,7 +322,7 @@ def test_free_class_probabilities_lead_to_the_best_class_of_each_item() -> None:
     def likelihood(embedding: np.ndarray) -> float:
         return float(
             gem.last_objective(
-                parameters | {"item_embedding": torch.from_numpy(embedding)}, said, OBJECTIVES["joint"]
+                parameters | {"item_embedding": torch.from_numpy(embedding)}, batch, OBJECTIVES["joint"]
             )
         )
 

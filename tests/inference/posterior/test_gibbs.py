@@ -43,9 +43,9 @@ EMBEDDINGS = np.array([[0.9, -0.2], [-0.6, 0.4], [0.3, 1.1], [-1.4, -0.5]])
 
 def tiny() -> Rows:
     """4 items, 2 annotators; annotator 0 labels item 0 twice, item 3 has one row."""
-    said = [(0, 0, 0), (0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 1), (2, 0, 2), (2, 1, 0), (3, 1, 2)]
-    item, annotator, label = map(np.array, zip(*said, strict=True))
-    return Rows(item, annotator, label, np.ones(len(said)), np.full(4, -1), 2, K)
+    annotations = [(0, 0, 0), (0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 1), (2, 0, 2), (2, 1, 0), (3, 1, 2)]
+    item, annotator, label = map(np.array, zip(*annotations, strict=True))
+    return Rows(item, annotator, label, np.ones(len(annotations)), np.full(4, -1), 2, K)
 
 
 def panel(num_items: int = 40, num_annotators: int = 4, accuracy: float = 0.8, seed: int = 0) -> Rows:
@@ -182,15 +182,15 @@ def test_posterior_means_equal_those_of_all_labellings(model: str, gold: bool) -
     if model not in ("mace", "prototype_crowd"):
         rows = replace(rows, weight=np.array([1.0, 1.0, 0.5, 1.0, 2.7, 1.0, 1.0, 0.3]))
     exact = exact_means(model, rows, PRIORS[model])
-    made = sample(model, rows, draws=25_000)
-    assert set(made.samples) == set(exact) - {"q"} == set(find_model(model).dims)
-    for name, values in made.samples.items():
+    sampled = sample(model, rows, draws=25_000)
+    assert set(sampled.samples) == set(exact) - {"q"} == set(find_model(model).dims)
+    for name, values in sampled.samples.items():
         agree(values, exact[name], name)
     # The smooth probabilities of each draw have the same mean as those of the chain, whose error batches of
     # draws give
-    q = np.stack([item_probabilities(model, rows, made, c) for c in range(4)])
+    q = np.stack([item_probabilities(model, rows, sampled, c) for c in range(4)])
     agree(q, exact["q"], "q")
-    np.testing.assert_allclose(made.responsibilities.mean(0), q.mean((0, 1)), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(sampled.responsibilities.mean(0), q.mean((0, 1)), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("model", CONJUGATE)
@@ -207,8 +207,8 @@ def test_a_row_of_weight_two_is_two_rows(model: str) -> None:
         label=rows.label[again],
         weight=np.ones(9),
     )
-    made, exact = sample(model, weighted, draws=25_000), exact_means(model, repeated, PRIORS[model])
-    for name, values in made.samples.items():
+    sampled, exact = sample(model, weighted, draws=25_000), exact_means(model, repeated, PRIORS[model])
+    for name, values in sampled.samples.items():
         agree(values, exact[name], name)
 
 
@@ -230,14 +230,14 @@ def test_weights_of_mace_need_not_be_whole(weight: float) -> None:
     first = [chance[k][0] ** weights[0] * chance[k][1] ** weights[1] for k in range(2)]
     mass = jacobian[:, None] * jacobian * density * (first[0] + first[1]) * chance[0][0] ** weights[2]
     mass = mass / mass.sum()
-    made = gibbs("mace", rows, prior, draws=50_000, seed=0, progress=False)
+    sampled = gibbs("mace", rows, prior, draws=50_000, seed=0, progress=False)
     agree_moments(
-        made.samples["competence"][..., 0],
+        sampled.samples["competence"][..., 0],
         (mass * t).sum(),
         (mass * (t - (mass * t).sum()) ** 2).sum(),
         "competence",
     )
-    agree(made.samples["spam"][..., 0, 0], (mass * e).sum(), "spam")
+    agree(sampled.samples["spam"][..., 0, 0], (mass * e).sum(), "spam")
 
 
 # ---- Known labels: independent draws of conjugate posteriors
@@ -247,34 +247,37 @@ def test_weights_of_mace_need_not_be_whole(weight: float) -> None:
 @pytest.mark.parametrize("model", CONJUGATE)
 def test_known_labels_give_the_conjugate_posterior(model: str) -> None:
     rows = replace(tiny(), gold=np.array([0, 1, 1, 2]))
-    made = sample(model, rows, draws=20_000, warmup=100)
-    np.testing.assert_array_equal(made.responsibilities, np.broadcast_to(np.eye(K)[rows.gold], (4, 4, K)))
+    sampled = sample(model, rows, draws=20_000, warmup=100)
+    np.testing.assert_array_equal(sampled.responsibilities, np.broadcast_to(np.eye(K)[rows.gold], (4, 4, K)))
     prior = PRIORS[model]
     if model == "mace":  # which rows were spam is not known still
         exact = exact_means("mace", rows, prior)
         for name in ("competence", "spam", "confusion"):
-            agree(made.samples[name], exact[name], name)
+            agree(sampled.samples[name], exact[name], name)
         return
     dirichlet = DirichletPrior.of_counts(prior, K) if model == "prototype_crowd" else prior
     agree_moments(
-        made.samples["class_prior"], *dirichlet_moments(dirichlet.class_prior + [1, 2, 1]), "class_prior"
+        sampled.samples["class_prior"], *dirichlet_moments(dirichlet.class_prior + [1, 2, 1]), "class_prior"
     )
-    said = np.zeros((2, K, K))
-    np.add.at(said, (rows.annotator, rows.gold[rows.item], rows.label), 1.0)
+    observed = np.zeros((2, K, K))
+    np.add.at(observed, (rows.annotator, rows.gold[rows.item], rows.label), 1.0)
     if model == "one_coin":
-        right = np.trace(said, axis1=1, axis2=2)
+        right = np.trace(observed, axis1=1, axis2=2)
         mean, variance = dirichlet_moments(
-            np.stack([prior.right + right, prior.wrong + said.sum((1, 2)) - right], 1)
+            np.stack([prior.right + right, prior.wrong + observed.sum((1, 2)) - right], 1)
         )
-        agree_moments(made.samples["accuracy"], mean[:, 0], variance[:, 0], "accuracy")
+        agree_moments(sampled.samples["accuracy"], mean[:, 0], variance[:, 0], "accuracy")
         return
-    counts = dirichlet.confusion + (said.sum(0) if model == "multinomial" else said)
-    agree_moments(made.samples["confusion"], *dirichlet_moments(counts), "confusion")
+    counts = dirichlet.confusion + (observed.sum(0) if model == "multinomial" else observed)
+    agree_moments(sampled.samples["confusion"], *dirichlet_moments(counts), "confusion")
     if model == "prototype_crowd":
         precision = prior.precision + np.array([[1], [2], [1]])
         sums = np.stack([EMBEDDINGS[rows.gold == k].sum(0) for k in range(K)])
         agree_moments(
-            made.samples["prototype"], sums / precision, np.broadcast_to(1 / precision, (K, 2)), "prototype"
+            sampled.samples["prototype"],
+            sums / precision,
+            np.broadcast_to(1 / precision, (K, 2)),
+            "prototype",
         )
 
 
@@ -292,10 +295,10 @@ def test_concentrations_below_one(concentration: float) -> None:
     prior = DirichletPrior(np.full(K, concentration), np.full((K, K), concentration))
     empty = np.zeros(0, int)
     rows = Rows(empty, empty, empty, np.zeros(0), np.full(1, 0), 2, K)
-    made = gibbs("dawid_skene", rows, prior, draws=20_000, seed=0, progress=False)
-    assert np.isfinite(made.samples["confusion"]).all() and np.isfinite(made.stats["lp"]).all()
+    sampled = gibbs("dawid_skene", rows, prior, draws=20_000, seed=0, progress=False)
+    assert np.isfinite(sampled.samples["confusion"]).all() and np.isfinite(sampled.stats["lp"]).all()
     agree_moments(
-        made.samples["confusion"], *dirichlet_moments(np.full((2, K, K), concentration)), "confusion"
+        sampled.samples["confusion"], *dirichlet_moments(np.full((2, K, K), concentration)), "confusion"
     )
 
 
@@ -303,9 +306,9 @@ def test_concentrations_below_one(concentration: float) -> None:
 # ----------------------------------------------------------------------------
 
 
-def item_scores(model: str, rows: Rows, made: Draws, chain: int) -> np.ndarray:
+def item_scores(model: str, rows: Rows, sampled: Draws, chain: int) -> np.ndarray:
     """log p(truth k, data of item i | sites) of each draw (s, i, k), by loops over rows and dimensions."""
-    samples = {name: values[chain] for name, values in made.samples.items()}
+    samples = {name: values[chain] for name, values in sampled.samples.items()}
     log_class = (
         np.log(samples["class_prior"])
         if "class_prior" in samples
@@ -326,8 +329,8 @@ def item_scores(model: str, rows: Rows, made: Draws, chain: int) -> np.ndarray:
     return scores
 
 
-def item_probabilities(model: str, rows: Rows, made: Draws, chain: int) -> np.ndarray:
-    scores = item_scores(model, rows, made, chain)
+def item_probabilities(model: str, rows: Rows, sampled: Draws, chain: int) -> np.ndarray:
+    scores = item_scores(model, rows, sampled, chain)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     return np.where((rows.gold >= 0)[:, None], np.eye(K)[np.maximum(rows.gold, 0)], p)
@@ -336,10 +339,10 @@ def item_probabilities(model: str, rows: Rows, made: Draws, chain: int) -> np.nd
 def mixed_panel() -> Rows:
     """Whole and other weights, gold classes, an item and an annotator without rows."""
     rows = panel(12, 3)
-    kept = (rows.item != 5) & (rows.annotator != 1)
-    weight = np.where(rows.item % 2 == 0, 1.0, 1.5)[kept]
+    retained = (rows.item != 5) & (rows.annotator != 1)
+    weight = np.where(rows.item % 2 == 0, 1.0, 1.5)[retained]
     gold = np.where(np.arange(12) % 4 == 3, np.arange(12) % K, -1)
-    return Rows(rows.item[kept], rows.annotator[kept], rows.label[kept], weight, gold, 3, K)
+    return Rows(rows.item[retained], rows.annotator[retained], rows.label[retained], weight, gold, 3, K)
 
 
 def prior_for(model: str, num_annotators: int) -> Any:
@@ -351,47 +354,47 @@ def prior_for(model: str, num_annotators: int) -> Any:
 @pytest.mark.parametrize("model", CONJUGATE)
 def test_stats_are_log_densities_of_the_declared_model(model: str) -> None:
     rows, prior = mixed_panel(), prior_for(model, 3)
-    made = sample(model, rows, prior, draws=5, chains=2)
+    sampled = sample(model, rows, prior, draws=5, chains=2)
     declared = find_model(model).numpyro
     with jax.enable_x64(True):
         data = make_data(model, rows, np.resize(EMBEDDINGS, (12, 2)) if model == "prototype_crowd" else None)
         for c, s in itertools.product(range(2), range(5)):
-            sites = {name: jax.numpy.asarray(values[c, s]) for name, values in made.samples.items()}
+            sites = {name: jax.numpy.asarray(values[c, s]) for name, values in sampled.samples.items()}
             lp, trace = log_density(declared, (*data, prior), {}, sites)
-            assert abs(float(lp) - made.stats["lp"][c, s]) < 1e-8
+            assert abs(float(lp) - sampled.stats["lp"][c, s]) < 1e-8
             likelihood = float(trace["label"]["fn"].log_prob(rows.gold).sum())
-            assert abs(likelihood - made.stats["log_likelihood"][c, s]) < 1e-8
+            assert abs(likelihood - sampled.stats["log_likelihood"][c, s]) < 1e-8
 
 
 @pytest.mark.parametrize("model", CONJUGATE)
-def test_probabilities_and_agreement_belong_to_the_kept_parameters(model: str) -> None:
+def test_probabilities_and_agreement_belong_to_the_retained_parameters(model: str) -> None:
     rows = mixed_panel()
-    made = sample(model, rows, prior_for(model, 3), draws=30, chains=2)
-    q = np.stack([item_probabilities(model, rows, made, c) for c in range(2)])
-    np.testing.assert_allclose(made.responsibilities, q.mean(1), rtol=0, atol=1e-12)
-    assert made.agreement is not None
+    sampled = sample(model, rows, prior_for(model, 3), draws=30, chains=2)
+    q = np.stack([item_probabilities(model, rows, sampled, c) for c in range(2)])
+    np.testing.assert_allclose(sampled.responsibilities, q.mean(1), rtol=0, atol=1e-12)
+    assert sampled.agreement is not None
     np.testing.assert_allclose(
-        made.agreement, np.einsum("csik,il->cskl", q, vote_shares(rows.vote_totals)), rtol=0, atol=1e-12
+        sampled.agreement, np.einsum("csik,il->cskl", q, vote_shares(rows.vote_totals)), rtol=0, atol=1e-12
     )
 
 
 def test_axes_are_those_of_the_catalogue() -> None:
     sizes = {"true_class": K, "given_label": K, "annotator": 4, "dimension": 2}
     for model in CONJUGATE:
-        made = sample(model, panel(), prior_for(model, 4), draws=7, chains=3, warmup=2)
+        sampled = sample(model, panel(), prior_for(model, 4), draws=7, chains=3, warmup=2)
         shapes = {
             site: (3, 7, *(sizes[axis] for axis in axes)) for site, axes in find_model(model).dims.items()
         }
-        assert {site: values.shape for site, values in made.samples.items()} == shapes
+        assert {site: values.shape for site, values in sampled.samples.items()} == shapes
 
 
 def test_what_has_no_rows_follows_the_prior() -> None:
     rows, prior = mixed_panel(), DirichletPrior(CLASS_PRIOR, CONFUSION)
-    made = sample("dawid_skene", rows, prior, draws=20_000)
-    agree_moments(made.samples["confusion"][:, :, 1], *dirichlet_moments(CONFUSION), "a silent annotator")
+    sampled = sample("dawid_skene", rows, prior, draws=20_000)
+    agree_moments(sampled.samples["confusion"][:, :, 1], *dirichlet_moments(CONFUSION), "a silent annotator")
     # Item 5 is silent: its probabilities are the class prior of each draw
     np.testing.assert_allclose(
-        made.responsibilities[:, 5], made.samples["class_prior"].mean(1), rtol=0, atol=1e-12
+        sampled.responsibilities[:, 5], sampled.samples["class_prior"].mean(1), rtol=0, atol=1e-12
     )
 
 
@@ -450,10 +453,10 @@ def first_counts(rows: Rows, **options: Any) -> np.ndarray:
 
 def test_chains_start_at_the_majority_vote_with_ties_at_random() -> None:
     # 60 items say 0; 20 are tied between 1 and 2, heavier than the 0 they also have; 20 say 2
-    said = [(i, 0, 0, 1.0) for i in range(60)]
-    said += [row for i in range(60, 80) for row in ((i, 0, 0, 1.0), (i, 1, 1, 1.5), (i, 2, 2, 1.5))]
-    said += [(i, 0, 2, 1.0) for i in range(80, 100)]
-    item, annotator, label, weight = map(np.array, zip(*said, strict=True))
+    annotations = [(i, 0, 0, 1.0) for i in range(60)]
+    annotations += [row for i in range(60, 80) for row in ((i, 0, 0, 1.0), (i, 1, 1, 1.5), (i, 2, 2, 1.5))]
+    annotations += [(i, 0, 2, 1.0) for i in range(80, 100)]
+    item, annotator, label, weight = map(np.array, zip(*annotations, strict=True))
     rows = Rows(item, annotator, label, weight, np.full(100, -1), 3, K)
     shares = first_counts(rows)
     # Given counts n, Dirichlet: mean n / 100. Counts of 1 and 2 are Binomial(20, 1/2) and 20 + the rest

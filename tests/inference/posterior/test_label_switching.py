@@ -57,38 +57,40 @@ DIMS = MODELS["logistic_random_effects"].dims | {"spam": MODELS["mace"].dims["sp
 def test_vote_shares_are_weighted_and_zero_without_rows() -> None:
     expected = [[1 / 4, 0, 3 / 4], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
     np.testing.assert_allclose(vote_shares(ROWS.vote_totals), expected, rtol=0, atol=1e-15)
-    nobody = replace(
+    unlabelled = replace(
         ROWS, **{name: getattr(ROWS, name)[:0] for name in ("item", "annotator", "label", "weight")}
     )
-    assert vote_shares(nobody.vote_totals).shape == (4, 3) and not vote_shares(nobody.vote_totals).any()
+    assert (
+        vote_shares(unlabelled.vote_totals).shape == (4, 3) and not vote_shares(unlabelled.vote_totals).any()
+    )
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 4, 5])
 def test_alignment_has_the_maximum_agreement_of_all_permutations(num_classes: int) -> None:
     agreement = np.random.default_rng(num_classes).random((3, 40, num_classes, num_classes))
     agreement[1] += 0.6 * np.eye(num_classes)  # many of these need no solver
-    found = alignment(agreement)
+    aligned = alignment(agreement)
     assert (
-        0.2 < (found[1] == np.arange(num_classes)).all(1).mean()
-        and (found[0] != np.arange(num_classes)).any(1).mean() > 0.3
+        0.2 < (aligned[1] == np.arange(num_classes)).all(1).mean()
+        and (aligned[0] != np.arange(num_classes)).any(1).mean() > 0.3
     )
     for draw in np.ndindex(3, 40):
         best = max(
             itertools.permutations(range(num_classes)),
             key=lambda permutation: total(agreement[draw], permutation),
         )
-        assert tuple(found[draw]) == best
+        assert tuple(aligned[draw]) == best
 
 
-def test_alignment_finds_the_renaming_that_was_made() -> None:
+def test_alignment_recovers_the_renaming() -> None:
     generator = np.random.default_rng(0)
     shares = generator.dirichlet(np.full(4, 0.3), 60)  # (i, label)
     order = np.array([2, 0, 3, 1])  # class k of the draw is label order[k]
     agreement = (shares[:, order].T @ shares)[None, None]
-    found = alignment(agreement)[0, 0]
-    np.testing.assert_array_equal(order[found], np.arange(4))  # x[permutation] is in the labels' order
-    np.testing.assert_allclose(agreement[0, 0][found], shares.T @ shares, rtol=0, atol=1e-12)
-    assert not np.array_equal(found, order)  # the order is not its own inverse: the convention is tested
+    aligned = alignment(agreement)[0, 0]
+    np.testing.assert_array_equal(order[aligned], np.arange(4))  # x[permutation] is in the labels' order
+    np.testing.assert_allclose(agreement[0, 0][aligned], shares.T @ shares, rtol=0, atol=1e-12)
+    assert not np.array_equal(aligned, order)  # the order is not its own inverse: the convention is tested
 
 
 def test_alignment_keeps_the_identity_in_a_tie_and_only_then() -> None:
@@ -98,9 +100,9 @@ def test_alignment_keeps_the_identity_in_a_tie_and_only_then() -> None:
     # Neither rows nor columns have their maximum on the diagonal, so the solver decides, and 0.1 + 0.2 > 0.3
     # by rounding
     rounded = np.array([[0.0, 0.1, 0.0], [0.2, 0.3, 0.0], [0.0, 0.0, 0.0]])
-    found = alignment(np.stack([turned, level, constant, rounded])[None])[0]
-    assert tuple(found[0]) != (0, 1, 2) and total(turned, tuple(found[0])) == 6
-    np.testing.assert_array_equal(found[1:], np.tile(np.arange(3), (3, 1)))
+    aligned = alignment(np.stack([turned, level, constant, rounded])[None])[0]
+    assert tuple(aligned[0]) != (0, 1, 2) and total(turned, tuple(aligned[0])) == 6
+    np.testing.assert_array_equal(aligned[1:], np.tile(np.arange(3), (3, 1)))
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
@@ -151,16 +153,16 @@ def test_realign_knows_the_sites_of_every_exchangeable_model(model: Model) -> No
 
 def test_switching_counts_by_hand() -> None:
     plain, swapped, turned = [0, 1, 2], [1, 0, 2], [1, 2, 0]
-    found = switching(np.array([[plain, plain, swapped, plain], [turned, turned, turned, turned]]))
-    assert found.share == 5 / 8
-    np.testing.assert_array_equal(found.share_by_chain, [1 / 4, 1])
-    np.testing.assert_array_equal(found.changes, [2, 0])
-    np.testing.assert_array_equal(found.within_chains, [True, False])
-    np.testing.assert_array_equal(found.commonest, [plain, turned])
-    assert found.between_chains
-    assert list(found.counts.items()) == [((1, 2, 0), 4), ((0, 1, 2), 3), ((1, 0, 2), 1)]
-    words = str(found)
-    for told in (
+    result = switching(np.array([[plain, plain, swapped, plain], [turned, turned, turned, turned]]))
+    assert result.share == 5 / 8
+    np.testing.assert_array_equal(result.share_by_chain, [1 / 4, 1])
+    np.testing.assert_array_equal(result.changes, [2, 0])
+    np.testing.assert_array_equal(result.within_chains, [True, False])
+    np.testing.assert_array_equal(result.commonest, [plain, turned])
+    assert result.between_chains
+    assert list(result.counts.items()) == [((1, 2, 0), 4), ((0, 1, 2), 3), ((1, 0, 2), 1)]
+    words = str(result)
+    for part in (
         "In 62.5% of the draws",
         "25.0%, 100.0%",
         "different permutations",
@@ -170,18 +172,18 @@ def test_switching_counts_by_hand() -> None:
         "classes 1, 2, 0",
         "4 draws",
     ):
-        assert told in words, words
+        assert part in words, words
 
 
-def test_switching_says_when_there_is_none() -> None:
-    found = switching(np.tile([0, 1], (3, 5, 1)))
+def test_no_switching_is_reported() -> None:
+    result = switching(np.tile([0, 1], (3, 5, 1)))
     assert (
-        found.share == 0
-        and not found.between_chains
-        and not found.within_chains.any()
-        and found.counts == {(0, 1): 15}
+        result.share == 0
+        and not result.between_chains
+        and not result.within_chains.any()
+        and result.counts == {(0, 1): 15}
     )
-    assert "all draws" in str(found)
+    assert "all draws" in str(result)
     together = switching(np.tile([1, 0], (3, 5, 1)))  # all chains renamed alike: nothing differs between them
     assert together.share == 1 and not together.between_chains and "one permutation" in str(together)
 
@@ -220,18 +222,20 @@ def test_information_is_that_between_truth_and_label(shared: bool, uniform: bool
     prior = np.full((2, 3, 3), 1 / 3) if uniform else samples["class_prior"]
     if uniform:
         del samples["class_prior"]
-    found = invariants(samples, np.zeros((2, 3)))
-    assert found["information"].shape == ((2, 3) if shared else (2, 3, 4))
-    for index in np.ndindex(found["information"].shape):
+    result = invariants(samples, np.zeros((2, 3)))
+    assert result["information"].shape == ((2, 3) if shared else (2, 3, 4))
+    for index in np.ndindex(result["information"].shape):
         joint = prior[index[:2]][:, None] * samples["confusion"][index]
         expected = sum(
             joint[k, label] * np.log(joint[k, label] / (joint[k].sum() * joint[:, label].sum()))
             for k, label in np.ndindex(3, 3)
             if joint[k, label] > 0
         )
-        assert found["information"][index] == pytest.approx(expected, abs=1e-12)
+        assert result["information"][index] == pytest.approx(expected, abs=1e-12)
     if not uniform:
-        np.testing.assert_array_equal(found["sorted_class_prior"][1, 2], sorted(samples["class_prior"][1, 2]))
-        assert found["prior_concentration"][1, 2] == pytest.approx(
+        np.testing.assert_array_equal(
+            result["sorted_class_prior"][1, 2], sorted(samples["class_prior"][1, 2])
+        )
+        assert result["prior_concentration"][1, 2] == pytest.approx(
             sum(p * p for p in samples["class_prior"][1, 2]), abs=1e-15
         )

@@ -105,7 +105,7 @@ def compared(first: Draws, second: Draws, sites: tuple[str, ...]) -> float:
     """The largest difference of posterior means, in standard errors."""
     worst = 0.0
     for site in sites:
-        found = []
+        moments = []
         for draws in (first, second):
             values = draws.samples[site].reshape(*draws.samples[site].shape[:2], -1)
             sizes = np.array(
@@ -114,8 +114,8 @@ def compared(first: Draws, second: Draws, sites: tuple[str, ...]) -> float:
                     for column in range(values.shape[2])
                 ]
             )
-            found.append((values.mean((0, 1)), values.var((0, 1)) / sizes))
-        (mean, error), (other, other_error) = found
+            moments.append((values.mean((0, 1)), values.var((0, 1)) / sizes))
+        (mean, error), (other, other_error) = moments
         worst = max(worst, float((np.abs(mean - other) / np.sqrt(error + other_error)).max()))
     return worst
 
@@ -184,7 +184,7 @@ def test_an_independent_sampler_of_an_independently_written_density_agrees(sampl
             "pi": torch.zeros(2, CLASSES - 1),
             "theta": (2 * torch.eye(CLASSES) - 2 * torch.eye(CLASSES)[-1])[:, :-1].repeat(2, 5, 1, 1),
         }
-        made = []
+        chains = []
         for chain in range(2):
             kernel = PyroNUTS(potential_fn=stans_density(rows, prior))
             first = {name: value[chain] for name, value in begin.items()}
@@ -193,10 +193,10 @@ def test_an_independent_sampler_of_an_independently_written_density_agrees(sampl
             )
             torch.manual_seed(chain)
             sampler.run()
-            made.append(sampler.get_samples())
+            chains.append(sampler.get_samples())
     finally:
         torch.set_default_dtype(torch.float32)
-    stacked = {name: torch.stack([draws[name] for draws in made]) for name in begin}
+    stacked = {name: torch.stack([draws[name] for draws in chains]) for name in begin}
     zero = torch.zeros(2, 250, 1)
     samples = {
         "class_prior": torch.softmax(torch.cat([stacked["pi"], zero], -1), -1).numpy(),
@@ -219,7 +219,7 @@ def test_with_all_labels_known_the_posterior_is_conjugate(name: str) -> None:
     rows = Rows(item, np.tile([0, 1], 20), rng.integers(0, 3, 40), np.ones(40), truth, 2, 3)
     embeddings = rng.normal(size=(20, 2)) + truth[:, None] if MODELS[name].features else None
     prior = MODELS[name].prior(3)
-    made = nuts(
+    sampled = nuts(
         name,
         rows,
         prior,
@@ -239,15 +239,17 @@ def test_with_all_labels_known_the_posterior_is_conjugate(name: str) -> None:
     for site, alpha in expected.items():
         mean = alpha / alpha.sum(-1, keepdims=True)
         spread = np.sqrt(mean * (1 - mean) / (alpha.sum(-1, keepdims=True) + 1))
-        assert (np.abs(made.samples[site].mean((0, 1)) - mean) < 4.5 * spread / np.sqrt(800)).all()
-        np.testing.assert_allclose(made.samples[site].std((0, 1)), spread, rtol=0.15)
+        assert (np.abs(sampled.samples[site].mean((0, 1)) - mean) < 4.5 * spread / np.sqrt(800)).all()
+        np.testing.assert_allclose(sampled.samples[site].std((0, 1)), spread, rtol=0.15)
     if embeddings is not None:
         centre = (
             np.stack([embeddings[truth == k].sum(0) for k in range(3)]) / (prior.precision + sizes)[:, None]
         )
         spread = (prior.precision + sizes)[:, None] ** -0.5
-        assert (np.abs(made.samples["prototype"].mean((0, 1)) - centre) < 4.5 * spread / np.sqrt(800)).all()
-    np.testing.assert_array_equal(made.responsibilities[0], np.eye(3)[truth])
+        assert (
+            np.abs(sampled.samples["prototype"].mean((0, 1)) - centre) < 4.5 * spread / np.sqrt(800)
+        ).all()
+    np.testing.assert_array_equal(sampled.responsibilities[0], np.eye(3)[truth])
 
 
 def test_statistics_belong_to_their_draws(sampled: Draws) -> None:

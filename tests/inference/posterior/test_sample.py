@@ -175,12 +175,12 @@ def test_groups_stand_under_the_users_ids(tree: xr.DataTree) -> None:
     }
     assert set(tree.children) == set(GROUPS) | set(FIXED)
     for group, variables in (GROUPS | FIXED).items():
-        found = dataset(tree, group)
-        assert set(map(str, found.data_vars)) == set(variables), group
+        stored = dataset(tree, group)
+        assert set(map(str, stored.data_vars)) == set(variables), group
         for name, axes in variables.items():
-            assert found[name].dims == (() if group in FIXED else ("chain", "draw")) + axes, (group, name)
+            assert stored[name].dims == (() if group in FIXED else ("chain", "draw")) + axes, (group, name)
             for axis in set(axes) & set(ids):
-                assert found[axis].to_numpy().tolist() == ids[axis], (group, name)
+                assert stored[axis].to_numpy().tolist() == ids[axis], (group, name)
     assert array(tree, "posterior", "class_prior").shape == (2, 24, 3)
     for group in ("posterior_predictive", "prior_predictive"):
         labels = array(tree, group, "label")
@@ -480,10 +480,10 @@ def test_replicates_have_the_probabilities_that_enumeration_gives(order: tuple[i
     rows = rows if order == (0, 1, 2) else replace(rows, gold=np.array([-1, -1]))
     with jax.enable_x64(True):
         data = make_data("dawid_skene", rows, None)
-        made = pointwise(
+        densities = pointwise(
             make_target("dawid_skene", STAN, data), sites, np.broadcast_to(order, (2, draws, 3)), data, 1
         )
-    labels, truth = made.replicated.reshape(-1, 3), made.replicated_truth.reshape(-1, 2)
+    labels, truth = densities.replicated.reshape(-1, 3), densities.replicated_truth.reshape(-1, 2)
     seen: dict[tuple[int, ...], float] = {}
     for k, first, second in itertools.product(range(3), repeat=3):
         probability = class_prior[k] * confusion[0, k, first] * confusion[1, k, second]
@@ -496,7 +496,7 @@ def test_replicates_have_the_probabilities_that_enumeration_gives(order: tuple[i
     share = np.bincount(labels[:, 2], minlength=3) / len(labels)
     assert (np.abs(share - row) < 4.5 * np.sqrt(row * (1 - row) / len(labels))).all()
     assert order != (0, 1, 2) or (truth[:, 1] == 2).all()
-    assert (made.replicated[0] != made.replicated[1]).any()  # each chain has its own randomness
+    assert (densities.replicated[0] != densities.replicated[1]).any()  # each chain has its own randomness
 
 
 def test_the_trees_replicates_keep_gold(tree: xr.DataTree) -> None:
@@ -512,21 +512,21 @@ def test_the_trees_replicates_keep_gold(tree: xr.DataTree) -> None:
 @pytest.mark.parametrize(
     ("draws", "memory"), [(1000, 10**6), (1000, 54_321), (1000, 1), (7, 1), (100, 10**9), (1, 1)]
 )
-def test_no_more_draws_are_kept_than_fit(draws: int, memory: int) -> None:
+def test_draws_are_thinned_to_fit_in_memory(draws: int, memory: int) -> None:
     chains, size = 3, 160
-    kept = thinned(chains, draws, size, memory)
+    retained = thinned(chains, draws, size, memory)
     fit = memory // (chains * size)
-    assert len(kept) == min(draws, max(10, fit))
-    assert kept[0] == 0 and kept[-1] == draws - 1 and (np.diff(kept) > 0).all()
-    assert len(kept) < 2 or np.ptp(np.diff(kept)) <= 1
+    assert len(retained) == min(draws, max(10, fit))
+    assert retained[0] == 0 and retained[-1] == draws - 1 and (np.diff(retained) > 0).all()
+    assert len(retained) < 2 or np.ptp(np.diff(retained)) <= 1
 
 
 def test_little_memory_thins_the_groups_and_nothing_else(tree: xr.DataTree, sparing: None) -> None:
     small = sample(memory=2 * 2 * (8 + 24) * 8 * 12 + 5)
-    kept = dataset(small, "log_likelihood")["draw"].to_numpy()
-    assert len(kept) == 12 and kept[0] == 0 and kept[-1] == 23
+    retained = dataset(small, "log_likelihood")["draw"].to_numpy()
+    assert len(retained) == 12 and retained[0] == 0 and retained[-1] == 23
     for group in ("log_likelihood", "leave_one_out", "log_prior"):
-        assert small[group].to_dataset().equals(tree[group].to_dataset().sel(draw=kept)), group
+        assert small[group].to_dataset().equals(tree[group].to_dataset().sel(draw=retained)), group
     assert dataset(small, "posterior_predictive").sizes["draw"] == 12
     assert dataset(small, "posterior").equals(dataset(tree, "posterior"))
     np.testing.assert_array_equal(
@@ -625,21 +625,21 @@ def test_invariants_are_the_same_before_and_after_renaming(flat: xr.DataTree) ->
 def test_draws_of_a_prior_that_names_the_classes_stay_as_they_are(sparing: None) -> None:
     """A faint preference for the diagonal: some draws align otherwise, and are still from this posterior."""
     prior = DirichletPrior(np.ones(4), np.ones((4, 4)) + 1e-6 * np.eye(4))
-    kept = sample_anesthesia(prior)
-    assert (array(kept, "sample_stats", "permutation") != np.arange(4)).any() and dataset(
-        kept, "sample_stats"
+    sampled = sample_anesthesia(prior)
+    assert (array(sampled, "sample_stats", "permutation") != np.arange(4)).any() and dataset(
+        sampled, "sample_stats"
     ).attrs["renamed"] == 0
     for name, values in unnamed(prior).items():
-        np.testing.assert_array_equal(array(kept, "posterior", name), values)
+        np.testing.assert_array_equal(array(sampled, "posterior", name), values)
     rows = Rows.from_annotations(anesthesia())
-    draws = dataset(kept, "posterior")
-    chain = int((array(kept, "sample_stats", "permutation") != np.arange(4)).any(-1).sum(1).argmax())
+    draws = dataset(sampled, "posterior")
+    chain = int((array(sampled, "sample_stats", "permutation") != np.arange(4)).any(-1).sum(1).argmax())
     each = [
         bayes(draws["class_prior"][chain, s].to_numpy(), draws["confusion"][chain, s].to_numpy(), rows)
         for s in range(60)
     ]
     # All sweeps are averaged, the thinned ones too
-    assert np.abs(array(kept, "responsibilities", "by_chain")[chain] - np.mean(each, 0)).mean() < 0.02
+    assert np.abs(array(sampled, "responsibilities", "by_chain")[chain] - np.mean(each, 0)).mean() < 0.02
 
 
 # ---- Gold and features -------------------------------------------------------------------------------------
@@ -669,10 +669,12 @@ def test_gold_names_the_classes_even_against_the_votes(sparing: None) -> None:
         "draws": 20,
         "progress": False,
     }
-    found = sample_posterior(Annotations.from_frame(frame), prior=DirichletPrior.named("flat", 2), **settings)
-    assert (array(found, "responsibilities", "mean")[:20].argmax(1) == truth[:20]).all()
-    assert (array(found, "posterior_predictive", "truth")[..., :20] == truth[:20]).all()
-    assert (array(found, "responsibilities", "mean").argmax(1) == truth).mean() > 0.9
+    sampled = sample_posterior(
+        Annotations.from_frame(frame), prior=DirichletPrior.named("flat", 2), **settings
+    )
+    assert (array(sampled, "responsibilities", "mean")[:20].argmax(1) == truth[:20]).all()
+    assert (array(sampled, "posterior_predictive", "truth")[..., :20] == truth[:20]).all()
+    assert (array(sampled, "responsibilities", "mean").argmax(1) == truth).mean() > 0.9
 
 
 def crowd_with_features() -> tuple[Annotations, pd.DataFrame, np.ndarray]:
@@ -692,9 +694,9 @@ def test_features_find_the_classes_that_votes_leave_open() -> None:
     annotations, features, truth = crowd_with_features()
     settings: dict[str, Any] = {"seed": 2, "chains": 2, "warmup": 50, "draws": 50, "progress": False}
     shuffled_rows = features.sample(frac=1, random_state=0)  # another order, under the right ids
-    found = sample_posterior(annotations, "prototype_crowd", features=shuffled_rows, **settings)
-    assert array(found, "posterior", "prototype").shape == (2, 50, 2, 2)
-    right = (array(found, "responsibilities", "mean").argmax(1) == truth).mean()
+    sampled = sample_posterior(annotations, "prototype_crowd", features=shuffled_rows, **settings)
+    assert array(sampled, "posterior", "prototype").shape == (2, 50, 2, 2)
+    right = (array(sampled, "responsibilities", "mean").argmax(1) == truth).mean()
     wrong_rows = shuffled_rows.set_axis(features.index, axis=0)
     with pytest.MonkeyPatch.context() as patch:
         _spare(patch)
@@ -702,7 +704,7 @@ def test_features_find_the_classes_that_votes_leave_open() -> None:
     other = (array(without_sense, "responsibilities", "mean").argmax(1) == truth).mean()
     assert right > 0.95 and other < 0.85, (right, other)
     accuracy = np.diagonal(
-        array(found, "prior", "confusion"), axis1=-2, axis2=-1
+        array(sampled, "prior", "confusion"), axis1=-2, axis2=-1
     )  # 200 draws of 4 annotators and 2 classes
     assert abs(accuracy.mean() - 0.7) < 4 * accuracy.std() / math.sqrt(accuracy.size)
     with pytest.raises(ValueError, match=r"items without features.*2 of 60 items.*q(5|17)") as refused:
@@ -727,7 +729,7 @@ def test_a_seed_makes_the_tree(tree: xr.DataTree) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"model": "stan"}, "unknown model 'stan'"),
         (
@@ -747,8 +749,8 @@ def test_a_seed_makes_the_tree(tree: xr.DataTree) -> None:
         ({"chains": 0}, "`chains` must be at least 1"),
     ],
 )
-def test_what_cannot_be_is_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         sample(**options)
 
 
@@ -759,22 +761,22 @@ def test_no_thinning_is_not_zero(sparing: None) -> None:
 
 def test_nuts_fills_the_same_tree(sparing: None) -> None:
     prior = LogitPrior.named("accurate", 3)
-    found = sample(model="hierarchical_dawid_skene", prior=prior, warmup=15, draws=6, chains=2)
-    assert found.attrs["sampler"] == "nuts" and json.loads(found.attrs["prior"])["reference"] is False
-    stats = dataset(found, "sample_stats")
+    sampled = sample(model="hierarchical_dawid_skene", prior=prior, warmup=15, draws=6, chains=2)
+    assert sampled.attrs["sampler"] == "nuts" and json.loads(sampled.attrs["prior"])["reference"] is False
+    stats = dataset(sampled, "sample_stats")
     assert {"diverging", "energy", "tree_depth", "n_steps", "step_size", "acceptance_rate", "lp"} <= set(
         map(str, stats.data_vars)
     )
-    assert dataset(found, "posterior")["annotator_offset"].dims == (
+    assert dataset(sampled, "posterior")["annotator_offset"].dims == (
         "chain",
         "draw",
         "annotator",
         "true_class",
         "logit",
     )
-    assert dataset(found, "posterior")["annotator"].to_numpy().tolist() == ANNOTATORS
+    assert dataset(sampled, "posterior")["annotator"].to_numpy().tolist() == ANNOTATORS
     rows = Rows.from_annotations(some_annotations(), GOLD)
-    sites = draw_of(found, 1, 5)
+    sites = draw_of(sampled, 1, 5)
     model = "hierarchical_dawid_skene"
     check_terms(
         model,
@@ -782,23 +784,23 @@ def test_nuts_fills_the_same_tree(sparing: None) -> None:
         prior,
         rows,
         None,
-        array(found, "log_likelihood", "votes")[1, 5],
-        array(found, "leave_one_out", "label")[1, 5],
+        array(sampled, "log_likelihood", "votes")[1, 5],
+        array(sampled, "leave_one_out", "label")[1, 5],
     )
     total = (
-        sum(float(values[1, 5]) for values in dataset(found, "log_prior").data_vars.values())
-        + array(found, "log_likelihood", "votes")[1, 5].sum()
+        sum(float(values[1, 5]) for values in dataset(sampled, "log_prior").data_vars.values())
+        + array(sampled, "log_likelihood", "votes")[1, 5].sum()
     )
     np.testing.assert_allclose(total, loops.log_density(model, sites, prior, rows, None), atol=1e-9)
     np.testing.assert_allclose(total, float(stats["lp"][1, 5]), atol=1e-9)
-    np.testing.assert_array_equal(array(found, "responsibilities", "mean")[[1, 3]], [[0, 0, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(array(sampled, "responsibilities", "mean")[[1, 3]], [[0, 0, 1], [1, 0, 0]])
 
 
 # ---- The prior, and the plug-in ----------------------------------------------------------------------------
 # -------------------------------------
 
 
-def test_the_prior_group_says_what_the_prior_says(tree: xr.DataTree) -> None:
+def test_the_prior_group_holds_the_prior(tree: xr.DataTree) -> None:
     accuracy = np.diagonal(array(tree, "prior", "confusion"), axis1=-2, axis2=-1)
     assert accuracy.shape == (1, 200, 3, 3)
     assert abs(accuracy.mean() - 7.5 / 9.5) < 4 * accuracy.std() / math.sqrt(accuracy.size)
@@ -844,17 +846,17 @@ def em_by_loops(rows: Rows, prior: DirichletPrior, steps: int) -> tuple[np.ndarr
 def test_the_plug_in_is_em_by_loops(sparing: None) -> None:
     """Concentrations above 1 everywhere: the maximum is inside, and EM and the library must meet there."""
     prior = DirichletPrior(np.full(3, 3.0), np.eye(3) * 5 + 1.4)
-    found = sample(prior=prior, draws=10, chains=1)
+    sampled = sample(prior=prior, draws=10, chains=1)
     class_prior, confusion, q = em_by_loops(Rows.from_annotations(some_annotations(), GOLD), prior, 3000)
-    np.testing.assert_allclose(array(found, "plug_in", "class_prior"), class_prior, atol=1e-5)
-    np.testing.assert_allclose(array(found, "plug_in", "confusion"), confusion, atol=1e-5)
-    np.testing.assert_allclose(array(found, "plug_in", "responsibility"), q, atol=1e-5)
+    np.testing.assert_allclose(array(sampled, "plug_in", "class_prior"), class_prior, atol=1e-5)
+    np.testing.assert_allclose(array(sampled, "plug_in", "confusion"), confusion, atol=1e-5)
+    np.testing.assert_allclose(array(sampled, "plug_in", "responsibility"), q, atol=1e-5)
 
 
 def test_the_plug_in_of_the_anesthesia_data_is_the_published_one(sparing: None) -> None:
     prior = DirichletPrior.named("stan", 4)
-    found = sample_anesthesia(prior, chains=1, warmup=5, draws=10)
-    class_prior, confusion = (array(found, "plug_in", name) for name in ("class_prior", "confusion"))
+    sampled = sample_anesthesia(prior, chains=1, warmup=5, draws=10)
+    class_prior, confusion = (array(sampled, "plug_in", name) for name in ("class_prior", "confusion"))
     rows = Rows.from_annotations(anesthesia())
     terms = loops.item_terms(
         "dawid_skene", {"class_prior": class_prior, "confusion": confusion + 1e-300}, prior, rows, None
@@ -865,5 +867,5 @@ def test_the_plug_in_of_the_anesthesia_data_is_the_published_one(sparing: None) 
         confusion.diagonal(axis1=1, axis2=2) @ class_prior, [0.888, 0.837, 0.901, 0.922, 0.907], atol=6e-4
     )
     np.testing.assert_allclose(
-        array(found, "plug_in", "responsibility"), bayes(class_prior, confusion, rows), atol=1e-10
+        array(sampled, "plug_in", "responsibility"), bayes(class_prior, confusion, rows), atol=1e-10
     )

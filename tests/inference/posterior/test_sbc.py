@@ -64,9 +64,9 @@ def run(name: str, sampler: Any, classes: int = 2, **changed: Any) -> Calibratio
     )
 
 
-def misses(found: Calibration) -> np.ndarray:
+def misses(calibration: Calibration) -> np.ndarray:
     """Mean coverage of all functionals minus the nominal one, by level."""
-    return (found.table().drop(columns="p").mean() - found.nominal()).to_numpy()
+    return (calibration.table().drop(columns="p").mean() - calibration.nominal()).to_numpy()
 
 
 def test_the_closed_form_posterior_is_calibrated_and_a_narrower_one_is_not() -> None:
@@ -88,8 +88,8 @@ def test_gibbs_is_calibrated_and_under_another_prior_it_is_not() -> None:
 
 
 def test_nuts_is_calibrated_all_simulations_side_by_side() -> None:
-    found = run("dawid_skene", "nuts", simulations=60, draws=49, thin=2)
-    assert found.p_value > 0.01 and np.abs(misses(found)).max() < 0.06
+    calibration = run("dawid_skene", "nuts", simulations=60, draws=49, thin=2)
+    assert calibration.p_value > 0.01 and np.abs(misses(calibration)).max() < 0.06
 
 
 @pytest.mark.slow
@@ -100,24 +100,24 @@ def test_nuts_is_calibrated_all_simulations_side_by_side() -> None:
     + [(name, "gibbs") for name in MODELS if MODELS[name].gibbs is not None],
 )
 def test_every_model_is_calibrated(name: str, sampler: str, classes: int) -> None:
-    found = run(name, sampler, classes, thin=4)
+    calibration = run(name, sampler, classes, thin=4)
     print(
-        f"\n{name}, {sampler}, {classes} classes: p {found.p_value:.3f}, "
-        f"coverage minus nominal {misses(found).round(3)}"
+        f"\n{name}, {sampler}, {classes} classes: p {calibration.p_value:.3f}, "
+        f"coverage minus nominal {misses(calibration).round(3)}"
     )
-    assert found.p_value > 0.001
-    assert np.abs(misses(found)).max() < 0.03
+    assert calibration.p_value > 0.001
+    assert np.abs(misses(calibration)).max() < 0.03
 
 
 def test_the_table_counts_ranks() -> None:
     ranks = np.stack([np.arange(100), np.full(100, 50), np.repeat([0, 99], 50)], axis=1)
-    found = Calibration(ranks, ["uniform", "always in the middle", "always outside"], 99)
-    table = found.table()
+    calibration = Calibration(ranks, ["uniform", "always in the middle", "always outside"], 99)
+    table = calibration.table()
     assert table["p"].iloc[0] > 0.99 and (table["p"].iloc[1:] < 1e-10).all()
     covered = table[[f"covered_{level:g}" for level in LEVELS]].to_numpy()
     np.testing.assert_allclose(covered, [[0.5, 0.8, 0.9, 0.96], [1, 1, 1, 1], [0, 0, 0, 0]])
-    np.testing.assert_allclose(found.nominal(), [0.5, 0.8, 0.9, 0.96])
-    assert found.p_value < 1e-9
+    np.testing.assert_allclose(calibration.nominal(), [0.5, 0.8, 0.9, 0.96])
+    assert calibration.p_value < 1e-9
 
 
 class Panel(Distribution):
@@ -174,6 +174,6 @@ def test_another_librarys_calibration_agrees() -> None:
         np.asarray(second.simulations["prior_sbc"][name]).reshape(60, -1)
         for name in ("class_prior", "confusion")
     ]
-    found = Calibration(np.concatenate(ranks, 1).astype(int), [f"{n}" for n in range(26)], 99)
-    print(f"\nsimuk: p {found.p_value:.3f}, coverage minus nominal {misses(found).round(3)}")
-    assert found.p_value > 0.001
+    calibration = Calibration(np.concatenate(ranks, 1).astype(int), [f"{n}" for n in range(26)], 99)
+    print(f"\nsimuk: p {calibration.p_value:.3f}, coverage minus nominal {misses(calibration).round(3)}")
+    assert calibration.p_value > 0.001

@@ -165,9 +165,9 @@ def test_residuals_start_at_what_is_common_and_answers_average_over_draws() -> N
     mean, spread = predictor._common(x)[0]
     torch.manual_seed(0)
     expected = torch.softmax(mean + spread * torch.randn(200_000, 1, L), -1).mean(0)
-    found = predictor(x, ALL).log_common
-    assert found is not None and DRAWS == 16
-    torch.testing.assert_close(found.exp(), expected, atol=0.04, rtol=0)
+    common = predictor(x, ALL).log_common
+    assert common is not None and DRAWS == 16
+    torch.testing.assert_close(common.exp(), expected, atol=0.04, rtol=0)
 
 
 def test_residuals_are_drawn_once_in_training_and_an_annotator_has_a_spread() -> None:
@@ -224,12 +224,12 @@ def test_annotators_with_one_query_say_the_same_until_they_have_something_of_the
     predictor, x = Queries(J, L, (4,)).eval(), torch.randn(B, 4)
     with torch.no_grad():
         predictor.query[1] = predictor.query[0]
-    said = predictor(x, ALL).log_label
-    torch.testing.assert_close(said[:, 0], said[:, 1])
-    assert (said[:, 0] - said[:, 2]).abs().max() > 1e-4
+    log_probabilities = predictor(x, ALL).log_label
+    torch.testing.assert_close(log_probabilities[:, 0], log_probabilities[:, 1])
+    assert (log_probabilities[:, 0] - log_probabilities[:, 2]).abs().max() > 1e-4
     with torch.no_grad():
         predictor.offset_bias[1, 0] += 1
-    assert (predictor(x, ALL).log_label[:, 1] - said[:, 1]).abs().min() > 1e-3
+    assert (predictor(x, ALL).log_label[:, 1] - log_probabilities[:, 1]).abs().min() > 1e-3
 
 
 def test_queries_attend_to_each_other() -> None:
@@ -255,8 +255,8 @@ def test_pooled_confusions_are_coupled_cross_entropy_with_a_normal_prior() -> No
     mixture = Mixture((predictor.common + predictor.offset).detach())
     spoken = predictor(x, ALL)
     assert spoken.log_common is not None
-    said = mixture.log_label(NetworkOutput(spoken.log_common), labels).view(B, J, L)
-    torch.testing.assert_close(spoken.log_label, said, atol=1e-5, rtol=1e-4)
+    log_probabilities = mixture.log_label(NetworkOutput(spoken.log_common), labels).view(B, J, L)
+    torch.testing.assert_close(spoken.log_label, log_probabilities, atol=1e-5, rtol=1e-4)
     penalty, normal = predictor.penalty(20.0), torch.distributions.Normal(0.0, 0.7)
     assert penalty is not None
     own = predictor.offset
