@@ -65,7 +65,7 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_adapt_answers_under_the_users_ids_and_its_files_load_again(run: Path, tmp_path: Path) -> None:
+def test_adapt_uses_the_users_ids_and_its_files_load_again(run: Path, tmp_path: Path) -> None:
     support, labels, query = a_task()
     support.to_csv(tmp_path / "support.csv")
     query.reset_index().to_parquet(tmp_path / "query.parquet")
@@ -173,7 +173,7 @@ def test_ids_in_files_are_text_and_a_weight_column_is_never_overlooked(run: Path
     )
 
 
-def test_classes_may_be_called_like_the_tables_own_columns(run: Path, tmp_path: Path) -> None:
+def test_classes_may_have_the_names_of_table_columns(run: Path, tmp_path: Path) -> None:
     support, labels, query = a_task()
     awkward = labels.assign(
         label=labels["label"].map({"three": "item", "five": "annotator", "eight": "true_class"})
@@ -210,7 +210,7 @@ def test_the_order_of_rows_and_the_kind_of_ids_do_not_matter(run: Path) -> None:
     np.testing.assert_allclose(arrays.probabilities, plain.probabilities, atol=1e-5)
 
 
-def test_input_that_cannot_be_right_is_refused_and_named(run: Path) -> None:
+def test_invalid_input_is_refused_and_named(run: Path) -> None:
     support, labels, query = a_task()
     trained, annotations = load_run(run), Annotations.from_frame(labels)
     first = support.index[0]

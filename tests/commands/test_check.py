@@ -261,7 +261,7 @@ def copied_labels(share: float, items: int = 500) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6])
-def test_an_annotator_who_copies_speaks_against_the_model(tmp_path: Path, share: float) -> None:
+def test_only_a_copying_annotator_fails_the_model(tmp_path: Path, share: float) -> None:
     copied_labels(share).to_csv(tmp_path / "labels.csv", index=False)
     result = invoke(tmp_path / "labels.csv", "--out", tmp_path / "out", "--warmup", 200, "--draws", 400)
     verdict = json.loads((tmp_path / "out" / "verdict.json").read_text())
@@ -350,7 +350,7 @@ def test_long_names_are_distinct_and_not_rendered_as_formulas() -> None:
     )
 
 
-def test_of_a_thousand_annotators_the_first_and_the_last_are_shown(posterior_of: Sampled) -> None:
+def test_the_first_and_last_of_a_thousand_annotators_are_shown(posterior_of: Sampled) -> None:
     small = posterior_of("dawid_skene")[0]
     many = xr.DataTree.from_dict(
         {

@@ -90,7 +90,7 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_files_hold_the_estimators_answer(files: dict[str, Path], tmp_path: Path) -> None:
+def test_files_hold_the_estimators_results(files: dict[str, Path], tmp_path: Path) -> None:
     result = invoke("aggregate", files["labels.csv"], "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
@@ -157,7 +157,7 @@ def test_gold_is_certain_and_scores_are_of_a_fit_that_did_not_see_it(
     )
 
 
-def test_files_of_an_earlier_run_stay_until_all_are_whole(
+def test_files_of_an_earlier_run_stay_until_all_new_ones_are_complete(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -340,7 +340,7 @@ def test_copies_are_named_in_the_summary(tmp_path: Path) -> None:
     assert surer["options"]["dependence"] == "warn"
 
 
-def test_out_of_core_is_the_answer_in_memory(files: dict[str, Path], tmp_path: Path) -> None:
+def test_out_of_core_equals_in_memory(files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     frame = pd.read_parquet(files["labels.parquet"]).sample(frac=1, random_state=0)
     for number in range(3):
@@ -369,12 +369,12 @@ def test_out_of_core_is_the_answer_in_memory(files: dict[str, Path], tmp_path: P
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
-def test_options_go_where_they_are_taken() -> None:
+def test_options_reach_the_aggregators_that_take_them() -> None:
     assert make_aggregator("dawid_skene", prior="stan", progress=True).get_params()["prior"] == "stan"
     assert "progress" not in make_aggregator("majority-vote", progress=True).get_params()
 
 
-def test_lia_looks_at_features_and_writes_what_its_networks_say(
+def test_lia_uses_features_and_writes_the_outputs_of_its_networks(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     options = [
@@ -421,12 +421,12 @@ def test_lia_looks_at_features_and_writes_what_its_networks_say(
     assert np.abs(without - fitted.probabilities_).to_numpy().max() > 0.01  # it did look
 
 
-def test_held_out_labels_may_choose_lias_prior() -> None:
+def test_held_out_labels_can_choose_lias_prior() -> None:
     aggregator = make_aggregator("lia", prior="held-out")
     assert isinstance(aggregator, LIA) and aggregator.prior == "held-out"
 
 
-def test_networks_without_features_learn_a_place_for_every_item(
+def test_networks_without_features_learn_an_embedding_of_every_item(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     frame, _ = crowd()
@@ -440,7 +440,7 @@ def test_networks_without_features_learn_a_place_for_every_item(
     assert sorted(path.name for path in (tmp_path / "two-stage").iterdir()) == sorted(FILES)
 
 
-def test_two_stages_look_at_features(files: dict[str, Path], tmp_path: Path) -> None:
+def test_two_stage_uses_features(files: dict[str, Path], tmp_path: Path) -> None:
     frame, truth = crowd()
     result = invoke(
         "aggregate",
@@ -512,7 +512,7 @@ def test_ids_of_features_are_those_of_the_annotations(tmp_path: Path) -> None:
         )
 
 
-def test_what_lia_added_does_not_pass_for_a_later_runs(files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_later_run_removes_the_files_of_lia_and_no_others(files: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert invoke("aggregate", files["labels.csv"], "--model", "LIA", "--out", out).exit_code == 0
     result = invoke("aggregate", files["labels.csv"], "--out", out)

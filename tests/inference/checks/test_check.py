@@ -188,7 +188,7 @@ def test_the_same_seed_checks_alike(good: xr.DataTree) -> None:
     assert str(one) == str(two) != str(other)
 
 
-def test_a_chain_elsewhere_is_seen(good: xr.DataTree) -> None:
+def test_a_chain_in_another_mode_fails(good: xr.DataTree) -> None:
     confusion = array(good, "posterior", "confusion").copy()
     confusion[2, :, 1, 0] = confusion[2, :, 1, 0][:, ::-1]  # one annotator, in one chain
     checked = check_posterior(edited(good, "posterior", confusion=confusion), seed=0)
@@ -216,7 +216,7 @@ def test_repeated_draws_are_too_few(good: xr.DataTree) -> None:
     )
 
 
-def test_tails_that_hardly_mix_are_seen(good: xr.DataTree) -> None:
+def test_slowly_mixing_tails_fail(good: xr.DataTree) -> None:
     """Draws that go up and down at once, but are large in stretches: means are precise, intervals are not."""
     wild = np.random.default_rng(0).normal(size=(CHAINS, DRAWS)) * np.where(
         np.arange(DRAWS) // 25 % 5 == 2, 10, 1
@@ -375,7 +375,7 @@ def test_an_item_that_a_few_draws_decide(good: xr.DataTree) -> None:
     }
 
 
-def test_labels_of_another_model_are_seen(good: xr.DataTree) -> None:
+def test_labels_of_another_model_fail(good: xr.DataTree) -> None:
     """Replicates of annotators who guess, then of one annotator who copies."""
     generator = np.random.default_rng(0)
     labels = array(good, "posterior_predictive", "label")
@@ -590,7 +590,7 @@ def test_coverage_counts_annotators_with_enough_gold(monkeypatch: pytest.MonkeyP
     assert (none["annotators"] == 0).all() and none["covered"].isna().all()
 
 
-def test_intervals_that_are_too_narrow_are_a_finding(good: xr.DataTree) -> None:
+def test_too_narrow_intervals_fail(good: xr.DataTree) -> None:
     _, truth = simulated()
     fair = check_posterior(good, seed=0, gold=truth)
     result, coverage = finding(fair.findings, "coverage on gold"), fair.tables["coverage"].iloc[-1]

@@ -488,7 +488,7 @@ def test_the_options_for_pairs_are_applied() -> None:
     assert 0 < len(few.table) < len(usual.table) and usual.note == "" and "at random" in some.note
 
 
-def test_weights_play_no_part() -> None:
+def test_weights_are_ignored() -> None:
     rows, labels = uneven()
     plain = replace(rows, weight=np.ones(62))
     one, other = (

@@ -121,7 +121,7 @@ def test_a_converged_fit_is_at_a_mode_and_reports_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["composite", "as_written", "as_coded"])
-def test_other_objectives_take_all_their_steps_and_answer_softly(
+def test_other_objectives_take_all_steps_and_return_soft_posteriors(
     name: ObjectiveName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(em, "LBFGS_CHUNK", 5)
@@ -232,7 +232,7 @@ def test_em_as_written_solved_exactly_collapses_and_loses_likelihood() -> None:
 
 
 @BIRDS
-def test_on_bluebirds_the_published_figures() -> None:
+def test_bluebirds_give_the_published_figures() -> None:
     folder = Path(os.environ["PROBCROWD_DATA"]) / "bluebirds"
     annotations = Annotations.from_frame(
         pd.read_parquet(folder / "annotations.parquet")[["task", "worker", "label"]], duplicates="first"
@@ -314,7 +314,7 @@ def test_only_batches_come_from_the_seed_and_the_unit() -> None:
     )
 
 
-def test_moments_go_on_from_unit_to_unit() -> None:
+def test_moments_carry_over_between_units() -> None:
     rows, inputs = small()
     fits = []
     for steps in (8, 4, 2):  # eight steps on the same objective and all the data, in one unit, two and four
@@ -333,7 +333,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return seen
 
 
-def test_batches_stand_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_unbiased_estimates_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, inputs = small()
     prior, objective = LIAPrior(hidden=(3,)), OBJECTIVES["joint"]
     batches = drawn(monkeypatch)
@@ -372,7 +372,7 @@ def test_batches_stand_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(states[0].moments[f"{name}/exp_avg"].double(), slope, rtol=1e-4, atol=1e-7)
 
 
-def test_what_does_not_fill_a_batch_waits_for_the_next_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_batch_is_left_for_the_next_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, inputs = small()
     batches = drawn(monkeypatch)
     schedule = Schedule(rounds=1, steps=6, last_steps=0, batch=17)  # 5 of 12 items
@@ -393,7 +393,7 @@ def test_a_batch_larger_than_the_data_is_the_data(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 7, 20, 1000])
-def test_parts_put_together_are_the_whole(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concatenated_parts_equal_the_whole(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, inputs = small()
     more = replace(
         rows, gold=np.concatenate([rows.gold, [-1, 2, -1]])
@@ -463,7 +463,7 @@ def test_an_absurd_learning_rate_is_reported() -> None:
     assert not states
 
 
-def test_small_fits_take_one_thread_and_give_the_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_fits_use_one_thread_and_restore_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, inputs = small()
     seen: list[tuple[int, int]] = []
 
@@ -486,7 +486,7 @@ def test_small_fits_take_one_thread_and_give_the_others_back(monkeypatch: pytest
 @pytest.mark.parametrize(
     "schedule", [Schedule(1, 20, 0), Schedule(1, 80, 0, 1000, 0.03)], ids=["all at once", "batches"]
 )
-def test_the_start_takes_the_place_of_the_vote_shares(schedule: Schedule) -> None:
+def test_initial_values_replace_the_vote_shares(schedule: Schedule) -> None:
     rows, features, truth = simulated(0, 60, 5, (0.6, 0.9))
     inputs, prior, objective = Inputs(features), LIAPrior(), OBJECTIVES["joint"]
     votes = vote_shares(LIABatch.of(rows, inputs, torch.float64)).numpy()

@@ -82,7 +82,7 @@ def test_scores_equal_loops_over_the_parameters_of_fits_without_those_labels() -
             assert scores[place] == pytest.approx(expected, abs=1e-9)
 
 
-def test_what_is_held_out_has_not_been_seen() -> None:
+def test_held_out_labels_do_not_affect_the_fit() -> None:
     """With one label turned over, its probability is what was left of it: the fit is the same."""
     rows, seen = crowd(True, items=12, width=2)
     held = folds(rows, 0)
@@ -106,7 +106,7 @@ def test_every_label_is_held_out_once_until_there_are_enough(monkeypatch: pytest
     np.testing.assert_array_equal(np.isnan(scores), ~np.any(folds(rows, 0), axis=0))
 
 
-def test_features_are_believed_where_they_know_something_and_not_where_they_do_not() -> None:
+def test_only_informative_features_get_wide_priors() -> None:
     schedule = Schedule(rounds=5, steps=15, last_steps=50)
     truth = {}
     for informative in (True, False):
@@ -151,7 +151,7 @@ def test_an_estimator_uses_and_reports_the_chosen_prior() -> None:
         _ = given.spreads_
 
 
-def test_a_folder_keeps_the_choice_and_does_not_make_it_again(
+def test_a_folder_saves_the_chosen_prior_and_reuses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     annotations, seen = table()
@@ -174,7 +174,7 @@ def test_a_folder_keeps_the_choice_and_does_not_make_it_again(
         assert other.prior_ == whole.prior_ and other.prior == "held-out"
 
 
-def test_several_questions_have_spreads_as_well() -> None:
+def test_several_questions_have_prior_scales_too() -> None:
     annotations, seen = table()
     questions = pd.concat([annotations.assign(question=name) for name in ("cause", "treat")])
     options = {name: value for name, value in TINY.items() if name != "dependence"}

@@ -258,7 +258,7 @@ def test_repeated_pairs_are_named(tmp_path: Path) -> None:
         (lambda items: pd.Series([0], index=["a"]), "items of gold are text"),
     ],
 )
-def test_gold_that_does_not_fit(gold: Callable[[pd.Index], pd.Series], words: str, tmp_path: Path) -> None:
+def test_invalid_gold_is_refused(gold: Callable[[pd.Index], pd.Series], words: str, tmp_path: Path) -> None:
     frame = table()
     with pytest.raises(ValueError, match=words):
         fit_parquet(
@@ -266,7 +266,7 @@ def test_gold_that_does_not_fit(gold: Callable[[pd.Index], pd.Series], words: st
         )
 
 
-def test_files_that_do_not_fit(tmp_path: Path) -> None:
+def test_invalid_files_are_refused(tmp_path: Path) -> None:
     def refused(path: Path, **options: Any) -> str:
         with pytest.raises(ValueError) as caught:
             fit_parquet(path, channel=dawid_skene, **options)
@@ -435,7 +435,9 @@ def test_temporary_buckets_are_removed_and_work_folders_locked(
         fit_parquet(path, channel=dawid_skene, work=tmp_path / "work")
 
 
-def test_probabilities_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probabilities_are_written_completely_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "results" / "probabilities"
     with fit_parquet(save(table(), tmp_path / "source"), channel=dawid_skene, bucket_rows=300) as result:
         with monkeypatch.context() as patch:

@@ -120,7 +120,7 @@ def test_tasks_of_a_worker_that_dies_go_to_another(client: Any, tmp_path: Path) 
     assert (tmp_path / "killed").exists()
 
 
-def test_faults_of_the_data_come_back_from_the_workers(client: Any, source: Path) -> None:
+def test_errors_in_the_data_are_raised_by_the_client(client: Any, source: Path) -> None:
     for file in source.rglob("*.parquet"):
         pd.read_parquet(file).assign(label=lambda rows: rows["label"].where(rows.index > 0)).to_parquet(file)
     with pytest.raises(ValueError, match="missing values"):

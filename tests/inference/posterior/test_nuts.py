@@ -90,7 +90,7 @@ def test_without_the_jacobian_the_mode_is_the_published_map_estimate() -> None:
     np.testing.assert_allclose(float(items.log_prob(rows.gold).sum()), -202.44341, atol=1e-3)
 
 
-def test_scattered_starts_reveal_the_other_modes() -> None:
+def test_dispersed_starts_reveal_the_other_modes() -> None:
     rows = anaesthetists()
     flat = find_modes(*target_of("dawid_skene", DirichletPrior.named("flat", CLASSES), rows), seed=0)
     assert len(flat) >= 3
@@ -348,7 +348,7 @@ def test_one_program_serves_other_data_of_the_same_shape() -> None:
     ("name", "value"),
     [("chains", 0), ("draws", 0), ("warmup", 0), ("thin", 0), ("max_depth", 0), ("target_accept", 1.0)],
 )
-def test_counts_that_make_no_sense_are_refused(name: str, value: float) -> None:
+def test_invalid_counts_are_refused(name: str, value: float) -> None:
     settings: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"{name} must be"):
         nuts("dawid_skene", anaesthetists(), seed=0, progress=False, **settings)

@@ -219,14 +219,14 @@ def test_attributes_say_what_was_done(tree: xr.DataTree) -> None:
     assert json.loads(tree.attrs["classes"]) == CLASSES
 
 
-def test_a_posterior_read_back_needs_its_file_no_more(tree: xr.DataTree, tmp_path: Path) -> None:
+def test_a_loaded_posterior_does_not_need_its_file(tree: xr.DataTree, tmp_path: Path) -> None:
     save_posterior(tree, tmp_path / "posterior.nc")
     back = load_posterior(tmp_path / "posterior.nc")
     (tmp_path / "posterior.nc").unlink()
     assert back.identical(tree)
 
 
-def test_a_file_gives_the_tree_back(tree: xr.DataTree, tmp_path: Path) -> None:
+def test_a_saved_tree_is_read_back(tree: xr.DataTree, tmp_path: Path) -> None:
     path = tmp_path / "new" / "posterior.nc"
     save_posterior(tree, path)
     back = load_posterior(path)
@@ -252,7 +252,7 @@ def test_a_failed_save_leaves_the_old_file(
     assert path.read_bytes() == before
 
 
-def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+def test_an_unrelated_file_is_refused(tmp_path: Path) -> None:
     for name, attributes, group in (("a.nc", {}, "posterior"), ("b.nc", {"model": "dawid_skene"}, "prior")):
         foreign = xr.DataTree.from_dict({group: xr.Dataset({"x": ("t", np.zeros(3))})})
         foreign.attrs = attributes
@@ -578,7 +578,7 @@ def unnamed(prior: DirichletPrior) -> dict[str, np.ndarray]:
     ).samples
 
 
-def test_scattered_chains_are_renamed_towards_the_votes(flat: xr.DataTree) -> None:
+def test_dispersed_chains_are_relabelled_towards_the_votes(flat: xr.DataTree) -> None:
     raw, order = unnamed(DirichletPrior.named("flat", 4)), array(flat, "sample_stats", "permutation")
     assert (
         dataset(flat, "sample_stats").attrs["renamed"] == 1 and (order != np.arange(4)).any(-1).mean() > 0.2
@@ -718,7 +718,7 @@ def test_features_find_the_classes_that_votes_leave_open() -> None:
 # -----------------------------------
 
 
-def test_a_seed_makes_the_tree(tree: xr.DataTree) -> None:
+def test_the_seed_determines_the_tree(tree: xr.DataTree) -> None:
     again, other = sample(), sample(seed=4)
     for group in tree.children:
         assert dataset(again, group).equals(dataset(tree, group)), group
@@ -749,7 +749,7 @@ def test_a_seed_makes_the_tree(tree: xr.DataTree) -> None:
         ({"chains": 0}, "`chains` must be at least 1"),
     ],
 )
-def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sample(**options)
 

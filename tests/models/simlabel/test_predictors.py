@@ -85,7 +85,7 @@ def test_every_parameter_learns_something(make: Callable[..., Predictor]) -> Non
     assert silent == []
 
 
-def test_options_that_an_architecture_has_not_are_named(make: Callable[..., Predictor]) -> None:
+def test_options_that_an_architecture_lacks_are_named(make: Callable[..., Predictor]) -> None:
     with pytest.raises(ValueError, match=r"options=\{'depth': 3\} do not fit the architecture"):
         make(depth=3)
     with pytest.raises(ValueError, match="one number per item"):
@@ -106,7 +106,7 @@ def test_a_performance_network_starts_with_its_accuracy_on_the_diagonal() -> Non
     )
 
 
-def test_what_performers_say_is_the_truth_through_their_confusion_by_loops() -> None:
+def test_labels_of_performers_are_the_truth_through_their_confusion_by_loops() -> None:
     predictor, x = shaken(Performance(J, L, (4,))).eval().requires_grad_(False), torch.randn(B, 4)
     assert isinstance(predictor, Performance)
     spoken, confusion = predictor(x, ALL), predictor.confusion(x, ALL)
@@ -220,7 +220,7 @@ def test_attention_is_that_of_torch() -> None:
         Queries(J, L, (4,), width=10)
 
 
-def test_annotators_with_one_query_say_the_same_until_they_have_something_of_their_own() -> None:
+def test_annotators_who_share_a_query_agree_until_their_offsets_differ() -> None:
     predictor, x = Queries(J, L, (4,)).eval(), torch.randn(B, 4)
     with torch.no_grad():
         predictor.query[1] = predictor.query[0]

@@ -332,7 +332,9 @@ def test_renaming_annotators_and_classes_changes_nothing() -> None:
     )
 
 
-def test_what_is_imputed_is_missing_sure_and_by_the_soft_label(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imputed_labels_are_missing_confident_and_from_the_soft_label(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     labels = crowd(0.5, items=20)
     model = channel(labels, SoftLabelOptions(threshold=0.2))
     soft, usable = model.soft(
@@ -431,9 +433,7 @@ def test_withdrawn_pairs_are_never_imputed() -> None:
 
 
 @pytest.mark.parametrize("most", [256, 1])
-def test_imputed_labels_take_the_place_of_soft_ones_in_the_loss(
-    most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_imputed_labels_replace_soft_ones_in_the_loss(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soft_labels, "MAX_EXTRA_ANNOTATORS", most)
     labels = crowd(0.5, items=20)
     how = SoftLabelOptions("uniform", threshold=0.1, imputed="loss", kl_weight=0.5)
@@ -459,7 +459,7 @@ def test_imputed_labels_take_the_place_of_soft_ones_in_the_loss(
     assert pass_through(model, 1, 6).item.sort().values.equal(imputed.item)
 
 
-def test_of_many_annotators_some_are_drawn_who_stand_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_subset_represents_many_annotators(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = crowd(0.3, items=6, annotators=12)
     labels[:, 6:] = -1  # six have labelled nothing of the batch
     model = channel(labels, SoftLabelOptions("uniform"))
@@ -475,7 +475,7 @@ def test_of_many_annotators_some_are_drawn_who_stand_for_the_others(monkeypatch:
     assert few == pytest.approx(value(skipped), abs=1e-14)
 
 
-def test_answers_are_the_same_however_many_items_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_sizes_do_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     model = channel(crowd(0.5, items=20), SoftLabelOptions())
     labels = model.training_labels
     whole = (
