@@ -449,7 +449,7 @@ def test_imputed_labels_replace_soft_ones_in_the_loss(most: int, monkeypatch: py
         imputed.item.tolist(), imputed.annotator.tolist(), imputed.label.tolist(), strict=True
     ):
         change += float(-log_label[i, k, l] - model._divergence(log_label, soft)[i, k])
-    if most == 1:  # every annotator labelled something: all are asked, and each stands for itself alone
+    if most == 1:  # every annotator labelled something: all are drawn, each for itself alone
         assert set(np.nonzero(labels >= 0)[1]) == set(range(J))
     for one in (model, plain):
         one.start_epoch(1, 9, lambda: seen(20))
