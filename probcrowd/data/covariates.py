@@ -90,7 +90,8 @@ class Covariates:
             known = ", ".join(self.columns) or "none"
             raise ValueError(
                 f"the model needs the covariate {name!r}; the table has {known}: add it to "
-                "annotator_covariates or item_covariates of Annotations"
+                "annotator_covariates or item_covariates of Annotations (commands: "
+                "--annotator-covariates, --item-covariates)"
             )
         return self.columns[name]
 

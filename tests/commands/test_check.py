@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from click.testing import CliRunner, Result
+from example_covariates import annotations_for
 from matplotlib import pyplot as plt
 from scipy.special import entr
 
@@ -295,7 +296,9 @@ def posterior_of(run: Run) -> Sampled:
             tree = (
                 run.trees[model]
                 if model in run.trees
-                else sample_posterior(annotations, model, features=given, **few)
+                else sample_posterior(
+                    annotations_for(MODELS[model], annotations), model, features=given, **few
+                )
             )
         gold = np.where(np.arange(len(array(tree, "constant_data", "gold"))) % 2, 0, -1)
         return tree, check_posterior(tree, seed=0, gold=gold), gold

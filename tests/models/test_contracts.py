@@ -15,9 +15,9 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from example_covariates import rows_for
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
-from probcrowd.data.covariates import Covariates
 from probcrowd.data.rows import Rows
 from probcrowd.inference.posterior.density import Target, compiled, make_data, make_target
 from probcrowd.inference.posterior.gibbs import gibbs
@@ -32,31 +32,15 @@ EVERY = pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: mode
 pytestmark = pytest.mark.usefixtures("double_precision")
 
 
-def covariates(names: tuple[str, ...], size: int, axes: set[str]) -> Covariates:
-    """Two groups for covariates that name an axis, numbers for others."""
-    columns = {name: np.arange(size) % 2 if name in axes else np.linspace(-1, 1, size) for name in names}
-    return Covariates(columns, tuple((name, ("even", "odd")) for name in names if name in axes))
-
-
 def panel(model: Model, items: int) -> Rows:
     """A full panel of annotators who are right with 0.75, with weights; no gold."""
     generator = np.random.default_rng(0)
-    axes = {axis for dims in model.dims.values() for axis in dims}
     item, annotator = np.repeat(np.arange(items), ANNOTATORS), np.tile(np.arange(ANNOTATORS), items)
     truth = np.arange(items) % CLASSES
     right = generator.random(len(item)) < 0.75
     label = np.where(right, truth[item], generator.integers(CLASSES, size=len(item)))
-    return Rows(
-        item,
-        annotator,
-        label,
-        generator.uniform(0.5, 2, len(item)),
-        np.full(items, -1),
-        ANNOTATORS,
-        CLASSES,
-        covariates(model.annotator_covariates, ANNOTATORS, axes),
-        covariates(model.item_covariates, items, axes),
-    )
+    weight, gold = generator.uniform(0.5, 2, len(item)), np.full(items, -1)
+    return rows_for(model, Rows(item, annotator, label, weight, gold, ANNOTATORS, CLASSES))
 
 
 def problem(

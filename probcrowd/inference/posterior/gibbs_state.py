@@ -76,7 +76,8 @@ def make_table(model: Model, rows: Rows, embeddings: Float[np.ndarray, "i d"] | 
         embeddings = np.empty((rows.num_items, 0))
     if len(embeddings) != rows.num_items or not np.isfinite(embeddings).all():
         raise ValueError(
-            f"embeddings must be finite, one per item: shape {embeddings.shape} for {rows.num_items} items"
+            "embeddings must be finite, one per item: "
+            f"got shape {embeddings.shape} for {rows.num_items} items"
         )
     num_items, num_annotators, num_classes = rows.num_items, rows.num_annotators, rows.num_classes
     # Compiled code does not check indices

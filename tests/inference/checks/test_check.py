@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from example_covariates import annotations_for
 
 from probcrowd.data.annotations import Annotations
 from probcrowd.data.files import anesthesia
@@ -673,9 +674,9 @@ def test_models_that_take_long_to_compile_are_checked(model: str) -> None:
 def check_model(model: str) -> None:
     features = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 2))) if MODELS[model].features else None
     gold = pd.Series([0, 1], index=[2, 5])
-    tree = sample_posterior(
-        small(), model, features=features, gold=gold, seed=0, chains=2, warmup=10, draws=30, progress=False
-    )
+    sizes = {"chains": 2, "warmup": 10, "draws": 30, "progress": False}
+    annotations = annotations_for(MODELS[model], small())
+    tree = sample_posterior(annotations, model, features=features, gold=gold, seed=0, **sizes)
     checked = check_posterior(tree, seed=0, gold=np.array([0, 1, 0, 1, 0, 1, 0, 1, -1]))
     read = json.loads(
         to_json(checked.findings), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from example_covariates import annotations_for
 
 from probcrowd import Annotations
 from probcrowd.inference.posterior import sample as sample_module
@@ -55,7 +56,7 @@ def tree_of(model: str) -> xr.DataTree:
     truth, item = generator.integers(2, size=12), np.repeat(np.arange(12), 3)
     label = np.where(generator.random(36) < 0.8, truth[item], 1 - truth[item])
     frame = pd.DataFrame({"item": item, "annotator": np.tile(list("abc"), 12), "label": label})
-    annotations = Annotations.from_frame(frame.drop([1, 5, 6]))
+    annotations = annotations_for(MODELS[model], Annotations.from_frame(frame.drop([1, 5, 6])))
     features = (
         pd.DataFrame(generator.normal(size=(12, 2)) + truth[:, None]) if MODELS[model].features else None
     )

@@ -135,13 +135,11 @@ def test_realigned_draws_agree_without_another_renaming() -> None:
     assert switching(permutation).share > 0.5 and switching(alignment(renamed)).share == 0
 
 
-@pytest.mark.parametrize(
-    "model", [model for model in MODELS.values() if model.exchangeable], ids=lambda model: model.name
-)
-def test_realign_knows_the_sites_of_every_exchangeable_model(model: Model) -> None:
+@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
+def test_realign_permutes_the_true_classes_of_every_model(model: Model) -> None:
     sizes = {"true_class": 3, "given_label": 3, "logit": 2, "annotator": 4, "item": 5, "dimension": 2}
     samples = {
-        site: np.random.default_rng(3).random((1, 2, *(sizes[axis] for axis in axes)))
+        site: np.random.default_rng(3).random((1, 2, *(sizes.get(axis, 2) for axis in axes)))
         for site, axes in model.dims.items()
     }
     turned = realign(samples, np.tile([1, 2, 0], (1, 2, 1)), model.dims)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import numpyro
 import pytest
+from example_covariates import rows_for
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import Distribution, constraints
@@ -57,7 +58,7 @@ def run(name: str, sampler: Any, classes: int = 2, **changed: Any) -> Calibratio
     return calibrate(
         name,
         MODELS[name].prior(classes),
-        design(classes=classes),
+        rows_for(MODELS[name], design(classes=classes)),
         sampler=sampler,
         dimension=dimension,
         **settings | changed,
