@@ -145,6 +145,17 @@ def test_pareto_k(k: float, bad: int) -> None:
     assert ("1 of 2 units" in reliability(result)) is bool(bad)
 
 
+@pytest.mark.parametrize(("k", "share"), [(0.7, 0.0), (0.7 + ABOVE, 0.5)])
+def test_pareto_k_counted_in_the_finding(k: float, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = xr.DataArray(
+        np.random.default_rng(0).normal(size=(2, 50, 2)) / 100, {"item": [0, 1]}, ("chain", "draw", "item")
+    )
+    result = loo(terms)
+    result.pareto_k, result.good_k = np.array([0.1, k]), 0.7
+    monkeypatch.setattr(check, "loo", lambda *_: result)
+    assert check._leave_one_out(terms, "item")[0].value == share
+
+
 def predictive_check(by_entry: float, overall: float) -> PredictiveCheck:
     numbers = {"observed": 0.5, "mean": 0.5, "lower": 0.4, "upper": 0.6, "p": overall}
     return PredictiveCheck(pd.DataFrame([numbers]), pd.Series(numbers), by_entry, 0.0)
