@@ -95,7 +95,7 @@ def _unexplained(
     total, unexplained = (
         np.bincount(
             labels.item[left], agree[used] - _agreement(labels, left, right, others, known), num_items
-        )
+        ).astype(np.float64)  # integers without row pairs
         for known in (np.minimum(label, 0), label)
     )
     return share_unexplained(total, unexplained)

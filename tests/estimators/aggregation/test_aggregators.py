@@ -35,16 +35,16 @@ HISTORY, EVENTS = (
     [name for name, kind in AGGREGATORS.items() if ability in kind.supports]
     for ability in ("history", "events")
 )
-SILENT = ["majority-vote", "kos"]  # nothing that they raise
+SILENT = ["majority-vote", "kos"]  # without an objective
 every = pytest.mark.parametrize("name", NAMES)
-# Those whose rows count alike however a table is written down; "averaged" leaves one row at a time out
+# A weight of 2 equals a repeated row for these; "averaged" leaves rows out one at a time
 COUNTING = [(name, {}) for name in ("majority-vote", "hierarchical-dawid-skene", "mace", "glad", "kos")]
 COUNTING = (
     COUNTING[:1]
     + COUNTING[2:]
     + [(n, {"confidence": c}) for n in HISTORY for c in ("plug-in", "variational")]
 )
-OTHERS: dict[str, dict[str, Any]] = {  # every parameter, none at its default
+OTHERS: dict[str, dict[str, Any]] = {  # every parameter, at a value other than its default
     "majority-vote": {"ties": "first", "random_state": 3},
     "dawid-skene": {
         "prior": "stan",
@@ -126,7 +126,7 @@ def codes(
 
 
 def require_sound(fitted: Aggregator) -> None:
-    """What holds of every fit."""
+    """Check properties that every fit has."""
     p = fitted.probabilities_
     assert np.isfinite(p.to_numpy()).all() and (p.to_numpy() >= 0).all()
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-12)
@@ -135,7 +135,7 @@ def require_sound(fitted: Aggregator) -> None:
     )
     assert (
         fitted.labels_.to_numpy() == p.columns.to_numpy()[p.to_numpy().argmax(1)]
-    ).mean() > 0.99  # but for ties in rounding
+    ).mean() > 0.99  # except ties within rounding
     items = fitted.items_
     np.testing.assert_array_equal(items["probability"], p.max(axis=1))
     assert list(items.columns) == ["label", "probability", "num_labels", "tied", "known", "flag"]
@@ -181,7 +181,7 @@ def test_parameters_follow_scikit_learn(name: str) -> None:
 
 
 @every
-def test_a_clone_of_a_fit_is_not_fitted_and_fits_alike(name: str) -> None:
+def test_a_clone_is_unfitted_and_fits_identically(name: str) -> None:
     table, _ = simulate()
     options = {key: value for key, value in OTHERS[name].items() if key not in ("abstentions", "progress")}
     fitted = make(name, **options).fit(table)
@@ -192,7 +192,7 @@ def test_a_clone_of_a_fit_is_not_fitted_and_fits_alike(name: str) -> None:
 
 
 @every
-def test_nothing_can_be_asked_before_the_fit(name: str) -> None:
+def test_results_before_a_fit_raise_not_fitted_error(name: str) -> None:
     aggregator, (table, gold) = make(name), simulate()
     for ask in (aggregator.predict, aggregator.predict_proba, aggregator.describe):
         for argument in (None, table):
@@ -210,7 +210,7 @@ def test_nothing_can_be_asked_before_the_fit(name: str) -> None:
 
 
 @every
-def test_a_fit_forgets_the_one_before(name: str) -> None:
+def test_refitting_discards_the_previous_fit(name: str) -> None:
     old, gold = simulate(0, items=30, annotators=9)
     new, _ = simulate(1)
     reused, fresh = make(name), make(name).fit(new)
@@ -282,7 +282,7 @@ def test_bad_parameters_raise_at_fit_and_name_the_choices(
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in EVENTS])
-def test_models_without_events_say_so(name: str) -> None:
+def test_models_without_events_reject_them(name: str) -> None:
     aggregator = make(name)
     aggregator.abstentions = "event"
     with pytest.raises(
@@ -291,13 +291,13 @@ def test_models_without_events_say_so(name: str) -> None:
         aggregator.fit(simulate()[0])
 
 
-def test_names_are_found_in_any_writing() -> None:
+def test_names_match_any_spelling() -> None:
     assert find_aggregator("Dawid_Skene") is DawidSkene
     with pytest.raises(ValueError, match="'median': choose one of majority-vote, dawid-skene"):
         find_aggregator("median")
 
 
-# 2. Answers under the user's ids
+# 2. Results under the user's ids
 
 IDS: dict[str, Any] = {
     "int": lambda names: names.str[1:].astype(int),
@@ -312,7 +312,7 @@ IDS: dict[str, Any] = {
 }
 
 
-RARE = ["nullable int", "arrow int", "dates", "arrow bool"]  # of these, one of each family
+RARE = ["nullable int", "arrow int", "dates", "arrow bool"]  # tested with one aggregator of each family
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ RARE = ["nullable int", "arrow int", "dates", "arrow bool"]  # of these, one of 
         if kind not in RARE or name in ("majority-vote", "dawid-skene", "glad")
     ],
 )
-def test_answers_are_under_the_users_ids_whatever_they_are(name: str, kind: str) -> None:
+def test_results_have_the_users_ids_of_any_type(name: str, kind: str) -> None:
     table, truth = simulate(items=15)
     plain = make(name).fit(table, truth.head(2))
     change = IDS[kind]
@@ -379,7 +379,7 @@ def test_every_fit_is_sound(name: str, classes: int) -> None:
     assert np.corrcoef(fitted.annotators_["accuracy"], accuracy[fitted.annotators_.index])[0, 1] > 0.7
 
 
-def test_ties_are_said() -> None:
+def test_ties_are_reported() -> None:
     table = pd.DataFrame(
         {"item": [1, 1, 2, 3, 3], "annotator": [1, 2, 1, 1, 2], "label": ["b", "a", "b", "b", "a"]}
     )
@@ -400,7 +400,7 @@ def test_ties_are_said() -> None:
     assert twice[0] == twice[1]
 
 
-def test_scores_need_gold_of_the_items() -> None:
+def test_score_needs_gold_of_these_items() -> None:
     table, truth = simulate()
     fitted = make("dawid-skene").fit(table)
     with pytest.raises(ValueError, match="no class of any of the items: its ids are 'x'"):
@@ -412,13 +412,15 @@ def test_scores_need_gold_of_the_items() -> None:
 
 
 @every
-def test_the_order_of_rows_changes_the_order_of_answers_alone(name: str) -> None:
+def test_row_order_only_changes_the_order_of_results(name: str) -> None:
     table, truth = simulate(3, items=80)
     straight, shuffled = (
         make(name).fit(table, truth.head(4)),
         make(name).fit(table.sample(frac=1, random_state=1), truth.head(4)),
     )
-    atol = 0.02 if name == "kos" else 2e-4  # starts are drawn by place; others differ by where they stop
+    atol = (
+        0.02 if name == "kos" else 2e-4
+    )  # starts depend on positions; the others stop at slightly different points
     np.testing.assert_allclose(
         shuffled.predict_proba().loc[straight.predict_proba().index], straight.predict_proba(), atol=atol
     )
@@ -428,7 +430,7 @@ def test_the_order_of_rows_changes_the_order_of_answers_alone(name: str) -> None
 
 
 @every
-def test_new_names_permute_answers_alone(name: str) -> None:
+def test_renaming_only_permutes_results(name: str) -> None:
     table, truth = simulate(4, 2 if name == "kos" else 3, items=80)
     classes = sorted(set(table["label"]))
     renamed = dict(zip(classes, ["z", "m", "b"], strict=False))  # in another order
@@ -458,8 +460,10 @@ def test_a_weight_of_two_is_a_row_twice(name: str, options: dict[str, Any]) -> N
     twice = table.iloc[::3]
     doubled = Annotations.from_frame(pd.concat([table, twice]), duplicates="count")
     heavy = Annotations.from_frame(table.assign(w=np.where(table.index % 3 == 0, 2.0, 1.0)), weight="w")
-    atol = {"kos": 0.02, "mace": 2e-3, "zencrowd": 1e-3}.get(name, 1e-4)  # starts by place; where they stop
-    pair = [make(name, **options).fit(said).predict_proba() for said in (doubled, heavy)]
+    atol = {"kos": 0.02, "mace": 2e-3, "zencrowd": 1e-3}.get(
+        name, 1e-4
+    )  # starts depend on positions; stopping points differ
+    pair = [make(name, **options).fit(annotations).predict_proba() for annotations in (doubled, heavy)]
     np.testing.assert_allclose(pair[0], pair[1], atol=atol)
     once = make(name, **options).fit(table).predict_proba()
     assert np.abs(once - pair[0]).to_numpy().max() > 10 * atol
@@ -468,11 +472,11 @@ def test_a_weight_of_two_is_a_row_twice(name: str, options: dict[str, Any]) -> N
 @every
 def test_an_annotator_without_rows_changes_nothing(name: str) -> None:
     table, _ = simulate(6)
-    everyone = [*table["annotator"].unique(), "nobody"]
-    alone, more = make(name).fit(table), make(name).fit(Annotations.from_frame(table, annotators=everyone))
-    atol = 2e-3 if name == "mace" else 1e-9  # whose starts are drawn for all annotators
+    ids = [*table["annotator"].unique(), "idle"]
+    alone, more = make(name).fit(table), make(name).fit(Annotations.from_frame(table, annotators=ids))
+    atol = 2e-3 if name == "mace" else 1e-9  # starts are drawn for all annotators
     np.testing.assert_allclose(more.predict_proba(), alone.predict_proba(), atol=atol)
-    assert list(more.annotators_.index) == everyone and more.annotators_.loc["nobody", "num_labels"] == 0
+    assert list(more.annotators_.index) == ids and more.annotators_.loc["idle", "num_labels"] == 0
     require_sound(more)
 
 
@@ -489,10 +493,10 @@ def test_an_item_without_rows_has_the_class_prior_and_a_flag(name: str) -> None:
         and blank["num_labels"] == 0
         and (fitted.items_["flag"] == "").sum() == len(items) - 1
     )
-    expected = np.full(2, 0.5) if name == "majority-vote" else fitted.class_prior_  # nobody voted
+    expected = np.full(2, 0.5) if name == "majority-vote" else fitted.class_prior_  # no votes
     tolerance = (
         0.02 if name == "hierarchical-dawid-skene" else 1e-9
-    )  # its own share is left out of the mean there
+    )  # the class prior leaves out the item's own share
     np.testing.assert_allclose(fitted.predict_proba().loc["blank"], expected, atol=tolerance)
     if name in EVENTS:
         assert abs(fitted.class_prior_.iloc[0] - 0.5) > 0.05
@@ -502,47 +506,47 @@ def test_an_item_without_rows_has_the_class_prior_and_a_flag(name: str) -> None:
 
 
 @every
-def test_the_fitted_table_has_the_fitted_answers(name: str) -> None:
+def test_predicting_the_fitted_table_returns_the_fitted_results(name: str) -> None:
     table, truth = simulate(8)
-    said = Annotations.from_frame(table.assign(w=1 + table.index % 3), weight="w")
+    annotations = Annotations.from_frame(table.assign(w=1 + table.index % 3), weight="w")
     for options in [{}] + (
         [{"confidence": c} for c in ("variational", "plug-in")] if name in HISTORY else []
     ):
-        fitted = make(name, **options).fit(said, truth.head(5))
-        np.testing.assert_array_equal(fitted.predict_proba(said), fitted.predict_proba())
-        pd.testing.assert_series_equal(fitted.predict(said), fitted.predict())
+        fitted = make(name, **options).fit(annotations, truth.head(5))
+        np.testing.assert_array_equal(fitted.predict_proba(annotations), fitted.predict_proba())
+        pd.testing.assert_series_equal(fitted.predict(annotations), fitted.predict())
         some = Annotations.from_frame(
-            said.to_frame().iloc[::-1].query("item in ['i3', 'i40']"), weight="weight"
+            annotations.to_frame().iloc[::-1].query("item in ['i3', 'i40']"), weight="weight"
         )
         np.testing.assert_array_equal(fitted.predict_proba(some), fitted.predict_proba().loc[["i40", "i3"]])
 
 
 @pytest.mark.parametrize("name", HISTORY)
-def test_new_items_are_judged_by_bayes_rule(name: str) -> None:
+def test_new_items_follow_bayes_rule(name: str) -> None:
     table, _ = simulate(9)
     new, _ = simulate(10, items=12)
     new["item"] = "new " + new["item"]
     fitted = make(name, confidence="plug-in").fit(table)
-    for item, found in fitted.predict_proba(new).iterrows():
+    for item, result in fitted.predict_proba(new).iterrows():
         product = fitted.class_prior_.to_numpy().copy()
         for _, row in new.loc[new["item"] == item].iterrows():
             product *= fitted.confusion_.loc[row["annotator"]][row["label"]].to_numpy()
-        np.testing.assert_allclose(found, product / product.sum(), atol=1e-9)
+        np.testing.assert_allclose(result, product / product.sum(), atol=1e-9)
 
 
 @every
-def test_new_items_are_judged_as_in_a_fit_of_all(name: str) -> None:
+def test_new_items_are_predicted_as_in_a_fit_of_all_items(name: str) -> None:
     table, truth = simulate(11, items=300, per_item=5)
     old, new = table.iloc[:1000], table.iloc[1000:]
     fitted, known = make(name).fit(old), truth[new["item"].unique()]
-    found = fitted.predict_proba(new)
-    assert np.abs(found - make(name).fit(table).predict_proba().loc[found.index]).to_numpy().mean() < 0.03
-    assert fitted.score(new, known) > 0.9 and list(found.index) == list(known.index)
+    result = fitted.predict_proba(new)
+    assert np.abs(result - make(name).fit(table).predict_proba().loc[result.index]).to_numpy().mean() < 0.03
+    assert fitted.score(new, known) > 0.9 and list(result.index) == list(known.index)
     assert fitted.describe(new)["num_labels"].eq(5).all()
 
 
 @every
-def test_unknown_annotators_are_told_and_flagged(name: str) -> None:
+def test_unknown_annotators_are_warned_about_and_flagged(name: str) -> None:
     table, _ = simulate(12)
     fitted = make(name).fit(table)
     new = pd.DataFrame(
@@ -559,21 +563,21 @@ def test_unknown_annotators_are_told_and_flagged(name: str) -> None:
         match="1 annotators are not known from the fit and "
         f"{meaning.get(name, 'are taken as the prior has them')}: 'zoe'",
     ):
-        found = fitted.describe(new)
-    assert found["flag"].tolist() == ["", "unknown annotators only"] and found["num_labels"].tolist() == [
+        result = fitted.describe(new)
+    assert result["flag"].tolist() == ["", "unknown annotators only"] and result["num_labels"].tolist() == [
         2,
         1,
     ]
     with pytest.warns(UserWarning, match="'zoe'"):
         probability = fitted.predict_proba(new).loc["n2", "c1"]
-    if "left out" in meaning.get(name, "") or name == "zencrowd":  # a flat prior believes nobody
+    if "left out" in meaning.get(name, "") or name == "zencrowd":  # a flat prior trusts no annotator
         assert abs(probability - 0.5) < 1e-12
     else:
         assert probability > 0.5
 
 
 @every
-def test_labels_that_the_fit_does_not_know_are_refused(name: str) -> None:
+def test_labels_that_are_not_in_the_fit_are_rejected(name: str) -> None:
     fitted = make(name).fit(simulate(13)[0])
     new = pd.DataFrame({"item": ["n1", "n2"], "annotator": ["a1", "a1"], "label": ["c1", "c7"]})
     with pytest.raises(
@@ -586,7 +590,7 @@ def test_labels_that_the_fit_does_not_know_are_refused(name: str) -> None:
     assert list(fitted.predict_proba(wider).columns) == ["c0", "c1"]
 
 
-# 4. What is raised never falls
+# 4. The objective never falls
 
 
 @pytest.mark.parametrize(
@@ -610,8 +614,8 @@ def test_the_objective_never_falls(name: str, confidence: str) -> None:
 
 
 @every
-def test_gold_is_certain_and_helps_the_others(name: str) -> None:
-    """Two good annotators against three who say the opposite: the votes mislead, gold tells who is who."""
+def test_gold_is_certain_and_improves_the_other_items(name: str) -> None:
+    """Two good annotators against three who give the opposite label: votes mislead, gold corrects them."""
     rng = np.random.default_rng(0)
     truth = rng.integers(2, size=60)
     flip = rng.random((60, 5)) < [0.1, 0.1, 0.9, 0.9, 0.9]
@@ -629,7 +633,7 @@ def test_gold_is_certain_and_helps_the_others(name: str) -> None:
 
 
 @every
-def test_gold_is_read_with_care(name: str) -> None:
+def test_gold_is_validated(name: str) -> None:
     table, truth = simulate(14)
     plain = make(name).fit(table).predict_proba()
     foreign = pd.Series({"elsewhere": "c0", "i3": None})
@@ -651,7 +655,7 @@ def test_gold_is_read_with_care(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HISTORY)
-def test_a_long_history_is_not_forgotten(name: str) -> None:
+def test_a_long_history_determines_the_annotator(name: str) -> None:
     table, _ = simulate(15, least=0.9, most=0.95)
     liar = pd.DataFrame(
         {
@@ -661,16 +665,16 @@ def test_a_long_history_is_not_forgotten(name: str) -> None:
             "count": [3e4, 7e4] * 2,
         }
     )
-    said = table["annotator"].eq("a0").sum()
+    number = table["annotator"].eq("a0").sum()
     fitted = make(name).fit(table, history=liar)
     rows = fitted.confusion_.loc["a0"].to_numpy()
     assert (
-        np.abs(rows - [[0.3, 0.7], [0.7, 0.3]]).max() < 2 * said / 2e5
+        np.abs(rows - [[0.3, 0.7], [0.7, 0.3]]).max() < 2 * number / 2e5
         and make(name).fit(table).confusion_.loc["a0"].to_numpy()[0, 0] > 0.7
     )
     assert (
         abs(fitted.annotators_.loc["a0", "accuracy"] - 0.3) < 0.001
-        and fitted.annotators_.loc["a0", "num_labels"] <= said + 1e-9
+        and fitted.annotators_.loc["a0", "num_labels"] <= number + 1e-9
     )
     unheard = make(name).fit(table, history=liar.assign(annotator="earlier"))
     assert (
@@ -722,14 +726,14 @@ def test_counts_of_one_fit_are_the_history_of_the_next(name: str) -> None:
         ({"annotator": 5}, "of several kinds: text 'a., number 5|of several kinds"),
     ],
 )
-def test_a_bad_history_is_refused_by_row(change: dict[str, Any], words: str) -> None:
+def test_errors_in_a_history_name_the_rows(change: dict[str, Any], words: str) -> None:
     table, _ = simulate(18)
     history = make("dawid-skene").fit(table).counts_
     with pytest.raises(ValueError, match=words):
         make("dawid-skene").fit(table, history=history.assign(**change))
 
 
-def test_a_history_has_its_columns_and_its_takers() -> None:
+def test_a_history_needs_its_columns_and_a_model_that_supports_it() -> None:
     table, _ = simulate(18)
     history = make("dawid-skene").fit(table).counts_
     with pytest.raises(ValueError, match="needs the columns .*; count, label is missing"):
@@ -750,21 +754,23 @@ def test_a_history_has_its_columns_and_its_takers() -> None:
 
 
 @every
-def test_abstentions_are_as_if_their_rows_were_not_there(name: str) -> None:
+def test_ignored_abstentions_equal_absent_rows(name: str) -> None:
     table, truth = simulate(19)
     silent = table.assign(label=np.where(table.index % 7 == 0, "?", table["label"]))
     silent.loc[silent["item"] == "i5", "label"] = "?"
-    said = silent.loc[silent["label"] != "?"]
-    kept = Annotations.from_frame(said, items=table["item"].unique(), annotators=table["annotator"].unique())
+    annotations = silent.loc[silent["label"] != "?"]
+    retained = Annotations.from_frame(
+        annotations, items=table["item"].unique(), annotators=table["annotator"].unique()
+    )
     fitted, expected = (
         make(name, abstention="?").fit(silent, truth.head(3)),
-        make(name).fit(kept, truth.head(3)),
+        make(name).fit(retained, truth.head(3)),
     )
     np.testing.assert_array_equal(fitted.predict_proba(), expected.predict_proba())
     assert list(fitted.classes_) == ["c0", "c1"] and list(fitted.confusion_.columns) == ["c0", "c1"]
     assert fitted.items_.loc["i5", "flag"] == "no labels" and fitted.items_.loc["i5", "num_labels"] == 0
     np.testing.assert_array_equal(fitted.predict_proba(silent), fitted.predict_proba())
-    new = said.assign(item="n" + said["item"])
+    new = annotations.assign(item="n" + annotations["item"])
     np.testing.assert_array_equal(fitted.predict_proba(new), expected.predict_proba(new))
     nothing = fitted.describe(new.head(2).assign(label="?"))  # a batch of abstentions alone
     assert nothing["flag"].eq("no labels").all() and nothing["num_labels"].eq(0).all()
@@ -778,8 +784,8 @@ def test_abstentions_are_as_if_their_rows_were_not_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_an_abstention_as_an_event_tells_of_the_class(name: str) -> None:
-    """All are silent on seven in ten items of class 0 and on one in ten of class 1."""
+def test_abstentions_as_events_are_informative(name: str) -> None:
+    """All annotators abstain on 70 % of items of class 0 and on 10 % of class 1."""
     rng = np.random.default_rng(0)
     truth = rng.integers(2, size=600)
     silent = rng.random((600, 4)) < np.where(truth == 0, 0.7, 0.1)[:, None]
@@ -793,9 +799,9 @@ def test_an_abstention_as_an_event_tells_of_the_class(name: str) -> None:
     np.testing.assert_allclose(
         fitted.confusion_.groupby("true_class")["?"].mean(), [0.7, 0.1], atol=0.06
     )  # sqrt(.7 .3 / 1200) = .013, and EM
-    said = np.array([[0.27, 0.03, 0.7], [0.09, 0.81, 0.1]])
+    confusion = np.array([[0.27, 0.03, 0.7], [0.09, 0.81, 0.1]])
     column = {"0": 0, "1": 1, "?": 2}
-    log = np.log(said[:, [[column[l] for l in row] for row in label]]).sum(2).T
+    log = np.log(confusion[:, [[column[l] for l in row] for row in label]]).sum(2).T
     bayes = np.exp(log - log.max(1, keepdims=True))
     bayes /= bayes.sum(1, keepdims=True)
     assert np.abs(fitted.predict_proba().to_numpy() - bayes).mean() < 0.03
@@ -822,7 +828,7 @@ def test_an_abstention_as_an_event_tells_of_the_class(name: str) -> None:
 
 
 def averaged_by_hand(
-    said: Annotations,
+    annotations: Annotations,
     gold: np.ndarray,
     r: np.ndarray,
     prior: np.ndarray,
@@ -833,16 +839,16 @@ def averaged_by_hand(
 ) -> np.ndarray:
     """Probabilities at posterior means without the item's counts. prior: (j, k, l), or (j, 2) of a coin."""
     num_items, num_classes = r.shape
-    weight = np.ones(len(said)) if said.weight is None else said.weight
-    counts = np.zeros((said.num_annotators, num_classes, num_classes))
-    for i, j, l, w in zip(said.item, said.annotator, said.label, weight, strict=True):
+    weight = np.ones(len(annotations)) if annotations.weight is None else annotations.weight
+    counts = np.zeros((annotations.num_annotators, num_classes, num_classes))
+    for i, j, l, w in zip(annotations.item, annotations.annotator, annotations.label, weight, strict=True):
         counts[j, :, l] += w * r[i]
-    found = np.zeros(r.shape)
+    result = np.zeros(r.shape)
     for i in range(num_items):
         if gold[i] >= 0:
-            found[i, gold[i]] = 1
+            result[i, gold[i]] = 1
             continue
-        rows = np.flatnonzero(said.item == i)
+        rows = np.flatnonzero(annotations.item == i)
         worth = 1 / (1 + (len(rows) - 1) * rho)
         log = np.zeros(num_classes)
         for k in range(num_classes):
@@ -851,7 +857,7 @@ def averaged_by_hand(
                     (r[:, k].sum() - r[i, k] + class_prior[k]) / (num_items - 1 + class_prior.sum())
                 )
             for n in rows:
-                j, l, w = said.annotator[n], said.label[n], weight[n]
+                j, l, w = annotations.annotator[n], annotations.label[n], weight[n]
                 if coin:
                     right, total = counts[j].trace() - w * r[i, l], counts[j].sum() - w
                     wrong = (total - right + prior[j, 1]) / (num_classes - 1)
@@ -862,32 +868,37 @@ def averaged_by_hand(
                         counts[j, k].sum() - own + prior[j, k].sum()
                     )
                 log[k] += worth * w * math.log(mean)
-        found[i] = np.exp(log - log.max()) / np.exp(log - log.max()).sum()
-    return found
+        result[i] = np.exp(log - log.max()) / np.exp(log - log.max()).sum()
+    return result
 
 
 @pytest.mark.parametrize("name", HISTORY)
 @pytest.mark.parametrize("extra", ["nothing", "weights", "gold", "history"])
-def test_averaged_probabilities_are_those_of_the_formula(name: str, extra: str) -> None:
+def test_averaged_probabilities_match_the_formula(name: str, extra: str) -> None:
     table, truth = simulate(20, 3, items=40, annotators=8)
     earlier = make(name).fit(simulate(21, 3, annotators=8)[0]).counts_ if extra == "history" else None
     weight = {"weight": "w"} if extra == "weights" else {}
-    said = Annotations.from_frame(table.assign(w=0.5 + table.index % 3), **weight)
+    annotations = Annotations.from_frame(table.assign(w=0.5 + table.index % 3), **weight)
     known = truth.head(6) if extra == "gold" else None
     options: dict[str, Any] = {"class_prior": "learned"} if name == "one-coin" else {}
     averaged, plugged = (
-        make(name, confidence=c, **options).fit(said, known, history=earlier) for c in ("averaged", "plug-in")
+        make(name, confidence=c, **options).fit(annotations, known, history=earlier)
+        for c in ("averaged", "plug-in")
     )
     r = plugged.predict_proba().to_numpy()
     if name == "fast-dawid-skene":
         r = np.eye(3)[r.argmax(1)]
-    gold = np.full(40, -1) if known is None else said.classes.get_indexer(known.reindex(said.items))
+    gold = (
+        np.full(40, -1)
+        if known is None
+        else annotations.classes.get_indexer(known.reindex(annotations.items))
+    )
     past = np.zeros((8, 3, 3))
     if earlier is not None:
         place = averaged.annotators_.index.get_indexer(earlier["annotator"])
         np.add.at(
             past,
-            (place, *(said.classes.get_indexer(earlier[c]) for c in ("true_class", "label"))),
+            (place, *(annotations.classes.get_indexer(earlier[c]) for c in ("true_class", "label"))),
             earlier["count"].to_numpy(),
         )
     diagonal, elsewhere = (1.0, 1.0) if name == "zencrowd" else (2 * 0.7 / 0.3, 1.0)
@@ -897,7 +908,9 @@ def test_averaged_probabilities_are_those_of_the_formula(name: str, extra: str) 
         prior = np.stack([diagonal + hits, wrong + past.sum((1, 2)) - hits], 1)
     else:
         prior = past + elsewhere + (diagonal - elsewhere) * np.eye(3)
-    expected = averaged_by_hand(said, gold, r, prior, None if name == "zencrowd" else np.ones(3), coin=coin)
+    expected = averaged_by_hand(
+        annotations, gold, r, prior, None if name == "zencrowd" else np.ones(3), coin=coin
+    )
     np.testing.assert_allclose(averaged.predict_proba(), expected, atol=1e-7)
     assert np.abs(expected - r).max() > 0.01
 
@@ -908,28 +921,30 @@ def test_averaged_probabilities_are_better_calibrated_than_those_of_the_mode(nam
     gains = []
     for seed in range(16):
         table, truth = simulate(100 + seed, 3, items=120, annotators=48, least=0.4)
-        found = [
+        result = [
             scores(
                 make(name, confidence=c).fit_predict_proba(table).to_numpy(),
                 truth.str[1:].astype(int).to_numpy(),
             )
             for c in ("plug-in", "averaged")
         ]
-        gains.append([found[0][measure] - found[1][measure] for measure in ("log_loss", "calibration_error")])
+        gains.append(
+            [result[0][measure] - result[1][measure] for measure in ("log_loss", "calibration_error")]
+        )
     mean, error = np.mean(gains, 0), np.std(gains, 0, ddof=1) / math.sqrt(len(gains))
     assert (mean > 3 * error).all() and (error > 0).all()
 
 
 @pytest.mark.parametrize("name", HISTORY)
-def test_variational_probabilities_are_others_and_their_bound_rises(name: str) -> None:
+def test_variational_probabilities_differ_and_their_bound_rises(name: str) -> None:
     table, truth = simulate(22, 3, annotators=20, least=0.5)
-    found = {
+    result = {
         c: make(name, confidence=c).fit(table, truth.head(3)) for c in ("averaged", "variational", "plug-in")
     }
-    p = {c: fitted.predict_proba().to_numpy() for c, fitted in found.items()}
+    p = {c: fitted.predict_proba().to_numpy() for c, fitted in result.items()}
     for one, other in (("averaged", "variational"), ("variational", "plug-in")):
         assert np.abs(p[one] - p[other]).max() > 0.01
-    bound = found["variational"]._fitted.model.last.objective
+    bound = result["variational"]._fitted.model.last.objective
     if name != "fast-dawid-skene":
         assert (
             len(bound) > 1 and bound[-1] > bound[0] and (np.diff(bound) >= -1e-9 * np.abs(bound[:-1])).all()
@@ -938,7 +953,7 @@ def test_variational_probabilities_are_others_and_their_bound_rises(name: str) -
 
 
 def with_copies(seed: int, copies: int) -> tuple[pd.DataFrame, pd.Series]:
-    """Annotators of four items in five, a few of whom copy one who is right seven times in ten."""
+    """Annotators who label 80 % of items; `copies` of them copy one whose accuracy is 70 %."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(2, size=150)
     right = rng.random((150, 5 + copies)) < [0.85, 0.85, 0.85, 0.85, *[0.7] * (1 + copies)]
@@ -951,11 +966,11 @@ def with_copies(seed: int, copies: int) -> tuple[pd.DataFrame, pd.Series]:
 
 
 @every
-def test_copies_are_named_and_independent_annotators_are_not(name: str) -> None:
+def test_copies_are_reported_and_independent_annotators_are_not(name: str) -> None:
     copied, _ = with_copies(0, 2)
-    with pytest.warns(DependenceWarning) as told:
+    with pytest.warns(DependenceWarning) as caught:
         make(name, dependence="warn").fit(copied)
-    words = " ".join(str(warning.message) for warning in told)
+    words = " ".join(str(warning.message) for warning in caught)
     assert all(f"copy{j}" in words for j in range(3)) and "own" not in words
     pairs = make(name, dependence="ignore").fit(copied)
     assert pairs.dependence_ is None
@@ -970,7 +985,7 @@ def test_copies_are_named_and_independent_annotators_are_not(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dawid-skene", "one-coin"])
-def test_discounted_labels_count_for_what_they_are_worth(name: str) -> None:
+def test_discounted_labels_have_their_effective_weight(name: str) -> None:
     table, truth = with_copies(1, 3)
     plugged = make(name, confidence="plug-in").fit(table)
     discounted, trusting = (
@@ -978,13 +993,15 @@ def test_discounted_labels_count_for_what_they_are_worth(name: str) -> None:
     )
     rho = discounted.dependence_.residual
     assert rho > 0.1
-    said = Annotations.from_frame(table)
+    annotations = Annotations.from_frame(table)
     concentrations = np.tile([0.7 / 0.3, 1.0], (8, 1))
     prior = concentrations if name == "one-coin" else np.array([[c, c[::-1]] for c in concentrations])
     class_prior = None if name == "one-coin" else np.ones(2)
     r, gold = plugged.predict_proba().to_numpy(), np.full(150, -1)
     for fitted, rate in ((discounted, rho), (trusting, 0.0)):
-        expected = averaged_by_hand(said, gold, r, prior, class_prior, coin=name == "one-coin", rho=rate)
+        expected = averaged_by_hand(
+            annotations, gold, r, prior, class_prior, coin=name == "one-coin", rho=rate
+        )
         np.testing.assert_allclose(fitted.predict_proba(), expected, atol=1e-7)
     losses = [
         log_losses(fitted.predict_proba().loc[range(150)].to_numpy(), truth.to_numpy()).mean()
@@ -996,7 +1013,7 @@ def test_discounted_labels_count_for_what_they_are_worth(name: str) -> None:
 
 
 @every
-def test_every_model_that_may_discounts(name: str) -> None:
+def test_every_model_that_supports_discounting_discounts(name: str) -> None:
     table, _ = with_copies(1, 3)
     if name not in TABLES:
         with pytest.raises(ValueError, match="cannot discount dependent labels"):
@@ -1009,7 +1026,7 @@ def test_every_model_that_may_discounts(name: str) -> None:
     np.testing.assert_array_equal(discounted.predict_proba(table), discounted.predict_proba())
 
 
-def test_no_copying_rate_is_told_where_annotators_have_few_labels_for_many_classes() -> None:
+def test_no_copying_rate_where_annotators_have_few_labels_for_many_classes() -> None:
     table, _ = simulate(23, 30, items=200, annotators=40, per_item=3, least=0.6)
     fitted = make("dawid-skene", dependence="warn").fit(table)  # a warning would be an error here
     assert math.isnan(fitted.dependence_.residual) and "too few labels" in fitted.dependence_.note
@@ -1018,7 +1035,7 @@ def test_no_copying_rate_is_told_where_annotators_have_few_labels_for_many_class
     assert not math.isnan(make("dawid-skene", dependence="warn").fit(simulate(23, 3)[0]).dependence_.residual)
 
 
-# 9. Odd tables
+# 9. Degenerate tables
 
 
 @every
@@ -1037,17 +1054,17 @@ def test_tiny_tables(name: str, kind: str) -> None:
             rows = [row for row in rows if row[1] == 0 or row[0] == 0]
         if kind == "one label of each item":
             rows = [row for row in rows if row[1] == row[0] % annotators]
-        said = codes(*zip(*rows, strict=True), (items, annotators, classes))
+        annotations = codes(*zip(*rows, strict=True), (items, annotators, classes))
         gold = pd.Series([i % classes for i in range(items)]) if kind == "gold" else None
         aggregator = make(name, dependence="warn")
         if name == "kos" and classes == 1:
             with pytest.raises(ValueError, match="KOS needs exactly two classes, the table has 1:"):
-                aggregator.fit(said, gold)
+                aggregator.fit(annotations, gold)
             continue
-        fitted = aggregator.fit(said, gold)
+        fitted = aggregator.fit(annotations, gold)
         require_sound(fitted)
         p = fitted.predict_proba().to_numpy()
-        np.testing.assert_array_equal(fitted.predict_proba(said), p)
+        np.testing.assert_array_equal(fitted.predict_proba(annotations), p)
         if classes == 1 or kind == "gold":
             np.testing.assert_array_equal(p, np.eye(classes)[[i % classes for i in range(items)]])
         elif annotators == 1 or kind in ("copies", "one label of each item"):
@@ -1067,7 +1084,7 @@ def test_tables_without_labels(name: str) -> None:
     if name in (
         "one-coin",
         "zencrowd",
-    ):  # counts of no rows are whole numbers, which the checks of types refuse
+    ):  # counts without rows are integers, which the type checks reject
         return
     fitted = make(name, dependence="warn").fit(codes([], [], [], (3, 2, 2)))
     require_sound(fitted)
@@ -1099,11 +1116,11 @@ def test_a_thousand_classes(name: str) -> None:
     truth, item = rng.integers(1000, size=400), np.repeat(np.arange(400), 3)
     annotator = np.concatenate([rng.choice(250, 3, replace=False) for _ in truth])
     label = np.where(rng.random(1200) < 0.8, truth[item], rng.integers(1000, size=1200))
-    said, gold = codes(item, annotator, label, (400, 250, 1000)), pd.Series(truth)
+    annotations, gold = codes(item, annotator, label, (400, 250, 1000)), pd.Series(truth)
     make(name).fit(codes([0], [0], [0], (1, 1, 1000)))  # compiled
     tracemalloc.start()
     began = time.perf_counter()
-    fitted = make(name, dependence="warn").fit(said)
+    fitted = make(name, dependence="warn").fit(annotations)
     seconds, peak = time.perf_counter() - began, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert seconds < 10
@@ -1118,7 +1135,7 @@ def test_a_hundred_thousand_annotators_of_one_label(name: str) -> None:
     rng = np.random.default_rng(0)
     number = (
         10**4 if name in ("hierarchical-dawid-skene", "mace", "kos") else 10**5
-    )  # slow ones: fewer, and not to the end
+    )  # slow methods: fewer annotators and iterations
     truth, item = rng.integers(2, size=number // 5), rng.integers(number // 5, size=number)
     label = np.where(rng.random(number) < 0.8, truth[item], 1 - truth[item])
     options = {"max_iter": 10} if name in ("hierarchical-dawid-skene", "mace") else {}
@@ -1129,7 +1146,7 @@ def test_a_hundred_thousand_annotators_of_one_label(name: str) -> None:
     clear = ~voted.items_["tied"].to_numpy()
     if (
         name == "zencrowd"
-    ):  # with its own label left out, a flat prior knows nothing of an annotator: all ties
+    ):  # without its own label a flat prior has no information about an annotator: all ties
         assert fitted.items_["tied"].all()
     else:
         assert (fitted.labels_.to_numpy() == voted.labels_.to_numpy())[clear].mean() > 0.99
@@ -1157,7 +1174,7 @@ def test_an_item_with_ten_thousand_labels(name: str) -> None:
     )
 
 
-# 10. Values by hand and on real labels
+# 10. Hand-computed values and real labels
 
 PANEL = pd.DataFrame(
     [
@@ -1169,7 +1186,7 @@ PANEL = pd.DataFrame(
 )
 
 
-def test_steps_on_a_panel_of_four_items_are_those_by_hand() -> None:
+def test_steps_on_a_panel_of_four_items_match_hand_computation() -> None:
     np.testing.assert_allclose(
         make("majority-vote").fit(PANEL).predict_proba()[0], [2 / 3, 0, 1, 1 / 3], atol=1e-15
     )
@@ -1177,13 +1194,13 @@ def test_steps_on_a_panel_of_four_items_are_those_by_hand() -> None:
     assert abs(step.log_posterior_[0] - -5.909821) < 5e-7 and step.n_iter_ == 1 and not step.converged_
     # The scores after that pass: the M step from its q
     q = np.array([0.8333333, 0, 1, 0.1666667])
-    said = PANEL["label"].to_numpy().reshape(4, 3)
-    expected = np.array([[q @ (said[:, j] == l) / q.sum() for l in (0, 1)] for j in range(3)])
+    labels = PANEL["label"].to_numpy().reshape(4, 3)
+    expected = np.array([[q @ (labels[:, j] == l) / q.sum() for l in (0, 1)] for j in range(3)])
     np.testing.assert_allclose(step.confusion_.xs(0, level="true_class"), expected, atol=1e-6)
     np.testing.assert_allclose(step.class_prior_, [0.5, 0.5], atol=1e-9)
     coin = make("one-coin", prior="flat", confidence="plug-in", max_iter=1).fit(PANEL)
     q = np.array([0.833333, 0.021739, 0.978261, 0.166667])
-    right = [np.mean([q[i] if said[i, j] == 0 else 1 - q[i] for i in range(4)]) for j in range(3)]
+    right = [np.mean([q[i] if labels[i, j] == 0 else 1 - q[i] for i in range(4)]) for j in range(3)]
     np.testing.assert_allclose(coin.accuracy_, right, atol=1e-6)
     alone = make("dawid-skene", prior="flat", confidence="plug-in").fit(PANEL.loc[PANEL["annotator"] == 0])
     np.testing.assert_allclose(alone.predict_proba()[0], [1, 0, 1, 0], atol=1e-12)  # one annotator: the votes
@@ -1207,9 +1224,7 @@ def test_steps_on_a_panel_of_four_items_are_those_by_hand() -> None:
         ("kos", {}, 78),
     ],
 )
-def test_on_bluebirds_as_many_items_are_right_as_published(
-    name: str, options: dict[str, Any], right: int
-) -> None:
+def test_bluebirds_accuracy_matches_published_numbers(name: str, options: dict[str, Any], right: int) -> None:
     folder = Path(os.environ["PROBCROWD_DATA"]) / "bluebirds"
     gold = pd.read_parquet(folder / "gold.parquet").set_index("task")["label"]
     fitted = make(name, **options).fit(pd.read_parquet(folder / "annotations.parquet"))

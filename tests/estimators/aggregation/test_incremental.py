@@ -35,24 +35,24 @@ def split(seed: int, **options: Any) -> tuple[pd.DataFrame, pd.DataFrame, pd.Ser
     number = table["item"].str[1:].astype(int)
     new_annotator = table["annotator"] == "a11"
     later = (number >= len(truth) - 10) | ((number < 20) & (table.index % 4 >= 2)) | new_annotator
-    kept = later & ~(
+    retained = later & ~(
         new_annotator & (number >= 40) & (number < len(truth) - 10)
-    )  # a few labels of the new annotator alone
-    return table.loc[~later], table.loc[kept], truth
+    )  # a few labels of the new annotator only
+    return table.loc[~later], table.loc[retained], truth
 
 
 def counts_of(rows: pd.DataFrame, shares: pd.DataFrame, weight: Any = 1.0) -> pd.Series:
-    """What items with those probabilities add up to, by annotator, class and label."""
+    """Expected counts of items with these probabilities, by annotator, class and label."""
     long = shares.loc[rows["item"]].mul(np.broadcast_to(weight, len(rows)), axis=0)
     long = long.set_axis(pd.MultiIndex.from_arrays([rows["annotator"], rows["label"]]), axis=0).stack()
-    made = long.groupby(level=[0, 2, 1]).sum().rename_axis(["annotator", "true_class", "label"])
-    return made.loc[made > 1e-6].sort_index()
+    counts = long.groupby(level=[0, 2, 1]).sum().rename_axis(["annotator", "true_class", "label"])
+    return counts.loc[counts > 1e-6].sort_index()
 
 
 def require_sums(fitted: Any, rows: pd.DataFrame, weight: Any = 1.0) -> None:
-    found = fitted.counts_.set_index(["annotator", "true_class", "label"])["count"].sort_index()
+    result = fitted.counts_.set_index(["annotator", "true_class", "label"])["count"].sort_index()
     pd.testing.assert_series_equal(
-        found, counts_of(rows, fitted.probabilities_, weight), check_names=False, rtol=0, atol=1e-8
+        result, counts_of(rows, fitted.probabilities_, weight), check_names=False, rtol=0, atol=1e-8
     )
 
 
@@ -72,7 +72,7 @@ def test_the_first_call_is_a_fit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in AGGREGATORS if name not in NAMES])
-def test_the_others_have_no_partial_fit(name: str) -> None:
+def test_other_aggregators_have_no_partial_fit(name: str) -> None:
     assert not hasattr(find_aggregator(name)(), "partial_fit")
 
 
@@ -82,7 +82,7 @@ def test_the_others_have_no_partial_fit(name: str) -> None:
 def test_touched_items_are_close_to_a_full_fit_and_the_others_stay(
     name: str, confidence: str, batches: int
 ) -> None:
-    """In one batch or several; farther from the truth of the old table than from that of the whole."""
+    """In one batch or several; closer to a fit of the whole table than to a fit of the old one."""
     table, more, truth = split(1)
     fitted = make(name, confidence=confidence).fit(table)
     before = fitted.predict_proba()
@@ -111,7 +111,7 @@ def test_touched_items_are_close_to_a_full_fit_and_the_others_stay(
 
 @every
 def test_counts_are_the_sums_of_all_items_shares(name: str) -> None:
-    """At the mode, where label probabilities are the shares."""
+    """At the mode, where label probabilities equal the responsibilities in the counts."""
     table, more, truth = split(2, classes=3)
     fitted = make(name, confidence="plug-in").fit(table, truth.iloc[[0, 100]])
     require_sums(fitted, table)
@@ -131,9 +131,7 @@ def test_weights_are_added(name: str) -> None:
     )
     fitted = make(name, confidence="plug-in").fit(old).partial_fit(new)
     require_sums(fitted, whole, weight)
-    light = (
-        make(name, confidence="plug-in").fit(table).partial_fit(new)
-    )  # weights come with the additions alone
+    light = make(name, confidence="plug-in").fit(table).partial_fit(new)  # only the additions have weights
     require_sums(light, whole, np.where(np.arange(len(whole)) < len(table), 1.0, weight))
     full = make(name, confidence="plug-in").fit(Annotations.from_frame(whole, weight="w")).predict_proba()
     touched = list(more["item"].unique())
@@ -159,26 +157,26 @@ def test_gold_may_come_later(name: str) -> None:
     )
     gold = gold.loc[~gold.index.duplicated(keep="last")]
     fitted.partial_fit(batch, gold)
-    found = fitted.items_
-    told = [
-        item for item in gold.index if item in found.index
-    ]  # with labels, or of the fit without new ones; others are ignored
-    assert unsure in told and "nowhere" not in told and fresh not in told
-    assert (found.loc[told, "probability"] == 1).all() and (found.loc[told, "label"] == gold[told]).all()
-    assert found["known"].sum() == len(told) and found.loc[told, "known"].all()
+    result = fitted.items_
+    known = [
+        item for item in gold.index if item in result.index
+    ]  # items with added labels, or of the fit; others are ignored
+    assert unsure in known and "nowhere" not in known and fresh not in known
+    assert (result.loc[known, "probability"] == 1).all() and (result.loc[known, "label"] == gold[known]).all()
+    assert result["known"].sum() == len(known) and result.loc[known, "known"].all()
     fitted.partial_fit(
         pd.DataFrame({"item": ["solo"], "annotator": ["a1"], "label": ["c1"]}), pd.Series({"solo": "c0"})
-    )  # said by nobody
+    )  # a class that no annotator gave
     assert fitted.items_.loc["solo", "label"] == "c0" and fitted.items_.loc["solo", "probability"] == 1
     fitted.partial_fit(rest)
-    assert (fitted.items_.loc[told, "label"] == gold[told]).all()
+    assert (fitted.items_.loc[known, "label"] == gold[known]).all()
     certain = make(name, confidence="plug-in").fit(table).partial_fit(batch, gold)
     require_sums(certain, pd.concat([table, batch]))
 
 
 @every
-def test_gold_added_teaches_what_annotators_are(name: str) -> None:
-    """Two good annotators against three liars: once told, new items are judged aright."""
+def test_added_gold_corrects_the_annotators(name: str) -> None:
+    """Two good annotators against three adversarial ones: with gold, new items are predicted correctly."""
     rng = np.random.default_rng(0)
     truth = rng.integers(2, size=80)
     flip = rng.random((80, 5)) < [0.1, 0.1, 0.9, 0.9, 0.9]
@@ -228,7 +226,7 @@ BAD = {
 
 @every
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_refused_leaves_everything_as_it_was(name: str, kind: str) -> None:
+def test_rejected_additions_change_nothing(name: str, kind: str) -> None:
     columns, gold, words = BAD[kind]
     table, more, truth = split(5)
     fitted = make(name).fit(table, truth.loc[["i61"]]).partial_fit(more.iloc[:5])
@@ -236,19 +234,19 @@ def test_what_is_refused_leaves_everything_as_it_was(name: str, kind: str) -> No
         {"annotator": {"?": table.loc[table["item"] == "i60", "annotator"].iloc[0]}}
     )
     known = pd.Series(gold, dtype=object).replace("?", "c1" if truth["i61"] == "c0" else "c0")
-    asked = ("probabilities_", "items_", "counts_", "confusion_", "annotators_")
-    before = [getattr(fitted, attribute).copy() for attribute in asked] + [fitted.refit_gap_]
+    attributes = ("probabilities_", "items_", "counts_", "confusion_", "annotators_")
+    before = [getattr(fitted, attribute).copy() for attribute in attributes] + [fitted.refit_gap_]
     with pytest.raises(ValueError, match=words):
         fitted.partial_fit(bad, known if gold else None)
     fitted._fitted.frames.clear()
-    for frame, attribute in zip(before, (*asked, "refit_gap_"), strict=True):
+    for frame, attribute in zip(before, (*attributes, "refit_gap_"), strict=True):
         pd.testing.assert_frame_equal(pd.DataFrame(getattr(fitted, attribute)), pd.DataFrame(frame))
     again = make(name).fit(table, truth.loc[["i61"]]).partial_fit(more.iloc[:5]).partial_fit(more.iloc[5:])
     np.testing.assert_array_equal(fitted.partial_fit(more.iloc[5:]).predict_proba(), again.predict_proba())
 
 
 @every
-def test_a_label_that_came_before_cannot_come_again(name: str) -> None:
+def test_a_pair_cannot_be_labelled_twice(name: str) -> None:
     table, more, _ = split(6)
     fitted = make(name).fit(table).partial_fit(more)
     for part in (table.head(1), more.head(1), more.tail(1)):
@@ -257,7 +255,7 @@ def test_a_label_that_came_before_cannot_come_again(name: str) -> None:
 
 
 @every
-def test_the_gap_grows_and_a_fit_closes_it(name: str) -> None:
+def test_the_gap_grows_and_a_full_fit_closes_it(name: str) -> None:
     table, more, _ = split(7)
     fitted = make(name).fit(table)
     assert fitted.refit_gap_.eq(0).all()
@@ -281,21 +279,21 @@ def test_the_mean_shift_is_about_that_of_the_untouched_items(name: str, seed: in
     """With the current tables; opposite shifts of one item make the sum over labels up to 3 times larger."""
     table, more, _ = split(10 + seed)
     fitted = make(name).fit(table)
-    anew = table.loc[~table["item"].isin(more["item"])].assign(item=lambda rows: "as new " + rows["item"])
+    as_new = table.loc[~table["item"].isin(more["item"])].assign(item=lambda rows: "as new " + rows["item"])
 
     def log_odds() -> np.ndarray:
-        p = np.clip(fitted.predict_proba(anew).to_numpy(), 1e-12, 1)
+        p = np.clip(fitted.predict_proba(as_new).to_numpy(), 1e-12, 1)
         return np.log(p[:, 0] / p[:, 1])
 
     before = log_odds()
-    told = fitted.partial_fit(more).refit_gap_
+    gap = fitted.partial_fit(more).refit_gap_
     shift = np.abs(log_odds() - before)
-    assert shift.mean() / 3 < told["mean_shift"] < 3 * shift.mean()
-    assert told["largest_shift"] >= shift.max() / 1.001
+    assert shift.mean() / 3 < gap["mean_shift"] < 3 * shift.mean()
+    assert gap["largest_shift"] >= shift.max() / 1.001
 
 
 @every
-def test_work_grows_with_the_touched_items_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_depends_on_the_touched_items_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     table, _ = simulate(20, items=1000)
     more = pd.DataFrame(
         {
@@ -322,7 +320,7 @@ def test_work_grows_with_the_touched_items_alone(name: str, monkeypatch: pytest.
 
 
 @every
-def test_new_annotators_are_judged_by_what_they_added(name: str) -> None:
+def test_new_annotators_are_estimated_from_added_labels(name: str) -> None:
     """A spammer and an expert added later: nearly as in a full fit, in the table of annotators too."""
     table, truth = simulate(21, items=120)
     rng = np.random.default_rng(0)
@@ -331,12 +329,12 @@ def test_new_annotators_are_judged_by_what_they_added(name: str) -> None:
     right = pd.DataFrame({"item": some.index, "annotator": "expert", "label": some.to_numpy()})
     more = pd.concat([guess, right])
     late, full = make(name).fit(table).partial_fit(more), make(name).fit(pd.concat([table, more]))
-    found, expected = late.annotators_, full.annotators_
-    expected = expected.loc[found.index]
-    np.testing.assert_allclose(found["num_labels"], expected["num_labels"], atol=1e-9)
-    np.testing.assert_allclose(found["spammer"], expected["spammer"], atol=0.05)
-    np.testing.assert_allclose(found["accuracy"], expected["accuracy"], atol=0.1)
-    assert found.loc["spammer", "spammer"] > 0.2 and found.loc["expert", "spammer"] < 1e-3
+    result, expected = late.annotators_, full.annotators_
+    expected = expected.loc[result.index]
+    np.testing.assert_allclose(result["num_labels"], expected["num_labels"], atol=1e-9)
+    np.testing.assert_allclose(result["spammer"], expected["spammer"], atol=0.05)
+    np.testing.assert_allclose(result["accuracy"], expected["accuracy"], atol=0.1)
+    assert result.loc["spammer", "spammer"] > 0.2 and result.loc["expert", "spammer"] < 1e-3
     new = pd.DataFrame({"item": ["n"], "annotator": ["expert"], "label": ["c1"]})
     assert late.predict_proba(new).loc["n", "c1"] > 0.85  # and is known: no warning
 
@@ -363,7 +361,7 @@ def test_abstentions_may_come_later() -> None:
 
 
 @every
-def test_history_goes_on_to_count(name: str) -> None:
+def test_history_still_counts_after_additions(name: str) -> None:
     table, more, _ = split(23)
     past = (
         make(name)

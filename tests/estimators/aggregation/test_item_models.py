@@ -42,7 +42,7 @@ NEW_ITEMS: dict[str, Callable[..., np.ndarray]] = {
     "minimax": new_items_minimax,
     "kos": new_items_kos,
 }
-CLASSES = {"glad": 3, "minimax": 3, "kos": 2}  # as many as the method can tell apart here
+CLASSES = {"glad": 3, "minimax": 3, "kos": 2}  # number of classes in these tests
 RISING = ["glad", "minimax"]
 every_method = pytest.mark.parametrize("name", FITS)
 
@@ -80,7 +80,7 @@ def simulate(
     per_item: int = 5,
     least: float = 0.55,
 ) -> tuple[Rows, np.ndarray]:
-    """Weighted labels of annotators who are right with probabilities up to .95."""
+    """Weighted labels by annotators with accuracies of up to .95."""
     rng = np.random.default_rng(seed)
     truth, accuracy = rng.integers(classes, size=items), rng.uniform(least, 0.95, annotators)
     item = np.repeat(np.arange(items), per_item)
@@ -140,7 +140,7 @@ def log_normal(x: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("ability", "log_ease", "expected"), [(1.0, 0.0, 0.731059), (1.0, 1.0, 0.938097), (-1.0, 0.0, 0.268941)]
 )
-def test_glad_is_right_as_often_as_by_hand(ability: float, log_ease: float, expected: float) -> None:
+def test_glad_probability_matches_hand_computation(ability: float, log_ease: float, expected: float) -> None:
     right, log_wrong = right_and_log_wrong(ability * math.exp(log_ease))
     assert abs(right - expected) < 5e-7
     assert math.isclose(log_wrong, math.log(1 - right), rel_tol=1e-12)
@@ -148,7 +148,7 @@ def test_glad_is_right_as_often_as_by_hand(ability: float, log_ease: float, expe
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_glads_e_step_is_bayes_rule(classes: int) -> None:
+def test_glad_e_step_is_bayes_rule(classes: int) -> None:
     rows, truth = simulate(0, classes)
     rows, rng = with_gold(rows, truth, 5), np.random.default_rng(0)
     ability, log_ease = rng.normal(1, 1, rows.num_annotators), rng.normal(1, 1, rows.num_items)
@@ -163,7 +163,7 @@ def test_glads_e_step_is_bayes_rule(classes: int) -> None:
     assert math.isclose(value, expected, rel_tol=1e-12)
 
 
-def test_glads_derivatives_are_finite_differences() -> None:
+def test_glad_derivatives_match_finite_differences() -> None:
     rows, truth = simulate(1)
     panel, rng = make_panel(with_gold(rows, truth, 5)), np.random.default_rng(1)
     ability, log_ease = rng.normal(1, 1, rows.num_annotators), rng.normal(0.5, 0.5, rows.num_items)
@@ -185,14 +185,14 @@ def test_glads_derivatives_are_finite_differences() -> None:
         assert abs((above[0] - below[0]) / 2e-5 - slope) < 1e-7 * (1 + abs(slope))
         second = (above[1] - below[1]) / 2e-5
         assert curvature < 0
-        if second < -0.51:  # elsewhere another curvature stands in
+        if second < -0.51:  # otherwise the Gauss-Newton curvature replaces it
             free += 1
             assert abs(second - curvature) < 1e-6 * (1 + abs(second))
     assert free > 30
 
 
-def test_no_newton_step_of_glad_lowers_anything() -> None:
-    """From far away, one item after the other: a sum over items would hide one that falls."""
+def test_no_newton_step_of_glad_lowers_the_objective() -> None:
+    """From distant starts, item by item: a sum over items could hide a decrease."""
     rows, _ = simulate(1, items=400)
     panel, rng = make_panel(replace(rows, weight=5 * rows.weight)), np.random.default_rng(1)
     ability, log_ease = rng.normal(0, 2, rows.num_annotators), rng.normal(0, 2, rows.num_items)
@@ -208,7 +208,7 @@ def test_no_newton_step_of_glad_lowers_anything() -> None:
     assert math.isclose(total, values(raised).sum(), rel_tol=1e-12)
 
 
-def test_glad_ends_where_the_log_posterior_is_flat() -> None:
+def test_glad_ends_at_a_stationary_point() -> None:
     rows, truth = simulate(2)
     rows = with_gold(rows, truth, 3)
     answer = fit_glad(rows, max_iter=2000, tolerance=1e-12)
@@ -236,13 +236,13 @@ def test_glad_ends_where_the_log_posterior_is_flat() -> None:
             assert abs(pair[0] - pair[1]) / 2e-4 < 1e-4
     np.testing.assert_allclose(
         new_items_glad(rows, answer.parameters), answer.probabilities, atol=1e-5
-    )  # ease at its mode here and there
+    )  # ease is at its mode in both
 
 
 # Minimax entropy
 
 
-def test_minimax_slopes_are_those_of_autograd() -> None:
+def test_minimax_gradients_match_autograd() -> None:
     rows, _ = simulate(3)
     panel, rng = make_panel(rows), np.random.default_rng(3)
     q = rng.dirichlet(np.full(3, 0.5), rows.num_items)
@@ -274,7 +274,7 @@ def test_minimax_q_is_bayes_rule() -> None:
 
 
 @pytest.mark.parametrize("item_penalty", [1e9, math.inf])
-def test_minimax_with_stiff_items_has_none(item_penalty: float) -> None:
+def test_minimax_with_a_large_item_penalty_has_no_item_scores(item_penalty: float) -> None:
     """The same two steps from the votes, for annotators' ridge-softmax tables only, with another solver."""
     rows, _ = simulate(5)
     answer = fit_minimax(rows, annotator_penalty=1.5, item_penalty=item_penalty, max_iter=3, tolerance=0.0)
@@ -325,7 +325,7 @@ def test_minimax_objective_is_the_penalised_log_likelihood() -> None:
     np.testing.assert_array_equal(free.probabilities, answer.probabilities)
 
 
-def test_minimax_starts_at_the_votes_and_stops_where_nothing_rises() -> None:
+def test_minimax_starts_at_the_votes_and_stops_at_the_maximum() -> None:
     rows = make(
         [0, 0, 0, 1, 2],
         [0, 1, 2, 1, 2],
@@ -343,7 +343,7 @@ def test_minimax_starts_at_the_votes_and_stops_where_nothing_rises() -> None:
     assert (np.diff(answer.objective) > 0).all()
 
 
-def test_minimax_refuses_penalties_that_do_not_bind() -> None:
+def test_minimax_rejects_penalties_that_are_not_positive() -> None:
     with pytest.raises(ValueError, match="penalties must be > 0, not 2.25 for annotators and 0.0 for items"):
         fit_minimax(simulate(0)[0], item_penalty=0.0)
 
@@ -356,7 +356,7 @@ def dense_kos(rows: Rows, rounds: int, starts: int) -> tuple[np.ndarray, np.ndar
     votes = np.zeros((rows.num_items, rows.num_annotators))
     np.add.at(votes, (rows.item, rows.annotator), rows.weight * (2 * rows.label - 1))
     there, gold = votes != 0, rows.gold[:, None]
-    rng, mean, told = np.random.default_rng(7), np.zeros(votes.shape), np.zeros(votes.shape[1])
+    rng, mean, reliability = np.random.default_rng(7), np.zeros(votes.shape), np.zeros(votes.shape[1])
     for _ in range(starts):
         x, y, size = votes, np.zeros(votes.shape), 1.0
         y[there] = rng.normal(1, 1, there.sum())
@@ -367,14 +367,14 @@ def dense_kos(rows: Rows, rounds: int, starts: int) -> tuple[np.ndarray, np.ndar
             size = np.sqrt((y[there] ** 2).mean())
             y /= size
         mean += y / starts
-        told += (votes * x).sum(0) / size / starts
+        reliability += (votes * x).sum(0) / size / starts
     score = (votes * mean).sum(1)
     scale = 2 * np.abs(score).sum() / (np.abs(votes) * mean**2).sum()
-    return np.where(rows.gold < 0, 1 / (1 + np.exp(-scale * score)), rows.gold), scale * told
+    return np.where(rows.gold < 0, 1 / (1 + np.exp(-scale * score)), rows.gold), scale * reliability
 
 
 @pytest.mark.parametrize("number", [0, 6])
-def test_kos_is_the_same_with_dense_matrices(number: int) -> None:
+def test_kos_matches_dense_matrices(number: int) -> None:
     rows, truth = simulate(8, 2)
     rows = with_gold(rows, truth, number)
     answer = fit_kos(rows, seed=7, restarts=2, max_iter=3)
@@ -384,7 +384,7 @@ def test_kos_is_the_same_with_dense_matrices(number: int) -> None:
     np.testing.assert_allclose(answer.parameters["annotator_log_odds"], log_odds, atol=1e-10)
 
 
-def test_kos_hears_nothing_where_an_annotator_says_both() -> None:
+def test_kos_ignores_pairs_whose_labels_cancel() -> None:
     rows, _ = simulate(8, 2)
     absent = next(j for j in range(rows.num_annotators) if j not in rows.annotator[rows.item == 0])
     codes = np.r_[0, 0, rows.item], np.r_[absent, absent, rows.annotator], np.r_[0, 1, rows.label]
@@ -394,15 +394,15 @@ def test_kos_hears_nothing_where_an_annotator_says_both() -> None:
     np.testing.assert_array_equal(fit_kos(both).probabilities, fit_kos(rows).probabilities)
 
 
-def test_kos_refuses_other_than_two_classes_and_no_start() -> None:
+def test_kos_rejects_other_than_two_classes_and_no_start() -> None:
     with pytest.raises(ValueError, match="needs exactly two classes, the table has 3:"):
         fit_kos(simulate(0, 3)[0])
     with pytest.raises(ValueError, match="restarts=0"):
         fit_kos(simulate(0, 2)[0], restarts=0)
 
 
-def test_kos_is_the_majority_vote_where_no_cycle_brings_messages_back() -> None:
-    """Annotators 0, 1 and 2 share one item; 0 and 3 have another; nothing leads back."""
+def test_kos_is_the_majority_vote_without_cycles() -> None:
+    """Annotators 0, 1 and 2 share one item; 0 and 3 another; there is no cycle."""
     rows = make(
         [0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 3, 1], [1, 1, 0, 0, 1, 0], gold=[-1] * 4, annotators=5, classes=2
     )
@@ -414,7 +414,7 @@ def test_kos_is_the_majority_vote_where_no_cycle_brings_messages_back() -> None:
     assert answer.parameters["annotator_log_odds"][4] == 0
 
 
-def test_kos_finds_the_same_in_a_part_by_itself_and_among_others() -> None:
+def test_kos_components_are_independent() -> None:
     (one, _), (other, _) = (
         simulate(9, 2, per_item=7, least=0.75),
         simulate(10, 2, annotators=6, per_item=4, least=0.75),
@@ -434,8 +434,8 @@ def test_kos_finds_the_same_in_a_part_by_itself_and_among_others() -> None:
     np.testing.assert_allclose(answer.probabilities, apart, atol=1e-4)
 
 
-def test_kos_gold_reaches_others_through_their_annotators() -> None:
-    """With one item in common and gold for it, who was right about it is believed about the rest."""
+def test_kos_gold_informs_other_items_of_the_same_annotators() -> None:
+    """With gold on the one common item, the annotator who was right about it is trusted on the others."""
     rows = make([0, 0, 1, 1], [0, 1, 0, 1], [1, 0, 1, 0], gold=[1, -1], annotators=2, classes=2)
     assert fit_kos(rows).probabilities[1, 1] > 0.6
     assert fit_kos(replace(rows, gold=np.array([0, -1]))).probabilities[1, 1] < 0.4
@@ -456,7 +456,7 @@ def test_kos_survives_votes_of_any_size() -> None:
 
 @every_method
 @pytest.mark.parametrize("seed", range(3))
-def test_answers_are_probabilities_and_better_than_chance(name: str, seed: int) -> None:
+def test_results_are_probabilities_and_better_than_chance(name: str, seed: int) -> None:
     rows, truth = simulate(seed, CLASSES[name], items=150, annotators=12)
     answer = FITS[name](rows)
     np.testing.assert_allclose(answer.probabilities.sum(1), 1, atol=1e-12)
@@ -528,9 +528,9 @@ def test_a_weight_of_two_is_the_row_twice(name: str) -> None:
 
 
 @every_method
-def test_gold_is_certain_and_teaches_about_annotators(name: str) -> None:
+def test_gold_is_certain_and_informs_about_annotators(name: str) -> None:
     rows, truth = simulate(13, CLASSES[name])
-    wrong = (truth + 1) % rows.num_classes  # none would say so by themselves
+    wrong = (truth + 1) % rows.num_classes  # unlikely without gold
     answer, known = FITS[name](rows), FITS[name](with_gold(rows, wrong, 15))
     np.testing.assert_array_equal(known.probabilities[:15], np.eye(rows.num_classes)[wrong[:15]])
     assert np.abs(known.probabilities[15:] - answer.probabilities[15:]).max() > 0.01
@@ -543,7 +543,7 @@ def test_gold_is_certain_and_teaches_about_annotators(name: str) -> None:
 
 
 @every_method
-def test_who_has_no_rows_changes_nothing_and_learns_nothing(name: str) -> None:
+def test_annotators_and_items_without_rows_change_nothing(name: str) -> None:
     rows, _ = simulate(14, CLASSES[name])
     wider = replace(rows, gold=np.full(rows.num_items + 2, -1), num_annotators=rows.num_annotators + 3)
     answer, plain = FITS[name](wider, max_iter=50), FITS[name](rows, max_iter=50)
@@ -564,7 +564,7 @@ def test_who_has_no_rows_changes_nothing_and_learns_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     "table", ["one annotator", "one item", "one row", "all gold", "no rows", "no items", "unanimous"]
 )
-def test_small_tables_get_finite_answers(name: str, table: str) -> None:
+def test_small_tables_have_finite_results(name: str, table: str) -> None:
     classes = CLASSES[name]
     item, annotator, label, gold = {
         "one annotator": ([0, 1, 2], [0, 0, 0], [0, 1, 1], [-1] * 3),
@@ -603,7 +603,7 @@ def test_one_class_is_certain(name: str) -> None:
 
 
 @every_method
-def test_new_items_are_labelled_by_what_is_known_of_their_annotators(name: str) -> None:
+def test_new_items_use_the_fitted_annotators(name: str) -> None:
     rows, truth = simulate(15, CLASSES[name], items=200, annotators=12)
     old = rows.item < 100
     first, second = (
@@ -645,7 +645,7 @@ PUBLISHED = {
     not os.environ.get("PROBCROWD_DATA"), reason="PROBCROWD_DATA is not set: no labels to read"
 )
 @pytest.mark.parametrize(("name", "folder"), PUBLISHED)
-def test_real_labels_are_aggregated_as_well_as_by_others(name: str, folder: str) -> None:
+def test_accuracy_on_real_labels_matches_other_implementations(name: str, folder: str) -> None:
     """Within a tenth of a point (ties shared) of independent implementations with the same settings."""
     path = Path(os.environ["PROBCROWD_DATA"], folder)
     annotations = Annotations.from_frame(pd.read_parquet(path / "annotations.parquet"), duplicates="first")

@@ -58,7 +58,7 @@ def test_a_default_fit_runs_through_ten_short_files() -> None:
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_a_fit_leaves_public_attributes_and_one_private_record(name: str) -> None:
     fitted = AGGREGATORS[name]().fit(binary_table())
-    fitted.annotators_, fitted.items_, fitted.confusion_  # noqa: B018  (made on request, kept in the record)
+    fitted.annotators_, fitted.items_, fitted.confusion_  # noqa: B018  (computed on request, stored in the record)
     options = set(fitted.get_params())
     private = {attribute for attribute in vars(fitted) if attribute.startswith("_")}
     public = set(vars(fitted)) - private - options

@@ -44,12 +44,12 @@ def simulate(
 
 
 def matrix(table: pd.DataFrame, annotators: list[str]) -> tuple[np.ndarray, list[str]]:
-    """snorkel's matrix, one label after the other, and the items of its rows."""
+    """snorkel's label matrix, filled in a loop, and the items of its rows."""
     items = list(dict.fromkeys(table["item"]))
-    found = np.full((len(items), len(annotators)), -1)
+    labels = np.full((len(items), len(annotators)), -1)
     for item, annotator, label in table[["item", "annotator", "label"]].itertuples(index=False):
-        found[items.index(item), annotators.index(annotator)] = int(label[1:])
-    return found, items
+        labels[items.index(item), annotators.index(annotator)] = int(label[1:])
+    return labels, items
 
 
 OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [  # ours, and snorkel's
@@ -63,13 +63,13 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [  # ours, and snorkel's
 
 
 @pytest.mark.parametrize(("ours", "theirs"), OPTIONS)
-def test_answers_are_those_of_snorkel(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def test_results_match_snorkel(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     table, _ = simulate(1, 3)
     fitted = make(**ours).fit(table)
-    said, items = matrix(table, list(fitted.annotators_.index))
+    observed, items = matrix(table, list(fitted.annotators_.index))
     model = LabelModel(cardinality=3, verbose=False)
-    model.fit(said, progress_bar=False, **theirs)
-    np.testing.assert_allclose(fitted.probabilities_.loc[items], model.predict_proba(said), atol=1e-6)
+    model.fit(observed, progress_bar=False, **theirs)
+    np.testing.assert_allclose(fitted.probabilities_.loc[items], model.predict_proba(observed), atol=1e-6)
     learned = model.get_conditional_probs()[:, 1:].transpose(0, 2, 1)  # annotator, true class, label
     np.testing.assert_allclose(fitted.propensity_.to_numpy().reshape(learned.shape), learned, atol=1e-7)
     assert fitted.propensity_.index.equals(fitted.confusion_.index) and fitted.propensity_.columns.equals(
@@ -84,30 +84,30 @@ def test_answers_are_those_of_snorkel(ours: dict[str, Any], theirs: dict[str, An
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_unequal_annotators_are_told_apart_better_than_by_votes(seed: int) -> None:
+def test_unequal_annotators_are_weighted_better_than_by_votes(seed: int) -> None:
     table, truth = simulate(seed, items=600, accuracy=(0.95, 0.9, 0.9, 0.55, 0.55, 0.55, 0.55, 0.55, 0.55))
     fitted = make(epochs=500).fit(table)
     assert fitted.score(None, truth) > MajorityVote(dependence="ignore").fit(table).score(None, truth) + 0.05
-    said = fitted.propensity_
+    propensity = fitted.propensity_
     right = pd.Series(
         {
-            name: said.loc[(name, "c0"), "c0"] + said.loc[(name, "c1"), "c1"]
+            name: propensity.loc[(name, "c0"), "c0"] + propensity.loc[(name, "c1"), "c1"]
             for name in fitted.annotators_.index
         }
     )
     assert right.sort_index().iloc[:3].min() > right.sort_index().iloc[3:].max()
 
 
-def test_labels_that_are_missing_say_nothing() -> None:
+def test_missing_labels_carry_no_information() -> None:
     """An annotator without labels, an item without labels and an abstention change nothing."""
     table, _ = simulate(3)
     fitted = make(class_balance={"c0": 0.4, "c1": 0.6}).fit(table)
-    items, annotators = [*table["item"].unique(), "blank"], ["nobody", *table["annotator"].unique()]
+    items, annotators = [*table["item"].unique(), "blank"], ["idle", *table["annotator"].unique()]
     wider = clone(fitted).fit(Annotations.from_frame(table, items=items, annotators=annotators))
     np.testing.assert_allclose(wider.probabilities_.drop("blank"), fitted.probabilities_, atol=1e-6)
     np.testing.assert_allclose(wider.probabilities_.loc["blank"], [0.4, 0.6], atol=1e-12)
     assert wider.items_.loc["blank", "flag"] == "no labels"
-    np.testing.assert_allclose(wider.propensity_.drop("nobody", level=0), fitted.propensity_, atol=1e-6)
+    np.testing.assert_allclose(wider.propensity_.drop("idle", level=0), fitted.propensity_, atol=1e-6)
     pd.testing.assert_series_equal(fitted.class_prior_, wider.class_prior_)
     assert fitted.class_prior_.to_dict() == {"c0": 0.4, "c1": 0.6}
     rest = pd.DataFrame({"item": table["item"].unique()[:30], "annotator": "shy", "label": "?"})
@@ -137,9 +137,9 @@ def test_neither_row_order_nor_names_matter() -> None:
     )
 
 
-def test_known_items_are_certain_and_teach_nothing() -> None:
+def test_known_items_are_certain_and_do_not_affect_the_fit() -> None:
     table, truth = simulate(5)
-    gold = truth.head(10).map({"c0": "c1", "c1": "c0"})  # none would say so by themselves
+    gold = truth.head(10).map({"c0": "c1", "c1": "c0"})  # unlikely without gold
     plain, known = make().fit(table), make().fit(table, gold)
     assert known.items_["known"].sum() == 10
     np.testing.assert_array_equal(known.probabilities_.loc[gold.index, "c1"], gold == "c1")
@@ -148,16 +148,18 @@ def test_known_items_are_certain_and_teach_nothing() -> None:
     )
 
 
-def test_new_items_are_judged_by_known_annotators_alone() -> None:
+def test_new_items_use_known_annotators_only() -> None:
     fitted = make().fit(simulate(6)[0])
     new = pd.DataFrame(
         {"item": ["n1", "n1", "n2"], "annotator": ["a0", "zoe", "zoe"], "label": ["c1", "c0", "c1"]}
     )
     with pytest.warns(UserWarning, match="1 annotators are not known from the fit and are left out: 'zoe'"):
-        found = fitted.predict_proba(new)
-    np.testing.assert_allclose(found.loc["n1"], fitted.predict_proba(new.head(1)).loc["n1"], atol=1e-12)
-    assert found.loc["n1", "c1"] > 0.6
-    np.testing.assert_allclose(found.loc["n2"], 0.5, atol=1e-12)
+        probabilities = fitted.predict_proba(new)
+    np.testing.assert_allclose(
+        probabilities.loc["n1"], fitted.predict_proba(new.head(1)).loc["n1"], atol=1e-12
+    )
+    assert probabilities.loc["n1", "c1"] > 0.6
+    np.testing.assert_allclose(probabilities.loc["n2"], 0.5, atol=1e-12)
 
 
 def test_many_labels_of_one_item_do_not_underflow() -> None:
@@ -174,7 +176,7 @@ def test_many_labels_of_one_item_do_not_underflow() -> None:
     assert fitted.predict_proba(new).loc["n", "c1"] > 0.99
 
 
-# Reproducible, and alone
+# Reproducibility and global state
 
 
 def states() -> list[Any]:
@@ -192,7 +194,7 @@ def states() -> list[Any]:
 
 
 def forget_snorkel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next fit imports it as if for the first time, and importing it draws a number."""
+    """Make the next fit import snorkel again; the import draws a random number."""
     for name in [name for name in sys.modules if name.split(".")[0] == "snorkel"]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -227,7 +229,7 @@ def test_generators_of_devices_are_left_alone(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("surroundings", ["float64", "no_grad", "inference_mode", "meta device"])
-def test_the_surroundings_change_nothing(surroundings: str) -> None:
+def test_global_settings_change_nothing(surroundings: str) -> None:
     table, _ = simulate(9)
     expected = make().fit(table).probabilities_
     contexts: dict[str, Callable[[], Any]] = {
@@ -248,7 +250,7 @@ def test_the_surroundings_change_nothing(surroundings: str) -> None:
         torch.set_default_dtype(before)
 
 
-def test_one_seed_has_one_answer() -> None:
+def test_one_seed_gives_one_result() -> None:
     table, _ = simulate(10)
     first = make(random_state=1, epochs=10).fit(table)
     random.seed(7)
@@ -269,7 +271,7 @@ def test_one_seed_has_one_answer() -> None:
     )
 
 
-def test_what_is_known_of_the_fit_is_said() -> None:
+def test_fit_attributes_without_an_objective() -> None:
     fitted = make()
     with pytest.raises(NotFittedError):
         _ = fitted.propensity_
@@ -287,7 +289,7 @@ def test_what_is_known_of_the_fit_is_said() -> None:
     }
 
 
-# What is refused
+# Invalid input
 
 
 @pytest.mark.parametrize(
@@ -312,7 +314,7 @@ def test_what_is_known_of_the_fit_is_said() -> None:
         ({"dependence": "discount"}, ValueError, "SnorkelLabelModel cannot discount"),
     ],
 )
-def test_bad_parameters_are_refused(options: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_invalid_parameters_are_rejected(options: dict[str, Any], error: type[Exception], words: str) -> None:
     fitted = make().set_params(**options)
     with pytest.raises(error, match=words):
         fitted.fit(simulate()[0])
@@ -327,7 +329,7 @@ def test_the_class_prior_of_another_aggregator_is_a_class_balance() -> None:
     )
 
 
-def test_what_a_label_matrix_cannot_say_is_refused() -> None:
+def test_annotations_that_do_not_fit_a_label_matrix_are_rejected() -> None:
     table, _ = simulate(14)
     fitted = make().fit(table)
     heavy = Annotations.from_frame(table.assign(w=np.where(table.index == 7, 2.0, 1.0)), weight="w")
@@ -360,7 +362,7 @@ def test_two_annotators_are_too_few() -> None:
         (4, 6, 143, "over pairs of .annotator, class., which has 144 cells, more than 143"),
     ],
 )
-def test_matrices_that_are_too_large_are_refused(
+def test_too_large_matrices_are_rejected(
     items: int, annotators: int, most: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert label_models.MOST_CELLS == 2 * 10**8
@@ -372,7 +374,7 @@ def test_matrices_that_are_too_large_are_refused(
     make().fit(table)
 
 
-def test_a_real_table_that_is_too_large_is_refused_before_it_takes_memory() -> None:
+def test_a_too_large_real_table_is_rejected_before_memory_is_allocated() -> None:
     wide = Annotations.from_frame(
         pd.DataFrame({"item": range(20_000), "annotator": range(20_000), "label": [0, 1] * 10_000})
     )
@@ -380,7 +382,7 @@ def test_a_real_table_that_is_too_large_is_refused_before_it_takes_memory() -> N
         make().fit(wide)
 
 
-def test_a_fit_that_diverges_says_so_at_whatever_epoch_it_ends() -> None:
+def test_divergence_is_reported_at_any_epoch() -> None:
     table, _ = simulate(17)
     causes = set()
     for epochs in range(1, 15):
@@ -391,10 +393,13 @@ def test_a_fit_that_diverges_says_so_at_whatever_epoch_it_ends() -> None:
             causes.add(type(error.__cause__))
         else:
             assert np.isfinite(fitted.probabilities_.to_numpy()).all()
-    assert causes == {Exception, FloatingPointError}  # by snorkel at the next epoch, by us after the last
+    assert causes == {
+        Exception,
+        FloatingPointError,
+    }  # by snorkel at the next epoch, by the wrapper after the last
 
 
-def test_without_the_package_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_snorkel_the_error_gives_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "snorkel.labeling.model", None)
     with pytest.raises(
         ImportError,
@@ -403,7 +408,7 @@ def test_without_the_package_the_error_names_the_remedy(monkeypatch: pytest.Monk
         make().fit(simulate()[0])
 
 
-def test_the_package_is_imported_where_it_is_needed_alone_and_without_a_trace() -> None:
+def test_snorkel_is_imported_lazily_and_leaves_global_state_unchanged() -> None:
     code = (
         "import random, sys; import numpy as np, pandas as pd; "
         "from probcrowd.estimators.aggregation.snorkel import SnorkelLabelModel; "

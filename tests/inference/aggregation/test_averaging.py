@@ -26,15 +26,17 @@ def sparse_crowd(seed: int) -> Annotations:
 def test_averaging_comes_close_to_the_sampled_posterior_where_the_mode_does_not() -> None:
     gaps = {"averaged": [], "variational": [], "plug-in": []}
     for seed in range(2):
-        said = sparse_crowd(seed)
+        annotations = sparse_crowd(seed)
         sampled = array(
-            sample_posterior(said, seed=seed, warmup=300, draws=500, progress=False),
+            sample_posterior(annotations, seed=seed, warmup=300, draws=500, progress=False),
             "responsibilities",
             "mean",
         )
         for confidence, gap in gaps.items():
             fitted = (
-                DawidSkene(confidence=confidence, dependence="ignore").fit(said).probabilities_.to_numpy()
+                DawidSkene(confidence=confidence, dependence="ignore")
+                .fit(annotations)
+                .probabilities_.to_numpy()
             )
             gap.append(np.abs(fitted - sampled).sum(1).mean() / 2)
     averaged, variational, plug_in = (np.array(gap) for gap in gaps.values())

@@ -74,7 +74,7 @@ def times(packed: Packed) -> np.ndarray:
 
 
 def item_logs(packed: Packed, scores: Scores, i: int, without: int = -1) -> np.ndarray:
-    """log s_ik, row after row; -inf where gold says so."""
+    """log s_ik by a loop over rows; -inf for classes other than gold."""
     logs = scores.log_prior.copy()
     for n in range(packed.starts[i], packed.starts[i + 1]):
         if n != without:
@@ -87,8 +87,8 @@ def item_logs(packed: Packed, scores: Scores, i: int, without: int = -1) -> np.n
 def loop(
     packed: Packed, scores: Scores, *, hard: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Responsibilities, said, class_count and log likelihood of a pass."""
-    responsibilities, said = (
+    """Responsibilities, counts, class_count and log likelihood of a pass."""
+    responsibilities, counts = (
         np.zeros((packed.num_items, len(scores.log_prior))),
         np.zeros(scores.log_table.shape),
     )
@@ -101,8 +101,8 @@ def loop(
             responsibilities[i] = np.arange(len(logs)) == responsibilities[i].argmax()
         class_count += times(packed)[i] * responsibilities[i]
         for n in range(packed.starts[i], packed.starts[i + 1]):
-            said[packed.cell[n]] += times(packed)[i] * weights(packed)[n] * responsibilities[i]
-    return responsibilities, said, class_count, total
+            counts[packed.cell[n]] += times(packed)[i] * weights(packed)[n] * responsibilities[i]
+    return responsibilities, counts, class_count, total
 
 
 def check_pass(
@@ -112,9 +112,9 @@ def check_pass(
     *,
     hard: bool = False,
 ) -> None:
-    found = np.full((packed.num_items, len(scores.log_prior)), np.nan)
-    expectation = e_step(packed, scores, hard=hard, responsibilities=found)
-    np.testing.assert_allclose(found, expected[0], rtol=0, atol=1e-10)
+    result = np.full((packed.num_items, len(scores.log_prior)), np.nan)
+    expectation = e_step(packed, scores, hard=hard, responsibilities=result)
+    np.testing.assert_allclose(result, expected[0], rtol=0, atol=1e-10)
     np.testing.assert_allclose(expectation.statistics.counts, expected[1], rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(expectation.statistics.class_count, expected[2], rtol=1e-10, atol=1e-10)
     assert expectation.log_likelihood == pytest.approx(expected[3], rel=1e-12, abs=1e-10)
@@ -142,9 +142,9 @@ def test_a_pass_is_enumeration_over_labellings(num_classes: int, options: str) -
         responsibilities[range(items), labelling] += joint
     responsibilities /= evidence
     item = np.repeat(np.arange(items), packed.size)
-    said = np.zeros(table.shape)
-    np.add.at(said, packed.cell, weights(packed)[:, None] * responsibilities[item])
-    check_pass(packed, scores, (responsibilities, said, responsibilities.sum(0), math.log(evidence)))
+    counts = np.zeros(table.shape)
+    np.add.at(counts, packed.cell, weights(packed)[:, None] * responsibilities[item])
+    check_pass(packed, scores, (responsibilities, counts, responsibilities.sum(0), math.log(evidence)))
 
 
 @pytest.mark.parametrize("hard", [False, True])
@@ -158,14 +158,14 @@ def test_a_pass_is_the_loop(num_classes: int, options: str, hard: bool) -> None:
 
 def test_hard_passes_take_the_first_of_equals_and_leave_items_without_labels_to_the_prior() -> None:
     cells = Cells(np.array([0]), np.array([0]), 1, 3, 3)
-    packed, found = Packed(np.array([0, 0, 1]), np.zeros(1, np.int32)), np.zeros((2, 3))
+    packed, result = Packed(np.array([0, 0, 1]), np.zeros(1, np.int32)), np.zeros((2, 3))
     e_step(
         packed,
         Scores(np.log([[0.2, 0.4, 0.4]]), np.log(np.full(3, 1 / 3))),
         hard=True,
-        responsibilities=found,
+        responsibilities=result,
     )
-    np.testing.assert_allclose(found, [[1 / 3, 1 / 3, 1 / 3], [0, 1, 0]], rtol=1e-15)
+    np.testing.assert_allclose(result, [[1 / 3, 1 / 3, 1 / 3], [0, 1, 0]], rtol=1e-15)
     assert len(cells) == 1
 
 
@@ -174,14 +174,14 @@ def test_hard_passes_take_the_first_of_equals_and_leave_items_without_labels_to_
 def test_counts_of_given_responsibilities_are_sums(num_classes: int, options: str) -> None:
     packed, cells = some_items(num_classes, options)
     given = np.random.default_rng(5).dirichlet(np.ones(num_classes), packed.num_items)
-    made = count(packed, given, len(cells))
-    said, class_count = np.zeros((len(cells), num_classes)), np.zeros(num_classes)
+    result = count(packed, given, len(cells))
+    expected, class_count = np.zeros((len(cells), num_classes)), np.zeros(num_classes)
     for i in range(packed.num_items):
         class_count += times(packed)[i] * given[i]
         for n in range(packed.starts[i], packed.starts[i + 1]):
-            said[packed.cell[n]] += times(packed)[i] * weights(packed)[n] * given[i]
-    np.testing.assert_allclose(made.counts, said, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(made.class_count, class_count, rtol=1e-10)
+            expected[packed.cell[n]] += times(packed)[i] * weights(packed)[n] * given[i]
+    np.testing.assert_allclose(result.counts, expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(result.class_count, class_count, rtol=1e-10)
 
 
 @pytest.mark.parametrize("more_labels", [0, 1])
@@ -191,7 +191,7 @@ def test_votes_are_weighted_shares_of_labels_that_name_a_class(
     num_classes: int, options: str, more_labels: int
 ) -> None:
     packed, cells = some_items(num_classes, options, labels=num_classes + more_labels)
-    found = packed.vote_shares(cells)
+    result = packed.vote_shares(cells)
     for i in range(packed.num_items):
         shares = np.zeros(num_classes)
         for n in range(packed.starts[i], packed.starts[i + 1]):
@@ -200,10 +200,10 @@ def test_votes_are_weighted_shares_of_labels_that_name_a_class(
         shares = shares / shares.sum() if shares.sum() > 0 else np.full(num_classes, 1 / num_classes)
         if packed.gold is not None and packed.gold[i] >= 0:
             shares = np.eye(num_classes)[packed.gold[i]]
-        np.testing.assert_allclose(found[i], shares, rtol=1e-12)
+        np.testing.assert_allclose(result[i], shares, rtol=1e-12)
 
 
-def test_an_item_of_abstentions_alone_has_no_votes() -> None:
+def test_an_item_with_only_abstentions_has_no_votes() -> None:
     cells = Cells(np.array([0, 1, 1]), np.array([2, 2, 1]), 2, 3, 2)
     packed = Packed(np.array([0, 2, 4]), np.array([0, 1, 0, 2], np.int32))
     np.testing.assert_array_equal(packed.vote_shares(cells), [[0.5, 0.5], [0, 1]])
@@ -214,12 +214,12 @@ def test_an_item_of_abstentions_alone_has_no_votes() -> None:
 def test_held_out_counts_leave_the_own_label_out(num_classes: int, options: str) -> None:
     packed, cells = some_items(num_classes, options)
     scores = some_scores(cells)
-    said = np.zeros((len(cells), num_classes))
+    expected = np.zeros((len(cells), num_classes))
     for i in range(packed.num_items):
         for n in range(packed.starts[i], packed.starts[i + 1]):
             logs = item_logs(packed, scores, i, without=n)
-            said[packed.cell[n]] += times(packed)[i] * weights(packed)[n] * np.exp(logs - logsumexp(logs))
-    np.testing.assert_allclose(held_out(packed, scores).counts, said, rtol=1e-9, atol=1e-10)
+            expected[packed.cell[n]] += times(packed)[i] * weights(packed)[n] * np.exp(logs - logsumexp(logs))
+    np.testing.assert_allclose(held_out(packed, scores).counts, expected, rtol=1e-9, atol=1e-10)
 
 
 # Long items and contradictions
@@ -258,7 +258,7 @@ def adversarial(kind: str, num_classes: int) -> tuple[Packed, Scores]:
 @pytest.mark.parametrize("gold", [False, True])
 @pytest.mark.parametrize("kind", ["tiny", "contradictions", "small everywhere", "nothing", "mild"])
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 17])
-def test_long_items_and_contradictions_are_right_in_logs(
+def test_long_items_and_contradictions_match_logs(
     num_classes: int, kind: str, gold: bool, weighted: bool
 ) -> None:
     packed, scores = adversarial(kind, num_classes)
@@ -267,9 +267,9 @@ def test_long_items_and_contradictions_are_right_in_logs(
     if weighted:
         packed = replace(packed, weight=np.random.default_rng(1).uniform(0, 2, len(packed.cell)))
     expected = loop(packed, floored(scores))
-    found = np.zeros((packed.num_items, num_classes))
-    expectation = e_step(packed, scores, responsibilities=found)
-    np.testing.assert_allclose(found, expected[0], rtol=0, atol=1e-9)
+    result = np.zeros((packed.num_items, num_classes))
+    expectation = e_step(packed, scores, responsibilities=result)
+    np.testing.assert_allclose(result, expected[0], rtol=0, atol=1e-9)
     np.testing.assert_allclose(expectation.statistics.counts, expected[1], rtol=1e-8, atol=1e-8)
     assert np.isfinite(held_out(packed, scores).counts).all()
     assert expectation.log_likelihood == pytest.approx(expected[3], rel=1e-11, abs=1e-9)
@@ -283,24 +283,24 @@ def test_many_unlikely_items_add_up() -> None:
 
 
 @pytest.mark.parametrize("behind", [5, 12, 13, 40, 1000])
-def test_a_class_comes_back_from_far_behind(behind: int) -> None:
+def test_a_class_recovers_from_far_behind(behind: int) -> None:
     """`behind` rows against class 0, then one more row for it, each as strong as a row can be."""
     scores = Scores(np.array([[FLOOR, 0.0], [0.0, FLOOR]]), np.log([0.5, 0.5]))
     cell = np.repeat([0, 1], [behind, behind + 1]).astype(np.int32)
-    packed, found = (
+    packed, result = (
         Packed(np.array([0, len(cell), 2 * len(cell)]), np.concatenate([cell, cell[::-1]])),
         np.zeros((2, 2)),
     )
-    expectation = e_step(packed, scores, responsibilities=found)
-    np.testing.assert_allclose(found, [[1, 0]] * 2, atol=1e-12)
+    expectation = e_step(packed, scores, responsibilities=result)
+    np.testing.assert_allclose(result, [[1, 0]] * 2, atol=1e-12)
     assert expectation.log_likelihood == pytest.approx(2 * (behind * FLOOR + math.log(0.5)), rel=1e-13)
 
 
 def test_the_floor_is_relative_to_the_row_and_above_it_nothing_changes() -> None:
     logs = np.array([[-500.0, -568.9], [-500.0, -900.0]])
-    packed, found = Packed(np.array([0, 1, 2]), np.array([0, 1], np.int32)), np.zeros((2, 2))
-    expectation = e_step(packed, Scores(logs, np.log([0.5, 0.5])), responsibilities=found)
-    np.testing.assert_allclose(np.log(found[:, 1] / found[:, 0]), [-68.9, FLOOR], rtol=1e-13)
+    packed, result = Packed(np.array([0, 1, 2]), np.array([0, 1], np.int32)), np.zeros((2, 2))
+    expectation = e_step(packed, Scores(logs, np.log([0.5, 0.5])), responsibilities=result)
+    np.testing.assert_allclose(np.log(result[:, 1] / result[:, 0]), [-68.9, FLOOR], rtol=1e-13)
     assert expectation.log_likelihood == pytest.approx(-1000 + 2 * math.log(0.5), rel=1e-14)
 
 
@@ -309,7 +309,7 @@ def test_the_floor_is_relative_to_the_row_and_above_it_nothing_changes() -> None
 
 @pytest.mark.parametrize("workers", [2, 5])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_threads_give_what_one_thread_gives(
+def test_threads_give_the_result_of_one_thread(
     monkeypatch: pytest.MonkeyPatch, options: str, workers: int
 ) -> None:
     packed, cells = some_items(3, options, items=60)
@@ -349,9 +349,9 @@ def test_threads_give_what_one_thread_gives(
 @pytest.mark.parametrize("options", OPTIONS)
 def test_counts_of_votes_are_those_of_the_vote_shares(options: str) -> None:
     packed, cells = some_items(3, options)
-    expected, found = count(packed, packed.vote_shares(cells), len(cells)), InMemory(packed, cells).start()
-    np.testing.assert_allclose(found.counts, expected.counts, rtol=1e-12)
-    np.testing.assert_allclose(found.class_count, expected.class_count, rtol=1e-12)
+    expected, result = count(packed, packed.vote_shares(cells), len(cells)), InMemory(packed, cells).start()
+    np.testing.assert_allclose(result.counts, expected.counts, rtol=1e-12)
+    np.testing.assert_allclose(result.class_count, expected.class_count, rtol=1e-12)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -415,9 +415,9 @@ def test_weights_of_one_are_no_weights_and_of_zero_no_rows() -> None:
     item, key = np.repeat(np.arange(packed.num_items), packed.size), cells.key[packed.cell]
     assert pack(item, key, cells, packed.num_items, weight=np.ones(len(item))).weight is None
     here = np.random.default_rng(4).random(len(item)) < 0.5
-    scores, kept = some_scores(cells), pack(item[here], key[here], cells, packed.num_items)
+    scores, retained = some_scores(cells), pack(item[here], key[here], cells, packed.num_items)
     check_pass(
-        pack(item, key, cells, packed.num_items, weight=here.astype(float)), scores, loop(kept, scores)
+        pack(item, key, cells, packed.num_items, weight=here.astype(float)), scores, loop(retained, scores)
     )
 
 
@@ -436,12 +436,12 @@ def few_patterns(
 ) -> tuple[Packed, Cells]:
     """At most one label per annotator and item, some missing; the last label may not be a class."""
     chance = np.random.default_rng(seed)
-    said = chance.integers(-1, num_labels, (items, annotators))
-    said[0] = -1
-    item, annotator = np.nonzero(said >= 0)
+    counts = chance.integers(-1, num_labels, (items, annotators))
+    counts[0] = -1
+    item, annotator = np.nonzero(counts >= 0)
     order = chance.permutation(len(item))
     item, annotator = item[order], annotator[order]
-    key = annotator * num_labels + said[item, annotator]
+    key = annotator * num_labels + counts[item, annotator]
     cells = occurring(key, annotators, num_labels, 2)
     known = np.where(chance.random(items) < 0.3, chance.integers(0, 2, items), -1) if gold else None
     return pack(item, key, cells, items, gold=known), cells

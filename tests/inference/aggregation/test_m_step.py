@@ -142,9 +142,9 @@ CHANNELS: dict[str, Callable[[Cells], AnnotatorModel]] = {
 
 def dense(values: np.ndarray, cells: Cells) -> np.ndarray:
     """Cells as (annotator, class, label); 0 where there is none."""
-    made = np.zeros((cells.num_annotators, cells.num_labels, cells.num_classes))
-    made[cells.annotator, cells.label] = values
-    return made.transpose(0, 2, 1)
+    result = np.zeros((cells.num_annotators, cells.num_labels, cells.num_classes))
+    result[cells.annotator, cells.label] = values
+    return result.transpose(0, 2, 1)
 
 
 def some_counts(cells: Cells, seed: int = 3) -> Statistics:
@@ -198,10 +198,13 @@ def test_a_mode_is_stationary_on_the_simplex(classes: int, abstentions: bool) ->
         scores = channel.scores(counts)
         logits = torch.tensor(np.log(dense_mode(scores, channel)), requires_grad=True)
         class_logits = torch.tensor(scores.log_prior, requires_grad=True)
-        said, a = torch.tensor(dense(counts.counts, rows.cells)), torch.tensor(concentrations(channel))
+        dense_counts, a = (
+            torch.tensor(dense(counts.counts, rows.cells)),
+            torch.tensor(concentrations(channel)),
+        )
         logs, log_prior = logits.log_softmax(2), class_logits.log_softmax(0)
         assert channel.class_prior.concentration is not None
-        value = (said * logs).sum() + Dirichlet(a).log_prob(logs.exp()).sum()
+        value = (dense_counts * logs).sum() + Dirichlet(a).log_prob(logs.exp()).sum()
         value = value + (torch.tensor(counts.class_count) * log_prior).sum()
         value = (
             value + Dirichlet(torch.tensor(channel.class_prior.concentration)).log_prob(log_prior.exp())
@@ -240,7 +243,7 @@ def test_the_penalty_of_a_mode_is_the_density_of_whole_matrices(
         assert scores.penalty == pytest.approx(float(expected), rel=1e-10, abs=1e-10)
 
 
-def test_flat_priors_cost_what_they_always_cost_and_rows_without_counts_are_flat() -> None:
+def test_flat_priors_have_a_constant_penalty_and_rows_without_counts_are_uniform() -> None:
     rows = some_rows(items=6, annotators=3, classes=3, abstentions=True)
     cells, channel = rows.cells, flat_rows(rows.cells)
     constant = cells.num_annotators * 3 * gammaln(4) + gammaln(3)
@@ -259,11 +262,14 @@ def test_averaged_scores_are_expected_logs_and_minus_the_divergence(classes: int
         channel = replace(channel, base=channel.base / 5)  # an average needs no concentrations of 1
         counts = some_counts(rows.cells)
         scores = channel.scores(counts)
-        a, said = torch.tensor(concentrations(channel)), torch.tensor(dense(counts.counts, rows.cells))
-        a = a.expand_as(said)
+        a, dense_counts = (
+            torch.tensor(concentrations(channel)),
+            torch.tensor(dense(counts.counts, rows.cells)),
+        )
+        a = a.expand_as(dense_counts)
         assert channel.class_prior.concentration is not None
         prior = torch.tensor(channel.class_prior.concentration)
-        pairs = [(a + said, a), (prior + torch.tensor(counts.class_count), prior)]
+        pairs = [(a + dense_counts, a), (prior + torch.tensor(counts.class_count), prior)]
         logs = []
         for after, _ in pairs:
             after = after.clone().requires_grad_()
@@ -279,15 +285,15 @@ def test_averaged_scores_are_expected_logs_and_minus_the_divergence(classes: int
         assert scores.penalty == pytest.approx(-divergence, rel=1e-9, abs=1e-10)
 
 
-def test_history_counts_like_rows_that_came_before() -> None:
+def test_history_equals_earlier_rows() -> None:
     rows = some_rows(items=8, annotators=3)
     cells, counts, earlier = rows.cells, some_counts(rows.cells), history_of(rows.cells)
     with_history = DirichletRows(cells, base(3, 3), ClassPrior(None), earlier)
     together = Statistics(counts.counts + earlier, counts.class_count)
     for averaged in (False, True):
-        found = replace(with_history, averaged=averaged).scores(counts)
+        result = replace(with_history, averaged=averaged).scores(counts)
         plain = DirichletRows(cells, base(3, 3), ClassPrior(None), averaged=averaged)
-        np.testing.assert_allclose(found.log_table, plain.scores(together).log_table, rtol=1e-10)
+        np.testing.assert_allclose(result.log_table, plain.scores(together).log_table, rtol=1e-10)
         fit = fit_table(rows.source, replace(with_history, averaged=averaged), max_iter=7, accelerate=False)
         here = rows.source.start()
         for _ in range(7):  # in every step
@@ -311,7 +317,7 @@ def test_concentrations_below_one_have_averages_but_no_mode() -> None:
         assert np.isfinite(make(True).scores(some_counts(cells)).penalty)
 
 
-def test_known_class_priors_stay() -> None:
+def test_known_class_priors_do_not_change() -> None:
     log_prior, penalty = ClassPrior(None).scores(np.array([5.0, 0, 1, 2]))
     np.testing.assert_allclose(log_prior, np.full(4, -math.log(4)))
     assert penalty == 0
@@ -324,10 +330,10 @@ def test_known_class_priors_stay() -> None:
 def test_coins_are_beta(classes: int) -> None:
     rows = some_rows(items=4, annotators=3, classes=classes)
     cells, counts = rows.cells, some_counts(rows.cells)
-    said = dense(counts.counts, cells)
-    hits, all_rows = np.einsum("jkk->j", said), said.sum((1, 2))
+    dense_counts = dense(counts.counts, cells)
+    hits, all_rows = np.einsum("jkk->j", dense_counts), dense_counts.sum((1, 2))
     np.testing.assert_allclose(right_counts(counts.counts, cells), hits, rtol=1e-12)
-    np.testing.assert_allclose(row_totals(counts.counts, cells), said.sum(2), rtol=1e-12)
+    np.testing.assert_allclose(row_totals(counts.counts, cells), dense_counts.sum(2), rtol=1e-12)
 
     mode = some_coins(cells)
     scores = mode.scores(counts)
@@ -339,13 +345,13 @@ def test_coins_are_beta(classes: int) -> None:
     value = (torch.tensor(hits) * accuracy.log() + torch.tensor(all_rows - hits) * (1 - accuracy).log()).sum()
     (value + Beta(right, wrong).log_prob(accuracy).sum()).backward()
     assert logit.grad is not None and float(logit.grad.abs().max()) < 1e-9
-    found = accuracy.detach().numpy()
+    result = accuracy.detach().numpy()
     named = cells.label[:, None] == np.arange(classes)
     expected = np.where(
-        named, found[cells.annotator][:, None], (1 - found[cells.annotator][:, None]) / max(classes - 1, 1)
+        named, result[cells.annotator][:, None], (1 - result[cells.annotator][:, None]) / max(classes - 1, 1)
     )
     np.testing.assert_allclose(np.exp(scores.log_table), expected, rtol=1e-10)
-    density = sum(log_beta_density(x, a, b) for x, a, b in zip(found, mode.right, mode.wrong, strict=True))
+    density = sum(log_beta_density(x, a, b) for x, a, b in zip(result, mode.right, mode.wrong, strict=True))
     assert scores.penalty == pytest.approx(
         density + mode.class_prior.scores(counts.class_count)[1], rel=1e-10
     )
@@ -376,9 +382,9 @@ def four() -> Rows:
 
 
 def answers(rows: Rows, scores: Scores) -> np.ndarray:
-    found = np.zeros((len(rows.gold), rows.num_classes))
-    e_step(rows.packed, scores, responsibilities=found)
-    return found
+    result = np.zeros((len(rows.gold), rows.num_classes))
+    e_step(rows.packed, scores, responsibilities=result)
+    return result
 
 
 def test_dawid_skene_by_hand() -> None:
@@ -413,7 +419,7 @@ def test_one_variational_step_by_hand() -> None:
     )
 
 
-def test_smoothed_dawid_skene_converges_to_what_is_known() -> None:
+def test_smoothed_dawid_skene_converges_to_known_values() -> None:
     rows, cells = four(), four().cells
     channel = DirichletRows(cells, np.full((2, 2), 1.01), ClassPrior(np.ones(2)))
     for accelerate in (False, True):
@@ -466,7 +472,7 @@ def marginal(
     class_logits: torch.Tensor,
     prior: Callable[[torch.Tensor, torch.Tensor], Any],
 ) -> torch.Tensor:
-    """log p(rows, confusion, class prior), item after item."""
+    """log p(rows, confusion, class prior), by a loop over items."""
     logs, log_prior = logits.log_softmax(2), class_logits.log_softmax(0)
     total = prior(logs.exp(), log_prior.exp())
     weight = np.ones(len(rows.item)) if rows.weight is None else rows.weight
@@ -557,10 +563,10 @@ def test_extrapolation_ends_no_lower(name: str) -> None:
 
 
 class Recorded:
-    """A source that tells what it was asked, and lies about extrapolated points: they are all worse."""
+    """A source that counts its passes and reports a worse objective for all extrapolated points."""
 
     def __init__(self, source: InMemory, plain: list[np.ndarray]) -> None:
-        self.source, self.plain, self.asked = source, plain, 0
+        self.source, self.plain, self.passes_run = source, plain, 0
 
     @property
     def num_rows(self) -> int:
@@ -570,13 +576,13 @@ class Recorded:
         return self.source.start()
 
     def e_step(self, scores: Scores, *, hard: bool = False) -> Expectation:
-        self.asked += 1
+        self.passes_run += 1
         expectation = self.source.e_step(scores, hard=hard)
         usual = any(np.allclose(scores.log_table, table, rtol=1e-9, atol=1e-12) for table in self.plain)
         return expectation if usual else replace(expectation, log_likelihood=-np.inf)
 
 
-def test_worse_points_are_taken_back() -> None:
+def test_worse_points_are_undone() -> None:
     rows = some_rows(1, items=40, accuracy=(0.2, 0.6))
     channel, tables, here = CHANNELS["mode"](rows.cells), [], rows.source.start()
     for _ in range(80):
@@ -585,7 +591,7 @@ def test_worse_points_are_taken_back() -> None:
     liar = Recorded(rows.source, tables)
     fit = fit_table(liar, channel, max_iter=60, tolerance=0.0)
     plain = fit_table(rows.source, channel, max_iter=len(fit.objective), tolerance=0.0, accelerate=False)
-    assert liar.asked == fit.passes == 60
+    assert liar.passes_run == fit.passes == 60
     assert 2 <= fit.passes - len(fit.objective) <= 6  # trials wait twice as long after each failure
     np.testing.assert_allclose(fit.objective, plain.objective, rtol=1e-12)
     np.testing.assert_allclose(fit.statistics.counts, plain.statistics.counts, rtol=1e-9)
@@ -593,7 +599,7 @@ def test_worse_points_are_taken_back() -> None:
 
 @dataclass(frozen=True)
 class Watched:
-    """A channel that keeps the counts it was shown."""
+    """A model of annotators that records its counts."""
 
     channel: AnnotatorModel
     seen: list[Statistics]
@@ -626,13 +632,13 @@ def test_the_mode_under_flat_priors_is_maximum_likelihood() -> None:
         fit = fit_table(
             rows.source, flat_rows(rows.cells), accelerate=False, max_iter=steps, tolerance=-np.inf
         )
-        found = np.zeros((40, 3))
+        result = np.zeros((40, 3))
         # The reference's step m is the M step of pass m, and its answers are those of that pass
         here = rows.source.start()
         for _ in range(steps):
-            expectation = e_step(rows.packed, flat_rows(rows.cells).scores(here), responsibilities=found)
+            expectation = e_step(rows.packed, flat_rows(rows.cells).scores(here), responsibilities=result)
             here = expectation.statistics
-        np.testing.assert_allclose(found, references.dawid_skene(labels, 3, steps), atol=1e-9)
+        np.testing.assert_allclose(result, references.dawid_skene(labels, 3, steps), atol=1e-9)
         np.testing.assert_allclose(fit.statistics.counts, here.counts, atol=1e-9)
         assert fit.passes == steps and not fit.converged
 
@@ -642,11 +648,11 @@ def log_evidence(rows: Rows, a: np.ndarray, class_a: np.ndarray) -> float:
     free = [range(rows.num_classes) if g < 0 else [g] for g in rows.gold]
     terms = []
     for truth in itertools.product(*free):
-        said = np.zeros((rows.num_annotators, rows.num_classes, rows.num_labels))
-        np.add.at(said, (rows.annotator, np.array(truth)[rows.item], rows.label), 1)
+        label_counts = np.zeros((rows.num_annotators, rows.num_classes, rows.num_labels))
+        np.add.at(label_counts, (rows.annotator, np.array(truth)[rows.item], rows.label), 1)
         counts = np.bincount(truth, minlength=rows.num_classes)
         value = 0.0
-        for after, before in ((a + said, a), (class_a + counts, class_a)):
+        for after, before in ((a + label_counts, a), (class_a + counts, class_a)):
             value += (
                 gammaln(after).sum(-1)
                 - gammaln(after.sum(-1))
@@ -676,9 +682,9 @@ def test_the_averaged_objective_bounds_the_evidence(abstentions: bool, gold: flo
         assert (fit.objective <= evidence + 1e-9).all()
         if gold == 1:  # the truth is known, so nothing is approximated: the posterior is the conjugate one
             assert fit.objective[-1] == pytest.approx(evidence, abs=1e-9)
-            said = np.zeros((rows.num_annotators, 2, rows.num_labels))
-            np.add.at(said, (rows.annotator, rows.gold[rows.item], rows.label), 1)
-            after = concentrations(channel) + said
+            counts = np.zeros((rows.num_annotators, 2, rows.num_labels))
+            np.add.at(counts, (rows.annotator, rows.gold[rows.item], rows.label), 1)
+            after = concentrations(channel) + counts
             logs = digamma(after) - digamma(after.sum(2, keepdims=True))
             np.testing.assert_allclose(
                 fit.scores.log_table,
@@ -709,7 +715,7 @@ def renamed(
 
 
 def alike(name: str) -> Callable[[Cells], AnnotatorModel]:
-    """The channels, with priors that treat annotators and classes alike."""
+    """The models of annotators, with priors that treat annotators and classes equally."""
 
     def make(cells: Cells) -> AnnotatorModel:
         rows = np.full((cells.num_classes, cells.num_labels), 1.2) + 2 * np.eye(
@@ -806,7 +812,7 @@ def test_a_second_copy_of_all_items_leaves_maximum_likelihood_unchanged() -> Non
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_one_coin_of_two_classes_is_dawid_skene_with_equal_diagonals(averaged: bool) -> None:
-    """A mirror image of every item, all labels swapped, makes the two rows of each matrix alike."""
+    """A mirror image of every item, with labels swapped, makes the two rows of each matrix equal."""
     rows = some_rows(4, items=40, classes=2)
     mirrored = replace(
         rows,
@@ -864,7 +870,7 @@ def test_the_tolerance_is_a_gain_per_annotation() -> None:
     assert fit.converged and gains[-1] < 1e-4 * len(rows.item) and (gains[:-1] >= 1e-4 * len(rows.item)).all()
 
 
-def test_progress_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     rows = some_rows(3)
     fit_table(rows.source, CHANNELS["mode"](rows.cells))
     assert capsys.readouterr() == ("", "")
@@ -887,12 +893,12 @@ def population_value(population: torch.Tensor, observed: np.ndarray, prior: np.n
     return value - log_beta(population).sum() + ((population - 1) * typical).sum()
 
 
-def pooled(said: np.ndarray, prior: np.ndarray) -> tuple[PooledRows, Statistics]:
-    """The channel and its counts, from counts (j, k, l)."""
-    annotators, classes, labels = said.shape
+def pooled(counts: np.ndarray, prior: np.ndarray) -> tuple[PooledRows, Statistics]:
+    """The model of annotators and its counts, from counts (j, k, l)."""
+    annotators, classes, labels = counts.shape
     cells = occurring(np.arange(annotators * labels), annotators, labels, classes)
     return PooledRows(cells, prior, ClassPrior(None)), Statistics(
-        said.transpose(0, 2, 1).reshape(-1, classes), np.ones(classes)
+        counts.transpose(0, 2, 1).reshape(-1, classes), np.ones(classes)
     )
 
 
@@ -902,31 +908,31 @@ def test_improved_concentrations_are_never_worse(size: float) -> None:
     chance = np.random.default_rng(0)
     for _ in range(25):
         annotators, labels = int(chance.choice([1, 4, 60])), int(chance.integers(1, 5))
-        said = (
+        observed = (
             chance.uniform(0, 1, (annotators, 2, labels))
             * size
             * chance.choice([0, 1, 1, 30], (1, 2, labels))
         )
-        channel, counts = pooled(said, chance.gamma(2, 2, (2, labels)) + 0.05)
+        channel, counts = pooled(observed, chance.gamma(2, 2, (2, labels)) + 0.05)
         here = chance.gamma(1, 1, (2, labels)) * 10 ** chance.uniform(-2, 3) + 1e-3
         for _ in range(3):
             there = channel.improved(here, counts)
             before, after = (
-                float(population_value(torch.tensor(c), said, channel.base)) for c in (here, there)
+                float(population_value(torch.tensor(c), observed, channel.base)) for c in (here, there)
             )
             assert after >= before - 1e-9 * abs(before)
             here = there
 
 
-def test_the_best_concentrations_are_stationary_and_stay() -> None:
+def test_the_best_concentrations_are_a_fixed_point() -> None:
     chance = np.random.default_rng(1)
-    said = chance.gamma(0.7, 6, (40, 3, 4))
-    channel, counts = pooled(said, base(3, 4))
+    observed = chance.gamma(0.7, 6, (40, 3, 4))
+    channel, counts = pooled(observed, base(3, 4))
     here = channel.base
     for _ in range(1000):
         here = channel.improved(here, counts)
     best = torch.tensor(here, requires_grad=True)
-    population_value(best, said, channel.base).backward()
+    population_value(best, observed, channel.base).backward()
     assert best.grad is not None and float((best.grad * best.detach()).abs().max()) < 1e-6
     np.testing.assert_allclose(channel.improved(here, counts), here, rtol=1e-8)
 
@@ -943,15 +949,15 @@ def test_without_annotators_the_population_is_the_prior() -> None:
 def test_populations_are_recovered_from_many_annotators() -> None:
     chance = np.random.default_rng(2)
     population = np.array([[6.0, 1.0, 0.5], [0.8, 3.0, 2.0]])
-    said = np.stack(
+    observed = np.stack(
         [[chance.multinomial(60, chance.dirichlet(row)) for row in population] for _ in range(1500)]
     ).astype(float)
-    channel, counts = pooled(said, np.array([[1.0, 2, 3], [3, 2, 1]]))
+    channel, counts = pooled(observed, np.array([[1.0, 2, 3], [3, 2, 1]]))
     here = channel.base
     for _ in range(1500):
         here = channel.improved(here, counts)
     hessian = torch.autograd.functional.hessian(
-        lambda c: population_value(c.reshape(2, 3), said, channel.base), torch.tensor(here.ravel())
+        lambda c: population_value(c.reshape(2, 3), observed, channel.base), torch.tensor(here.ravel())
     )
     error = np.sqrt(np.diag(np.linalg.inv(-np.asarray(hessian)))).reshape(2, 3)
     assert (error < 0.06 * population).all()  # the pseudo-annotator is one of 1,501
@@ -1063,9 +1069,12 @@ def test_the_bound_of_spammers_is_below_the_evidence() -> None:
                 knows, spams = (mine & ~spammed).sum(), (mine & spammed).sum()
                 value += gammaln(0.7 + knows) + gammaln(0.4 + spams) - gammaln(1.1 + knows + spams)
                 value -= gammaln(0.7) + gammaln(0.4) - gammaln(1.1)
-                said = np.bincount(rows.label[mine & spammed], minlength=2)
+                counts = np.bincount(rows.label[mine & spammed], minlength=2)
                 value += (
-                    gammaln(2.0 + said).sum() - gammaln(4.0 + said.sum()) - 2 * gammaln(2.0) + gammaln(4.0)
+                    gammaln(2.0 + counts).sum()
+                    - gammaln(4.0 + counts.sum())
+                    - 2 * gammaln(2.0)
+                    + gammaln(4.0)
                 )
             terms.append(value)
     fit = fit_table(rows.source, spam_channel(rows), tolerance=1e-13, accelerate=False)

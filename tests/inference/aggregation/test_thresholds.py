@@ -55,7 +55,13 @@ class Recorder:
 
 
 def test_em_ends_when_a_step_gains_less_than_the_tolerance_per_annotation() -> None:
-    values = [0.0, 10.0, 11.0, 11.99, 20.0]  # 100 annotations: a gain of 1.0 is no end, one of 0.99 is
+    values = [
+        0.0,
+        10.0,
+        11.0,
+        11.99,
+        20.0,
+    ]  # 100 annotations: EM goes on after a gain of 1.0, and ends after 0.99
     source = Passes(lambda number: values[number - 1])
     fit = fit_table(source, Recorder(), tolerance=0.01, accelerate=False)
     assert fit.converged and fit.passes == 4
@@ -98,7 +104,7 @@ def test_items_are_grouped_where_their_numbers_fit_in_62_bits(annotators: int, g
 
 
 @pytest.mark.parametrize(("count", "empty"), [(7e-281, True), (1.5e-280, False)])
-def test_a_row_of_hardly_any_counts_has_no_mode(count: float, empty: bool) -> None:
+def test_a_row_with_nearly_no_counts_has_no_mode(count: float, empty: bool) -> None:
     logs, _ = dirichlet_mode(np.array([[count, 0.0]]), np.ones((1, 2)))
     assert (logs[0] == math.log(0.5)).all() == empty
     cells = Cells(np.zeros(2, np.int64), np.arange(2), 1, 2, 1)
@@ -132,7 +138,7 @@ def test_hard_labels_take_the_first_of_classes_that_tie_but_for_rounding(excess:
 
 
 @pytest.mark.parametrize(("variance", "certain"), [(7e-15, True), (1.5e-14, False)])
-def test_an_accuracy_of_hardly_any_variance_has_no_interval(variance: float, certain: bool) -> None:
+def test_an_accuracy_with_nearly_no_variance_has_no_interval(variance: float, certain: bool) -> None:
     total = 0.09 / variance - 1
     cells = Cells(np.zeros(2, np.int64), np.arange(2), 1, 2, 1)
     counts = np.array([[0.9 * total - 1], [0.1 * total - 1]])

@@ -24,7 +24,7 @@ COLUMNS = ["annotator", "other", "items", "agreement", "expected", "copying", "z
 
 
 def ratings(labels: np.ndarray, num_classes: int) -> Rows:
-    """Rows of a matrix, items x annotators."""
+    """Rows from a matrix of items x annotators."""
     items, annotators = labels.shape
     item, annotator = np.repeat(np.arange(items), annotators), np.tile(np.arange(annotators), items)
     return Rows(
@@ -33,7 +33,7 @@ def ratings(labels: np.ndarray, num_classes: int) -> Rows:
 
 
 def coins(accuracy: Any, num_classes: int) -> np.ndarray:
-    """Tables of annotators whose errors are spread evenly (j, l, k)."""
+    """Tables (j, l, k) of annotators whose wrong labels are equally likely."""
     accuracy = np.asarray(accuracy, float)[:, None, None]
     return (1 - accuracy) / max(num_classes - 1, 1) + (
         accuracy - (1 - accuracy) / max(num_classes - 1, 1)
@@ -52,12 +52,12 @@ def em(rows: Rows, steps: int = 60) -> tuple[np.ndarray, np.ndarray]:
     np.add.at(q, (rows.item, rows.label), 1.0)
     for _ in range(steps):
         q /= q.sum(1, keepdims=True)
-        said, class_prior = (
+        counts, class_prior = (
             np.full((rows.num_annotators, rows.num_classes, rows.num_classes), 0.01),
             q.mean(0),
         )
-        np.add.at(said, (rows.annotator, rows.label), q[rows.item])
-        tables = said / said.sum(1, keepdims=True)
+        np.add.at(counts, (rows.annotator, rows.label), q[rows.item])
+        tables = counts / counts.sum(1, keepdims=True)
         logs = np.tile(np.log(class_prior), (rows.num_items, 1))
         np.add.at(logs, rows.item, np.log(tables[rows.annotator, rows.label]))
         q = np.exp(logs - logs.max(1, keepdims=True))
@@ -65,7 +65,7 @@ def em(rows: Rows, steps: int = 60) -> tuple[np.ndarray, np.ndarray]:
 
 
 def checked(rows: Rows, tables: np.ndarray, class_prior: np.ndarray, **knobs: Any) -> Dependence:
-    """The check, with the cells that occur in an order of no meaning."""
+    """Run the check on the cells that occur, in random order."""
     num_labels = tables.shape[1]
     code = rows.annotator * num_labels + rows.label
     occurring = np.random.default_rng(1).permutation(np.unique(code))
@@ -106,10 +106,10 @@ def by_loops(
     rows: Rows, tables: np.ndarray, class_prior: np.ndarray
 ) -> list[tuple[int, int, int, float, float]]:
     """(item, annotator, other, agree, p) of every row pair."""
-    found, told = [], {(int(j), int(label)) for j, label in zip(rows.annotator, rows.label, strict=True)}
+    result, used = [], {(int(j), int(label)) for j, label in zip(rows.annotator, rows.label, strict=True)}
     shares = (
         np.array(
-            [[[(j, label) in told for label in range(tables.shape[1])]] for j in range(len(tables))]
+            [[[(j, label) in used for label in range(tables.shape[1])]] for j in range(len(tables))]
         ).transpose(0, 2, 1)
         * tables
     )
@@ -124,12 +124,12 @@ def by_loops(
                 q *= np.maximum(tables[rows.annotator[rest], rows.label[rest]], 1e-30) ** rows.weight[rest]
         q = q / q.sum() if rows.gold[i] < 0 else np.eye(rows.num_classes)[rows.gold[i]]
         p = sum(q[k] * (shares[j, :, k] * shares[other, :, k]).sum() for k in range(rows.num_classes))
-        found.append((int(i), int(j), int(other), float(rows.label[n] == rows.label[m]), float(p)))
-    return found
+        result.append((int(i), int(j), int(other), float(rows.label[n] == rows.label[m]), float(p)))
+    return result
 
 
 @pytest.mark.parametrize(("seed", "gold"), [(0, False), (1, True), (2, False), (3, True)])
-def test_rates_are_those_of_loops_over_row_pairs(seed: int, gold: bool) -> None:
+def test_rates_match_loops_over_row_pairs(seed: int, gold: bool) -> None:
     rows, tables, class_prior = uneven(seed, gold)
     result = checked(rows, tables, class_prior, minimum=2)
     table = pd.DataFrame(
@@ -154,8 +154,8 @@ def test_rates_are_those_of_loops_over_row_pairs(seed: int, gold: bool) -> None:
         over = group["agree"] - group["p"]
         z = over.sum() / math.sqrt(max((group["p"] * (1 - group["p"])).sum(), (over**2).sum()))
         assert pair.items == len(group) and not pair.near_duplicate
-        found = [pair.agreement, pair.expected, pair.copying, pair.z]
-        assert found == pytest.approx(
+        values = [pair.agreement, pair.expected, pair.copying, pair.z]
+        assert values == pytest.approx(
             [group["agree"].mean(), group["p"].mean(), over.sum() / (1 - group["p"]).sum(), z], abs=1e-10
         )
 
@@ -235,15 +235,15 @@ def copied(
 
 @pytest.mark.parametrize("slips", [0.0, 0.04])
 @pytest.mark.parametrize("seed", range(3))
-def test_copies_in_the_majority_are_named_though_the_fit_believes_them(seed: int, slips: float) -> None:
+def test_copies_in_the_majority_are_reported_though_the_fit_trusts_them(seed: int, slips: float) -> None:
     rows = copied(np.random.default_rng(seed), 6, 0.62, [0.85] * 3, 200, slips)
     tables, class_prior = em(rows)
-    assert tables[:6, [0, 1], [0, 1]].min() > 0.9  # the trap
+    assert tables[:6, [0, 1], [0, 1]].min() > 0.9  # the fit takes copies for accurate
     result = checked(rows, tables, class_prior)
     assert near_duplicates(result) == [[0, 1, 2, 3, 4, 5]]
     assert result.pairs["expected"].iloc[:15].to_numpy() == pytest.approx(
         0.5 + 0.24**2 / 2, abs=0.12
-    )  # chance, and c^2 of the rest
+    )  # chance, plus a share c^2 of the rest
     assert result.effective_annotators < 3
     beyond, copies = sentences(result, pd.Index([f"bot {j}" for j in range(6)] + ["zoe", "bea", "cem"]))
     assert "copying rate" in beyond and "9.0 labels per item carry" in beyond
@@ -254,25 +254,25 @@ def test_copies_in_the_majority_are_named_though_the_fit_believes_them(seed: int
     )
 
 
-def test_the_label_of_a_clique_is_thecommonest_and_of_equals_the_first() -> None:
-    found = commonest(np.array([0, 0, 0, 2, 2, 3, 3, 3]), np.array([1, 1, 0, 1, 0, 2, 0, 2]), 4)
-    assert found.tolist() == [1, -1, 0, 2]
+def test_the_label_of_a_clique_is_its_commonest_the_first_of_equals() -> None:
+    result = commonest(np.array([0, 0, 0, 2, 2, 3, 3, 3]), np.array([1, 1, 0, 1, 0, 2, 0, 2]), 4)
+    assert result.tolist() == [1, -1, 0, 2]
 
 
-def test_the_best_of_many_pairs_has_to_be_better_than_chance_makes_it() -> None:
+def test_the_best_of_many_pairs_must_exceed_chance() -> None:
     labels = np.random.default_rng(0).integers(2, size=(13, 90))
     pairs = checked(ratings(labels, 2), np.full((90, 2, 2), 0.5), np.full(2, 0.5)).pairs
     assert len(pairs) == 4005 and pairs["agreement"].max() == 1 and not pairs["near_duplicate"].any()
 
 
-def test_two_copies_among_many_are_found_by_their_rate() -> None:
+def test_two_copies_among_many_are_detected_by_their_rate() -> None:
     result = fitted(copied(np.random.default_rng(0), 2, 0.75, np.linspace(0.6, 0.9, 8).tolist(), 300))
     assert near_duplicates(result) == [[0, 1]]
     assert result.pairs["copying"].iloc[0] == pytest.approx(1)
-    assert len(sentences(result, pd.RangeIndex(10))) == 1  # they leave the others' labels worth what they are
+    assert len(sentences(result, pd.RangeIndex(10))) == 1  # the labels of the others lose no worth
 
 
-def test_many_groups_are_counted_and_large_ones_cut_short() -> None:
+def test_many_groups_are_counted_and_large_ones_truncated() -> None:
     ends = [(j, j + 1) for j in range(11)] + [(20 + 2 * g, 21 + 2 * g) for g in range(6)]
     pairs = pd.DataFrame(
         [(*pair, 20, 1.0, 0.5, 1.0, 9.0, True) for pair in ends] + [(12, 13, 20, 0.5, 0.5, 0.0, 0.0, False)],
@@ -288,9 +288,9 @@ def test_items_that_are_hard_for_all_lower_the_effective_number() -> None:
     easy = drawn(generator, coins([0.92] * 10, 2), truth)
     trap = drawn(
         generator, coins([0.85] * 10, 2), generator.integers(2, size=600)
-    )  # they agree, on a class at random
+    )  # they agree on a random class
     rows = ratings(np.where(hard[:, None], trap, easy), 2)
-    seen = replace(rows, gold=truth)  # the model cannot tell such items from others, gold can
+    seen = replace(rows, gold=truth)  # the model cannot distinguish these items, gold can
     tables = np.stack(
         [
             [np.bincount(rows.label[rows.annotator == j][truth == k], minlength=2) for k in range(2)]
@@ -305,7 +305,7 @@ def test_items_that_are_hard_for_all_lower_the_effective_number() -> None:
     assert not result.pairs["near_duplicate"].any()
     crowd = drawn(
         generator, coins([1.0] * 2 + [0.7] * 8, 2), truth
-    )  # two who see through the traps that others walk into
+    )  # two experts, right where the others share errors
     trapped = generator.random((600, 10)) < np.where(np.arange(10) < 2, 0, 0.5)
     result = fitted(ratings(np.where(trapped, drawn(generator, coins([0.7], 2), truth), crowd), 2))
     assert (
@@ -319,7 +319,7 @@ def test_items_that_are_hard_for_all_lower_the_effective_number() -> None:
     [[0.99] * 9, [0.99] * 9 + [0.6] * 3, [1.0, 1.0, 0.6, 0.65, 0.7, 0.75, 0.6], [1.0, 1.0] + [0.5] * 6],
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_honest_experts_are_no_copies(seed: int, accuracy: list[float]) -> None:
+def test_experts_are_not_reported_as_copies(seed: int, accuracy: list[float]) -> None:
     generator = np.random.default_rng(seed)
     result = fitted(ratings(drawn(generator, coins(accuracy, 2), generator.integers(2, size=250)), 2))
     assert not result.pairs["near_duplicate"].any()
@@ -327,7 +327,7 @@ def test_honest_experts_are_no_copies(seed: int, accuracy: list[float]) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.001, 0.5])
-def test_experts_who_never_disagree_are_left_alone(smoothing: float) -> None:
+def test_experts_who_never_disagree_are_not_reported(smoothing: float) -> None:
     labels = np.repeat(np.random.default_rng(0).integers(2, size=(300, 1)), 6, axis=1)
     wrong = smoothing / (150 + 2 * smoothing)
     result = checked(
@@ -395,7 +395,7 @@ def test_names_and_order_change_nothing() -> None:
     )
 
 
-def test_a_part_of_the_items_says_so_and_tells_about_the_same() -> None:
+def test_a_sample_of_items_is_noted_and_gives_about_the_same_rate() -> None:
     rows = copied(np.random.default_rng(0), 6, 0.62, [0.85] * 3, 400)
     whole, part = fitted(rows), fitted(rows, max_pairs=5000)
     assert whole.note == "" and part.note == "(from 138 of 400 items, drawn at random)"
