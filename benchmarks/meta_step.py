@@ -117,7 +117,7 @@ def adaptation(tasks: int, repeats: int, device: str) -> dict[str, float]:
         torch.where(torch.rand(labels.shape, generator=generator) < 0.6, truth[:, None], labels).to(device),
         SHAPE.ways,
     )
-    shares = em.vote_shares(Support(embeddings, votes))
+    shares = em.initial_responsibilities(Support(embeddings, votes))
     prior = Prior()
 
     def forward() -> None:

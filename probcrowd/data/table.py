@@ -262,7 +262,8 @@ def vote_shares(totals: Shares, empty: float = 0.0) -> Shares:
     """
     votes: Any = totals
     total = votes.sum(-1)[..., None]
-    return votes / (total + (total == 0)) + (total == 0) * empty
+    absent = (total == 0) + 0 * total  # 0 or 1, in the precision of the votes
+    return votes / (total + absent) + absent * empty
 
 
 def in_ranges(part: Callable[[int, int], Any], packed: Packed, num_cells: int = 0) -> list[Any]:

@@ -29,10 +29,10 @@ from probcrowd.data.rows import Rows
 from probcrowd.inference.lia.objectives import (
     Objective,
     e_step,
+    initial_responsibilities,
     last_objective,
     log_prior,
     m_step_objective,
-    vote_shares,
 )
 from probcrowd.inference.lia.optimizers import State, Target, amsgrad_steps, lbfgs_steps
 from probcrowd.models.lia.lia import LIABatch, Parameters, log_truth
@@ -110,7 +110,9 @@ def fit_lia(
     declared = sites(rows, inputs, prior)
     dtype = batch.annotations.weight.dtype
     state = State(_initial_parameters(declared, seed, dtype)) if state is None else state
-    initial = vote_shares(batch) if start is None else torch.from_numpy(np.array(start)).to(dtype)
+    initial = (
+        initial_responsibilities(batch) if start is None else torch.from_numpy(np.array(start)).to(dtype)
+    )
     bar = tqdm(
         total=schedule.units, initial=state.unit, desc="lia", unit="round", disable=not progress, leave=False
     )

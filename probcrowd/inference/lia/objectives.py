@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probcrowd.data.table import vote_shares
 from probcrowd.models.lia.lia import LIABatch, Parameters, label_log_likelihood, log_joint, log_truth
 from probcrowd.models.lia.prior import Site
 from probcrowd.models.meta.prototype import LOG_ZERO
@@ -112,11 +113,10 @@ def log_prior(parameters: Parameters, declared: dict[str, Site]) -> Float[Tensor
     return -torch.stack(terms).sum()
 
 
-def vote_shares(batch: LIABatch) -> Float[Tensor, "b k"]:
-    """The initial q: shares of an item's labels (equation 8), gold if known; uniform without either."""
+def initial_responsibilities(batch: LIABatch) -> Float[Tensor, "b k"]:
+    """Return the initial q: vote shares (equation 8), gold if known; uniform without either."""
     votes = batch.annotations.votes(batch.possible.shape[1]) * batch.possible
-    votes = torch.where(votes.sum(1, keepdim=True) > 0, votes, batch.possible.to(votes.dtype))
-    return votes / votes.sum(1, keepdim=True)
+    return vote_shares(torch.where(votes.sum(1, keepdim=True) > 0, votes, batch.possible.to(votes.dtype)))
 
 
 def _normalise(evidence: Float[Tensor, "n k"], objective: Objective) -> Float[Tensor, "n k"]:

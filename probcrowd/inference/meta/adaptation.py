@@ -45,7 +45,7 @@ class Method:
 
     inference: of joint labels; "variational" has the unrolled gradient only. population, average_prototypes:
     options of it.
-    temperature: divisor of the query scores. tie_noise: see `em.vote_shares`.
+    temperature: divisor of the query scores. tie_noise: see `em.initial_responsibilities`.
     pseudo_annotators: whether support sets in meta-training carry simulated annotators; otherwise their
     labels are clean.
     clean_share: the weight of the loss on clean support labels. separate: train the encoder on that loss

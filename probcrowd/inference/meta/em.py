@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from probcrowd.data.table import vote_shares
 from probcrowd.data.vote_tensors import Support, Votes
 from probcrowd.models.meta.prototype import (
     LOG_ZERO,
@@ -75,7 +76,7 @@ class Parameters(ClassParameters):
         )
 
 
-def vote_shares(support: Support, tie_noise: float = 0.0) -> Float[Tensor, "b i k"]:
+def initial_responsibilities(support: Support, tie_noise: float = 0.0) -> Float[Tensor, "b i k"]:
     """Return the soft majority vote, where EM starts: each label's share of the item's annotations.
 
     Padding items have 0. tie_noise: raise votes by up to this much, equally in every task, so that no two
@@ -88,7 +89,7 @@ def vote_shares(support: Support, tie_noise: float = 0.0) -> Float[Tensor, "b i 
         )
         noise = noise * (totals.sum(-1, keepdim=True) > 0)
         totals = totals + (noise if support.classes is None else noise * support.classes[:, None])
-    return totals / totals.sum(-1, keepdim=True).clamp(min=torch.finfo(totals.dtype).tiny)
+    return vote_shares(totals)
 
 
 def em_step(

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probcrowd.data.vote_tensors import Support
-from probcrowd.inference.meta.em import Parameters, em_step, m_step, vote_shares
+from probcrowd.inference.meta.em import Parameters, em_step, initial_responsibilities, m_step
 from probcrowd.inference.meta.fixed_point import FixedPoint, implicit_step, one_step, run_to_fixed_point
 from probcrowd.inference.meta.jacobian import em_jacobian
 from probcrowd.models.meta.prototype import Prior
@@ -65,7 +65,7 @@ def iterate(
         fixed_point = converge(support, prior, steps=steps, tolerance=tolerance, tie_noise=tie_noise)
         jacobian = em_jacobian(fixed_point.value, support, prior)
         return implicit_step(step, fixed_point, jacobian, dense=gradient == "implicit")
-    responsibilities = vote_shares(support, tie_noise)
+    responsibilities = initial_responsibilities(support, tie_noise)
     if gradient == "unrolled":
         for _ in range(steps - 1):
             responsibilities = step(responsibilities)
@@ -88,4 +88,5 @@ def converge(
     tolerance = max(tolerance, 16 * torch.finfo(support.embeddings.dtype).eps)
     with torch.no_grad():
         step = partial(em_step, support=support, prior=prior)
-        return run_to_fixed_point(step, vote_shares(support, tie_noise), steps=steps, tolerance=tolerance)
+        start = initial_responsibilities(support, tie_noise)
+        return run_to_fixed_point(step, start, steps=steps, tolerance=tolerance)

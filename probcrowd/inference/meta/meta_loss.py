@@ -49,7 +49,7 @@ def clean_loss(
 ) -> Float[Tensor, ""]:
     """Return the loss after one M step on the true labels of the support items."""
     task = episodes.clean_support(support)
-    return _query_loss(queries, episodes, task, em.vote_shares(task), method)
+    return _query_loss(queries, episodes, task, em.initial_responsibilities(task), method)
 
 
 def noisy_loss(

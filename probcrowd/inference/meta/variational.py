@@ -63,7 +63,7 @@ def iterate(
     tie_noise: float = 0.0,
 ) -> Float[Tensor, "b i k"]:
     """Return the responsibilities that enter the last update of q: after `steps` - 1 steps from the votes."""
-    responsibilities = em.vote_shares(support, tie_noise)
+    responsibilities = em.initial_responsibilities(support, tie_noise)
     for _ in range(steps - 1):
         responsibilities = step(
             responsibilities, support, prior, population, average_prototypes=average_prototypes

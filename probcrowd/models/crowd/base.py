@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from probcrowd.data.table import vote_shares
 from probcrowd.data.tensors import AnnotationTensors
 
 
@@ -129,9 +130,8 @@ def safe_log(probabilities: Float[Tensor, "*n l"]) -> Float[Tensor, "*n l"]:
 
 
 def normalise_rows(counts: Float[Tensor, "*n l"]) -> Float[Tensor, "*n l"]:
-    """Rows of counts as probabilities; rows without counts become uniform."""
-    total = counts.sum(-1, keepdim=True)
-    return torch.where(total > 0, counts / total, 1 / counts.shape[-1])
+    """Return rows of counts as probabilities; rows without counts become uniform."""
+    return vote_shares(counts, 1 / counts.shape[-1])
 
 
 def diagonal_logit(accuracy: float, num_classes: int) -> float:

@@ -23,10 +23,10 @@ from probcrowd.inference.lia.objectives import (
     OBJECTIVES,
     ObjectiveName,
     e_step,
+    initial_responsibilities,
     last_objective,
     log_prior,
     m_step_objective,
-    vote_shares,
 )
 from probcrowd.models.lia.lia import LIABatch, Parameters, log_truth
 from probcrowd.models.lia.prior import Inputs, LIAPrior, sites
@@ -350,7 +350,7 @@ def test_batches_are_unbiased_estimates_of_the_whole(monkeypatch: pytest.MonkeyP
 
     batch, declared = LIABatch.of(rows, inputs, torch.float64), sites(rows, inputs, prior)
     leaves = {name: value.double().requires_grad_() for name, value in states[0].parameters.items()}
-    q = vote_shares(batch)
+    q = initial_responsibilities(batch)
     parts = [batch.select(items) for items in batches[:4]]
     counts = torch.bincount(batch.annotations.item, minlength=12)
     assert [len(part.annotations.item) for part in parts] == [
@@ -489,7 +489,7 @@ def test_small_fits_use_one_thread_and_restore_the_others(monkeypatch: pytest.Mo
 def test_initial_values_replace_the_vote_shares(schedule: Schedule) -> None:
     rows, features, truth = simulated(0, 60, 5, (0.6, 0.9))
     inputs, prior, objective = Inputs(features), LIAPrior(), OBJECTIVES["joint"]
-    votes = vote_shares(LIABatch.of(rows, inputs, torch.float64)).numpy()
+    votes = initial_responsibilities(LIABatch.of(rows, inputs, torch.float64)).numpy()
     plain = fit_lia(rows, inputs, prior, objective, schedule)
     assert right(plain.truth, truth) > 0.7
     assert same(fit_lia(rows, inputs, prior, objective, schedule, start=votes), plain)
@@ -509,7 +509,7 @@ def test_features_help_where_they_decide_and_shuffled_ones_do_not() -> None:
     new = LIABatch.of(
         Rows(none, none, none, np.zeros(0), every.gold[400:], 12, 3), Inputs(features[400:]), torch.float64
     )
-    votes = vote_shares(LIABatch.of(rows, Inputs(seen), torch.float64)).numpy()
+    votes = initial_responsibilities(LIABatch.of(rows, Inputs(seen), torch.float64)).numpy()
     ties = votes >= votes.max(1, keepdims=True)
     majority = float((ties / ties.sum(1, keepdims=True))[np.arange(400), truth[:400]].mean())
     fitted, heard = {}, {}

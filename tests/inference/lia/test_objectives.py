@@ -202,10 +202,10 @@ def test_the_start_is_the_share_of_votes() -> None:
             elif not shares[i].any():
                 shares[i] = 1
             shares[i] /= shares[i].sum()
-        close(gem.vote_shares(record), shares)
+        close(gem.initial_responsibilities(record), shares)
     none = table_of([], [], [], [-1, 1], 2)
     close(
-        gem.vote_shares(LIABatch.of(none, Inputs(np.zeros((2, 1))), torch.float64)),
+        gem.initial_responsibilities(LIABatch.of(none, Inputs(np.zeros((2, 1))), torch.float64)),
         [[0.5, 0.5], [0.0, 1.0]],
         0,
     )
@@ -215,7 +215,7 @@ def test_the_start_is_the_share_of_votes() -> None:
 def test_gold_is_respected_by_every_objective(objective: gem.Objective) -> None:
     parameters, batch, rows, inputs, _ = some_problem()
     q, value = gem.e_step(parameters, batch, objective)
-    start = gem.vote_shares(batch)
+    start = gem.initial_responsibilities(batch)
     for i in np.flatnonzero(rows.gold >= 0):
         close(q[i], np.eye(3)[rows.gold[i]], 0)
         close(start[i], np.eye(3)[rows.gold[i]], 0)

@@ -138,7 +138,7 @@ def test_em_converges_in_a_few_steps_on_ideal_latents() -> None:
 def clean_fit(embeddings: Tensor, truth: Tensor, ways: int, prior: Prior) -> em.Parameters:
     """One M step on the labels of one annotator who is always right."""
     support = Support(embeddings, DenseVotes.from_labels(truth[..., None], ways, embeddings.dtype))
-    return em.m_step(em.vote_shares(support), support, prior)
+    return em.m_step(em.initial_responsibilities(support), support, prior)
 
 
 @pytest.mark.parametrize(("shots", "tolerance"), [(1, 0.02), (5, 0.004)])
@@ -273,7 +273,7 @@ def test_one_step_of_joint_em_is_prototypes_on_soft_votes_bit_for_bit() -> None:
 def test_dawid_skene_prototypes_are_joint_em_without_the_embedding_term_of_the_e_step() -> None:
     support, prior, _, _ = fixture()
     assert support.items is not None
-    lam = em.vote_shares(support)
+    lam = em.initial_responsibilities(support)
     for steps in range(1, 5):
         # As many M as E steps; the M step sees the embeddings, the E step only class prior and annotations
         parameters = em.m_step(lam, support, prior)

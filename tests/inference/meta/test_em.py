@@ -22,7 +22,7 @@ PRIORS = [Prior(0.3, 1.0, 0.5), DIAGONAL]
 def test_em_steps_equal_loops_over_the_equations() -> None:
     task = ref.task_a()
     lam = ref.start(task)
-    close(em.vote_shares(task.support)[0], lam, 1e-15)
+    close(em.initial_responsibilities(task.support)[0], lam, 1e-15)
     for _ in range(3):
         mu, pi, alpha = ref.m_step(lam, task)
         parameters = em.m_step(torch.from_numpy(lam)[None], task.support, task.prior)
@@ -45,14 +45,14 @@ def test_e_step_equals_enumeration_of_all_labellings() -> None:
     task = ref.task_a()
     task = replace(task, embeddings=task.embeddings[:6], labels=task.labels[:6])
     mu, pi, alpha = ref.m_step(ref.start(task), task)
-    parameters = em.m_step(em.vote_shares(task.support), task.support, task.prior)
+    parameters = em.m_step(em.initial_responsibilities(task.support), task.support, task.prior)
     close(em.e_step(parameters, task.support)[0], ref.e_step_by_enumeration(mu, pi, alpha, task), 1e-12)
 
 
 def test_log_posterior_equals_the_loop() -> None:
     task = ref.task_a()
     mu, pi, alpha = ref.m_step(ref.start(task), task)
-    parameters = em.m_step(em.vote_shares(task.support), task.support, task.prior)
+    parameters = em.m_step(em.initial_responsibilities(task.support), task.support, task.prior)
     close(
         em.log_posterior(parameters, task.support, task.prior)[0],
         np.array(ref.log_posterior(mu, pi, alpha, task)),
@@ -63,7 +63,10 @@ def test_log_posterior_equals_the_loop() -> None:
 @pytest.mark.parametrize("prior", PRIORS)
 def test_no_em_step_lowers_the_log_posterior(prior: Prior) -> None:
     support, _ = batch_b()
-    responsibilities, before = em.vote_shares(support), torch.full((3,), -torch.inf, dtype=torch.float64)
+    responsibilities, before = (
+        em.initial_responsibilities(support),
+        torch.full((3,), -torch.inf, dtype=torch.float64),
+    )
     for _ in range(200):
         parameters = em.m_step(responsibilities, support, prior)
         after = em.log_posterior(parameters, support, prior)
@@ -74,7 +77,7 @@ def test_no_em_step_lowers_the_log_posterior(prior: Prior) -> None:
 @pytest.mark.parametrize("prior", PRIORS)
 def test_m_step_maximises_the_expected_log_posterior(prior: Prior) -> None:
     support, generator = ref.task_a().support, torch.Generator().manual_seed(1)
-    lam = em.em_step(em.vote_shares(support), support, prior)
+    lam = em.em_step(em.initial_responsibilities(support), support, prior)
     best = em.m_step(lam, support, prior)
     value = em.evidence_bound(lam, best, support, prior)
     gains = []
@@ -190,7 +193,7 @@ def test_padding_changes_nothing(prior: Prior, index: int, items: int, classes: 
 def test_vote_shares_ignore_missing_labels() -> None:
     labels = torch.tensor([[[0, -1, 1, 0], [2, -1, -1, -1]]])
     support = Support(torch.zeros(1, 2, 1), DenseVotes.from_labels(labels, 3))
-    close(em.vote_shares(support)[0], torch.tensor([[2 / 3, 1 / 3, 0.0], [0.0, 0.0, 1.0]]), 1e-7)
+    close(em.initial_responsibilities(support)[0], torch.tensor([[2 / 3, 1 / 3, 0.0], [0.0, 0.0, 1.0]]), 1e-7)
 
 
 def test_an_item_without_annotations_is_refused_unless_it_is_padding() -> None:

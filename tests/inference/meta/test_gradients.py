@@ -95,7 +95,7 @@ def test_confusion_prior_matters_from_the_second_step_on() -> None:
 def test_closed_form_jacobian_equals_central_differences(accuracy: float | None) -> None:
     support, prior, _, _ = fixture(accuracy=accuracy)
     # Differences need a point off the edges of the simplex
-    lam = em.em_step(em.em_step(em.vote_shares(support), support, prior), support, prior)
+    lam = em.em_step(em.em_step(em.initial_responsibilities(support), support, prior), support, prior)
     at = converge(support, prior, steps=MANY, tolerance=1e-14).value
     closed_form = em_jacobian(at, support, prior).adjoint_matrix()[0].T
     numerical = numerical_jacobian(lambda value: em.em_step(value, support, prior), at, 1e-6)
@@ -107,7 +107,7 @@ def test_closed_form_jacobian_equals_central_differences(accuracy: float | None)
 
 def test_jacobian_products_equal_the_dense_matrix_for_all_votes_and_masks() -> None:
     support, prior = batch_b()
-    lam = em.em_step(em.vote_shares(support), support, prior)
+    lam = em.em_step(em.initial_responsibilities(support), support, prior)
     vector = torch.randn(lam.shape, dtype=torch.float64)
     jacobian = em_jacobian(lam, support, prior)
     dense = (jacobian.adjoint_matrix() @ vector.flatten(1)[..., None])[..., 0].view_as(vector)
@@ -246,7 +246,7 @@ def tied() -> tuple[Support, Prior]:
 
 def test_at_a_tie_the_largest_eigenvalue_exceeds_one_and_tasks_are_solved_densely() -> None:
     support, prior = tied()
-    lam = em.vote_shares(support)
+    lam = em.initial_responsibilities(support)
     for _ in range(30):
         lam = em.em_step(lam, support, prior)
         lam = torch.cat(
@@ -306,7 +306,7 @@ def test_without_a_gradient_there_is_no_graph_and_no_warning() -> None:
 
 def test_a_dense_solve_above_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     support, prior, _, _ = fixture()  # 12 items x 3 classes
-    jacobian = em_jacobian(em.vote_shares(support), support, prior)
+    jacobian = em_jacobian(em.initial_responsibilities(support), support, prior)
     monkeypatch.setattr("probcrowd.inference.meta.jacobian.DENSE_LIMIT", 36)
     assert jacobian.adjoint_matrix().shape == (1, 36, 36)
     monkeypatch.setattr("probcrowd.inference.meta.jacobian.DENSE_LIMIT", 35)
@@ -356,7 +356,7 @@ def test_a_neumann_series_is_replaced_where_it_is_cut_off_or_diverges(
     factor: float, terms: int, valid: bool
 ) -> None:
     support, prior, _, _ = fixture()
-    shares = em.vote_shares(support)
+    shares = em.initial_responsibilities(support)
     jacobian = Scaled(**vars(em_jacobian(shares, support, prior)))
     object.__setattr__(jacobian, "factor", factor)
     theta = torch.ones((), dtype=torch.float64, requires_grad=True)
@@ -382,7 +382,7 @@ def test_a_neumann_series_needs_a_largest_eigenvalue_below_one(eigenvalue: float
             return torch.full((1,), eigenvalue, dtype=torch.float64)
 
     support, prior, _, _ = fixture()
-    shares = em.vote_shares(support)
+    shares = em.initial_responsibilities(support)
     jacobian = Vanishing(**vars(em_jacobian(shares, support, prior)))
     theta = torch.ones((), dtype=torch.float64, requires_grad=True)
     reached = FixedPoint(shares, torch.ones(1, dtype=torch.long), torch.zeros(1), torch.tensor([True]))

@@ -116,7 +116,7 @@ def test_no_step_lowers_the_bound_and_padding_changes_nothing(
     population: Population | None, average: bool
 ) -> None:
     support, prior = batch_b()
-    known = em.vote_shares(support)
+    known = em.initial_responsibilities(support)
     bounds = []
     for _ in range(60):
         bounds.append(
@@ -311,7 +311,7 @@ def test_tie_noise_separates_classes_with_equal_votes() -> None:
     tied, parted = fit()[0], fit(tie_noise=0.05)[0]
     close(tied[:2, 0], tied[:2, 1], 1e-12)
     assert float((parted[:2, 0] - parted[:2, 1]).abs().max()) > 0.01
-    close(em.vote_shares(support, 0.05).sum(-1), torch.ones(1, 3), 1e-12)
+    close(em.initial_responsibilities(support, 0.05).sum(-1), torch.ones(1, 3), 1e-12)
 
 
 @pytest.mark.parametrize(
