@@ -41,6 +41,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow  # the next test registers and samples the model too
 def test_the_new_model_passes_its_own_test_and_the_contracts(copy: Path) -> None:
     tests = ("tests/models/aggregation/test_group_accuracy.py", "tests/models/test_contracts.py")
     ran = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "group_accuracy", *tests)

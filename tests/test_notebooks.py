@@ -12,7 +12,12 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# A minute of compilation; the README's blocks sample and check posteriors as well
+SLOW = ("posterior",)
+PATHS = [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else ()) for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, tmp_path: Path) -> None:
     small = {"PROBCROWD_DRAWS": "60", "PROBCROWD_OUT": str(tmp_path / "out"), "MPLBACKEND": "Agg"}
     ran = subprocess.run(

@@ -282,9 +282,7 @@ def in_ranges(part: Callable[[int, int], Any], packed: Packed, num_cells: int = 
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """The threads of a process: after a fork the parent's threads are gone, and waiting for them would never
-    end.
-    """
+    """The threads of a process: after a fork, waiting for the parent's threads would never end."""
     return ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
 
 

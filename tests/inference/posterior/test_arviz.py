@@ -37,6 +37,10 @@ ARVIZ = SimpleNamespace(
     plot_loo_pit=arviz_plots.plot_loo_pit,
 )
 OTHER = os.environ.get("PROBCROWD_ARVIZ1_PYTHON")
+COMPILED_FOR_LONG = (
+    "item_difficulty",
+    "logistic_random_effects",
+)  # hierarchical_dawid_skene has their form of tree
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +68,10 @@ def tree_of(model: str) -> xr.DataTree:
     return sample_posterior(annotations, model, seed=0, features=features, **sizes)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(model, marks=pytest.mark.slow if model in COMPILED_FOR_LONG else ()) for model in MODELS],
+)
 def test_arviz_summarises_and_plots_every_tree(model: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few draws

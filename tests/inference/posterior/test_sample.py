@@ -734,7 +734,7 @@ def test_the_seed_determines_the_tree(tree: xr.DataTree) -> None:
         ({"model": "stan"}, "unknown model 'stan'"),
         (
             {"model": "hierarchical_dawid_skene", "prior": None, "sampler": "gibbs"},
-            "hierarchical_dawid_skene is not conjugate",
+            "hierarchical_dawid_skene has no Gibbs blocks: sample it by NUTS",
         ),
         (
             {"model": "prototype_crowd", "prior": None},
