@@ -21,6 +21,8 @@ from probcrowd.inference.posterior.tree import array, dataset
 from probcrowd.metrics.intervals import CENTRAL
 from probcrowd.metrics.scores import predicted, scores
 
+CONSTANT = 1e-12  # standard deviation up to which a parameter counts as fixed
+
 
 @dataclass(frozen=True)
 class PlugIn:
@@ -36,19 +38,8 @@ class PlugIn:
 def compare_with_mode(tree: xr.DataTree) -> PlugIn:
     """Compare the posterior with its mode, where EM ends."""
     posterior, mode = dataset(tree, "posterior"), dataset(tree, "plug_in")
-    rows = {}
-    for site in posterior.data_vars:
-        draws, at = posterior[site], mode[site]
-        spread = draws.std(("chain", "draw"))
-        position = np.asarray((at - draws.mean(("chain", "draw"))) / spread).ravel()
-        below = np.asarray((draws < at).mean(("chain", "draw"))).ravel()
-        varies = np.asarray(spread).ravel() > 1e-12
-        if varies.any():
-            rows[site] = {
-                "mean_absolute_position": np.abs(position[varies]).mean(),
-                "outermost_position": np.abs(position[varies]).max(),
-                "outside_central_95": outside_central_95(below[varies]).mean(),
-            }
+    positions = {site: mode_position(posterior[site], mode[site]) for site in posterior.data_vars}
+    rows = {site: position for site, position in positions.items() if position}
     averaged, plug_in = array(tree, "responsibilities", "mean"), array(tree, "plug_in", "responsibility")
     unknown = array(tree, "constant_data", "gold") < 0
     items = pd.DataFrame(
@@ -83,6 +74,21 @@ def compare_with_mode(tree: xr.DataTree) -> PlugIn:
         Finding("mode outside central 95 %", "model", outside, "no threshold", None, tails),
     ]
     return PlugIn(findings, pd.DataFrame(rows).T, items)
+
+
+def mode_position(draws: xr.DataArray, mode: xr.DataArray) -> dict[str, float]:
+    """Locate the mode among the draws, in standard deviations and tails; empty if no entry varies."""
+    spread = draws.std(("chain", "draw"))
+    varies = np.asarray(spread).ravel() > CONSTANT
+    if not varies.any():
+        return {}
+    position = np.asarray((mode - draws.mean(("chain", "draw"))) / spread).ravel()[varies]
+    below = np.asarray((draws < mode).mean(("chain", "draw"))).ravel()[varies]
+    return {
+        "mean_absolute_position": np.abs(position).mean(),
+        "outermost_position": np.abs(position).max(),
+        "outside_central_95": outside_central_95(below).mean(),
+    }
 
 
 def outside_central_95(below: Float[np.ndarray, " e"]) -> Bool[np.ndarray, " e"]:

@@ -31,9 +31,8 @@ def prior_sensitivity(tree: xr.DataTree) -> tuple[list[Finding], pd.DataFrame]:
     # The prior of standardised effects is fixed; that of their scales is a choice
     standardised = json.loads(tree.attrs.get("standardised", "[]"))
     priors = priors[[name for name in priors.data_vars if name not in standardised]]
-    spread = {name: float(values.std()) for name, values in priors.data_vars.items()}
-    flat = [str(name) for name in spread if spread[name] < FLAT]
-    scaled = [str(name) for name in spread if spread[name] >= FLAT]
+    flat = [str(name) for name, values in priors.data_vars.items() if is_flat(values)]
+    scaled = [str(name) for name in priors.data_vars if name not in flat]
     small = xr.DataTree.from_dict(
         {
             "posterior": functionals(tree).sel(draw=priors["draw"]),
@@ -83,6 +82,11 @@ def _finding(component: str, sensitivity: pd.Series) -> Finding:
 
 def _title(component: str) -> tuple[str, Area]:
     return f"sensitivity to the prior of {component}", "model"
+
+
+def is_flat(log_prior: xr.DataArray) -> bool:
+    """Return whether the log density of a component is constant over the draws."""
+    return float(log_prior.std()) < FLAT
 
 
 def functionals(tree: xr.DataTree) -> xr.Dataset:

@@ -16,7 +16,7 @@ from scipy.stats import binom, chi2
 from probcrowd.data.rows import Rows
 from probcrowd.inference.checks import check, convergence, coverage, prior_sensitivity
 from probcrowd.inference.checks.leave_one_out import loo, reliability
-from probcrowd.inference.checks.plug_in import outside_central_95
+from probcrowd.inference.checks.plug_in import mode_position, outside_central_95
 from probcrowd.inference.checks.predictive import PredictiveCheck, Statistic, row_pairs
 from probcrowd.inference.checks.predictive import check as compare
 from probcrowd.inference.posterior import pointwise
@@ -206,6 +206,17 @@ def test_annotators_need_five_labels_with_gold(labels: int, annotators: int) -> 
 def test_sensitivity_to_the_prior(sensitivity: float, passed: bool) -> None:
     values = pd.Series([0.0, sensitivity], index=["first", "second"])
     assert prior_sensitivity._finding("confusion", values).passed is passed
+
+
+@pytest.mark.parametrize(("spread", "flat"), [(0.8e-9, True), (1.2e-9, False)])
+def test_a_constant_prior_is_flat(spread: float, flat: bool) -> None:
+    assert prior_sensitivity.is_flat(xr.DataArray(spread * np.array([-1.0, 1.0]))) is flat
+
+
+@pytest.mark.parametrize(("spread", "varies"), [(0.8e-12, False), (1.2e-12, True)])
+def test_fixed_parameters_have_no_position(spread: float, varies: bool) -> None:
+    draws = xr.DataArray(spread * np.array([[-1.0, 1.0]]), dims=("chain", "draw"))
+    assert bool(mode_position(draws, xr.DataArray(0.0))) is varies
 
 
 @pytest.mark.parametrize(
