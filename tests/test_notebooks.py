@@ -12,8 +12,8 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
 
 
-# A minute of compilation; the README's blocks sample and check posteriors as well
-SLOW = ("posterior",)
+# Half a minute or more each; the tests of estimators and of the README cover the same calls
+SLOW = ("posterior", "lia")
 PATHS = [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else ()) for path in NOTEBOOKS]
 
 

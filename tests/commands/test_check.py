@@ -308,7 +308,7 @@ def posterior_of(run: Run) -> Sampled:
 
 # One of each kind that the figures distinguish: a matrix per annotator, one for all, no class prior,
 # no matrix and NUTS. The other models take a minute.
-KINDS = ("dawid_skene", "multinomial", "mace", "item_difficulty")
+KINDS = ("dawid_skene", "multinomial", "mace")
 
 
 @pytest.mark.parametrize(

@@ -359,6 +359,7 @@ def test_a_stop_after_any_epoch_ends_at_the_same_bits(
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow  # SimLabel and LIA kill and resume through the same storage in the fast run
 def test_a_killed_process_resumes(tmp_path: Path) -> None:
     table, X, _ = simulate()
     table.to_csv(tmp_path / "labels.csv", index=False)
