@@ -306,8 +306,8 @@ def posterior_of(run: Run) -> Sampled:
     return sampled
 
 
-# One of each kind that the figures distinguish: a matrix per annotator, one for all, no class prior,
-# no matrix and NUTS. The other models take a minute.
+# Kinds that the figures distinguish and Gibbs samples: a matrix per annotator, one for all, no class prior.
+# The slow run has the others, which NUTS compiles for a minute; the walk-through of CONTRIBUTING.md runs NUTS.
 KINDS = ("dawid_skene", "multinomial", "mace")
 
 
