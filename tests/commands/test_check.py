@@ -307,7 +307,7 @@ def posterior_of(run: Run) -> Sampled:
 
 
 # Kinds that the figures distinguish and Gibbs samples: a matrix per annotator, one for all, no class prior.
-# The slow run has the others, which NUTS compiles for a minute; the walk-through of CONTRIBUTING.md runs NUTS.
+# The slow run has the others, compiled by NUTS for a minute; the walk-through of CONTRIBUTING.md runs NUTS.
 KINDS = ("dawid_skene", "multinomial", "mace")
 
 
